@@ -1,0 +1,40 @@
+"""A Ray cluster of several nodes on this one machine, to try `seg submit` on.
+
+    python cluster/local.py [--nodes 2] [--cpus 2]
+
+It prints the address of its dashboard and serves until it is interrupted, and then leaves no process behind.
+"""
+
+import argparse
+import signal
+import threading
+
+import ray
+from ray.cluster_utils import Cluster
+
+
+def main() -> None:
+    """Start the nodes, wait for SIGINT or SIGTERM, stop the nodes."""
+    parser = argparse.ArgumentParser(description="Start a Ray cluster of several nodes on this machine.")
+    parser.add_argument("--nodes", type=int, default=2, help="number of nodes (2)")
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs that each node offers (2)")
+    parser.add_argument("--port", type=int, default=8265, help="port of the dashboard (8265)")
+    args = parser.parse_args()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    head = {"num_cpus": args.cpus, "include_dashboard": True, "dashboard_port": args.port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(args.nodes - 1):
+            cluster.add_node(num_cpus=args.cpus)
+        cluster.wait_for_nodes()
+        print(f"http://{cluster.head_node.webui_url}", flush=True)
+        stopped.wait()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

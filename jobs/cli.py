@@ -1,0 +1,225 @@
+"""The command line `seg`. What a command needs is imported when the command runs, so that `--help` is quick."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import version
+
+from jobs.settings import PRESETS, TrainSettings
+from seg_core.errors import SegError
+
+# Ray's own messages, for whom --debug is; it reads these when it is imported, which is later.
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+}
+SOURCES = "a file, a folder, a glob, or a manifest (.txt, .csv, .parquet)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0: all done; 1: finished, but something failed; 2: wrong use or refused input."""
+    args = make_parser().parse_args(argv)
+    if not args.debug:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+    try:
+        if args.folder is not None:
+            _enter(args.folder)
+        return int(getattr(import_module("jobs.commands"), args.command)(args))
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("seg: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (SegError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"seg: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SegError) else 1
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise SegError(f"-C {folder}: no such folder on this machine: relative paths are taken from it") from error
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all commands; `command` names a function of jobs.commands."""
+    parser = argparse.ArgumentParser(
+        prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"seg {version('aerial-seg')}")
+    parser.add_argument("-C", dest="folder", metavar="DIR", help="take relative paths from DIR")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_train, _evaluate, _plan, _segment, _verify, _query, _submit, _jobs, _logs, _stop, _bench, _demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, json: bool = True) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show Ray's messages, and the traceback of an error")
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _train(commands: Commands) -> None:
+    parser = _command(commands, "train", "Train a model with Ray Train.")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/")
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
+    parser.add_argument("--work", metavar="DIR", help="folder for checkpoints and metrics (default: BUNDLE.train)")
+    parser.add_argument("--preset", default="default", choices=list(PRESETS), help="settings to start from")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting")
+    _address(parser)
+    group = parser.add_argument_group("settings (flags win over --set, --config and --preset, in this order)")
+    for setting in fields(TrainSettings):
+        flag, help_text = f"--{setting.name.replace('_', '-')}", f"{setting.metadata['help']} ({setting.default})"
+        kind = type(setting.default)
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        else:
+            choices = setting.metadata["choices"] or None
+            group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else "N", help=help_text)
+
+
+def _evaluate(commands: Commands) -> None:
+    parser = _command(commands, "evaluate", "Score a bundle on a labelled split, or a run's masks against labels.")
+    parser.add_argument("target", metavar="BUNDLE|RUN")
+    parser.add_argument("--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv")
+    parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
+    parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _plan(commands: Commands) -> None:
+    parser = _command(commands, "plan", "Say what a run would do. Costs nothing and writes nothing.")
+    _region(parser)
+
+
+def _segment(commands: Commands) -> None:
+    parser = _command(commands, "segment", "Segment a region with Ray Data: masks and coverage of each tile.")
+    _region(parser)
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder for the results; the same command resumes")
+    _speed(parser)
+
+
+def _verify(commands: Commands) -> None:
+    parser = _command(commands, "verify", "Prove that no tile of a run is missing, from its files.")
+    parser.add_argument("out", metavar="RUN")
+
+
+def _query(commands: Commands) -> None:
+    text = "Ask a run in SQL (DuckDB): tables tiles, scenes and failures. Without SQL, a summary."
+    parser = _command(commands, "query", text, json=False)
+    parser.add_argument("out", metavar="RUN")
+    parser.add_argument("sql", nargs="?", metavar="SQL")
+    parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
+    parser.add_argument("--json", action="store_const", dest="format", const="json", help="the same as --format json")
+
+
+def _submit(commands: Commands) -> None:
+    parser = _command(commands, "submit", "Run a command on a Ray cluster: seg submit -- segment ...", json=False)
+    _dashboard(parser)
+    parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
+    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+
+
+def _jobs(commands: Commands) -> None:
+    _dashboard(_command(commands, "jobs", "List the jobs submitted to a cluster."))
+
+
+def _logs(commands: Commands) -> None:
+    parser = _command(commands, "logs", "Follow the log of a job, and exit with its code.", json=False)
+    parser.add_argument("id", metavar="ID")
+    _dashboard(parser)
+
+
+def _stop(commands: Commands) -> None:
+    parser = _command(commands, "stop", "Stop a job.", json=False)
+    parser.add_argument("id", metavar="ID")
+    _dashboard(parser)
+
+
+def _bench(commands: Commands) -> None:
+    parser = _command(commands, "bench", "Measure the whole pipe against decoding alone and a plain loop.")
+    _region(parser)
+    _speed(parser)
+
+
+def _demo(commands: Commands) -> None:
+    parser = _command(commands, "demo", "Train, segment, verify, query and look, on a synthetic town, in minutes.")
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder to make (demo)")
+
+
+def _region(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenes", nargs="+", metavar="SCENE", help=SOURCES)
+    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of a trained model")
+    group = parser.add_argument_group("options that change the result")
+    group.add_argument("--tile-size", type=int, default=512, metavar="PX", help="side of a tile (512)")
+    group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
+    group.add_argument("--threshold", type=float, metavar="P", help="probability of building (default: the model's)")
+    group.add_argument("--resample", action="store_true", help="read scenes at the resolution of the model")
+    group.add_argument("--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255")
+    group.add_argument("--bands", type=_bands, metavar="B,B,B", help="bands to read, numbered from 1")
+    group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
+    group.add_argument("--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)")
+    parser.add_argument("--window", type=_window, metavar="PX|auto", help="side of what is inferred at once (auto)")
+
+
+def _speed(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("options that only change speed")
+    group.add_argument("--actors", type=_actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
+    group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="share of a GPU each gets (1)")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    _address(parser)
+
+
+def _address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on (default: start one here)")
+
+
+def _dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (http://127.0.0.1:8265)")
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(band) for band in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
+
+
+def _window(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: say a number of px, or auto") from None
+
+
+def _actors(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        bounds = int(least), int(most or least)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: say MIN or MIN:MAX") from None
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise argparse.ArgumentTypeError(f"{text}: MIN must be at least 1, and MAX not less")
+    return bounds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

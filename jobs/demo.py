@@ -1,0 +1,107 @@
+"""The whole way on a synthetic town: draw, train, segment, verify, query, look. Needs no data and no network."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.segment import Speed, segment
+from jobs.session import ray_session
+from jobs.settings import make_settings
+from jobs.train import train
+from seg_core.bundle import read_bundle
+from seg_core.errors import SegError
+from seg_core.metrics import scores
+from seg_core.picture import assemble_mask, paint_coverage, paint_mask, write_panels
+from seg_core.query import query
+from seg_core.raster import read_image, write_geotiff
+from seg_core.results import published_parts, read_part
+from seg_core.run import Settings, make_plan
+from seg_core.scenes import read_region
+from seg_core.scoring import score_run
+from seg_core.storage import make_folder
+from seg_core.town import draw_town
+from seg_core.verify import verify
+
+CRS = "EPSG:32633"
+WORKERS = 2
+SIDE = 2048  # px of the scene to segment
+TRAINING = {"width": 16, "depth": 3, "epochs": 3, "steps": 50, "batch": 16, "crop": 192, "lr": 3e-3, "workers": WORKERS}
+SQL = """
+SELECT tile_row, tile_col, round(100 * coverage, 1) AS "building %", round(building_m2) AS building_m2
+FROM tiles ORDER BY coverage DESC LIMIT 5
+""".strip()
+
+
+def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the demonstration in the new folder `out`; `say` gets a line for each step. Returns the figures."""
+    if Path(out).exists():
+        raise SegError(f"{out}: exists: choose another folder with --out")
+    make_folder(out)
+    started = time.monotonic()
+    say("1. Drawing a town: 6 scenes to learn from, 2 to validate on, 1 to segment")
+    draw(out)
+    with ray_session(None, WORKERS):
+        say(f"2. Training a narrow U-Net with {WORKERS} Ray Train workers")
+        settings = make_settings("default", None, [TRAINING])
+        bundle = train(settings, f"{out}/data", f"{out}/bundle", f"{out}/bundle.train")
+        say(f"   bundle {bundle.hash[:8]}: building IoU {bundle.metrics['val_iou']:.3f} on validation")
+        say("3. Segmenting a scene it has not seen with Ray Data")
+        segment_scene(out)
+    verdict = verify(f"{out}/run")
+    say(f"4. Verifying: {verdict.num_done} of {verdict.num_planned} tiles done, {len(verdict.problems)} problems")
+    say(f"5. Asking in SQL:\n{SQL}")
+    say(query(f"{out}/run", SQL).to_pandas().to_string(index=False))
+    found = scores(score_run(f"{out}/run", f"{out}/truth.tif", None))
+    say(f"6. Building IoU against the known truth: {found['iou']:.3f}")
+    draw_picture(out)
+    say(f"7. A picture to look at: {out}/picture.png")
+    return {**found, "seconds": round(time.monotonic() - started, 1), "verified": verdict.holds}
+
+
+def draw(out: str) -> None:
+    """Draw the training data in the Massachusetts layout, the scene to segment, and its truth."""
+    for split, seeds, side in (("train", range(6), 768), ("val", range(6, 8), 768)):
+        make_folder(f"{out}/data/{split}")
+        make_folder(f"{out}/data/{split}_labels")
+        for seed in seeds:
+            image, building, _ = draw_town(side, side, seed)
+            write_scene(f"{out}/data/{split}/town_{seed}.tiff", image.transpose(2, 0, 1), seed, 255)
+            write_scene(f"{out}/data/{split}_labels/town_{seed}.tif", np.repeat(building[None] * 255, 3, axis=0), seed)
+    Path(out, "data", "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
+    image, building, valid = draw_town(SIDE, SIDE, 99)
+    write_scene(f"{out}/scene.tif", image.transpose(2, 0, 1), 99, 255)
+    write_scene(f"{out}/truth.tif", np.where(valid, building, 255)[None].astype(np.uint8), 99, 255)
+
+
+def write_scene(path: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], seed: int, nodata: int | None = None) -> None:
+    """Write pixels at a place of their own on the map, 1 m a pixel."""
+    transform = (1.0, 0.0, 400_000.0 + 4096 * seed, 0.0, -1.0, 5_800_000.0)
+    write_geotiff(path, np.ascontiguousarray(pixels), crs=CRS, transform=transform, nodata=nodata)
+
+
+def segment_scene(out: str) -> None:
+    """Segment `scene.tif` with the bundle just trained."""
+    bundle = read_bundle(f"{out}/bundle")
+    scenes, _ = read_region([f"{out}/scene.tif"])
+    plan, refused = make_plan(scenes, bundle, Settings(halo=bundle.halo, threshold=bundle.threshold, tile_size=256))
+    assert not refused
+    segment(plan, f"{out}/bundle", f"{out}/run", Speed(window=1024))
+
+
+def draw_picture(out: str) -> None:
+    """Image, truth, prediction and coverage grid."""
+    image = np.asarray(read_image(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
+    truth = read_image(f"{out}/truth.tif")[0] == 1
+    rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
+    write_panels(
+        f"{out}/picture.png",
+        [
+            ("image", image),
+            ("truth", paint_mask(image, truth)),
+            ("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
+            ("building coverage of each tile", paint_coverage(rows, SIDE, SIDE)),
+        ],
+    )

@@ -1,0 +1,43 @@
+"""A progress line on standard error: one that is rewritten on a terminal, one now and then in a log."""
+
+import sys
+import time
+
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Windows done of planned, megapixels a second and the time that is left, both of this session's work."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.pixels = total, 0, 0
+        self.started = self.shown = time.monotonic()
+        self.tty = sys.stderr.isatty()
+        print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
+
+    def update(self, windows: int, pixels: int) -> None:
+        """Count finished work and show where it stands."""
+        self.done += windows
+        self.pixels += pixels
+        if self.tty or self.done == self.total or time.monotonic() - self.shown >= LOG_SECONDS:
+            self.shown = time.monotonic()
+            print(self._line(), file=sys.stderr, end="" if self.tty else "\n", flush=True)
+
+    def end(self) -> None:
+        """Leave the last line standing."""
+        if self.tty:
+            print(file=sys.stderr)
+
+    def _line(self) -> str:
+        seconds = time.monotonic() - self.started
+        left = seconds / self.done * (self.total - self.done)
+        rate = self.pixels / seconds / 1e6
+        line = f"{self.done:,} of {self.total:,} windows, {rate:.2f} Mpx/s, {clock(left)} left"
+        return f"\r\x1b[K{line}" if self.tty else line
+
+
+def clock(seconds: float) -> str:
+    """A duration as 1:02:03 or 2:03."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

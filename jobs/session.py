@@ -1,0 +1,74 @@
+"""Connect to a Ray cluster, or start one inside this process, and size the work to it."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from seg_core.errors import SegError
+
+CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
+
+
+@contextmanager
+def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -> Iterator[None]:
+    """Ray for the time of a job: at `address`, at $RAY_ADDRESS (set inside a submitted job), or inside this process.
+
+    Inside this process Ray is told of at least `num_cpus` CPUs, so that work for two starts on a machine of one.
+    Does nothing where Ray runs already.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
+    options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
+        try:
+            if address:
+                ray.init(address, **options)
+            else:
+                ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+        except (ConnectionError, ValueError) as error:
+            raise SegError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many actors segment, and what each is given."""
+
+    least: int
+    most: int
+    num_cpus: int  # what Ray reserves
+    num_gpus: float
+    threads: int  # for torch
+    memory: int  # bytes of a node's memory that one actor may count on
+
+
+def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str) -> Crew:
+    """Size the actors to the cluster: one a GPU, or else one for every few cores of the smallest node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not nodes:
+        raise SegError("the cluster has no node with a CPU for workers")
+    gpus, cpus = sum(n.get("GPU", 0) for n in nodes), min(int(n["CPU"]) for n in nodes)
+    use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    if use_gpu and not gpus:
+        raise SegError(f"--device {device}: no node of the cluster has a GPU: say cpu")
+    threads = min(CPUS_PER_ACTOR, cpus)
+    fitting = int(gpus / gpus_per_actor) if use_gpu else sum(int(n["CPU"]) // threads for n in nodes)
+    least, most = actors or (max(1, fitting), max(1, fitting))
+    if most > max(1, fitting):
+        raise SegError(f"--actors {most}: the cluster has room for {max(1, fitting)}")
+    on_a_node = -(-most // len(nodes))
+    memory = int(min(n["memory"] for n in nodes) / on_a_node)
+    # On a CPU a core is left to Ray's own work; torch's threads are not what Ray counts.
+    return Crew(least, most, 1 if use_gpu else max(1, threads - 1), gpus_per_actor if use_gpu else 0, threads, memory)

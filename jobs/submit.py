@@ -1,0 +1,105 @@
+"""The same commands on a Ray cluster, through Ray's job submission API."""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
+
+import jobs
+import seg_core
+from seg_core.errors import SegError
+
+PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS, or this machine's."""
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SegError(f"--address {address}: no Ray dashboard answers there") from error
+
+
+def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:
+    """Start `seg COMMAND...` on the cluster, relative paths taken from `folder`. Returns the job's id.
+
+    The code travels with the job; what it depends on must be installed on the cluster's nodes.
+    """
+    packages = [str(Path(module.__path__[0])) for module in (seg_core, jobs)]
+    return str(
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "jobs.cli", "-C", folder, *command]),
+            runtime_env={"py_modules": packages},
+            metadata={"command": shlex.join(command)},
+        )
+    )
+
+
+def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
+    """The log of a job as it grows, until the job has ended. Raises SegError where it does not start."""
+    _await_start(client, job)
+    stream = client.tail_job_logs(job)
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            yield loop.run_until_complete(anext(stream))
+    except StopAsyncIteration:
+        pass
+    finally:
+        loop.run_until_complete(stream.aclose())
+        loop.close()
+
+
+def _await_start(client: JobSubmissionClient, job: str) -> None:
+    deadline = time.monotonic() + PENDING_SECONDS
+    while client.get_job_status(job) == JobStatus.PENDING:
+        if time.monotonic() > deadline:
+            client.stop_job(job)
+            raise SegError(f"{job}: not started after {PENDING_SECONDS:.0f} s: the cluster has no room for it")
+        time.sleep(0.2)
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """The code that a finished job's command ended with; 1 where it was stopped or never ran."""
+    while not (info := details(client, job)).status.is_terminal():
+        time.sleep(0.2)
+    return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
+
+
+def details(client: JobSubmissionClient, job: str) -> JobInfo:
+    """What the cluster knows of a job. Raises SegError for an unknown id."""
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        raise SegError(f"{job}: the cluster knows no such job: see seg jobs") from error
+
+
+def listing(client: JobSubmissionClient) -> list[dict[str, Any]]:
+    """All jobs submitted to the cluster, the newest first."""
+    found = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
+    return [
+        {
+            "id": job.submission_id,
+            "status": str(job.status),
+            "seconds": round(((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000, 1),
+            "command": (job.metadata or {}).get("command", job.entrypoint),
+        }
+        for job in found
+        if job.submission_id
+    ]
+
+
+def stop(client: JobSubmissionClient, job: str) -> str:
+    """Stop a job and say how it ended. Raises SegError for an unknown id."""
+    while not (info := details(client, job)).status.is_terminal():
+        # A pending job takes no notice of being told to stop (ray-project/ray#58353), so it is told until it does.
+        client.stop_job(job)
+        time.sleep(0.5)
+    return str(info.status)

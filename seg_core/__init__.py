@@ -1,0 +1,1 @@
+"""The library: imagery, models and tables. It knows nothing of Ray."""

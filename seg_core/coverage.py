@@ -1,0 +1,103 @@
+"""One row for each tile of a window: what of it is building, from probability and validity."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.geometry import area_m2, footprints
+from seg_core.scenes import Scene
+from seg_core.tiling import Window, split
+
+Row = dict[str, Any]
+
+
+def tile_rows(
+    scene: Scene,
+    window: Window,
+    tile_size: int,
+    probability: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    *,
+    threshold: float,
+    keep_probability: bool,
+) -> Iterator[Row]:
+    """Rows of a window's tiles, status `done`. Probability and validity are `(window.height, window.width)`."""
+    for row in _places(scene, window, tile_size):
+        top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
+        at = np.s_[top : top + row["height"], left : left + row["width"]]
+        figures = measure(probability[at], valid[at], threshold)
+        yield {"status": "done", **row, **figures, **_areas(row, figures), **_kept(probability[at], keep_probability)}
+
+
+def failed_rows(scene: Scene, window: Window, tile_size: int, error: str) -> Iterator[Row]:
+    """Rows of a window that could not be segmented, status `failed`: where the tiles are, and no figures."""
+    for row in _places(scene, window, tile_size):
+        yield {"status": "failed", "error": error, **row}
+
+
+def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
+    tiles = list(split(window, tile_size))
+    polygons = [None] * len(tiles) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
+    for tile, polygon in zip(tiles, polygons, strict=True):
+        yield {
+            "scene_id": scene.scene_id,
+            "tile_row": tile.row_off // tile_size,
+            "tile_col": tile.col_off // tile_size,
+            **tile._asdict(),
+            "geometry": None if polygon is None else shapely.to_wkb(polygon),
+            "bbox": None if polygon is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), polygon.bounds, strict=True)),
+        }
+
+
+def measure(probability: NDArray[np.float32], valid: NDArray[np.bool_], threshold: float) -> Row:
+    """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
+    building = (probability >= threshold) & valid
+    num_valid, num_building = int(valid.sum()), int(building.sum())
+    return {
+        "valid_px": num_valid,
+        "building_px": num_building,
+        "coverage": num_building / num_valid if num_valid else None,
+        "mean_probability": float(probability[valid].mean(dtype=np.float64)) if num_valid else None,
+        "mask": encode_mask(building) if num_building else None,
+    }
+
+
+def _areas(row: Row, figures: Row) -> Row:
+    """Ground areas. A pixel's share of the tile's area is taken as even over the tile."""
+    if row["geometry"] is None:
+        return {"area_m2": None, "building_m2": None}
+    pixel_m2 = area_m2(shapely.from_wkb(row["geometry"])) / (row["height"] * row["width"])
+    return {"area_m2": figures["valid_px"] * pixel_m2, "building_m2": figures["building_px"] * pixel_m2}
+
+
+def _kept(probability: NDArray[np.float32], keep: bool) -> Row:
+    return {"probability": encode_png((probability * 255).round().astype(np.uint8)) if keep else None}
+
+
+def encode_mask(building: NDArray[np.bool_]) -> bytes:
+    """A 1-bit PNG, 0 and 255."""
+    return encode_png(building.astype(np.uint8) * 255, cv2.IMWRITE_PNG_BILEVEL, 1)
+
+
+def encode_png(pixels: NDArray[np.uint8], *params: int) -> bytes:
+    """A PNG of `(height, width)` grey or `(height, width, 3)` BGR pixels."""
+    written, content = cv2.imencode(".png", pixels, params)
+    assert written
+    return content.tobytes()
+
+
+def decode_mask(png: bytes | None, height: int, width: int) -> NDArray[np.bool_]:
+    """The mask of a row, `(height, width)`. Raises SegError where it is no PNG or of another size."""
+    if png is None:
+        return np.zeros((height, width), np.bool_)
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise SegError("the mask is no PNG")
+    if pixels.shape != (height, width):
+        raise SegError(f"the mask measures {pixels.shape[1]} x {pixels.shape[0]} px, the tile {width} x {height}")
+    return np.asarray(pixels > 0)

@@ -1,0 +1,263 @@
+"""Training pairs in the layout of the Massachusetts Buildings dataset, and the crops that a network learns from.
+
+    DATA/label_class_dict.csv         name,r,g,b: one line a class, in the order of the class indices
+    DATA/train/NAME.tiff              images            (any split: train, val, test, ...)
+    DATA/train_labels/NAME.tif        labels: RGB, coloured by class; `.tif` or the image's own suffix
+
+Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, University of Toronto, 2013.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.raster import read_chip, read_image
+from seg_core.scenes import SUFFIXES, Scene, read_scene
+from seg_core.tiling import round_up
+
+MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
+
+Image = NDArray[np.uint8]  # (height, width, bands)
+Label = NDArray[np.uint8]  # (height, width), class indices and MISSING
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a dataset and the colours that stand for them in its labels."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+
+    @property
+    def building(self) -> int:
+        """Index of the class that is scored. Raises SegError where it can't be told."""
+        named = [i for i, name in enumerate(self.names) if name.lower().startswith("building")]
+        if len(named) == 1:
+            return named[0]
+        raise SegError(f"classes {', '.join(self.names)}: one of them, and only one, must be named building")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Paths of an image and its label."""
+
+    image: str
+    label: str
+
+
+class Sample(NamedTuple):
+    """A decoded pair."""
+
+    image: Image
+    label: Label
+
+
+def read_classes(data: str) -> Classes:
+    """Read `label_class_dict.csv` of a dataset. Raises SegError where it is absent or not of that form."""
+    path = Path(data, "label_class_dict.csv")
+    if not path.is_file():
+        raise SegError(f"{path}: no such file: a dataset names its classes and their colours there (name,r,g,b)")
+    table = pd.read_csv(path)
+    if list(table.columns) != ["name", "r", "g", "b"] or not 2 <= len(table) < MISSING:
+        raise SegError(f"{path}: expected the header name,r,g,b and 2 to {MISSING - 1} classes")
+    colours = [(int(r), int(g), int(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
+    if len(set(colours)) < len(colours):
+        raise SegError(f"{path}: two classes have the same colour")
+    return Classes(tuple(map(str, table["name"])), tuple(colours))
+
+
+def find_pairs(data: str, split: str) -> list[Pair]:
+    """Pairs of one split, by name. Raises SegError where there are none, or an image has no label."""
+    folder, labels = Path(data, split), Path(data, f"{split}_labels")
+    for needed in (folder, labels):
+        if not needed.is_dir():
+            raise SegError(f"{needed}: no such folder: a dataset has {split}/ and {split}_labels/ side by side")
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not images:
+        raise SegError(f"{folder}: no images in this folder (looked for {', '.join(SUFFIXES)})")
+    return [Pair(str(image), _label_of(image, labels)) for image in images]
+
+
+def _label_of(image: Path, labels: Path) -> str:
+    for suffix in (".tif", image.suffix, *SUFFIXES):
+        if (labels / f"{image.stem}{suffix}").is_file():
+            return str(labels / f"{image.stem}{suffix}")
+    raise SegError(f"{image}: no label in {labels} (looked for {image.stem}.tif and {image.name})")
+
+
+def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene]:
+    """Decode a pair: the image, its label as class indices (MISSING where the image holds no data), its header.
+
+    Raises SegError where the sizes differ, the image is not uint8, or a colour stands for no class.
+    """
+    scene = read_scene(pair.image, os.path.basename(pair.image))
+    if scene.dtype != "uint8":
+        raise SegError(f"{pair.image}: its pixels are {scene.dtype}: training takes uint8 imagery")
+    pixels, valid = read_chip(scene, scene.window)
+    label = read_label(pair.label, classes, valid)
+    return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), label), scene
+
+
+def read_label(path: str, classes: Classes, valid: NDArray[np.bool_]) -> Label:
+    """Decode a label file of the size of `valid` to class indices, MISSING where not valid.
+
+    A label of one band is read as grey: the value v stands for the colour (v, v, v).
+    """
+    raw = read_image(path)
+    if raw.shape[1:] != valid.shape:
+        raise SegError(
+            f"{path}: this label measures {raw.shape[2]} x {raw.shape[1]} px, its image {valid.shape[1]} x {valid.shape[0]}"
+        )
+    rgb = raw[:3] if len(raw) >= 3 else np.repeat(raw[:1], 3, axis=0)
+    return decode_colours(rgb, classes, valid, path)
+
+
+def decode_colours(
+    rgb: NDArray[np.generic], classes: Classes, valid: NDArray[np.bool_], path: str, corner: tuple[int, int] = (0, 0)
+) -> Label:
+    """Class index of each pixel's colour, `(3, height, width)` to `(height, width)`; MISSING where not valid.
+
+    Raises SegError for a colour that stands for no class. `corner` is the window's row and column in the file.
+    """
+    packed = _pack(rgb[0], rgb[1], rgb[2])
+    known = np.array([_pack(*np.array(colour)) for colour in classes.colours])
+    order = np.argsort(known)
+    nearest = order[np.searchsorted(known, packed, sorter=order).clip(max=len(known) - 1)]
+    unknown = (known[nearest] != packed) & valid
+    if unknown.any():
+        row, col = np.argwhere(unknown)[0]
+        colour = ", ".join(str(int(v)) for v in rgb[:, row, col])
+        where = f"row {row + corner[0]}, column {col + corner[1]}"
+        raise SegError(f"{path}: colour ({colour}) at {where} is not in label_class_dict.csv")
+    return np.where(valid, nearest, MISSING).astype(np.uint8)
+
+
+def _pack(r: Any, g: Any, b: Any) -> NDArray[np.int64]:
+    return np.asarray(r).astype(np.int64) << 16 | np.asarray(g).astype(np.int64) << 8 | np.asarray(b).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a decoded pair contributes to the figures of its dataset; small, where the pair is large."""
+
+    content: str  # SHA-256 of pixels and label
+    num_valid: int
+    sums: tuple[float, ...]  # over valid pixels, a value a band
+    squares: tuple[float, ...]
+    gsd_m: float | None
+
+
+def digest(sample: Sample, scene: Scene) -> Digest:
+    """Sum up a decoded pair."""
+    pixels = sample.image[sample.label != MISSING].astype(np.float64)
+    content = hashlib.sha256(sample.image.tobytes())
+    content.update(sample.label.tobytes())
+    return Digest(
+        content.hexdigest(),
+        len(pixels),
+        tuple(pixels.sum(axis=0).tolist()),
+        tuple((pixels**2).sum(axis=0).tolist()),
+        scene.gsd_m,
+    )
+
+
+def normalisation(digests: Sequence[Digest]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each band over all valid pixels, in grey levels."""
+    count = sum(d.num_valid for d in digests)
+    mean = np.sum([d.sums for d in digests], axis=0) / count
+    variance = np.sum([d.squares for d in digests], axis=0) / count - mean**2
+    std = np.sqrt(np.maximum(variance, 1.0))  # a constant band is no reason to divide by zero
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
+
+
+def fingerprint(digests: Sequence[Digest]) -> str:
+    """A hash of a dataset's decoded content, whatever the order and the names of its files."""
+    return hashlib.sha256("".join(sorted(d.content for d in digests)).encode()).hexdigest()
+
+
+def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: float) -> tuple[int, int]:
+    """A random corner (row, column) of a `size` px crop of which at least the share `min_valid` is valid.
+
+    Of 20 tries the first that suffices, or else the best one.
+    """
+    height, width = label.shape
+    corners = [(int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))) for _ in range(20)]
+    best, best_share = corners[0], -1.0
+    for row, col in corners:
+        share = float((label[row : row + size, col : col + size] != MISSING).mean())
+        if share >= min_valid:
+            return row, col
+        if share > best_share:
+            best, best_share = (row, col), share
+    return best
+
+
+def pad(sample: Sample, multiple: int, least: int = 0) -> Sample:
+    """Pad at the bottom and right with MISSING pixels to a multiple, and to at least `least` px a side."""
+    height, width = sample.label.shape
+    below = round_up(max(height, least), multiple) - height
+    beside = round_up(max(width, least), multiple) - width
+    image = np.pad(sample.image, ((0, below), (0, beside), (0, 0)))
+    return Sample(image, np.pad(sample.label, ((0, below), (0, beside)), constant_values=MISSING))
+
+
+def augmentation(seed: int) -> Callable[..., dict[str, Any]]:
+    """Flips, quarter turns, brightness and contrast, as an albumentations pipeline with its own random state."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
+    import albumentations
+
+    return albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.VerticalFlip(p=0.5),
+            albumentations.RandomRotate90(p=0.75),
+            albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+        ],
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Batches of random crops. The same seed, epoch and step give the same batch, however many workers share it."""
+
+    samples: Sequence[Sample]
+    size: int  # px a side
+    batch: int  # over all workers
+    min_valid: float
+    augment: bool
+    seed: int
+
+    def __call__(self, epoch: int, step: int, rank: int, world: int) -> Sample:
+        """The share of worker `rank` of a batch: image `(n, size, size, bands)`, label `(n, size, size)`."""
+        share = self.batch // world
+        first = step * self.batch + rank * share
+        augment = augmentation(_seed(self.seed, epoch, first)) if self.augment else None
+        crops = [self._crop(epoch, position, augment) for position in range(first, first + share)]
+        return Sample(np.stack([c.image for c in crops]), np.stack([c.label for c in crops]))
+
+    def _crop(self, epoch: int, position: int, augment: Callable[..., dict[str, Any]] | None) -> Sample:
+        turn, index = divmod(position, len(self.samples))
+        order = np.random.default_rng([self.seed, epoch, turn]).permutation(len(self.samples))
+        sample = pad(self.samples[order[index]], 1, self.size)
+        row, col = choose_crop(
+            np.random.default_rng([self.seed, epoch, position, 1]), sample.label, self.size, self.min_valid
+        )
+        at = np.s_[row : row + self.size, col : col + self.size]
+        crop = Sample(sample.image[at], sample.label[at])
+        if augment is None:
+            return crop
+        changed = augment(image=np.ascontiguousarray(crop.image), mask=np.ascontiguousarray(crop.label))
+        return Sample(changed["image"], changed["mask"])
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,0 +1,57 @@
+"""Where pixels lie on the ground: ground sampling distance, footprints and geodesic areas.
+
+Lengths and areas are geodesic (Karney 2013, through PROJ) on WGS 84, so that they come out right for projected,
+lon/lat and web-mercator scenes alike.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+
+Transform = tuple[float, float, float, float, float, float]
+
+GEOD = Geod(ellps="WGS84")
+
+
+@lru_cache(maxsize=64)
+def _to_lonlat(crs: str) -> Transformer:
+    return Transformer.from_crs(CRS.from_user_input(crs), "OGC:CRS84", always_xy=True)
+
+
+def lonlat(
+    crs: str, transform: Transform, rows: NDArray[np.float64], cols: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Longitude and latitude in degrees of pixel corners (`rows`, `cols` count from the scene's first corner)."""
+    a, b, c, d, e, f = transform
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    lon, lat = _to_lonlat(crs).transform(x, y)
+    return np.asarray(lon), np.asarray(lat)
+
+
+def ground_size(crs: str, transform: Transform, height: int, width: int) -> tuple[float, float]:
+    """Metres on the ground that one pixel measures along a column and along a row, at the scene's centre."""
+    row, col = height / 2, width / 2
+    rows, cols = np.array([row - 0.5, row + 0.5, row, row]), np.array([col, col, col - 0.5, col + 0.5])
+    lon, lat = lonlat(crs, transform, rows, cols)
+    metres = GEOD.inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])[2]
+    return float(metres[0]), float(metres[1])
+
+
+def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int, int, int]]) -> NDArray[np.object_]:
+    """Polygons in lon/lat of windows `(row_off, col_off, height, width)`, one each, counter-clockwise."""
+    box = np.asarray(windows, dtype=np.float64)
+    top, left, bottom, right = box[:, 0], box[:, 1], box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]
+    rows = np.stack([top, bottom, bottom, top, top], axis=1)
+    cols = np.stack([left, left, right, right, left], axis=1)
+    lon, lat = lonlat(crs, transform, rows, cols)
+    # A transform that mirrors the image turns the ring round; GeoParquet readers expect counter-clockwise shells.
+    return np.asarray(shapely.orient_polygons(shapely.polygons(np.stack([lon, lat], axis=-1))))
+
+
+def area_m2(polygon: shapely.Polygon) -> float:
+    """Geodesic area of a lon/lat polygon in square metres."""
+    return abs(float(GEOD.geometry_area_perimeter(polygon)[0]))

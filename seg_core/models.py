@@ -1,0 +1,127 @@
+"""Build a network by name, and find out from the built network what tiling needs to know of it."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seg_core.errors import SegError
+from seg_core.tiling import round_up
+from seg_core.unet import UNet
+
+MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: the far pixels hardly count
+MAX_PROBE = 2048  # px; a context that does not fit in is taken for unbounded
+
+
+def build_model(architecture: dict[str, Any], encoder_weights: str | None = None) -> nn.Module:
+    """A network from its description: `name` (`unet` or `smp:Unet/resnet34`), `in_channels`, `classes`, ...
+
+    `unet` further takes `width` and `depth`. Raises SegError for a name that is not known.
+    """
+    options = dict(architecture)
+    name = options.pop("name")
+    if name == "unet":
+        return UNet(**options)
+    if name.startswith("smp:") and name.count("/") == 1:
+        kind, encoder = name.removeprefix("smp:").split("/")
+        return _build_smp(kind, encoder, encoder_weights, options)
+    raise SegError(f"model {name}: not known: say unet, or smp:ARCHITECTURE/ENCODER such as smp:Unet/resnet34")
+
+
+def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    _check_name("architecture", kind, [cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()])
+    if not encoder.startswith("tu-"):  # any timm encoder; timm itself says which names it knows
+        _check_name("encoder", encoder, smp.encoders.get_encoder_names())
+    model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+    return model
+
+
+def _check_name(what: str, name: str, known: Any) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.3)
+        raise SegError(f"{what} {name}: not known to segmentation-models-pytorch: near it are {', '.join(near)}")
+
+
+@dataclass(frozen=True)
+class Footing:
+    """What tiling needs to know of a network."""
+
+    stride: int  # heights and widths must be multiples of it
+    context_px: int | None  # how far a stride's cell of output sees beyond itself; None: over the whole chip
+    halo: int  # px
+    activation_bytes_per_px: int  # memory of a forward pass in float32, per pixel of the chip, estimated
+
+
+def probe(model: nn.Module, in_channels: int) -> Footing:
+    """Find stride, context and memory of a network; the latter two by running it on small inputs."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        # smp networks accept any size by interpolating, but only windows on the stride's grid agree at their seams.
+        stride = model.stride if isinstance(model, UNet) else int(model.encoder.output_stride)
+        context = _probe_context(model, in_channels, stride)
+        memory = _probe_activations(model, in_channels, round_up(256, stride))
+    model.train(was_training)
+    halo = min(round_up(MAX_HALO if context is None else context, stride), round_up(MAX_HALO, stride))
+    return Footing(stride, context, halo, memory)
+
+
+def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | None:
+    """How far a cell's influence reaches: a NaN at each place of one stride's cell, and where they come out.
+
+    Windows start and end where cells do, so the distance that counts is from the cell's border, not from the pixel.
+    """
+    length = round_up(512, stride)
+    while length <= MAX_PROBE:
+        at = length // 2 // stride * stride
+        x = torch.zeros(stride, in_channels, stride, length)
+        for phase in range(stride):
+            x[phase, :, :, at + phase] = torch.nan
+        touched = model(x).isnan().any(dim=1).any(dim=1)
+        if not bool(touched[:, 0].any() | touched[:, -1].any()):
+            return max(_reach(row, at + phase, stride) for phase, row in enumerate(touched))
+        length *= 2
+    return None
+
+
+def _reach(touched: Tensor, source: int, stride: int) -> int:
+    """Greatest distance from an input pixel to the near border of a cell of output that it touches."""
+    starts = torch.nonzero(touched).flatten() // stride * stride
+    return max(0, int(starts.max()) - source, source - int(starts.min()) - stride + 1)
+
+
+def _probe_activations(model: nn.Module, in_channels: int, side: int) -> int:
+    """The four largest outputs of any layers, in bytes a pixel: about what is alive at a forward pass's peak."""
+    sizes: list[int] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        sizes.extend(t.numel() for t in (output if isinstance(output, tuple) else (output,)) if isinstance(t, Tensor))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
+    model(torch.zeros(1, in_channels, side, side))
+    for hook in hooks:
+        hook.remove()
+    return 4 * sum(sorted(sizes)[-4:]) // side**2
+
+
+def normalise(pixels: Tensor, valid: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels `uint8 (n, bands, h, w)` to float32 with mean 0 and deviation 1; 0 where not valid `bool (n, h, w)`.
+
+    Missing pixels thus look the same whatever value stands for them in the file.
+    """
+    shift = torch.tensor(mean, device=pixels.device).view(-1, 1, 1)
+    scale = torch.tensor(std, device=pixels.device).view(-1, 1, 1)
+    return ((pixels.float() - shift) / scale).masked_fill_(~valid.unsqueeze(1), 0.0)
+
+
+def class_probability(logits: Tensor, index: int) -> Tensor:
+    """Probability of one class, `(n, classes, h, w)` to float32 `(n, h, w)`; one logit stands for two classes."""
+    if logits.shape[1] == 1:
+        positive = logits.float().sigmoid().squeeze(1)
+        return positive if index == 1 else 1 - positive
+    return logits.float().softmax(dim=1)[:, index]

@@ -1,0 +1,136 @@
+"""The tables of a run: schema, write, read. What is in them is the truth about the run.
+
+    RUN/scenes/scenes.parquet      one row a scene
+    RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file a part
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seg_core.coverage import Row
+from seg_core.errors import SegError
+from seg_core.scenes import Scene
+from seg_core.storage import publish, published
+
+BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+
+# https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
+GEO = {
+    "version": "1.1.0",
+    "primary_column": "geometry",
+    "columns": {
+        "geometry": {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "orientation": "counterclockwise",
+            "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},
+        }
+    },
+}
+
+TILES = pa.schema(
+    [
+        pa.field("status", pa.string(), nullable=False),  # done, or failed
+        pa.field("error", pa.string()),  # why it failed
+        pa.field("scene_id", pa.string(), nullable=False),
+        pa.field("tile_row", pa.int32(), nullable=False),
+        pa.field("tile_col", pa.int32(), nullable=False),
+        pa.field("row_off", pa.int32(), nullable=False),  # px from the scene's top
+        pa.field("col_off", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("valid_px", pa.int64()),
+        pa.field("building_px", pa.int64()),
+        pa.field("coverage", pa.float64()),  # building_px / valid_px, null where nothing is valid
+        pa.field("area_m2", pa.float64()),  # geodesic, of the valid pixels; null without a CRS
+        pa.field("building_m2", pa.float64()),
+        pa.field("mean_probability", pa.float64()),  # over valid pixels
+        pa.field("mask", pa.binary()),  # 1-bit PNG; null where there is no building
+        pa.field("probability", pa.binary()),  # 8-bit PNG, where asked for
+        pa.field("model", pa.string(), nullable=False),  # the bundle's hash
+        pa.field("geometry", pa.binary()),  # WKB polygon, lon/lat
+        pa.field("bbox", BBOX),
+    ],
+    metadata={"geo": json.dumps(GEO)},
+)
+
+SCENES = pa.schema(
+    [
+        pa.field("scene_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+        pa.field("mtime_ns", pa.int64(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),  # px
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("bands", pa.list_(pa.int32()), nullable=False),  # as read, numbered from 1
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("nodata", pa.float64()),
+        pa.field("crs", pa.string()),
+        pa.field("transform", pa.list_(pa.float64()), nullable=False),  # a, b, c, d, e, f
+        pa.field("gsd_m", pa.float64()),
+        pa.field("source_gsd_m", pa.float64()),  # differs from gsd_m where the scene is resampled
+    ]
+)
+
+
+def part_path(run: str, key: str) -> Path:
+    """Where the rows of a part are, once published."""
+    return Path(run, "tiles", f"part-{key}.parquet")
+
+
+def write_part(run: str, key: str, rows: Iterable[Row], model: str) -> None:
+    """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes."""
+    ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
+    table = pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema=TILES)
+    publish(part_path(run, key), _parquet(table))
+
+
+def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
+    """Publish the scenes table."""
+    publish(scenes_path(run), _parquet(pa.Table.from_pylist([asdict(s) for s in scenes], schema=SCENES)))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
+
+
+def scenes_path(run: str) -> Path:
+    """Where the scenes table is."""
+    return Path(run, "scenes", "scenes.parquet")
+
+
+def read_scenes(run: str) -> list[Scene]:
+    """The scenes of a run, as they were planned. Raises SegError where the table can't be read."""
+    try:
+        rows = pq.read_table(scenes_path(run), schema=SCENES).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise SegError(f"{scenes_path(run)}: can't be read: {error}") from error
+    names = [f.name for f in fields(Scene)]
+    return [
+        Scene(**{**{n: row[n] for n in names}, "bands": tuple(row["bands"]), "transform": tuple(row["transform"])})
+        for row in rows
+    ]
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+    """The rows of a part. Raises SegError where the file can't be read or has other columns."""
+    try:
+        table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
+    except (OSError, pa.ArrowException) as error:
+        raise SegError(f"{path.name}: can't be read: {error}") from error
+    if columns is None and not table.schema.equals(TILES):
+        raise SegError(f"{path.name}: its columns are not those of a tiles table")
+    return list(table.to_pylist())
+
+
+def published_parts(run: str) -> Iterator[Path]:
+    """The part files of a run."""
+    return published(Path(run, "tiles"), ".parquet")

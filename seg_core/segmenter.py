@@ -1,0 +1,60 @@
+"""From a bundle to the building probability of chips."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
+from seg_core.errors import SegError
+from seg_core.models import build_model, class_probability, normalise
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, ... Raises SegError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SegError(f"--device {name}: not a device: say auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SegError(f"--device {name}: this machine has no GPU that torch {torch.__version__} can use")
+    return device
+
+
+def load_model(bundle: Bundle, weights: Weights) -> torch.nn.Module:
+    """The network of a bundle with its weights, ready for inference. Raises SegError where they don't fit."""
+    model = build_model(bundle.architecture)
+    try:
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    except RuntimeError as error:
+        raise SegError(f"the weights are not those of {bundle.architecture}: {error}") from error
+    return model.eval()
+
+
+class Segmenter:
+    """A model on a device. Float32 on a CPU, so that answers are repeatable; bfloat16 on a GPU."""
+
+    def __init__(self, path: str, device: str = "auto") -> None:
+        self.bundle = read_bundle(path)
+        self.device = choose_device(device)
+        model = load_model(self.bundle, read_weights(path, self.bundle))
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(
+        self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_], halo: int, height: int, width: int
+    ) -> NDArray[np.float32]:
+        """Building probability `float32 (height, width)` of a chip's window.
+
+        The chip is `uint8 (bands, h, w)` with `valid` `bool (h, w)`; the window begins `halo` px from its corner.
+        """
+        if not valid.any():
+            return np.zeros((height, width), np.float32)
+        x = torch.from_numpy(pixels).to(self.device).unsqueeze(0)
+        mask = torch.from_numpy(valid).to(self.device).unsqueeze(0)
+        x = normalise(x, mask, self.bundle.mean, self.bundle.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model(x)
+        inside = logits[..., halo : halo + height, halo : halo + width]
+        return np.asarray(class_probability(inside, self.bundle.building)[0].cpu().numpy())

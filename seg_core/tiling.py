@@ -1,0 +1,78 @@
+"""Tiles, windows, parts and halos: arithmetic on a scene's pixel grid, no input or output.
+
+A scene is cut three times with the same function, each time into squares that are cut short at the right and
+bottom edge. Because part is a multiple of window and window a multiple of tile, the squares nest:
+
+    scene ──split(part)──▶ parts ──split(window)──▶ windows ──split(tile)──▶ tiles
+
+What is read for a window is its chip: the window, grown by the halo on every side, and on to a multiple of the
+model's stride at the bottom and right:
+
+    ┌───────────────────────┐  row_off - halo
+    │ halo                  │
+    │    ┌────────────┐     │  row_off
+    │    │   window   │     │
+    │    │  (4 tiles) │     │
+    │    └────────────┘     │  row_off + height
+    │                  halo │
+    └───────────────────────┘  row_off - halo + a multiple of the stride
+
+Because the window's and the halo's offsets are multiples of the stride, every chip's pooling grid falls on the
+scene's, and the network computes the same values for a pixel whatever window it is in.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels, in rasterio's terms but rows first."""
+
+    row_off: int
+    col_off: int
+    height: int
+    width: int
+
+
+def split(window: Window, size: int) -> Iterator[Window]:
+    """Cut a window into squares of `size` pixels, row by row, cut short at the right and bottom edge."""
+    bottom, right = window.row_off + window.height, window.col_off + window.width
+    for row_off in range(window.row_off, bottom, size):
+        for col_off in range(window.col_off, right, size):
+            yield Window(row_off, col_off, min(size, bottom - row_off), min(size, right - col_off))
+
+
+def num_splits(window: Window, size: int) -> int:
+    """How many windows `split` yields, without yielding them."""
+    return -(-window.height // size) * -(-window.width // size)
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `length`."""
+    return -(-length // multiple) * multiple
+
+
+def chip_window(window: Window, halo: int, stride: int) -> Window:
+    """The chip of a window: what is read and inferred for it. It may reach beyond the scene."""
+    return Window(
+        window.row_off - halo,
+        window.col_off - halo,
+        round_up(window.height + 2 * halo, stride),
+        round_up(window.width + 2 * halo, stride),
+    )
+
+
+def reflect(start: int, stop: int, size: int) -> NDArray[np.intp]:
+    """Source index of each position in `start:stop` when `0:size` is continued by reflection for ever.
+
+    Reflection is without repeating the edge, as `numpy.pad(mode="reflect")` does it: -1 maps to 1, `size` maps
+    to `size - 2`. An axis of one pixel repeats that pixel.
+    """
+    if size == 1:
+        return np.zeros(stop - start, dtype=np.intp)
+    period = 2 * (size - 1)
+    position = np.arange(start, stop) % period
+    return np.minimum(position, period - position).astype(np.intp)
