@@ -40,7 +40,8 @@ def bench(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
         return read_chip(scene, chip_window(at, halo, stride), plan.settings.scale)
 
     def infer(scene: Scene, at: Window) -> object:
-        return segmenter(*read(scene, at), halo, at.height, at.width)
+        pixels, valid = read(scene, at)
+        return segmenter(pixels, valid, halo, at.height, at.width)
 
     rates = {
         "decode": _rate(plan, window, read),

@@ -6,10 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import version
+from typing import TypeAlias
 
 from jobs.settings import PRESETS, TrainSettings
+from seg_core import __version__
 from seg_core.errors import SegError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
 
 # Ray's own messages, for whom --debug is; it reads these when it is imported, which is later.
 QUIET = {
@@ -55,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"seg {version('aerial-seg')}")
+    parser.add_argument("--version", action="version", version=f"seg {__version__}")
     parser.add_argument("-C", dest="folder", metavar="DIR", help="take relative paths from DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_train, _evaluate, _plan, _segment, _verify, _query, _submit, _jobs, _logs, _stop, _bench, _demo):
@@ -63,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, json: bool = True) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, text: str, json: bool = True) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -71,12 +74,11 @@ def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", na
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
 def _train(commands: Commands) -> None:
     parser = _command(commands, "train", "Train a model with Ray Train.")
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
+    )
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
     parser.add_argument("--work", metavar="DIR", help="folder for checkpoints and metrics (default: BUNDLE.train)")
     parser.add_argument("--preset", default="default", choices=list(PRESETS), help="settings to start from")
@@ -97,7 +99,9 @@ def _train(commands: Commands) -> None:
 def _evaluate(commands: Commands) -> None:
     parser = _command(commands, "evaluate", "Score a bundle on a labelled split, or a run's masks against labels.")
     parser.add_argument("target", metavar="BUNDLE|RUN")
-    parser.add_argument("--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv")
+    parser.add_argument(
+        "--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv"
+    )
     parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -171,10 +175,14 @@ def _region(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
     group.add_argument("--threshold", type=float, metavar="P", help="probability of building (default: the model's)")
     group.add_argument("--resample", action="store_true", help="read scenes at the resolution of the model")
-    group.add_argument("--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255")
+    group.add_argument(
+        "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
+    )
     group.add_argument("--bands", type=_bands, metavar="B,B,B", help="bands to read, numbered from 1")
     group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
-    group.add_argument("--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)")
+    group.add_argument(
+        "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
+    )
     parser.add_argument("--window", type=_window, metavar="PX|auto", help="side of what is inferred at once (auto)")
 
 

@@ -155,7 +155,9 @@ def segment(args: Namespace) -> int:
     show({"run": out, **record["counts"]}, args.json)
     failed = record["counts"]["failed"]
     if failed:
-        note(f"{failed:,} tiles failed: seg query {args.out} 'SELECT * FROM failures'; the same command tries them again")
+        note(
+            f"{failed:,} tiles failed: seg query {args.out} 'SELECT * FROM failures'; the same command tries them again"
+        )
     return 1 if failed else 0
 
 
@@ -164,7 +166,7 @@ def verify(args: Namespace) -> int:
     from seg_core.verify import verify as prove
 
     found = prove(absolute(args.out))
-    figures = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
+    figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
     figures |= {"complete": found.holds, "problems": found.problems if args.json else len(found.problems)}
     show(figures, args.json)
     for line in [] if args.json else found.problems[:TABLE_ROWS]:

@@ -24,9 +24,9 @@ def evaluate_bundle(path: str, data: str, split_name: str, device: str = "auto")
     pairs = find_pairs(data, split_name)
     total = Counts()
     with ThreadPoolExecutor(1) as pool:
-        for sample, scene in ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2):
+        for sample, header in ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2):
             scene = fit_to_model(
-                scene, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scaled=False, resample=False
+                header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scaled=False, resample=False
             )
             for window in split(scene.window, WINDOW):
                 pixels, valid = read_chip(scene, chip_window(window, bundle.halo, bundle.stride))

@@ -7,20 +7,21 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Windows done of planned, megapixels a second and the time that is left, both of this session's work."""
+    """Windows done of planned, megapixels a second and the time left, counted from when the first worker began."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.pixels = total, 0, 0
-        self.started = self.shown = time.monotonic()
+        self.shown = self.started = time.time()
         self.tty = sys.stderr.isatty()
         print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
 
-    def update(self, windows: int, pixels: int) -> None:
-        """Count finished work and show where it stands."""
+    def update(self, windows: int, pixels: int, started: float) -> None:
+        """Count work that a worker has finished, begun at the time `started`, and show where all of it stands."""
+        self.started = min(self.started, started) if self.done else started
         self.done += windows
         self.pixels += pixels
-        if self.tty or self.done == self.total or time.monotonic() - self.shown >= LOG_SECONDS:
-            self.shown = time.monotonic()
+        if self.tty or self.done == self.total or time.time() - self.shown >= LOG_SECONDS:
+            self.shown = time.time()
             print(self._line(), file=sys.stderr, end="" if self.tty else "\n", flush=True)
 
     def end(self) -> None:
@@ -29,7 +30,7 @@ class Progress:
             print(file=sys.stderr)
 
     def _line(self) -> str:
-        seconds = time.monotonic() - self.started
+        seconds = time.time() - self.started
         left = seconds / self.done * (self.total - self.done)
         rate = self.pixels / seconds / 1e6
         line = f"{self.done:,} of {self.total:,} windows, {rate:.2f} Mpx/s, {clock(left)} left"

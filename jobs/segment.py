@@ -58,7 +58,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
             progress = Progress(sum(num_splits(part.window, window) for part in todo))
             started = time.time()
             for receipt in run_pipe(todo, model, out, plan.settings, window, crew, speed.device):
-                progress.update(receipt["windows"], receipt["pixels"])
+                progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
             progress.end()
         record["seconds"] = round(record.get("seconds", 0) + time.time() - started, 3)
     if todo or not record["finished"]:
@@ -69,7 +69,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
 
 def run_pipe(
     todo: Sequence[Part], model: str, out: str, settings: Settings, window: int, crew: Crew, device: str
-) -> Iterator[Row]:
+) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
     pixels = sum(part.window.height * part.window.width for part in todo)
     tasks = min(len(todo), max(2 * crew.most, pixels // TASK_PIXELS))
@@ -112,17 +112,19 @@ class PartSegmenter:
     def segment_parts(self, parts: Iterable[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
         work = [(part, window) for part in parts for window in split(part.window, self.window)]
+        started = time.time()
         chips = ahead(self.pool, self.read, work, READ_AHEAD)
         for key, windows in groupby(zip(work, chips, strict=True), key=lambda item: item[0][0].key):
-            started = time.time()
-            part, rows, count = None, [], 0
+            rows: list[Row] = []
+            part, count = None, 0
             for (part, window), chip in windows:
                 rows += self.rows(part, window, chip)
                 count += 1
             assert part is not None
             write_part(self.out, key, rows, self.segmenter.bundle.hash)
-            pixels = part.window.height * part.window.width
-            yield {"key": key, "windows": count, "pixels": pixels, "started": started, "ended": time.time()}
+            pixels, ended = part.window.height * part.window.width, time.time()
+            yield {"key": key, "windows": count, "pixels": pixels, "started": started, "ended": ended}
+            started = ended
 
     def read(self, work: tuple[Part, Window]) -> Chip | ReadError:
         """The chip of a window, or why it can't be read."""

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -26,20 +28,39 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         return
     address = address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
-    options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
         try:
-            if address:
-                ray.init(address, **options)
-            else:
-                ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+            with nullcontext() if verbose else _hushed():
+                if address:
+                    ray.init(address, **options)
+                else:
+                    cpus = max(num_cpus, os.cpu_count() or 1)
+                    ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
         except (ConnectionError, ValueError) as error:
-            raise SegError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from error
+            raise SegError(
+                f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+            ) from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Drop what is written to standard error, by Ray's C++ core too, which announces that it was told to be quiet."""
+    sys.stderr.flush()
+    terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nothing)
 
 
 @dataclass(frozen=True)

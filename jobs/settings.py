@@ -98,7 +98,8 @@ def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> 
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise SegError(f"{where}: {key} is not a setting{f': did you mean {near[0]}?' if near else ''}")
-        kind, choices = type(known[key].default), known[key].metadata["choices"]
+        kind: type[Any] = type(known[key].default)
+        choices = known[key].metadata["choices"]
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise SegError(f"{where}: {key} = {json.dumps(value)}: expected {kind.__name__}")
@@ -124,5 +125,7 @@ def _check(settings: TrainSettings) -> None:
 def difference(before: Mapping[str, Any], settings: TrainSettings) -> str:
     """The settings that differ, in words; empty where none does."""
     return ", ".join(
-        f"{key} {before.get(key)} there, {value} now" for key, value in asdict(settings).items() if before.get(key) != value
+        f"{key} {before.get(key)} there, {value} now"
+        for key, value in asdict(settings).items()
+        if before.get(key) != value
     )

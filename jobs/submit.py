@@ -53,7 +53,7 @@ def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
     except StopAsyncIteration:
         pass
     finally:
-        loop.run_until_complete(stream.aclose())
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 import ray
 import ray.train
 import torch
@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from jobs.progress import clock
 from jobs.session import ray_session
 from jobs.settings import TrainSettings, difference
-from seg_core.bundle import HEADER, Bundle, read_bundle, read_weights, write_bundle
+from seg_core.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.dataset import (
     Classes,
     Crops,
@@ -66,12 +66,11 @@ def train(
     _claim(work, settings)
     with ray_session(address, settings.workers, verbose), _console(work, settings) as queue:
         samples = {split: decode(pairs[split], classes) for split in pairs}
-        header |= _figures(samples, classes, settings)
+        header |= _figures(samples, settings)
         config = {
             "settings": settings,
             "header": header,
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
-            "threads": _threads(settings.workers),
             "queue": queue,
         }
         best = _fit(config, settings.workers, work)
@@ -88,7 +87,9 @@ def _architecture(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     if settings.crop % footing.stride:
         raise SegError(f"crop = {settings.crop}: the model's stride is {footing.stride}: use a multiple of it")
     if settings.pad_multiple % footing.stride:
-        raise SegError(f"pad_multiple = {settings.pad_multiple}: use a multiple of the model's stride, {footing.stride}")
+        raise SegError(
+            f"pad_multiple = {settings.pad_multiple}: use a multiple of the model's stride, {footing.stride}"
+        )
     return {"architecture": architecture, **asdict(footing), "classes": classes.names, "building": classes.building}
 
 
@@ -103,9 +104,9 @@ def _claim(work: str, settings: TrainSettings) -> None:
     publish(there, json.dumps(asdict(settings), indent=2).encode())
 
 
-def decode(pairs: Sequence[Pair], classes: Classes) -> list[tuple[ray.ObjectRef, Digest]]:
+def decode(pairs: Sequence[Pair], classes: Classes) -> list[tuple["ray.ObjectRef[Sample]", Digest]]:
     """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy."""
-    refs = [_decode.remote(pair, classes) for pair in pairs]
+    refs: list[Any] = [_decode.remote(pair, classes) for pair in pairs]
     try:
         return list(zip([sample for sample, _ in refs], ray.get([d for _, d in refs]), strict=True))
     except ray.exceptions.RayTaskError as error:
@@ -123,7 +124,7 @@ def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
 
 
 def _figures(
-    samples: dict[str, list[tuple[ray.ObjectRef, Digest]]], classes: Classes, settings: TrainSettings
+    samples: dict[str, list[tuple["ray.ObjectRef[Sample]", Digest]]], settings: TrainSettings
 ) -> dict[str, Any]:
     """The fields of the bundle that come from the data."""
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
@@ -142,7 +143,7 @@ def _figures(
             "settings": asdict(settings),
             "data_fingerprint": fingerprint(digests["train"] + digests["val"]),
             "images": {split: len(found) for split, found in digests.items()},
-            "code_version": version("aerial-seg"),
+            "code_version": __version__,
             "torch_version": torch.__version__,
         },
     }
@@ -155,10 +156,6 @@ def _common_gsd(digests: Sequence[Digest]) -> float | None:
     if known[-1] > GSD_SPREAD * known[0]:
         raise SegError(f"the training images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
     return round(known[len(known) // 2], 3)
-
-
-def _threads(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
 
 
 def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
@@ -178,7 +175,7 @@ def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise SegError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
-    best = result.get_best_checkpoint("val_iou", "max")
+    best: Checkpoint | None = result.get_best_checkpoint("val_iou", "max")
     assert best is not None
     return best
 
@@ -186,9 +183,10 @@ def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
 def train_worker(config: dict[str, Any]) -> None:
     """One training process: its share of each batch and of the validation images, a checkpoint after each epoch."""
     settings: TrainSettings = config["settings"]
-    torch.set_num_threads(config["threads"])
-    torch.manual_seed(settings.seed)
     context = ray.train.get_context()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    cv2.setNumThreads(1)  # crops are augmented in threads of our own
+    torch.manual_seed(settings.seed)
     rank, world = context.get_world_rank(), context.get_world_size()
     samples = {split: [Sample(*pair) for pair in ray.get(refs)] for split, refs in config["samples"].items()}
     steps = settings.steps or -(-len(samples["train"]) // settings.batch)
@@ -257,8 +255,8 @@ def _bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public name for it
 
 
 def _report(figures: dict[str, Any], learner: Learner, config: dict[str, Any], rank: int) -> None:

@@ -92,7 +92,9 @@ def read_bundle(path: str) -> Bundle:
     tuples = {name: tuple(header[name]) for name in ("classes", "mean", "std")}
     bundle = Bundle(**{**header, **tuples})
     if bundle.hash != stated:
-        raise SegError(f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})")
+        raise SegError(
+            f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})"
+        )
     return bundle
 
 

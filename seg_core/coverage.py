@@ -50,7 +50,9 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
             "tile_col": tile.col_off // tile_size,
             **tile._asdict(),
             "geometry": None if polygon is None else shapely.to_wkb(polygon),
-            "bbox": None if polygon is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), polygon.bounds, strict=True)),
+            "bbox": None
+            if polygon is None
+            else dict(zip(("xmin", "ymin", "xmax", "ymax"), polygon.bounds, strict=True)),
         }
 
 

@@ -113,9 +113,8 @@ def read_label(path: str, classes: Classes, valid: NDArray[np.bool_]) -> Label:
     """
     raw = read_image(path)
     if raw.shape[1:] != valid.shape:
-        raise SegError(
-            f"{path}: this label measures {raw.shape[2]} x {raw.shape[1]} px, its image {valid.shape[1]} x {valid.shape[0]}"
-        )
+        (height, width), (rows, cols) = raw.shape[1:], valid.shape
+        raise SegError(f"{path}: this label measures {width} x {height} px, its image {cols} x {rows}")
     rgb = raw[:3] if len(raw) >= 3 else np.repeat(raw[:1], 3, axis=0)
     return decode_colours(rgb, classes, valid, path)
 
@@ -214,7 +213,7 @@ def augmentation(seed: int) -> Callable[..., dict[str, Any]]:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
     import albumentations
 
-    return albumentations.Compose(
+    pipeline: Callable[..., dict[str, Any]] = albumentations.Compose(
         [
             albumentations.HorizontalFlip(p=0.5),
             albumentations.VerticalFlip(p=0.5),
@@ -223,6 +222,7 @@ def augmentation(seed: int) -> Callable[..., dict[str, Any]]:
         ],
         seed=seed,
     )
+    return pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The exceptions a user can meet.
 
-    SegError(ValueError)      wrong use or refused input: one line with the name, the value and the way out
-    └── ReadError             pixels that were planned can't be read: recorded as failed tiles, the run goes on
+SegError(ValueError)      wrong use or refused input: one line with the name, the value and the way out
+└── ReadError             pixels that were planned can't be read: recorded as failed tiles, the run goes on
 """
 
 

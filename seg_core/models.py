@@ -62,13 +62,20 @@ def probe(model: nn.Module, in_channels: int) -> Footing:
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        # smp networks accept any size by interpolating, but only windows on the stride's grid agree at their seams.
-        stride = model.stride if isinstance(model, UNet) else int(model.encoder.output_stride)
+        stride = _stride(model)
         context = _probe_context(model, in_channels, stride)
         memory = _probe_activations(model, in_channels, round_up(256, stride))
     model.train(was_training)
     halo = min(round_up(MAX_HALO if context is None else context, stride), round_up(MAX_HALO, stride))
     return Footing(stride, context, halo, memory)
+
+
+def _stride(model: nn.Module) -> int:
+    if isinstance(model, UNet):
+        return model.stride
+    # smp networks accept any size by interpolating, but only windows on the stride's grid agree at their seams.
+    encoder: Any = model.encoder
+    return int(encoder.output_stride)
 
 
 def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | None:

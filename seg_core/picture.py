@@ -38,9 +38,14 @@ def paint_coverage(rows: Sequence[Row], height: int, width: int) -> Rgb:
     picture = np.full((height, width, 3), MISSING_GREY, np.uint8)
     highest = max((row["coverage"] or 0.0 for row in rows), default=0.0) or 1.0
     for row in rows:
-        top, left, bottom, right = row["row_off"], row["col_off"], row["row_off"] + row["height"], row["col_off"] + row["width"]
+        top, left, bottom, right = (
+            row["row_off"],
+            row["col_off"],
+            row["row_off"] + row["height"],
+            row["col_off"] + row["width"],
+        )
         if row["coverage"] is not None:
-            level = np.uint8([[round(255 * row["coverage"] / highest)]])
+            level = np.array([[round(255 * row["coverage"] / highest)]], np.uint8)
             picture[top:bottom, left:right] = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)[0, 0, ::-1]
             text = f"{100 * row['coverage']:.0f} %"
             at = (left + row["width"] // 8, top + row["height"] // 2)

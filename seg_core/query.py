@@ -73,7 +73,9 @@ def write_answer(answer: pa.Table, form: str, stream: BinaryIO, most: int) -> No
     if form == "parquet":
         pq.write_table(answer, stream)
     elif form == "json":
-        stream.write(json.dumps([{k: _plain(v) for k, v in row.items()} for row in answer.to_pylist()]).encode() + b"\n")
+        stream.write(
+            json.dumps([{k: _plain(v) for k, v in row.items()} for row in answer.to_pylist()]).encode() + b"\n"
+        )
     else:
         rows, plain = (answer, _plain) if form == "csv" else (answer.slice(0, most), _brief)
         columns = {name: map(plain, rows.column(i).to_pylist()) for i, name in enumerate(rows.column_names)}

@@ -30,16 +30,13 @@ def read_chip(scene: Scene, window: Window, scale: tuple[float, float] | None = 
     """
     rows = reflect(window.row_off, window.row_off + window.height, scene.height)
     cols = reflect(window.col_off, window.col_off + window.width, scene.width)
-    box = Window(
-        int(rows.min()), int(cols.min()), int(rows.max() - rows.min()) + 1, int(cols.max() - cols.min()) + 1
-    )
+    box = Window(int(rows.min()), int(cols.min()), int(rows.max() - rows.min()) + 1, int(cols.max() - cols.min()) + 1)
     with _open_grid(scene) as dataset:
-        pixels, valid = _read(dataset, box, scene.bands, scene.nodata)
-    if scale is not None:
-        pixels = _to_uint8(pixels, scale)
+        raw, valid = _read(dataset, box, scene.bands, scene.nodata)
+    pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
     if box != window:
-        at = np.ix_(rows - box.row_off, cols - box.col_off)
-        pixels, valid = np.ascontiguousarray(pixels[:, *at]), valid[at]
+        row, col = np.ix_(rows - box.row_off, cols - box.col_off)
+        pixels, valid = np.ascontiguousarray(pixels[:, row, col]), valid[row, col]
     return pixels, valid
 
 
@@ -62,7 +59,9 @@ def _open_grid(scene: Scene) -> Iterator[DatasetReader]:
                 ) as warped:
                     yield warped
             elif dataset.shape != (scene.height, scene.width):
-                raise ReadError(f"{scene.uri}: {dataset.width} x {dataset.height} px, planned {scene.width} x {scene.height}")
+                raise ReadError(
+                    f"{scene.uri}: {dataset.width} x {dataset.height} px, planned {scene.width} x {scene.height}"
+                )
             else:
                 yield dataset
         except RasterioError as error:
@@ -90,7 +89,7 @@ def _read(
 def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels:
     low, high = scale
     stretched = (pixels.astype(np.float32) - low) * (255.0 / (high - low))
-    return np.nan_to_num(stretched, nan=0.0).clip(0, 255).round().astype(np.uint8)
+    return np.asarray(np.nan_to_num(stretched, nan=0.0).clip(0, 255).round(), np.uint8)
 
 
 def read_image(uri: str) -> NDArray[np.generic]:

@@ -1,7 +1,7 @@
 """The tables of a run: schema, write, read. What is in them is the truth about the run.
 
-    RUN/scenes/scenes.parquet      one row a scene
-    RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file a part
+RUN/scenes/scenes.parquet      one row a scene
+RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file a part
 """
 
 import io

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from seg_core import __version__
 from seg_core.bundle import Bundle
 from seg_core.errors import SegError
 from seg_core.results import part_path, published_parts, read_scenes, scenes_path, write_scenes
@@ -44,7 +44,9 @@ class Settings:
         for name, least in (("tile_size", stride), ("halo", 0)):
             value = getattr(self, name)
             if value < least or value % stride:
-                raise SegError(f"--{name.replace('_', '-')} {value}: the model's stride is {stride}: use a multiple of it")
+                raise SegError(
+                    f"--{name.replace('_', '-')} {value}: the model's stride is {stride}: use a multiple of it"
+                )
         if self.part < self.tile_size or self.part % self.tile_size:
             raise SegError(f"--part {self.part}: use a multiple of the tile size, {self.tile_size}")
         if not 0 < self.threshold < 1:
@@ -118,7 +120,9 @@ def make_plan(
     """
     settings.check(bundle.stride)
     if bundle.context_px is None or settings.halo < bundle.context_px:
-        settings = replace(settings, window=window or max(settings.tile_size, MAX_WINDOW // settings.tile_size * settings.tile_size))
+        settings = replace(
+            settings, window=window or max(settings.tile_size, MAX_WINDOW // settings.tile_size * settings.tile_size)
+        )
     served, refused = [], []
     for scene in scenes:
         try:
@@ -177,7 +181,7 @@ def _new_record(plan: Plan, model_uri: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "code_version": version("aerial-seg"),
+        "code_version": __version__,
         "model": {"hash": plan.model, "uri": model_uri},
         "settings": asdict(plan.settings),
         "plan": {"fingerprint": plan.fingerprint, **plan.counts},
@@ -214,7 +218,7 @@ def read_record(run: str) -> dict[str, Any]:
 def read_plan(run: str) -> Plan:
     """The plan that a run was made with, from its own files."""
     record = read_record(run)
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+    stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
     return Plan(scenes=tuple(read_scenes(run)), settings=Settings(**stored), model=record["model"]["hash"])
 
 

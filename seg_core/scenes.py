@@ -202,10 +202,12 @@ def _uri_column(path: str, names: Iterable[str]) -> str:
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:
     """The bands to read. Raises SegError where the model's number of bands doesn't follow from the file."""
     if bands is None:
-        if len(scene.bands) != wanted:
+        count = len(scene.bands)
+        if count != wanted:
+            example = ",".join(str(min(i, count)) for i in range(1, wanted + 1))
             raise SegError(
-                f"{scene.scene_id}: {len(scene.bands)} bands besides alpha, the model wants {wanted}: "
-                f"choose with --bands, e.g. --bands {','.join(str(min(i + 1, len(scene.bands))) for i in range(wanted))}"
+                f"{scene.scene_id}: {count} bands besides alpha, the model wants {wanted}: "
+                f"choose with --bands, such as --bands {example}"
             )
         return scene.bands
     if len(bands) != wanted:

@@ -31,7 +31,9 @@ def score_run(run: str, labels: str, classes: Classes | None) -> Counts:
     for part in plan.parts():
         for row in read_part(part_path(run, part.key), [*PLACE, "status", "mask"]):
             if row["status"] == "done":
-                total = total.plus(_score_tile(row, part.scene, label_of[part.scene.scene_id], classes, plan.settings.scale))
+                total = total.plus(
+                    _score_tile(row, part.scene, label_of[part.scene.scene_id], classes, plan.settings.scale)
+                )
     return total
 
 
@@ -63,13 +65,13 @@ def _find_label(labels: str, scene: Scene, num_scenes: int) -> Scene:
     return label
 
 
-def _read_truth(
-    label: Scene, window: Window, classes: Classes | None
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _read_truth(label: Scene, window: Window, classes: Classes | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which pixels are building, and which are labelled at all."""
     pixels, valid = read_chip(label, window)
     if len(pixels) == 1:
         return pixels[0] == 1, valid & (pixels[0] != MISSING)
     if classes is None:
         raise SegError(f"{label.uri}: a label in colours: name its label_class_dict.csv's folder with --data")
-    return decode_colours(pixels, classes, valid, label.uri, (window.row_off, window.col_off)) == classes.building, valid
+    return decode_colours(
+        pixels, classes, valid, label.uri, (window.row_off, window.col_off)
+    ) == classes.building, valid

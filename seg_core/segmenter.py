@@ -39,7 +39,7 @@ class Segmenter:
         self.bundle = read_bundle(path)
         self.device = choose_device(device)
         model = load_model(self.bundle, read_weights(path, self.bundle))
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(

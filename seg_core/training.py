@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,10 @@ class Learner:
     @property
     def network(self) -> nn.Module:
         """The model without its wrapper for several processes."""
-        wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
-        return self.model.module if wrapped else self.model
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            wrapped: nn.Module = self.model.module
+            return wrapped
+        return self.model
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the weights."""
@@ -59,8 +62,8 @@ class Learner:
 
 def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """`adam` (weight decay as L2, as torch does it) or `adamw` (decoupled: Loshchilov & Hutter 2019)."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    return kind(model.parameters(), lr=lr, weight_decay=weight_decay)
+    kinds: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[name](model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
 def make_schedule(
@@ -89,7 +92,7 @@ def epochs(
     with ThreadPoolExecutor(2) as pool:
         for epoch in range(first, last + 1):
             started = time.perf_counter()
-            feed = ahead(pool, lambda step, epoch=epoch: batches(epoch, step), range(steps), depth=4)
+            feed = ahead(pool, partial(batches, epoch), range(steps), depth=4)
             loss, pixels = _train_epoch(learner, feed)
             trained = time.perf_counter()
             counts = evaluate(learner, validation())

@@ -65,7 +65,7 @@ class UNet(nn.Module):
     def __init__(self, in_channels: int = 3, classes: int = 1, width: int = 64, depth: int = 4) -> None:
         super().__init__()
         channels = [width * 2**level for level in range(depth + 1)]
-        self.stride = 2**depth
+        self.stride: int = 2**depth
         self.down = nn.ModuleList(DownBlock(i, o) for i, o in pairwise([in_channels, *channels[:-1]]))
         self.bottleneck = ConvBlock(channels[-2] if depth else in_channels, channels[-1])
         self.up = nn.ModuleList(UpBlock(i, o, o) for i, o in pairwise(reversed(channels)))

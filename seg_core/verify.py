@@ -54,7 +54,9 @@ def _verify_part(run: str, plan: Plan, part: Part) -> Verdict:
     problems += [f"{path.name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
     problems += [f"{path.name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
     for row in rows:
-        problems += [f"{path.name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)]
+        problems += [
+            f"{path.name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)
+        ]
     num_failed = sum(row["status"] == "failed" for row in rows)
     return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems)
 

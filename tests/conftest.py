@@ -1,0 +1,116 @@
+"""Fixtures: real imagery where it is, tiny rasters and models made on the spot, one Ray for the whole session."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seg_core.bundle import Bundle, write_bundle
+from seg_core.raster import write_geotiff
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+UTM = "EPSG:32633"
+NORTH_UP = (1.0, 0.0, 400_000.0, 0.0, -1.0, 5_800_000.0)
+
+MakeBundle = Callable[..., str]
+MakeScene = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real imagery."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real imagery at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path) -> MakeScene:
+    """Write a seeded random GeoTIFF, uint8 and 1 m a pixel unless told otherwise, and return its path."""
+
+    def make(
+        name: str = "scene.tif",
+        height: int = 100,
+        width: int = 120,
+        *,
+        bands: int = 3,
+        dtype: str = "uint8",
+        seed: int = 0,
+        pixels: np.ndarray[Any, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        if pixels is None:
+            high = 250 if dtype == "uint8" else 4000
+            pixels = np.random.default_rng(seed).integers(0, high, (bands, height, width)).astype(dtype)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_geotiff(str(path), pixels, **{"crs": UTM, "transform": NORTH_UP, **options})
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """Write the bundle of an untrained U-Net of width 4 and depth 2, seeded, and return its path."""
+
+    def make(name: str = "bundle", *, width: int = 4, depth: int = 2, seed: int = 0, **fields: Any) -> str:
+        return write_untrained(str(tmp_path / name), width=width, depth=depth, seed=seed, **fields)
+
+    return make
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **fields: Any) -> str:
+    """Write the bundle of an untrained U-Net whose batch norms and head are spread so that masks are mixed."""
+    import torch
+
+    from seg_core.models import build_model, probe
+
+    torch.manual_seed(seed)
+    architecture = {"name": "unet", "in_channels": 3, "classes": 1, "width": width, "depth": depth}
+    model = build_model(architecture)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    footing = probe(model, 3)
+    described: dict[str, Any] = {
+        "architecture": architecture,
+        "classes": ("background", "building"),
+        "building": 1,
+        "bands": 3,
+        "dtype": "uint8",
+        "mean": (120.0, 121.0, 122.0),
+        "std": (60.0, 61.0, 62.0),
+        "gsd_m": 1.0,
+        **vars(footing),
+        "threshold": 0.5,
+        **fields,
+    }
+    write_bundle(path, Bundle(**described), {k: v.numpy() for k, v in model.state_dict().items()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray of two CPUs inside this process, for all tests that need no other."""
+    import ray
+
+    from jobs.cli import QUIET
+    from jobs.session import ray_session
+
+    os.environ.update(QUIET)
+    with ray_session(None, num_cpus=2):
+        yield
+    assert not ray.is_initialized()

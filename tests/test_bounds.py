@@ -1,0 +1,77 @@
+"""Memory depends on the window, not on the scene: measured over every process of a real run."""
+
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+import pytest
+import rasterio
+from conftest import MakeBundle
+from rasterio.windows import Window
+from test_submit import outside_environment
+
+MIB = 2**20
+ALLOWED = 1.2
+
+
+def tile_region(source: Path, target: Path, times: int) -> Path:
+    """A scene made by laying the region out `times` x `times`."""
+    with rasterio.open(source) as region:
+        pixels, profile, side = region.read(), region.profile, region.height
+    profile.update(height=times * side, width=times * side, zlevel=1)
+    with rasterio.open(target, "w", **profile) as out:
+        for row in range(times):
+            for col in range(times):
+                out.write(pixels, window=Window(col * side, row * side, side, side))
+    return target
+
+
+def peaks(command: list[str]) -> dict[str, float]:
+    """Run a command and return the peak memory in MiB of each kind of process below it.
+
+    Unique memory: what is shared with others, such as Ray's object store, belongs to none of them.
+    """
+    found: dict[str, float] = defaultdict(float)
+    process = subprocess.Popen(
+        command, env=outside_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+    def watch() -> None:
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            for each in [root, *root.children(recursive=True)]:
+                try:
+                    kind = "driver" if each == root else each.cmdline()[0].split("/")[-1].split("(")[0]
+                    found[kind] = max(found[kind], each.memory_full_info().uss / MIB)
+                except (psutil.Error, IndexError):
+                    continue  # it has ended meanwhile
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, err = process.communicate(timeout=900)
+    watcher.join()
+    assert process.returncode == 0, err
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def scenes(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("scenes")
+    region = shared / "brookline" / "region.tif"
+    return {times * 3000: tile_region(region, folder / f"{times}.tif", times) for times in (1, 4)}
+
+
+def test_memory_does_not_grow_with_the_scene(scenes: dict[int, Path], make_bundle: MakeBundle, tmp_path: Path) -> None:
+    model = make_bundle()
+    found = {}
+    for side, scene in scenes.items():
+        command = ["-m", "jobs.cli", "segment", str(scene), "--model", model, "--out", str(tmp_path / str(side))]
+        found[side] = peaks([sys.executable, *command])
+    small, large = found[3000], found[12000]
+    print({kind: (round(small[kind]), round(large.get(kind, 0))) for kind in small})
+    assert "ray::MapWorker" in small
+    for kind in small:
+        assert large.get(kind, 0) <= max(ALLOWED * small[kind], small[kind] + 20), kind

@@ -1,0 +1,81 @@
+"""The whole way on real imagery: train on Massachusetts images, segment the Brookline region, verify, ask, score."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from test_segment import rows_of, seg
+
+from seg_core.coverage import decode_mask
+from seg_core.metrics import count, scores
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+NARROW = ["--width", "8", "--depth", "3", "--epochs", "2", "--steps", "12", "--batch", "8", "--lr", "5e-3"]
+
+
+@pytest.fixture(scope="module")
+def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few of the real images in a dataset of their own, by links."""
+    data, source = tmp_path_factory.mktemp("massachusetts"), shared / "massachusetts-buildings"
+    (data / "label_class_dict.csv").symlink_to(source / "label_class_dict.csv")
+    for split, number in (("train", 8), ("val", 2)):
+        for folder in (split, f"{split}_labels"):
+            (data / folder).mkdir()
+            for path in sorted((source / folder).iterdir())[:number]:
+                (data / folder / path.name).symlink_to(path)
+    return data
+
+
+def test_train_segment_verify_query_and_score(
+    dataset: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, run = tmp_path / "bundle", tmp_path / "run"
+    out, err = seg(capsys, "train", "--data", dataset, "--out", bundle, "--workers", "2", *NARROW, "--json")
+    assert "epoch 2 of 2: loss" in err
+    trained = json.loads(out)
+    assert 0.05 < trained["val_iou"] < 1
+    lines = (tmp_path / "bundle.train" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert max(json.loads(line)["val_iou"] for line in lines) == trained["val_iou"]
+
+    scored = json.loads(seg(capsys, "evaluate", bundle, "--data", dataset, "--json")[0])
+    assert scored["images"] == 2
+    assert scored["iou"] == pytest.approx(trained["val_iou"], abs=0.02)  # halo instead of padding, float32
+
+    seg(capsys, "segment", shared / "brookline" / "region.tif", "--model", bundle, "--out", run)
+    seg(capsys, "verify", run)
+    summary = json.loads(seg(capsys, "query", run, "--format", "json")[0])
+    with rasterio.open(shared / "brookline" / "region.tif") as region:
+        pixels = region.read()
+    valid = (pixels != 255).any(axis=0)
+    assert summary["tiles"] == 36
+    assert summary["valid_px"] == valid.sum()
+    assert summary["area_km2"] == pytest.approx(valid.sum() / 1e6, rel=1e-3)
+
+    label = shared / "brookline" / "region_label.tif"
+    scored = json.loads(seg(capsys, "evaluate", run, "--labels", label, "--json")[0])
+    mask = np.zeros((3000, 3000), np.bool_)
+    for row in rows_of(run):
+        at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
+        mask[at] = decode_mask(row["mask"], row["height"], row["width"])
+    with rasterio.open(label) as file:
+        truth = file.read(1)
+    counts = count(mask, truth == 1, valid & (truth != 255))
+    assert {name: scored[name] for name in counts._asdict()} == counts._asdict()
+    assert scored["iou"] == scores(counts)["iou"]
+    assert scored["iou"] > 0.1  # a few seconds of training; everything called building scores 0.13 or less
+
+
+def test_a_trained_bundle_is_not_overwritten_and_other_settings_do_not_mix(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    _, err = seg(capsys, "train", "--data", dataset, "--out", tmp_path / "there", *NARROW, code=2)
+    assert "is there already" in err
+    (tmp_path / "new.train").mkdir()
+    (tmp_path / "new.train" / "settings.json").write_text(json.dumps({"lr": 1.0}))
+    _, err = seg(capsys, "train", "--data", dataset, "--out", tmp_path / "new", *NARROW, code=2)
+    assert "lr 1.0 there, 0.005 now" in err

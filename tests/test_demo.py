@@ -1,0 +1,28 @@
+"""The demonstration, as the README's first command runs it."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+from test_submit import outside_environment
+
+
+def test_the_demo_succeeds_within_three_minutes(tmp_path: Path) -> None:
+    started = time.monotonic()
+    found = subprocess.run(
+        ["seg", "demo", "--out", "demo"],
+        cwd=tmp_path,
+        env=outside_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    figures = dict(line.split(None, 1) for line in found.stdout.splitlines()[-7:])
+    assert float(figures["iou"]) >= 0.8
+    assert figures["verified"] == "yes"
+    picture = cv2.imread(str(tmp_path / "demo" / "picture.png"))
+    assert picture is not None
+    assert picture.std() > 20
+    assert time.monotonic() - started < 300  # 180 s on a quiet machine

@@ -1,0 +1,218 @@
+"""Bulk segmentation through the command line, on one Ray for the session."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import MakeBundle, MakeScene
+
+from jobs.cli import main
+from seg_core.coverage import decode_mask, failed_rows
+from seg_core.raster import read_chip
+from seg_core.results import part_path, published_parts, read_part, write_part
+from seg_core.run import read_plan
+from seg_core.scenes import read_scene
+from seg_core.segmenter import Segmenter
+from seg_core.tiling import Window
+from seg_core.verify import verify
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Json = dict[str, Any]
+
+
+def seg(capsys: pytest.CaptureFixture[str], *command: object, code: int = 0) -> tuple[str, str]:
+    """Run a command that is to end with `code`; its standard output and error."""
+    found = main([str(word) for word in command])
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return out, err
+
+
+def rows_of(run: Path) -> list[Json]:
+    return [row for path in published_parts(str(run)) for row in read_part(path)]
+
+
+def part_bytes(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in published_parts(str(run))}
+
+
+@pytest.fixture
+def region(make_scene: MakeScene) -> str:
+    """Two scenes of several parts, one with a missing corner."""
+    pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
+    pixels[:, :100, :150] = 255
+    make_scene("region/north.tif", pixels=pixels, nodata=255)
+    return str(Path(make_scene("region/south/scene.tif", 130, 200)).parents[1])
+
+
+SMALL = ["--tile-size", "64", "--part", "256", "--window", "128"]
+
+
+def test_a_region_is_segmented_verified_and_summed_up(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = seg(capsys, "segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL, "--json")
+    counts = json.loads(out)
+    assert counts["tiles"] == 5 * 7 + 3 * 4
+    assert counts["valid_px"] == 300 * 420 - 100 * 150 + 130 * 200
+    assert 0 < counts["building_px"] < counts["valid_px"]
+    seg(capsys, "verify", tmp_path / "run")
+    assert {row["scene_id"] for row in rows_of(tmp_path / "run")} == {"north.tif", "south/scene.tif"}
+
+
+def test_rows_are_those_of_the_plain_computation(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_bundle()
+    seg(capsys, "segment", region, "--model", model, "--out", tmp_path / "run", *SMALL)
+    segmenter, scene = Segmenter(model, "cpu"), read_scene(f"{region}/north.tif", "north.tif")
+    pixels, valid = read_chip(scene, Window(-16, -16, 336, 452))
+    probability = segmenter(pixels, valid, 16, 300, 420)
+    building = (probability >= 0.5) & valid[16:316, 16:436]
+    for row in rows_of(tmp_path / "run"):
+        if row["scene_id"] == "north.tif":
+            at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
+            assert (decode_mask(row["mask"], row["height"], row["width"]) == building[at]).all()
+
+
+def test_rows_do_not_depend_on_window_or_actors(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_bundle()
+    for name, speed in {"one": ["--window", "64"], "two": ["--window", "256", "--actors", "1:2"]}.items():
+        options = ["--tile-size", "64", "--part", "256", *speed, "--keep-probability"]
+        seg(capsys, "segment", region, "--model", model, "--out", tmp_path / name, *options)
+    assert part_bytes(tmp_path / "one") == part_bytes(tmp_path / "two")
+
+
+def test_a_finished_run_is_left_alone(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    first, err = seg(capsys, *command)
+    assert "of 20 windows" in err  # 6 and 2 a row and column in the parts of north, and 2 x 2 of south
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    again, err = seg(capsys, *command)
+    assert "nothing to do: all 47 tiles are there" in err
+    assert again == first
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_a_run_of_other_settings_is_refused(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    seg(capsys, *command)
+    before = part_bytes(tmp_path / "run")
+    _, err = seg(capsys, *command, "--threshold", "0.4", code=2)
+    assert "threshold 0.5 there, 0.4 now" in err
+    other = [word if word != command[3] else make_bundle("other", seed=1) for word in command]
+    _, err = seg(capsys, *other, code=2)
+    assert "model" in err
+    assert part_bytes(tmp_path / "run") == before
+
+
+def test_what_is_missing_is_done_and_nothing_else(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    seg(capsys, *command)
+    whole = part_bytes(tmp_path / "run")
+    lost = sorted(whole)[1]
+    (tmp_path / "run" / "tiles" / lost).unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "tiles").iterdir()}
+    seg(capsys, *command)
+    assert part_bytes(tmp_path / "run") == whole
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(make_scene("region/a.tif", 600, 600))
+    make_scene("region/b.tif", 64, 64)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20_000] = bytes(20_000)  # in the midst of a compressed block
+    path.write_bytes(content)
+    command = ["segment", path.parent, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    out, err = seg(capsys, *command, "--json", code=1)
+    counts = json.loads(out)
+    assert 0 < counts["failed"] < 100
+    assert counts["tiles"] + counts["failed"] == 10 * 10 + 1
+    assert "tiles failed" in err
+    failed = [row for row in rows_of(tmp_path / "run") if row["status"] == "failed"]
+    assert all("a.tif" in row["error"] and row["valid_px"] is None and row["mask"] is None for row in failed)
+    assert verify(str(tmp_path / "run")).holds
+    seg(capsys, "verify", tmp_path / "run", code=1)
+    seg(capsys, *command, code=1)  # tries the failed parts again
+
+
+def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    seg(capsys, *command)
+    whole = part_bytes(tmp_path / "run")
+    plan = read_plan(str(tmp_path / "run"))
+    part = next(iter(plan.parts()))
+    write_part(str(tmp_path / "run"), part.key, failed_rows(part.scene, part.window, 64, "a lost disk"), plan.model)
+    assert part_bytes(tmp_path / "run") != whole
+    seg(capsys, *command)
+    assert part_bytes(tmp_path / "run") == whole
+
+
+def test_scenes_smaller_than_a_tile_are_segmented(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scene("tiny/one.tif", 1, 1)
+    make_scene("tiny/two.tif", 30, 5)
+    seg(capsys, "segment", tmp_path / "tiny", "--model", make_bundle(), "--out", tmp_path / "run")
+    places = {(row["scene_id"], row["height"], row["width"], row["valid_px"]) for row in rows_of(tmp_path / "run")}
+    assert places == {("one.tif", 1, 1, 1), ("two.tif", 30, 5, 150)}
+
+
+def test_a_scene_without_crs_has_rows_without_areas(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = make_scene(crs=None, transform=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    _, err = seg(capsys, "segment", scene, "--model", make_bundle(), "--out", tmp_path / "run")
+    assert "scene.tif: no CRS" in err
+    for row in rows_of(tmp_path / "run"):
+        assert row["geometry"] is row["bbox"] is row["area_m2"] is row["building_m2"] is None
+        assert row["coverage"] is not None
+
+
+def test_sixteen_bit_imagery_is_segmented_as_scaled(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eight = np.random.default_rng(3).integers(0, 256, (3, 90, 90)).astype(np.uint8)
+    options = ["--model", make_bundle(), *SMALL, "--halo", "16"]
+    seg(capsys, "segment", make_scene("a/s.tif", pixels=eight), "--out", tmp_path / "eight", *options)
+    sixteen = make_scene("b/s.tif", pixels=eight.astype(np.uint16) * 10 + 100)
+    _, err = seg(capsys, "segment", sixteen, "--out", tmp_path / "sixteen", *options, code=2)
+    assert "--scale MIN MAX" in err
+    seg(capsys, "segment", sixteen, "--out", tmp_path / "sixteen", *options, "--scale", "100", "2650")
+    masks = [[row["mask"] for row in rows_of(tmp_path / name)] for name in ("eight", "sixteen")]
+    assert masks[0] == masks[1]
+
+
+def test_abutting_scenes_at_another_resolution_need_resampling(
+    shared: Path, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", shared / "joplin", "--model", make_bundle(), "--out", tmp_path / "run"]
+    _, err = seg(capsys, *command, code=2)
+    assert "0.6 m a pixel" in err
+    assert "--resample" in err
+    assert not (tmp_path / "run").exists()
+    out, _ = seg(capsys, *command, "--resample", "--json")
+    counts = json.loads(out)
+    assert counts["scenes"] == 4
+    assert counts["area_km2"] == pytest.approx(4 * (1024 * 0.6) ** 2 / 1e6, rel=0.002)
+    scenes = pq.read_table(tmp_path / "run" / "scenes").to_pylist()
+    assert {(s["height"], s["width"], s["gsd_m"]) for s in scenes} == {(615, 615, 1.0)}
+    assert verify(str(tmp_path / "run")).holds
+    assert part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key).exists()

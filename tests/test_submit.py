@@ -1,0 +1,126 @@
+"""The same commands on a cluster of two nodes, through Ray's job submission API."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MakeBundle, MakeScene, free_port
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a two-node cluster that lives as long as this module's tests."""
+    folder = tmp_path_factory.mktemp("cluster")
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        cluster = subprocess.Popen(
+            [sys.executable, REPOSITORY / "cluster" / "local.py", "--nodes", "2", "--cpus", "1", "--port", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=folder,
+            env=outside_environment(),
+        )
+        try:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().decode().strip()
+            assert address == f"http://127.0.0.1:{port}", (folder / "log").read_text()
+            yield address
+        finally:
+            cluster.send_signal(signal.SIGINT)
+            assert cluster.wait(60) == 0
+
+
+def outside_environment() -> dict[str, str]:
+    """This process's environment, with the interpreter's folder first on the path and none of Ray's settings."""
+    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def seg(*command: object, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `seg` as a user would, from a folder of theirs."""
+    found = subprocess.run(
+        ["seg", *map(str, command)],
+        cwd=folder,
+        env=outside_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == code, found.stdout + found.stderr
+    return found
+
+
+SMALL = ["--tile-size", "64", "--part", "128"]
+
+
+def test_a_submitted_job_gives_the_rows_of_a_local_run(
+    dashboard: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    make_scene("region/scene.tif", 200, 300)
+    make_bundle("model")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = ["segment", "../region", "--model", "../model", *SMALL, "--out"]
+    followed = seg("submit", "--address", dashboard, "--", *command, "remote", folder=elsewhere)
+    assert "of 6 windows" in followed.stdout
+    seg(*command, "local", folder=elsewhere)
+    parts = {path.name: path.read_bytes() for path in (elsewhere / "local" / "tiles").iterdir()}
+    assert len(parts) == 6
+    assert {path.name: path.read_bytes() for path in (elsewhere / "remote" / "tiles").iterdir()} == parts
+
+    listed = json.loads(seg("jobs", "--address", dashboard, "--json", folder=elsewhere).stdout)["jobs"]
+    assert listed[0]["status"] == "SUCCEEDED"
+    assert listed[0]["command"].startswith("segment ../region")
+    again = seg("logs", listed[0]["id"], "--address", dashboard, folder=elsewhere)
+    assert "of 6 windows" in again.stdout
+
+
+def test_submit_exits_with_the_code_of_the_job(dashboard: str, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    make_bundle("model")
+    command = ["segment", "nowhere.tif", "--model", "model", "--out", "run"]
+    found = seg("submit", "--address", dashboard, "--", *command, folder=tmp_path, code=2)
+    assert "nowhere.tif: no such file" in found.stdout
+
+
+def test_wrong_use_shows_before_anything_is_submitted(dashboard: str, tmp_path: Path) -> None:
+    before = seg("jobs", "--address", dashboard, folder=tmp_path).stdout
+    found = seg("submit", "--address", dashboard, "--", "segment", "--nonsense", folder=tmp_path, code=2)
+    assert "usage: seg segment" in found.stderr
+    assert seg("jobs", "--address", dashboard, folder=tmp_path).stdout == before
+
+
+def test_a_training_job_is_submitted_and_a_job_can_be_stopped(dashboard: str, shared: Path, tmp_path: Path) -> None:
+    data = shared / "massachusetts-buildings"
+    command = ["train", "--data", data, "--out", "bundle", "--width", "4", "--depth", "2", "--steps", "100"]
+    job = seg("submit", "--address", dashboard, "--no-follow", "--", *command, folder=tmp_path).stdout.strip()
+    stopped = seg("stop", job, "--address", dashboard, folder=tmp_path)
+    assert "STOPPED" in stopped.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, shared: Path, tmp_path: Path) -> None:
+    source = shared / "massachusetts-buildings"
+    shutil.copy(source / "label_class_dict.csv", tmp_path)
+    for folder in ("train", "train_labels", "val", "val_labels"):
+        (tmp_path / folder).mkdir()
+        path = min((source / folder).iterdir())
+        (tmp_path / folder / path.name).symlink_to(path)
+    narrow = ["--width", "4", "--depth", "2", "--epochs", "1", "--steps", "2", "--batch", "4", "--workers", "2"]
+    found = seg("submit", "--address", dashboard, "--", "train", "--data", ".", "--out", "b", *narrow, folder=tmp_path)
+    assert "epoch 1 of 1" in found.stdout
+    assert (tmp_path / "b" / "model.json").is_file()
+
+
+def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
+    found = seg("jobs", "--address", f"http://127.0.0.1:{free_port()}", folder=tmp_path, code=2)
+    assert "no Ray dashboard answers there" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
