@@ -23,6 +23,7 @@ from ray.util.queue import Queue
 from jobs.progress import clock
 from jobs.session import ray_session
 from jobs.settings import TrainSettings, difference
+from seg_core import __version__
 from seg_core.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.dataset import (
     Classes,
