@@ -21,7 +21,7 @@ from seg_core.errors import ReadError
 from seg_core.query import summary
 from seg_core.raster import read_chip
 from seg_core.results import write_part
-from seg_core.run import Part, Plan, Settings, choose_window, now, open_run, parts_to_do, write_record
+from seg_core.run import Part, Plan, Settings, choose_window, find_run, now, open_run, parts_to_do, write_record
 from seg_core.tiling import Window, chip_window, num_splits, split
 
 READ_THREADS = 2  # GDAL releases the GIL; more only help where storage is slow
@@ -48,21 +48,22 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
 
     Raises SegError where `out` holds something else than this run.
     """
-    record = open_run(out, plan, model)
+    record = find_run(out, plan)
     todo = parts_to_do(out, plan)
+    started = time.time()
     if todo:
-        bundle = read_bundle(model)
         with ray_session(speed.address, verbose=speed.verbose):
             crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
-            window = choose_window(speed.window, plan.settings, bundle, crew.memory)
+            window = choose_window(speed.window, plan.settings, read_bundle(model), crew.memory)
+            record = open_run(out, plan, model)
             progress = Progress(sum(num_splits(part.window, window) for part in todo))
-            started = time.time()
             for receipt in run_pipe(todo, model, out, plan.settings, window, crew, speed.device):
                 progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
             progress.end()
-        record["seconds"] = round(record.get("seconds", 0) + time.time() - started, 3)
+    assert record is not None  # a plan has parts, so either they are published or they were to do
     if todo or not record["finished"]:
-        record |= {"finished": now(), "counts": summary(out)}
+        seconds = round(record.get("seconds", 0) + time.time() - started, 3)
+        record |= {"finished": now(), "seconds": seconds, "counts": summary(out)}
         write_record(out, record)
     return {**record, "num_new": len(todo)}
 

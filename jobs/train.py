@@ -64,17 +64,20 @@ def train(
     classes = read_classes(data)
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
     header = _architecture(settings, classes)
-    _claim(work, settings)
-    with ray_session(address, settings.workers, verbose), _console(work, settings) as queue:
+    _refuse_other(work, settings)
+    with ray_session(address, settings.workers, verbose):
+        _check_room(settings.workers)
         samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= _figures(samples, settings)
-        config = {
-            "settings": settings,
-            "header": header,
-            "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
-            "queue": queue,
-        }
-        best = _fit(config, settings.workers, work)
+        _claim(work, settings)
+        with _console(work, settings) as queue:
+            config = {
+                "settings": settings,
+                "header": header,
+                "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
+                "queue": queue,
+            }
+            best = _fit(config, settings.workers, work)
     return _publish(best, out)
 
 
@@ -94,15 +97,24 @@ def _architecture(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     return {"architecture": architecture, **asdict(footing), "classes": classes.names, "building": classes.building}
 
 
-def _claim(work: str, settings: TrainSettings) -> None:
-    """Take a folder for this training run. Raises SegError where it holds one with other settings."""
-    make_folder(work)
+def _check_room(workers: int) -> None:
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < workers:
+        raise SegError(f"workers = {workers}: the cluster has {cpus} CPUs, each worker takes one")
+
+
+def _refuse_other(work: str, settings: TrainSettings) -> None:
+    """Raise SegError where the folder holds a training run with other settings."""
     there = Path(work, "settings.json")
-    if there.exists():
-        odd = difference(json.loads(there.read_text()), settings)
-        if odd:
-            raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
-    publish(there, json.dumps(asdict(settings), indent=2).encode())
+    odd = difference(json.loads(there.read_text()), settings) if there.exists() else ""
+    if odd:
+        raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
+
+
+def _claim(work: str, settings: TrainSettings) -> None:
+    """Take the folder for this training run."""
+    make_folder(work)
+    publish(Path(work, "settings.json"), json.dumps(asdict(settings), indent=2).encode())
 
 
 def decode(pairs: Sequence[Pair], classes: Classes) -> list[tuple["ray.ObjectRef[Sample]", Digest]]:

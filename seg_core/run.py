@@ -5,11 +5,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seg_core import __version__
@@ -70,8 +71,8 @@ class Part:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Part":
         """The part that was made a row."""
-        fields = json.loads(row["scene"])
-        scene = Scene(**{**fields, "bands": tuple(fields["bands"]), "transform": tuple(fields["transform"])})
+        header = json.loads(row["scene"])
+        scene = Scene(**{**header, "bands": tuple(header["bands"]), "transform": tuple(header["transform"])})
         return cls(str(row["key"]), scene, Window(*(int(row[name]) for name in Window._fields)))
 
 
@@ -117,12 +118,13 @@ def make_plan(
     """Plan a run over those scenes that the model can serve; and one line for each that it can't.
 
     The window only becomes a setting where the halo does not cover the model's context, so that it changes the rows.
+    Raises SegError for settings that can't work with the model.
     """
     settings.check(bundle.stride)
+    if window is not None and (window < settings.tile_size or window % settings.tile_size):
+        raise SegError(f"--window {window}: use a multiple of the tile size, {settings.tile_size}")
     if bundle.context_px is None or settings.halo < bundle.context_px:
-        settings = replace(
-            settings, window=window or max(settings.tile_size, MAX_WINDOW // settings.tile_size * settings.tile_size)
-        )
+        settings = replace(settings, window=window or _largest_window(settings))
     served, refused = [], []
     for scene in scenes:
         try:
@@ -142,31 +144,37 @@ def make_plan(
 
 
 def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory: int) -> int:
-    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory.
-
-    Raises SegError for one that is no multiple of the tile size.
-    """
+    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory."""
     wanted = settings.window or wanted
     if wanted is not None:
-        if wanted < settings.tile_size or wanted % settings.tile_size:
-            raise SegError(f"--window {wanted}: use a multiple of the tile size, {settings.tile_size}")
         return min(wanted, settings.part)
-    sizes = range(settings.tile_size, min(MAX_WINDOW, settings.part) + 1, settings.tile_size)
+    sizes = range(settings.tile_size, _largest_window(settings) + 1, settings.tile_size)
     fitting = [s for s in sizes if (s + 2 * settings.halo) ** 2 * bundle.activation_bytes_per_px <= memory / 2]
     return max(fitting, default=settings.tile_size)
 
 
-def open_run(out: str, plan: Plan, model_uri: str) -> dict[str, Any]:
-    """The record of the run at `out`, made there if there is none. Raises SegError where `out` holds something else.
+def _largest_window(settings: Settings) -> int:
+    return max(1, min(MAX_WINDOW, settings.part) // settings.tile_size) * settings.tile_size
+
+
+def find_run(out: str, plan: Plan) -> dict[str, Any] | None:
+    """The record of the run at `out`, None where nothing is yet. Raises SegError where `out` holds something else.
 
     That is: a folder that is no run, or a run of other scenes, settings or another model.
     """
     if Path(out, "run.json").is_file():
         record = read_record(out)
         _refuse_differences(out, record, plan)
-    else:
-        if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
-            raise SegError(f"{out}: exists and is not a run: choose another folder")
+        return record
+    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
+        raise SegError(f"{out}: exists and is not a run: choose another folder")
+    return None
+
+
+def open_run(out: str, plan: Plan, model_uri: str) -> dict[str, Any]:
+    """The record of the run at `out`, made there if there is none. Raises SegError as `find_run` does."""
+    record = find_run(out, plan)
+    if record is None:
         make_folder(out)
         record = _new_record(plan, model_uri)
         write_record(out, record)
@@ -239,22 +247,28 @@ def _scene_difference(there: Sequence[Scene], here: Sequence[Scene]) -> str:
     odd = next(i for i in {**after, **before} if before.get(i) != after.get(i))
     if odd not in after:
         return f"scene {odd} is there, not here"
-    return f"scene {odd} has changed since" if odd in before else f"scene {odd} is new"
+    if odd not in before:
+        return f"scene {odd} is new"
+    changed = [f.name for f in fields(Scene) if getattr(before[odd], f.name) != getattr(after[odd], f.name)]
+    return f"scene {odd} has changed since: {', '.join(changed)}"
 
 
 def parts_to_do(run: str, plan: Plan) -> list[Part]:
-    """The planned parts that are not published, or hold a failed tile."""
+    """The planned parts that are not published, can't be read, or hold a failed tile."""
     there = {path.name for path in published_parts(run)}
     return [
         part
         for part in plan.parts()
-        if part_path(run, part.key).name not in there or _holds_failed(part_path(run, part.key))
+        if part_path(run, part.key).name not in there or _is_unfinished(part_path(run, part.key))
     ]
 
 
-def _holds_failed(path: Path) -> bool:
-    """Whether a part holds a failed tile, from the statistics of its status column."""
-    footer = pq.read_metadata(path)
+def _is_unfinished(path: Path) -> bool:
+    """Whether a part is damaged or holds a failed tile, from its footer and the statistics of its status column."""
+    try:
+        footer = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return True
     index = footer.schema.names.index("status")
     groups = [footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups)]
     return any(group.max != "done" for group in groups)

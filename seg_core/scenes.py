@@ -3,6 +3,7 @@
 import csv
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import rasterio
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from seg_core.errors import ReadError, SegError
@@ -32,6 +33,9 @@ DRIVERS = {
 }
 SUFFIXES = tuple(DRIVERS)
 MANIFESTS = (".csv", ".parquet", ".txt")
+# A scene without georeference is served; the command line says so itself, once a scene and not once a read.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 

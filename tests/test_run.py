@@ -1,0 +1,507 @@
+"""A run's plan, its folder and what of it is left to do; and a hand-built run that other tests use too."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import NORTH_UP, UTM, MakeScene
+
+from seg_core.bundle import Bundle, read_bundle, write_bundle
+from seg_core.coverage import Row, failed_rows, tile_rows
+from seg_core.errors import SegError
+from seg_core.query import summary
+from seg_core.raster import read_chip, write_geotiff
+from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
+from seg_core.run import (
+    Part,
+    Plan,
+    Settings,
+    choose_window,
+    make_plan,
+    now,
+    open_run,
+    parts_to_do,
+    read_plan,
+    read_record,
+    write_record,
+)
+from seg_core.scenes import read_region
+from seg_core.tiling import Window, split
+
+SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
+MIB = 2**20
+
+
+def write_light_bundle(path: str | Path, **fields: Any) -> str:
+    """Write a bundle whose weights are a handful of numbers: enough to plan with, and quick without torch."""
+    described: dict[str, Any] = {
+        "architecture": {"name": "unet", "in_channels": 3, "classes": 1, "width": 4, "depth": 2},
+        "classes": ("background", "building"),
+        "building": 1,
+        "bands": 3,
+        "dtype": "uint8",
+        "mean": (120.0, 121.0, 122.0),
+        "std": (60.0, 61.0, 62.0),
+        "gsd_m": 1.0,
+        "stride": 4,
+        "context_px": 12,
+        "halo": 16,
+        "activation_bytes_per_px": 100,
+        "threshold": 0.5,
+        **fields,
+    }
+    seed = described.pop("seed", 0)
+    weights = {"head": np.random.default_rng(seed).normal(size=(2, 3)).astype(np.float32)}
+    write_bundle(str(path), Bundle(**described), weights)
+    return str(path)
+
+
+def write_region(folder: Path) -> str:
+    """Two scenes in folders of their own: 100 x 120 px with a missing block of more than a tile, and 40 x 30 px."""
+    rng = np.random.default_rng(7)
+    for name, height, width in (("north/a.tif", 100, 120), ("south/b.tif", 40, 30)):
+        pixels = rng.integers(1, 250, (3, height, width)).astype(np.uint8)
+        pixels[:, 30:70, 60:110] = 0
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_geotiff(str(folder / name), pixels, crs=UTM, transform=NORTH_UP, nodata=0)
+    return str(folder)
+
+
+def part_rows(part: Part, settings: Settings) -> list[Row]:
+    """Rows of a part with random probabilities, seeded by the part's key; the scene's own validity."""
+    seed = int(hashlib.sha256(part.key.encode()).hexdigest()[:8], 16)
+    rng = np.random.default_rng(seed)
+    probability = rng.random((part.window.height, part.window.width), dtype=np.float32) ** 2
+    _, valid = read_chip(part.scene, part.window, settings.scale)
+    return list(
+        tile_rows(
+            part.scene,
+            part.window,
+            settings.tile_size,
+            probability,
+            valid,
+            threshold=settings.threshold,
+            keep_probability=settings.keep_probability,
+        )
+    )
+
+
+def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Collection[int] = ()) -> tuple[str, Plan]:
+    """A whole run, made without a model: its path and plan. Parts of those numbers hold failed rows only.
+
+    Beside the run in `folder` are its region, `scenes`, and its `bundle`.
+    """
+    bundle = write_light_bundle(folder / "bundle")
+    scenes, unreadable = read_region([write_region(folder / "scenes")])
+    plan, refused = make_plan(scenes, read_bundle(bundle), settings)
+    assert not unreadable + refused
+    run = str(folder / "run")
+    record = open_run(run, plan, bundle)
+    for number, part in enumerate(plan.parts()):
+        rows = part_rows(part, settings)
+        if number in failed_parts:
+            rows = list(failed_rows(part.scene, part.window, settings.tile_size, "the disk said no"))
+        write_part(run, part.key, rows, plan.model)
+    write_record(run, record | {"finished": now(), "counts": summary(run)})
+    return run, plan
+
+
+def replan(folder: Path, **changes: Any) -> Plan:
+    """The plan of `folder`'s region as it is now, with some settings changed."""
+    scenes, _ = read_region([str(folder / "scenes")])
+    plan, refused = make_plan(scenes, read_bundle(str(folder / "bundle")), replace(SETTINGS, **changes))
+    assert not refused
+    return plan
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole run, for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("whole")
+    build_run(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return read_bundle(write_light_bundle(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tile_size": 30}, "--tile-size 30: the model's stride is 4: use a multiple of it"),
+        ({"tile_size": 0}, "--tile-size 0: the model's stride is 4: use a multiple of it"),
+        ({"tile_size": -32}, "--tile-size -32: the model's stride is 4: use a multiple of it"),
+        ({"halo": 10}, "--halo 10: the model's stride is 4: use a multiple of it"),
+        ({"halo": -4}, "--halo -4: the model's stride is 4: use a multiple of it"),
+        ({"part": 0}, "--part 0: use a multiple of the tile size, 32"),
+        ({"part": 16}, "--part 16: use a multiple of the tile size, 32"),
+        ({"part": 80}, "--part 80: use a multiple of the tile size, 32"),
+        ({"threshold": 0.0}, "--threshold 0.0: use a probability between 0 and 1"),
+        ({"threshold": 1.0}, "--threshold 1.0: use a probability between 0 and 1"),
+        ({"threshold": float("nan")}, "--threshold nan: use a probability between 0 and 1"),
+        ({"scale": (5.0, 5.0)}, "--scale 5 5: MIN must be less than MAX"),
+        ({"scale": (9.0, 5.0)}, "--scale 9 5: MIN must be less than MAX"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name_value_and_way_out(
+    bundle: Bundle, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SegError) as refusal:
+        make_plan([], bundle, replace(SETTINGS, **changes))
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("scale", [(float("nan"), 5.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_a_scale_that_is_no_pair_of_numbers_is_refused(bundle: Bundle, scale: tuple[float, float]) -> None:
+    with pytest.raises(SegError, match="--scale"):
+        make_plan([], bundle, replace(SETTINGS, scale=scale))
+
+
+def test_least_settings_are_accepted(bundle: Bundle) -> None:
+    settings = Settings(tile_size=4, part=4, halo=0, threshold=1e-6, scale=(0.0, 0.1))
+    settings.check(bundle.stride)
+
+
+def test_a_plan_serves_what_it_can_and_says_why_not_the_rest(make_scene: MakeScene, bundle: Bundle) -> None:
+    make_scene("region/good.tif")
+    make_scene("region/grey.tif", bands=1)
+    make_scene("region/wide.tif", dtype="uint16")
+    scenes, _ = read_region([str(Path(make_scene("region/other.tif", crs=None)).parent)])
+    plan, refused = make_plan(scenes, bundle, SETTINGS)
+    assert [s.scene_id for s in plan.scenes] == ["good.tif", "other.tif"]
+    assert len(refused) == 2
+    assert refused[0].startswith("grey.tif: 1 bands")
+    assert refused[1].startswith("wide.tif: its pixels are uint16")
+
+
+def test_counts_of_a_plan_are_those_of_its_parts_and_tiles(tmp_path: Path, bundle: Bundle) -> None:
+    scenes, _ = read_region([write_region(tmp_path / "scenes")])
+    plan, _ = make_plan(scenes, bundle, SETTINGS)
+    parts = list(plan.parts())
+    tiles = [tile for part in parts for tile in split(part.window, 32)]
+    assert plan.counts == {"scenes": 2, "parts": 5, "tiles": 18, "pixels": 100 * 120 + 40 * 30}
+    assert len(parts) == plan.counts["parts"]
+    assert len({part.key for part in parts}) == len(parts)
+    assert len(tiles) == plan.counts["tiles"]
+    assert sum(t.height * t.width for t in tiles) == plan.counts["pixels"]
+    assert plan.num_windows(32) == 18
+    assert plan.num_windows(64) == 5
+
+
+def test_a_part_travels_as_plain_values_and_comes_back_the_same(tmp_path: Path, bundle: Bundle) -> None:
+    scenes, _ = read_region([write_region(tmp_path / "scenes")])
+    plan, _ = make_plan(scenes, bundle, SETTINGS)
+    for part in plan.parts():
+        row = part.to_row()
+        assert all(isinstance(value, str | int) for value in row.values())
+        assert Part.from_row(row) == part
+
+
+def test_part_keys_do_not_depend_on_the_other_scenes(make_scene: MakeScene, bundle: Bundle) -> None:
+    paths = [make_scene(name) for name in ("a.tif", "b.tif")]
+    both = make_plan(read_region(paths)[0], bundle, SETTINGS)[0]
+    one = make_plan(read_region(paths[1:])[0], bundle, SETTINGS)[0]
+    assert {part.key for part in one.parts()} < {part.key for part in both.parts()}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "memory", "expected"),
+    [
+        (32, 0, 32),  # as asked for, whatever the memory
+        (64, 0, 64),
+        (96, 0, 64),  # never beyond a part
+        (None, 0, 32),  # a tile is the least
+        (None, 2 * (64 + 32) ** 2 * 100, 64),  # window and halo, 100 bytes a pixel, in half the memory
+        (None, 2 * (64 + 32) ** 2 * 100 - 2, 32),
+        (None, 2**40, 64),
+    ],
+)
+def test_a_window_is_as_asked_or_as_large_as_half_the_memory_allows(
+    bundle: Bundle, wanted: int | None, memory: int, expected: int
+) -> None:
+    assert choose_window(wanted, SETTINGS, bundle, memory) == expected
+
+
+@pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])
+def test_a_window_that_is_no_multiple_of_the_tile_is_refused(bundle: Bundle, wanted: int) -> None:
+    with pytest.raises(SegError, match=f"--window {wanted}: use a multiple of the tile size, 32"):
+        choose_window(wanted, SETTINGS, bundle, 2**40)
+
+
+def test_a_window_never_exceeds_2048_px(bundle: Bundle) -> None:
+    settings = Settings(tile_size=512, part=8192, halo=16, threshold=0.5)
+    assert choose_window(None, settings, bundle, 2**60) == 2048
+
+
+@pytest.mark.parametrize(
+    ("context_px", "halo", "window", "expected"),
+    [
+        (12, 16, 64, None),  # the halo covers the context: the window changes nothing
+        (16, 16, 64, None),
+        (17, 16, 64, 64),
+        (None, 16, 64, 64),
+        (None, 16, None, 2048),
+    ],
+)
+def test_the_window_is_a_setting_only_where_it_changes_the_rows(
+    tmp_path: Path, context_px: int | None, halo: int, window: int | None, expected: int | None
+) -> None:
+    bundle = read_bundle(write_light_bundle(tmp_path / "bundle", context_px=context_px))
+    plan, _ = make_plan([], bundle, replace(SETTINGS, halo=halo), window)
+    assert plan.settings.window == expected
+
+
+def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
+    run, plan = str(whole / "run"), replan(whole)
+    record = json.loads(Path(run, "run.json").read_text())
+    assert set(record) == {
+        "format",
+        "version",
+        "code_version",
+        "model",
+        "settings",
+        "plan",
+        "created",
+        "finished",
+        "counts",
+    }
+    assert (record["format"], record["version"]) == ("aerial-seg run", 1)
+    assert record["model"] == {"hash": plan.model, "uri": str(whole / "bundle")}
+    assert record["settings"] == {
+        "tile_size": 32,
+        "part": 64,
+        "halo": 16,
+        "threshold": 0.5,
+        "resample": False,
+        "scale": None,
+        "bands": None,
+        "keep_probability": False,
+        "window": None,
+    }
+    assert record["plan"] == {"fingerprint": plan.fingerprint, **plan.counts}
+    assert record["created"] <= record["finished"]
+
+
+def test_a_run_holds_its_record_scenes_and_tiles_and_nothing_else(whole: Path) -> None:
+    run, plan = str(whole / "run"), replan(whole)
+    files = {str(p.relative_to(run)) for p in Path(run).rglob("*") if p.is_file()}
+    assert files == {
+        "run.json",
+        "scenes/scenes.parquet",
+        *(f"tiles/part-{part.key}.parquet" for part in plan.parts()),
+    }
+
+
+def test_the_plan_comes_back_from_the_runs_own_files(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, bands=(3, 2, 1), scale=(0.0, 250.0))
+    run, plan = build_run(tmp_path, settings=settings)
+    assert read_plan(run) == plan
+    assert read_plan(run).fingerprint == plan.fingerprint
+
+
+def test_the_same_plan_opens_the_same_run_again(whole: Path) -> None:
+    run = str(whole / "run")
+    before = {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()}
+    assert open_run(run, replan(whole), "elsewhere/bundle") == read_record(run)
+    assert {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tile_size": 16}, "tile_size 32 there, 16 now"),
+        ({"part": 128}, "part 64 there, 128 now"),
+        ({"halo": 20}, "halo 16 there, 20 now"),
+        ({"threshold": 0.25}, "threshold 0.5 there, 0.25 now"),
+        ({"resample": True}, "resample False there, True now"),
+        ({"scale": (0.0, 9.0)}, "scale None there, [0.0, 9.0] now"),
+        ({"bands": (3, 2, 1)}, "bands None there, [3, 2, 1] now"),
+        ({"keep_probability": True}, "keep_probability False there, True now"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_and_the_setting_named(
+    whole: Path, changes: dict[str, Any], named: str
+) -> None:
+    run = str(whole / "run")
+    assert refusal_of(run, replan(whole, **changes)) == (
+        f"{run}: is a run with other settings ({named}): choose another folder"
+    )
+
+
+def test_a_run_with_another_model_is_refused(tmp_path: Path, whole: Path) -> None:
+    run, plan = str(whole / "run"), replan(whole)
+    other = read_bundle(write_light_bundle(tmp_path / "other", seed=1))
+    message = refusal_of(run, make_plan(read_region([str(whole / "scenes")])[0], other, SETTINGS)[0])
+    assert f"model {plan.model[:8]} there, {other.hash[:8]} now" in message
+
+
+def test_a_scene_that_was_touched_since_is_refused_by_name(tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    os.utime(tmp_path / "scenes/south/b.tif", ns=(0, 1))
+    assert "(scene south/b.tif has changed since)" in refusal_of(run, replan(tmp_path))
+
+
+def test_a_scene_that_was_rewritten_since_is_refused_by_name(tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    path = tmp_path / "scenes/south/b.tif"
+    stamp = path.stat().st_mtime_ns
+    write_geotiff(str(path), np.ones((3, 40, 34), np.uint8), crs=UTM, transform=NORTH_UP, nodata=0)
+    os.utime(path, ns=(stamp, stamp))
+    assert "(scene south/b.tif has changed since)" in refusal_of(run, replan(tmp_path))
+
+
+def test_a_new_scene_is_refused_by_name(tmp_path: Path, make_scene: MakeScene) -> None:
+    run, _ = build_run(tmp_path)
+    make_scene("scenes/south/c.tif")
+    assert "(scene south/c.tif is new)" in refusal_of(run, replan(tmp_path))
+
+
+def test_a_scene_that_is_gone_is_refused_by_name(tmp_path: Path, make_scene: MakeScene) -> None:
+    gone = make_scene("scenes/south/c.tif", 20, 20)
+    run, _ = build_run(tmp_path)
+    Path(gone).unlink()
+    assert "(scene south/c.tif is there, not here)" in refusal_of(run, replan(tmp_path))
+
+
+def test_the_changed_scene_is_named_though_anothers_nodata_is_nan(tmp_path: Path, make_scene: MakeScene) -> None:
+    paths = [make_scene(n, dtype="float32", nodata=float("nan")) for n in ("a.tif", "b.tif")]
+    bundle = read_bundle(write_light_bundle(tmp_path / "bundle"))
+    settings = replace(SETTINGS, scale=(0.0, 4000.0))
+    run = str(tmp_path / "run")
+    open_run(run, make_plan(read_region(paths)[0], bundle, settings)[0], "bundle")
+    os.utime(paths[1], ns=(0, 1))
+    assert "(scene b.tif has changed since)" in refusal_of(run, make_plan(read_region(paths)[0], bundle, settings)[0])
+
+
+def refusal_of(run: str, plan: Plan) -> str:
+    """What `open_run` says; it must leave the folder as it was."""
+    before = {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()}
+    with pytest.raises(SegError) as refusal:
+        open_run(run, plan, "bundle")
+    assert {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()} == before
+    return str(refusal.value)
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path, bundle: Bundle) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.txt").write_text("meow")
+    plan = make_plan([], bundle, SETTINGS)[0]
+    assert refusal_of(str(folder), plan) == f"{folder}: exists and is not a run: choose another folder"
+    assert [p.name for p in folder.iterdir()] == ["cat.txt"]
+
+
+def test_a_file_in_the_place_of_a_run_is_refused_and_left_alone(tmp_path: Path, bundle: Bundle) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    plan = make_plan([], bundle, SETTINGS)[0]
+    assert refusal_of(str(file), plan) == f"{file}: exists and is not a run: choose another folder"
+    assert file.read_text() == "mine"
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    run, plan = build_run(tmp_path)
+    assert read_record(run)["plan"]["fingerprint"] == plan.fingerprint
+
+
+def test_a_run_can_be_opened_though_its_maker_was_killed_before_run_json(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".partial-0123456789abcdef").write_bytes(b'{"format": "aer')
+    run, plan = build_run(tmp_path)
+    assert read_record(run)["plan"]["fingerprint"] == plan.fingerprint
+
+
+def test_a_run_can_be_opened_though_its_maker_was_killed_after_run_json(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    for path in sorted(Path(run).rglob("*"), reverse=True):
+        if path.name != "run.json":
+            path.rmdir() if path.is_dir() else path.unlink()
+    open_run(run, plan, "bundle")
+    assert read_scenes(run) == list(plan.scenes)
+    assert parts_to_do(run, plan) == list(plan.parts())
+
+
+def test_a_run_in_a_place_that_cannot_be_written_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(SegError, match=r"^/proc/no/such/run: can't be written to \(.+\): choose another folder$"):
+        open_run("/proc/no/such/run", make_plan([], bundle, SETTINGS)[0], "bundle")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not a run: it holds no readable run.json"),
+        (b"", "damaged: run.json is no JSON"),
+        (b"\xff\xfe", "damaged: run.json is no JSON"),
+        (b"[]", "not a run: run.json does not say format 'aerial-seg run'"),
+        (b'{"format": "aerial-seg bundle", "version": 1}', "not a run: run.json does not say format"),
+        (b'{"format": "aerial-seg run", "version": 2}', "of version 2, this program reads 1: upgrade aerial-seg"),
+        (b'{"format": "aerial-seg run", "version": 1}', "damaged"),
+    ],
+)
+def test_a_run_json_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(SegError) as refusal:
+        read_plan(str(tmp_path))
+    assert str(refusal.value).startswith(f"{tmp_path}: {message}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_nothing_is_left_to_do_in_a_whole_run(whole: Path) -> None:
+    run, plan = str(whole / "run"), replan(whole)
+    assert parts_to_do(run, plan) == []
+
+
+def test_a_part_that_is_not_published_is_to_do(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    part = list(plan.parts())[2]
+    published = part_path(run, part.key)
+    published.rename(published.with_name(".partial-0123456789abcdef"))  # as a killed process leaves it
+    assert parts_to_do(run, plan) == [part]
+
+
+def test_a_part_with_one_failed_row_is_to_do_and_then_done(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    part = list(plan.parts())[1]
+    rows = part_rows(part, SETTINGS)
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
+    write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model)
+    assert parts_to_do(run, plan) == [part]
+    write_part(run, part.key, rows, plan.model)
+    assert parts_to_do(run, plan) == []
+
+
+def test_parts_of_failed_rows_alone_are_to_do(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path, failed_parts={0, 4})
+    parts = list(plan.parts())
+    assert parts_to_do(run, plan) == [parts[0], parts[4]]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b""])
+def test_a_part_whose_file_is_damaged_is_to_do(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    run, plan = build_run(tmp_path)
+    part = list(plan.parts())[3]
+    path = part_path(run, part.key)
+    path.write_bytes(damage(path.read_bytes()))
+    assert parts_to_do(run, plan) == [part]
+
+
+def test_the_hand_built_run_has_what_its_tests_count_on(whole: Path) -> None:
+    run, plan = str(whole / "run"), replan(whole)
+    rows = [row for path in published_parts(run) for row in read_part(path)]
+    assert len(rows) == plan.counts["tiles"]
+    assert any(row["valid_px"] == 0 for row in rows)
+    assert any(0 < row["valid_px"] < row["height"] * row["width"] for row in rows)
+    assert any(row["height"] * row["width"] < 32 * 32 for row in rows)
+    assert len({row["building_px"] for row in rows}) > len(rows) // 2
+    assert {asdict(s)["crs"] for s in plan.scenes} == {UTM}
+    assert Window(0, 0, 64, 64) in {part.window for part in plan.parts()}
