@@ -84,12 +84,13 @@ def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str
     use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
     if use_gpu and not gpus:
         raise SegError(f"--device {device}: no node of the cluster has a GPU: say cpu")
-    threads = min(CPUS_PER_ACTOR, cpus)
-    fitting = int(gpus / gpus_per_actor) if use_gpu else sum(int(n["CPU"]) // threads for n in nodes)
-    least, most = actors or (max(1, fitting), max(1, fitting))
-    if most > max(1, fitting):
-        raise SegError(f"--actors {most}: the cluster has room for {max(1, fitting)}")
+    room = int(gpus / gpus_per_actor) if use_gpu else sum(int(n["CPU"]) for n in nodes)
+    if actors and actors[1] > room:
+        raise SegError(f"--actors {actors[1]}: the cluster has room for {room}")
+    most = actors[1] if actors else room if use_gpu else sum(-(-int(n["CPU"]) // CPUS_PER_ACTOR) for n in nodes)
     on_a_node = -(-most // len(nodes))
+    threads = max(2, min(CPUS_PER_ACTOR, cpus // on_a_node))  # with one, sums are rounded in another order
     memory = int(min(n["memory"] for n in nodes) / on_a_node)
     # On a CPU a core is left to Ray's own work; torch's threads are not what Ray counts.
-    return Crew(least, most, 1 if use_gpu else max(1, threads - 1), gpus_per_actor if use_gpu else 0, threads, memory)
+    reserved = 1 if use_gpu else max(1, threads - 1)
+    return Crew(actors[0] if actors else most, most, reserved, gpus_per_actor if use_gpu else 0, threads, memory)

@@ -46,7 +46,8 @@ def _open_grid(scene: Scene) -> Iterator[DatasetReader]:
     with open_image(scene.uri) as dataset:
         try:
             if scene.resampled:
-                # tolerance=0: GDAL's approximate transformer depends on the window read, and the answer must not.
+                # GDAL's approximate transformer depends on the window read, and the answer must not: next to no
+                # tolerance makes it exact (none at all fails to open).
                 with WarpedVRT(
                     dataset,
                     crs=dataset.crs,
@@ -55,7 +56,7 @@ def _open_grid(scene: Scene) -> Iterator[DatasetReader]:
                     width=scene.width,
                     resampling=Resampling.bilinear,
                     add_alpha=MaskFlags.per_dataset in dataset.mask_flag_enums[0],
-                    tolerance=0,
+                    tolerance=1e-6,
                 ) as warped:
                     yield warped
             elif dataset.shape != (scene.height, scene.width):

@@ -15,7 +15,7 @@ model's stride at the bottom and right:
     │    │  (4 tiles) │     │
     │    └────────────┘     │  row_off + height
     │                  halo │
-    └───────────────────────┘  row_off - halo + a multiple of the stride
+    └───────────────────────┘  row_off - halo + a multiple of the stride, at least MIN_CHIP
 
 Because the window's and the halo's offsets are multiples of the stride, every chip's pooling grid falls on the
 scene's, and the network computes the same values for a pixel whatever window it is in.
@@ -26,6 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+# px a side. A CPU's convolution routines add up in another order where the input is small; from about this size on they
+# don't, so that a pixel's value is the same to the last bit in a window of any size.
+MIN_CHIP = 512
 
 
 class Window(NamedTuple):
@@ -60,8 +65,8 @@ def chip_window(window: Window, halo: int, stride: int) -> Window:
     return Window(
         window.row_off - halo,
         window.col_off - halo,
-        round_up(window.height + 2 * halo, stride),
-        round_up(window.width + 2 * halo, stride),
+        round_up(max(window.height + 2 * halo, MIN_CHIP), stride),
+        round_up(max(window.width + 2 * halo, MIN_CHIP), stride),
     )
 
 

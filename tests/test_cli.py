@@ -1,0 +1,831 @@
+"""The command line: its options, what bad input is told, and what may import what."""
+
+import argparse
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from test_run import build_run, write_light_bundle
+
+from jobs.cli import main, make_parser
+from seg_core.dataset import read_classes
+from seg_core.raster import read_chip
+from seg_core.scenes import read_scene
+
+pytestmark = pytest.mark.usefixtures("no_ray")
+
+ROOT = Path(__file__).parents[1]
+GENERAL = ["--debug", "--help"]
+REGION = [
+    "--bands",
+    "--halo",
+    "--keep-probability",
+    "--model",
+    "--part",
+    "--resample",
+    "--scale",
+    "--threshold",
+    "--tile-size",
+    "--window",
+    "SCENE",
+]
+SPEED = ["--actors", "--address", "--device", "--gpus-per-actor"]
+OPTIONS = {
+    "seg": ["--help", "--version", "-C", "COMMAND"],
+    "seg train": [
+        *GENERAL,
+        "--address",
+        "--augment",
+        "--batch",
+        "--config",
+        "--crop",
+        "--data",
+        "--depth",
+        "--encoder-weights",
+        "--epochs",
+        "--json",
+        "--loss",
+        "--lr",
+        "--max-norm",
+        "--min-valid",
+        "--model",
+        "--no-augment",
+        "--optimizer",
+        "--out",
+        "--pad-multiple",
+        "--precision",
+        "--preset",
+        "--schedule",
+        "--seed",
+        "--set",
+        "--steps",
+        "--threshold",
+        "--weight-decay",
+        "--width",
+        "--work",
+        "--workers",
+    ],
+    "seg evaluate": [*GENERAL, "--data", "--device", "--json", "--labels", "--split", "BUNDLE|RUN"],
+    "seg plan": [*GENERAL, *REGION, "--json"],
+    "seg segment": [*GENERAL, *REGION, *SPEED, "--json", "--out"],
+    "seg verify": [*GENERAL, "--json", "RUN"],
+    "seg query": [*GENERAL, "--format", "--json", "RUN", "SQL"],
+    "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
+    "seg jobs": [*GENERAL, "--address", "--json"],
+    "seg logs": [*GENERAL, "--address", "ID"],
+    "seg stop": [*GENERAL, "--address", "ID"],
+    "seg bench": [*GENERAL, *REGION, *SPEED, "--json"],
+    "seg demo": [*GENERAL, "--json", "--out"],
+}
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The one JSON object of a command that went well."""
+        assert (self.code, self.err) == (0, "")
+        return dict(json.loads(self.out))
+
+
+Seg = Callable[..., Outcome]
+
+
+@pytest.fixture
+def seg(capsys: pytest.CaptureFixture[str]) -> Seg:
+    """Call the command line; the parser's way out, too, is an exit code."""
+
+    def call(*args: object) -> Outcome:
+        try:
+            code = main([str(arg) for arg in args])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tripwire: nothing here may start Ray, for what is refused must be so before."""
+
+    def tripped(*_: object, **__: object) -> NoReturn:
+        pytest.fail("Ray was to be started")
+
+    monkeypatch.setattr("jobs.segment.ray_session", tripped)
+    monkeypatch.setattr("jobs.train.ray_session", tripped)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    return write_light_bundle(tmp_path / "bundle")
+
+
+def refused(outcome: Outcome, *named: object) -> str:
+    """The one line of a refusal, in which all of that is named."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("seg: ")
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.err
+    for name in named:
+        assert str(name) in outcome.err
+    return outcome.err.strip()
+
+
+def refused_by_parser(outcome: Outcome, *named: object) -> None:
+    """The same for what argparse refuses, whose last line follows a reminder of the usage."""
+    assert (outcome.code, outcome.out) == (2, "")
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("seg")
+    assert "Traceback" not in outcome.err
+    for name in named:
+        assert str(name) in line
+
+
+def options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, list[str]]]:
+    """All options of a parser and of those below it, by command."""
+    below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    flags = [flag for a in parser._actions for flag in (a.option_strings or [str(a.metavar)]) if flag != "-h"]
+    yield name, sorted(flags)
+    for action in below:
+        for command, child in action.choices.items():
+            yield from options(child, f"{name} {command}")
+
+
+def test_the_commands_have_these_options_and_no_others() -> None:
+    assert dict(options(make_parser(), "seg")) == {name: sorted(flags) for name, flags in OPTIONS.items()}
+
+
+def test_options_are_not_abbreviated(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
+    refused_by_parser(seg("plan", make_scene(), "--model", bundle, "--tile", 32), "--tile")
+
+
+@pytest.mark.parametrize("command", ["", *(name.removeprefix("seg ") for name in OPTIONS if name != "seg")])
+def test_help_names_every_option(seg: Seg, command: str) -> None:
+    outcome = seg(*command.split(), "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    for flag in OPTIONS[f"seg {command}".strip()]:
+        assert flag.split()[0] in outcome.out
+
+
+def test_help_is_quick_because_it_imports_no_heavy_library() -> None:
+    code = """
+import sys
+from jobs.cli import main
+for command in ([], ["train"], ["segment"], ["query"], ["demo"]):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert not end.code
+print(*sorted(sys.modules), sep="\\n", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "jobs.cli" in loaded
+    assert not loaded & {"ray", "torch", "cv2", "rasterio", "pandas", "pyarrow", "duckdb", "albumentations"}
+
+
+def test_a_plain_picture_is_planned_without_a_word_of_warning(tmp_path: Path, bundle: str) -> None:
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30, 3), np.uint8))
+    command = [sys.executable, "-m", "jobs.cli", "plan", str(tmp_path / "a.png"), "--model", bundle, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["pixels"] == 600
+
+
+def test_a_command_is_wanted_and_must_be_known(seg: Seg) -> None:
+    refused_by_parser(seg(), "COMMAND")
+    refused_by_parser(seg("segmnt"), "segmnt")
+
+
+def test_version_is_said(seg: Seg) -> None:
+    assert seg("--version").out.startswith("seg 0.")
+
+
+# What is refused before anything is done
+
+
+def content(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused_everywhere(seg: Seg, folder: Path, args: list[object], *named: object) -> None:
+    """Assert that `seg segment` refuses those arguments in one line, writes nothing, and that `seg plan` agrees."""
+    before = content(folder)
+    refused(seg("segment", *args, "--out", folder / "run"), *named)
+    outcome = seg("plan", *args, "--json")
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert all(str(name) in outcome.out + outcome.err for name in named)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("source", ["nowhere.tif", "nowhere", "*.jp2", "nowhere.csv"])
+def test_a_source_that_is_not_there_is_refused(seg: Seg, tmp_path: Path, bundle: str, source: str) -> None:
+    refused_everywhere(seg, tmp_path, [tmp_path / source, "--model", bundle], source, "no such file or folder")
+
+
+def test_an_empty_folder_is_refused(seg: Seg, tmp_path: Path, bundle: str) -> None:
+    (tmp_path / "photos").mkdir()
+    refused_everywhere(seg, tmp_path, [tmp_path / "photos", "--model", bundle], "photos", "no images", ".tif")
+
+
+@pytest.mark.parametrize("text", ["no image\n", "", "II*\0"])
+def test_a_file_that_is_no_image_is_refused(seg: Seg, tmp_path: Path, bundle: str, text: str) -> None:
+    (tmp_path / "a.tif").write_text(text)
+    refused_everywhere(
+        seg, tmp_path, [tmp_path / "a.tif", "--model", bundle], "a.tif", "not an image, or a damaged one"
+    )
+
+
+def test_one_bad_image_among_good_ones_is_named(seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene) -> None:
+    folder = Path(make_scene("region/good.tif")).parent
+    (folder / "bad.tif").write_text("no image")
+    refused_everywhere(seg, tmp_path, [folder, "--model", bundle], folder / "bad.tif")
+    assert seg("plan", folder, "--model", bundle).code == 2
+
+
+def test_only_the_images_of_a_mixed_folder_are_planned(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
+    folder = Path(make_scene("region/a.tif")).parent
+    make_scene("region/sub/b.tif")
+    for name in ("notes.txt", "table.csv", "a.tif.aux.xml", "sub/buildings.geojson", "sheet.vrt", "sub/.b.tif"):
+        (folder / name).write_text("something else")
+    figures = seg("plan", folder, "--model", bundle, "--json").figures
+    assert (figures["scenes"], figures["refused"]) == (2, [])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (20, 30), (511, 3)])
+def test_a_scene_smaller_than_a_tile_is_one_tile(
+    seg: Seg, bundle: str, make_scene: MakeScene, height: int, width: int
+) -> None:
+    figures = seg("plan", make_scene(height=height, width=width), "--model", bundle, "--json").figures
+    assert {k: figures[k] for k in ("scenes", "parts", "tiles", "pixels", "windows", "refused")} == {
+        "scenes": 1,
+        "parts": 1,
+        "tiles": 1,
+        "pixels": height * width,
+        "windows": 1,
+        "refused": [],
+    }
+
+
+def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
+    args = ["--tile-size", 32, "--part", 64, "--window", 32, "--halo", 8, "--threshold", 0.25, "--keep-probability"]
+    figures = seg("plan", make_scene(), "--model", bundle, *args, "--json").figures
+    assert {k: figures[k] for k in ("scenes", "parts", "tiles", "pixels", "window", "windows")} == {
+        "scenes": 1,
+        "parts": 4,
+        "tiles": 16,
+        "pixels": 12000,
+        "window": 32,
+        "windows": 16,
+    }
+    assert figures["model"] == json.loads(Path(bundle, "model.json").read_text())["hash"]
+    assert figures["settings"] == {
+        "tile_size": 32,
+        "part": 64,
+        "halo": 8,
+        "threshold": 0.25,
+        "resample": False,
+        "scale": None,
+        "bands": None,
+        "keep_probability": True,
+        "window": 32,  # kept, because this halo does not cover the model's context of 12 px
+    }
+    assert seg("plan", make_scene(), "--model", bundle).out.startswith("scenes ")
+
+
+def write_colours(path: Path, bands: int) -> str:
+    """An uint8 GeoTIFF of so many colour bands; of four, GDAL would otherwise take the last for alpha."""
+    with rasterio.open(
+        path, "w", driver="GTiff", height=20, width=30, count=bands, dtype="uint8", crs=UTM,
+        transform=Affine(*NORTH_UP), photometric="MINISBLACK",
+    ) as dataset:  # fmt: skip
+        dataset.write(np.full((bands, 20, 30), 9, np.uint8))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("bands", "way_out"), [(1, "--bands 1,1,1"), (2, "--bands"), (4, "--bands 1,2,3"), (5, "--bands 1,2,3")]
+)
+def test_another_number_of_bands_is_refused_and_bands_named(
+    seg: Seg, tmp_path: Path, bundle: str, bands: int, way_out: str
+) -> None:
+    path = write_colours(tmp_path / "a.tif", bands)
+    refused_everywhere(seg, tmp_path, [path, "--model", bundle], f"a.tif: {bands} bands", "wants 3", way_out)
+
+
+@pytest.mark.parametrize(("bands", "chosen"), [(1, "1,1,1"), (2, "1,2,1"), (3, "3,2,1"), (4, "4,1,2"), (5, "5,3,1")])
+def test_bands_can_be_chosen(seg: Seg, tmp_path: Path, bundle: str, bands: int, chosen: str) -> None:
+    path = write_colours(tmp_path / "a.tif", bands)
+    figures = seg("plan", path, "--model", bundle, "--bands", chosen, "--json").figures
+    assert figures["settings"]["bands"] == [int(band) for band in chosen.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"), [("1,2", "names 2 bands"), ("1,2,9", "no colour band 9"), ("0,1,2", "no colour band 0")]
+)
+def test_bands_that_are_not_there_are_refused(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, chosen: str, named: str
+) -> None:
+    refused_everywhere(seg, tmp_path, [make_scene(), "--model", bundle, "--bands", chosen], named)
+
+
+@pytest.mark.parametrize("chosen", ["red", "1;2;3", "", "1,,3"])
+def test_bands_that_are_no_numbers_are_refused(seg: Seg, bundle: str, make_scene: MakeScene, chosen: str) -> None:
+    refused_by_parser(seg("plan", make_scene(), "--model", bundle, "--bands", chosen), "--bands", "1,2,3")
+
+
+def test_alpha_is_validity_and_no_band(seg: Seg, tmp_path: Path, bundle: str) -> None:
+    pixels = np.full((4, 20, 30), 9, np.uint8)
+    pixels[3, :5] = 0
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", height=20, width=30, count=4, dtype="uint8", crs=UTM,
+        transform=Affine(*NORTH_UP),
+    ) as dataset:  # fmt: skip
+        dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+        dataset.write(pixels)
+    assert seg("plan", tmp_path / "a.tif", "--model", bundle, "--json").figures["refused"] == []
+    scene = read_scene(str(tmp_path / "a.tif"), "a.tif")
+    assert np.array_equal(read_chip(scene, scene.window)[1], pixels[3] > 0)
+    refused_everywhere(seg, tmp_path, [tmp_path / "a.tif", "--model", bundle, "--bands", "1,2,4"], "no colour band 4")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "float64"])
+def test_imagery_that_is_not_uint8_is_refused_and_scale_named(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, dtype: str
+) -> None:
+    args: list[object] = [make_scene(dtype=dtype), "--model", bundle]
+    refused_everywhere(seg, tmp_path, args, "scene.tif", dtype, "--scale MIN MAX")
+    figures = seg("plan", *args, "--scale", 0, 4000, "--json").figures
+    assert (figures["scenes"], figures["settings"]["scale"]) == (1, [0.0, 4000.0])
+
+
+def test_another_resolution_is_refused_and_resample_named(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene
+) -> None:
+    args: list[object] = [make_scene(transform=(0.5, 0.0, 4e5, 0.0, -0.5, 5.8e6)), "--model", bundle]
+    refused_everywhere(seg, tmp_path, args, "scene.tif: 0.5 m a pixel", "trained at 1 m", "--resample")
+    figures = seg("plan", *args, "--resample", "--json").figures
+    assert figures["pixels"] == pytest.approx(50 * 60, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--tile-size", 30], ["--tile-size 30", "stride is 4"]),
+        (["--tile-size", 0], ["--tile-size 0"]),
+        (["--halo", 3], ["--halo 3", "stride is 4"]),
+        (["--halo", -4], ["--halo -4"]),
+        (["--part", 100], ["--part 100", "tile size, 32"]),
+        (["--threshold", 1.5], ["--threshold 1.5", "between 0 and 1"]),
+        (["--threshold", "nan"], ["--threshold nan"]),
+        (["--scale", 9, 9], ["--scale 9 9", "MIN must be less than MAX"]),
+        (["--scale", "nan", 9], ["--scale"]),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, args: list[object], named: list[str]
+) -> None:
+    tile = [] if "--tile-size" in args else ["--tile-size", 32]
+    refused_everywhere(seg, tmp_path, [make_scene(), "--model", bundle, *tile, *args], *named)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--tile-size", "big"], "--tile-size"),
+        (["--window", "big"], "--window"),
+        (["--scale", "0"], "--scale"),
+        (["--actors", "2:1"], "--actors"),
+        (["--actors", "0"], "--actors"),
+        (["--actors", "many"], "--actors"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, args: list[str], named: str
+) -> None:
+    scene = make_scene()
+    before = content(tmp_path)
+    refused_by_parser(seg("segment", scene, "--model", bundle, "--out", tmp_path / "run", *args), named)
+    assert content(tmp_path) == before
+
+
+def test_a_window_that_is_no_multiple_of_the_tile_is_refused(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
+    outcome = seg("plan", make_scene(), "--model", bundle, "--tile-size", 32, "--window", 100)
+    refused(outcome, "--window 100", "tile size, 32")
+
+
+# The folder of the results
+
+
+def test_a_window_is_refused_before_a_run_is_begun(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene
+) -> None:
+    args = ["--model", bundle, "--out", tmp_path / "run", "--tile-size", 32, "--window", 100]
+    refused(seg("segment", make_scene(), *args), "--window 100", "tile size, 32")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_crs_is_accepted_with_a_note(seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene) -> None:
+    scene = make_scene("bare.tif", crs=None)
+    assert seg("plan", scene, "--model", bundle, "--json").figures["scenes"] == 1
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    outcome = seg("segment", scene, "--model", bundle, "--out", tmp_path / "taken")
+    note, refusal = outcome.err.splitlines()
+    assert note.startswith("bare.tif: no CRS: ")
+    assert "areas and geometry stay null" in note
+    assert refusal.startswith("seg: ")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "bundle"])
+def test_an_out_that_is_no_run_is_refused_and_left_alone(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, kind: str
+) -> None:
+    out = {"folder": tmp_path / "taken", "file": tmp_path / "taken/file", "bundle": bundle}[kind]
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    scene = make_scene()
+    before = content(tmp_path)
+    refused(
+        seg("segment", scene, "--model", bundle, "--out", out),
+        f"{out}: exists and is not a run",
+        "choose another folder",
+    )
+    assert content(tmp_path) == before
+
+
+def test_an_out_that_cannot_be_written_is_refused(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
+    outcome = seg("segment", make_scene(), "--model", bundle, "--out", "/proc/nowhere/run")
+    refused(outcome, "/proc/nowhere/run: can't be written to", "choose another folder")
+
+
+def test_a_run_with_other_settings_is_refused(seg: Seg, tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    args = ["segment", tmp_path / "scenes", "--model", tmp_path / "bundle", "--out", run, "--part", 64]
+    refused(seg(*args, "--tile-size", 16), "tile_size 32 there, 16 now", "choose another folder")
+
+
+def test_a_whole_run_is_not_done_again(seg: Seg, tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    before = content(tmp_path)
+    args = ["--model", tmp_path / "bundle", "--out", run, "--part", 64, "--tile-size", 32]
+    outcome = seg("segment", tmp_path / "scenes", *args, "--json")
+    assert outcome.code == 0
+    assert outcome.err == f"{run}: nothing to do: all {plan.counts['tiles']} tiles are there\n"
+    assert json.loads(outcome.out)["tiles"] == plan.counts["tiles"]
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["verify", "query"])
+def test_what_is_no_run_is_refused(seg: Seg, tmp_path: Path, command: str) -> None:
+    refused(seg(command, tmp_path), f"{tmp_path}: not a run")
+    refused(seg(command, tmp_path / "nowhere"), f"{tmp_path}/nowhere: not a run")
+
+
+def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path, failed_parts={4})
+    counted = {"planned": 18, "done": 16, "failed": 2, "complete": True, "problems": []}
+    outcome = seg("verify", run, "--json")
+    assert (outcome.code, json.loads(outcome.out)) == (1, counted)
+    whole, _ = build_run(tmp_path / "whole")
+    assert seg("verify", whole, "--json").figures == {**counted, "done": 18, "failed": 0}
+    next(Path(whole, "tiles").glob("part-*")).unlink()
+    outcome = seg("verify", whole)
+    assert outcome.code == 1
+    assert "missing" in outcome.out
+
+
+def test_relative_paths_are_taken_from_the_folder_of_c(
+    seg: Seg, tmp_path: Path, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # and back to where we were in the end
+    make_scene("region/a.tif")
+    write_light_bundle(tmp_path / "bundle")
+    figures = seg("-C", tmp_path, "plan", "region", "--model", "bundle", "--json").figures
+    assert figures["scenes"] == 1
+    refused(seg("-C", tmp_path / "nowhere", "plan", "region", "--model", "bundle"), "-C", "nowhere", "no such folder")
+
+
+# Bundles
+
+
+def damage(bundle: str, how: str) -> None:
+    header = Path(bundle, "model.json")
+    fields = json.loads(header.read_text())
+    if how == "weights":
+        weights = Path(bundle, "weights.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    elif how == "foreign":
+        header.write_text('{"model_type": "bert", "hidden_size": 768}')
+    else:
+        header.write_text(json.dumps(fields | {"newer": {"version": 2}, "altered": {"threshold": 0.1}}[how]))
+
+
+BROKEN = [
+    ("altered", "damaged: model.json was changed after it was written"),
+    ("newer", "of version 2, this program reads 1: upgrade aerial-seg"),
+    ("foreign", "not a bundle: model.json does not say format"),
+]
+
+
+@pytest.mark.parametrize(("how", "named"), BROKEN)
+def test_a_broken_bundle_is_refused(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, how: str, named: str
+) -> None:
+    damage(bundle, how)
+    refused_everywhere(seg, tmp_path, [make_scene(), "--model", bundle], f"{bundle}: {named}")
+    refused(seg("evaluate", bundle, "--data", tmp_path), f"{bundle}: {named}")
+
+
+def test_what_is_no_bundle_is_refused(seg: Seg, tmp_path: Path, make_scene: MakeScene) -> None:
+    scene = make_scene()
+    refused_everywhere(seg, tmp_path, [scene, "--model", tmp_path / "nowhere"], f"{tmp_path}/nowhere: no such bundle")
+    refused_everywhere(seg, tmp_path, [scene, "--model", tmp_path], f"{tmp_path}: not a bundle")
+    refused_everywhere(seg, tmp_path, [scene, "--model", scene], f"{scene}: not a bundle")
+    refused(seg("evaluate", tmp_path, "--data", tmp_path), f"{tmp_path}: not a bundle")
+
+
+def test_damaged_weights_are_refused_before_a_run_is_begun(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene
+) -> None:
+    damage(bundle, "weights")
+    outcome = seg("segment", make_scene(), "--model", bundle, "--out", tmp_path / "run")
+    refused(outcome, f"{bundle}: damaged: weights.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_weights_are_refused_by_evaluate(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("real")
+    damage(bundle, "weights")
+    refused(seg("evaluate", bundle, "--data", make_dataset(tmp_path)), f"{bundle}: damaged: weights.safetensors")
+
+
+# Training data and settings
+
+
+def make_dataset(folder: Path, label: tuple[int, int] = (40, 50)) -> Path:
+    """A dataset of one 40 x 50 px pair in each split, the label of `val` of another size where told so."""
+    rng = np.random.default_rng(0)
+    data = folder / "data"
+    for split, size in (("train", (40, 50)), ("val", label)):
+        for name in (split, f"{split}_labels"):
+            (data / name).mkdir(parents=True)
+        write_pair(data / split / "a.tif", rng.integers(0, 255, (3, 40, 50)).astype(np.uint8))
+        write_pair(data / f"{split}_labels/a.tif", np.zeros((3, *size), np.uint8))
+    (data / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
+    assert read_classes(str(data)).building == 1
+    return data
+
+
+def write_pair(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    with rasterio.open(
+        path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2], dtype="uint8",
+        crs=UTM, transform=Affine(*NORTH_UP),
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+
+
+def test_a_label_of_another_size_than_its_image_is_refused(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    data = make_dataset(tmp_path, label=(40, 49))
+    outcome = seg("evaluate", make_bundle(), "--data", data, "--device", "cpu")
+    refused(outcome, data / "val_labels/a.tif", "49 x 40 px", "50 x 40")
+
+
+def test_a_bundle_is_scored_on_a_split_and_needs_one(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    data, bundle = make_dataset(tmp_path), make_bundle()
+    figures = seg("evaluate", bundle, "--data", data, "--device", "cpu", "--json").figures
+    assert figures["images"] == 1
+    refused(seg("evaluate", bundle), bundle, "--data")
+    refused(seg("evaluate", bundle, "--data", data, "--split", "test"), data / "test", "no such folder")
+    refused(seg("evaluate", bundle, "--data", tmp_path), "label_class_dict.csv")
+
+
+def test_labels_of_a_run_must_fit_its_scenes(seg: Seg, tmp_path: Path, make_scene: MakeScene) -> None:
+    run, _ = build_run(tmp_path)
+    labels = shutil.copytree(tmp_path / "scenes", tmp_path / "labels")
+    make_scene("labels/north/a.tif", 100, 119, bands=1)
+    refused(seg("evaluate", run, "--labels", labels), labels / "north/a.tif", "119 x 100 px", "120 x 100")
+    (labels / "north/a.tif").unlink()
+    refused(seg("evaluate", run, "--labels", labels), labels, "no label for scene north/a.tif")
+    refused(seg("evaluate", run, "--labels", labels / "south/b.tif"), "--labels", "one file for 2 scenes")
+    refused(seg("evaluate", run), run, "--labels")
+
+
+def train(seg: Seg, folder: Path, *args: object) -> Outcome:
+    """`seg train` that must be refused before anything is written."""
+    before = content(folder)
+    outcome = seg("train", "--data", folder / "data", "--out", folder / "trained", *args)
+    assert content(folder) == before
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--set", "bathc=8"], ["--set: bathc is not a setting", "did you mean batch?"]),
+        (["--set", "learning=8"], ["--set: learning is not a setting"]),
+        (["--set", "batch"], ["--set batch", "say key=value"]),
+        (["--set", "batch=eight"], ["batch", "eight", "expected int"]),
+        (["--set", "batch=8.5"], ["batch", "8.5", "expected int"]),
+        (["--set", "augment=1"], ["augment", "1", "expected bool"]),
+        (["--set", "epochs=true"], ["epochs", "true", "expected int"]),
+        (["--set", "loss=focal"], ["loss = focal", "dice, bce+dice, cross-entropy"]),
+        (["--batch", 8, "--workers", 3], ["batch = 8", "3 workers"]),
+        (["--set", "batch=9", "--workers", 2], ["batch = 9", "2 workers"]),
+        (["--epochs", 0], ["epochs = 0", "more than 0"]),
+        (["--lr", -1], ["lr = -1", "more than 0"]),
+        (["--steps", -1], ["steps = -1", "not be negative"]),
+        (["--threshold", 2], ["threshold = 2", "shares of 1"]),
+        (["--lr", "nan"], ["lr = nan"]),
+    ],
+)
+def test_a_setting_that_is_none_or_cannot_work_is_refused(
+    seg: Seg, tmp_path: Path, args: list[object], named: list[str]
+) -> None:
+    make_dataset(tmp_path)
+    refused(train(seg, tmp_path, "--width", 2, "--depth", 2, *args), *named)
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        ("bathc = 8", ["settings.toml: bathc is not a setting", "did you mean batch?"]),
+        ("[train]\nbatch = 8", ["settings.toml: train is not a setting"]),
+        ('batch = "eight"', ["settings.toml: batch", "expected int"]),
+        ("batch = 1979-05-27", ["settings.toml: batch", "expected int"]),
+        ("batch = 8\nworkers = 3", ["batch = 8", "3 workers"]),
+        ("batch = ", ["--config", "settings.toml"]),
+        ("batch = 8\nbatch = 9", ["--config", "settings.toml"]),
+        (b"\xff\xfe", ["settings.toml"]),
+    ],
+)
+def test_a_config_file_that_cannot_work_is_refused(
+    seg: Seg, tmp_path: Path, toml: str | bytes, named: list[str]
+) -> None:
+    make_dataset(tmp_path)
+    (tmp_path / "settings.toml").write_bytes(toml.encode() if isinstance(toml, str) else toml)
+    refused(train(seg, tmp_path, "--config", tmp_path / "settings.toml"), *named)
+
+
+def test_a_config_file_that_is_not_there_is_refused(seg: Seg, tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    refused(train(seg, tmp_path, "--config", tmp_path / "nowhere.toml"), "--config", "nowhere.toml", "No such file")
+
+
+def test_an_unknown_preset_or_choice_is_refused(seg: Seg, tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    refused_by_parser(train(seg, tmp_path, "--preset", "fast"), "--preset", "fast", "article")
+    refused_by_parser(train(seg, tmp_path, "--loss", "focal"), "--loss", "focal", "dice")
+    refused_by_parser(train(seg, tmp_path, "--batch", "eight"), "--batch", "eight")
+
+
+@pytest.mark.parametrize("kind", ["bundle", "folder", "file"])
+def test_a_trained_model_is_not_written_over_another_thing(seg: Seg, tmp_path: Path, kind: str) -> None:
+    make_dataset(tmp_path)
+    there = tmp_path / "trained"
+    if kind == "bundle":
+        write_light_bundle(there)
+    elif kind == "folder":
+        there.mkdir()
+    else:
+        there.write_text("mine")
+    refused(train(seg, tmp_path), f"{there}: is there already", "choose another name")
+
+
+def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path)
+    outcome = seg("train", "--data", data, "--out", "/proc/nowhere/bundle", "--width", 2, "--depth", 2)
+    refused(outcome, "/proc/nowhere", "can't be written to", "choose another folder")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--crop", 30, "--depth", 2, "--width", 2], ["crop = 30", "stride is 4"]),
+        (["--pad-multiple", 6, "--depth", 2, "--width", 2], ["pad_multiple = 6", "stride, 4"]),
+        (["--model", "resnet"], ["model resnet", "smp:ARCHITECTURE/ENCODER"]),
+    ],
+)
+def test_a_model_that_cannot_work_is_refused(seg: Seg, tmp_path: Path, args: list[object], named: list[str]) -> None:
+    make_dataset(tmp_path)
+    refused(train(seg, tmp_path, *args), *named)
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("label_class_dict.csv", "label_class_dict.csv: no such file"),
+        ("train", "train: no such folder"),
+        ("val_labels", "val_labels: no such folder"),
+        ("train/a.tif", "train: no images in this folder"),
+        ("val_labels/a.tif", "val/a.tif: no label in"),
+    ],
+)
+def test_a_dataset_that_lacks_something_is_refused(seg: Seg, tmp_path: Path, gone: str, named: str) -> None:
+    path = make_dataset(tmp_path) / gone
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    refused(train(seg, tmp_path, "--width", 2, "--depth", 2), named)
+
+
+@pytest.mark.parametrize(
+    "table", ["", "name,r,g,b\n", "class,r,g,b\na,0,0,0\nb,1,1,1\n", "name,r,g,b\nbackground,0,0,x\nbuilding,1,1,1\n"]
+)
+def test_a_table_of_classes_that_is_none_is_refused(seg: Seg, tmp_path: Path, table: str) -> None:
+    path = make_dataset(tmp_path) / "label_class_dict.csv"
+    path.write_text(table)
+    refused(train(seg, tmp_path, "--width", 2, "--depth", 2), path)
+
+
+# What may import what
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+LIBRARY = sorted((ROOT / "seg_core").glob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(LIBRARY) > 15
+    assert len(JOBS) > 5
+    assert "ray" in top_level(ROOT / "jobs/segment.py")
+    assert "rasterio" in top_level(ROOT / "seg_core/raster.py")
+    assert "torch" in top_level(ROOT / "seg_core/segmenter.py")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_the_library_never_imports_ray_or_jobs(path: Path) -> None:
+    assert not top_level(path) & {"ray", "jobs", "tests"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_no_module_of_the_library_imports_both_rasterio_and_torch(path: Path) -> None:
+    assert not top_level(path) >= {"rasterio", "torch"}
+
+
+def test_only_jobs_and_tests_import_jobs() -> None:
+    others = [
+        path
+        for path in ROOT.rglob("*.py")
+        if path.relative_to(ROOT).parts[0] not in {"jobs", "tests", "build", "dist"}
+        and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
+    assert {path.parent.name for path in others} >= {"seg_core"}
+    assert [path for path in others if "jobs" in top_level(path)] == []
+
+
+@pytest.mark.parametrize("folder", ["seg_core", "jobs"])
+def test_imports_form_no_circle(folder: str) -> None:
+    files = {f"{folder}.{path.stem}": path for path in (ROOT / folder).glob("*.py")}
+    graph = {name: {other for other in imports(path) if other in files} - {name} for name, path in files.items()}
+    done: list[str] = []
+    while graph:
+        free = sorted(name for name, needed in graph.items() if needed <= set(done))
+        assert free, f"a circle among {sorted(graph)}"
+        done += free
+        graph = {name: needed for name, needed in graph.items() if name not in free}
+    assert len(done) == len(files)
+
+
+@pytest.mark.parametrize("folder", ["seg_core", "jobs"])
+def test_packages_reexport_nothing(folder: str) -> None:
+    path = ROOT / folder / "__init__.py"
+    assert imports(path) == set()
+    names = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert names == []

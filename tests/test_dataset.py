@@ -1,0 +1,421 @@
+"""Pairs are decoded as the labels' colours and the images' missing pixels say; crops are fair and repeatable."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import MakeScene
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+
+from seg_core.dataset import (
+    MISSING,
+    Classes,
+    Crops,
+    Pair,
+    Sample,
+    augmentation,
+    choose_crop,
+    digest,
+    find_pairs,
+    fingerprint,
+    normalisation,
+    pad,
+    read_classes,
+    read_pair,
+)
+from seg_core.errors import SegError
+
+TWO = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
+FOUR = Classes(("road", "background", "building", "water"), ((128, 64, 128), (0, 0, 0), (255, 0, 1), (255, 0, 0)))
+SIDE = 40
+
+Indices = NDArray[np.uint8]
+
+
+def colours(indices: Indices, classes: Classes) -> NDArray[np.uint8]:
+    """The label `(3, height, width)` that stands for class indices."""
+    return np.array(classes.colours, np.uint8)[indices].transpose(2, 0, 1)
+
+
+def random_indices(classes: Classes, seed: int = 0, height: int = 20, width: int = 30) -> Indices:
+    return np.random.default_rng(seed).integers(0, len(classes.names), (height, width), dtype=np.uint8)
+
+
+def random_sample(seed: int, height: int = SIDE, width: int = SIDE, missing: float = 0.2) -> Sample:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, (height, width), dtype=np.uint8)
+    label[rng.random((height, width)) < missing] = MISSING
+    return Sample(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), label)
+
+
+def write_pair(make_scene: MakeScene, label: NDArray[np.uint8], **image: Any) -> Pair:
+    """Write an image and its label `(bands, height, width)`."""
+    size = {"height": label.shape[1], "width": label.shape[2]}
+    return Pair(make_scene("train/a.tiff", **{**size, **image}), make_scene("train_labels/a.tif", pixels=label))
+
+
+def write_classes(folder: Path, text: str) -> str:
+    (folder / "label_class_dict.csv").write_text(text)
+    return str(folder)
+
+
+# Classes
+
+
+def test_classes_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    text = "name,r,g,b\nroad,128,64,128\nbackground,0,0,0\nbuilding,255,0,1\nwater,255,0,0\n"
+    classes = read_classes(write_classes(tmp_path, text))
+    assert classes == FOUR
+    assert classes.building == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class,r,g,b\nbackground,0,0,0\nbuilding,1,1,1\n", "name,r,g,b"),
+        ("name,r,g,b\nbuilding,1,1,1\n", "2 to 254 classes"),
+        ("name,r,g,b\nbackground,7,7,7\nbuilding,7,7,7\n", "same colour"),
+    ],
+)
+def test_a_class_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SegError, match=rf"label_class_dict\.csv: .*{message}"):
+        read_classes(write_classes(tmp_path, text))
+
+
+def test_a_missing_class_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SegError, match=rf"{tmp_path}/label_class_dict\.csv: no such file"):
+        read_classes(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("background", "house"), ("building", "Buildings")])
+def test_the_building_class_must_be_told_by_its_name(names: tuple[str, str]) -> None:
+    with pytest.raises(SegError, match=", ".join(names)):
+        _ = Classes(names, TWO.colours).building
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff"])
+def test_pairs_are_found_by_name(make_scene: MakeScene, tmp_path: Path, suffix: str) -> None:
+    for name in ("b", "a"):
+        make_scene(f"val/{name}.tiff")
+        make_scene(f"val_labels/{name}{suffix}")
+    (tmp_path / "val" / "notes.txt").write_text("no image")
+    pairs = find_pairs(str(tmp_path), "val")
+    assert pairs == [Pair(f"{tmp_path}/val/{n}.tiff", f"{tmp_path}/val_labels/{n}{suffix}") for n in ("a", "b")]
+
+
+def test_an_image_without_a_label_is_named(make_scene: MakeScene, tmp_path: Path) -> None:
+    make_scene("train/a.tiff")
+    make_scene("train/b.tiff")
+    make_scene("train_labels/a.tif")
+    with pytest.raises(SegError, match=r"train/b\.tiff: no label in .*train_labels.*b\.tif"):
+        find_pairs(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(("there", "absent"), [("train", "train_labels"), ("train_labels", "train")])
+def test_a_missing_folder_is_named(tmp_path: Path, there: str, absent: str) -> None:
+    (tmp_path / there).mkdir()
+    with pytest.raises(SegError, match=rf"/{absent}: no such folder"):
+        find_pairs(str(tmp_path), "train")
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train_labels").mkdir()
+    with pytest.raises(SegError, match="no images"):
+        find_pairs(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("classes", [TWO, FOUR], ids=["two classes", "four classes"])
+def test_labels_are_decoded_by_their_colours(make_scene: MakeScene, classes: Classes) -> None:
+    indices = random_indices(classes)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, *indices.shape), dtype=np.uint8)
+    sample, scene = read_pair(write_pair(make_scene, colours(indices, classes), pixels=pixels), classes)
+    assert np.array_equal(sample.label, indices)
+    assert np.array_equal(sample.image, pixels.transpose(1, 2, 0))
+    assert (sample.label.dtype, sample.image.dtype) == (np.uint8, np.uint8)
+    assert (scene.height, scene.width) == indices.shape
+
+
+def test_a_grey_label_is_decoded_like_a_coloured_one(make_scene: MakeScene) -> None:
+    indices = random_indices(TWO)
+    sample, _ = read_pair(write_pair(make_scene, colours(indices, TWO)[:1]), TWO)
+    assert np.array_equal(sample.label, indices)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (7, 19), (19, 29)])
+def test_an_unknown_colour_is_named_with_its_place(make_scene: MakeScene, place: tuple[int, int]) -> None:
+    label = colours(random_indices(FOUR), FOUR)
+    label[:, place[0], place[1]] = 255, 0, 2  # between the colours of two classes
+    where = rf"train_labels/a\.tif: colour \(255, 0, 2\) at row {place[0]}, column {place[1]} "
+    with pytest.raises(SegError, match=where):
+        read_pair(write_pair(make_scene, label), FOUR)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 1), (255, 255, 254), (128, 128, 128)])
+def test_a_colour_below_between_or_beyond_the_known_ones_is_refused(
+    make_scene: MakeScene, colour: tuple[int, int, int]
+) -> None:
+    label = colours(random_indices(TWO), Classes(TWO.names, ((0, 0, 2), (255, 255, 253))))
+    label[:, 3, 4] = colour
+    with pytest.raises(SegError, match=rf"\({', '.join(map(str, colour))}\) at row 3, column 4"):
+        read_pair(write_pair(make_scene, label), Classes(TWO.names, ((0, 0, 2), (255, 255, 253))))
+
+
+def test_a_label_of_another_size_is_refused_with_both_sizes(make_scene: MakeScene) -> None:
+    pair = write_pair(make_scene, colours(random_indices(TWO), TWO), height=20, width=31)
+    with pytest.raises(SegError, match=r"train_labels/a\.tif: .*30 x 20 px.*31 x 20"):
+        read_pair(pair, TWO)
+
+
+def test_an_image_that_is_not_uint8_is_refused(make_scene: MakeScene) -> None:
+    pair = write_pair(make_scene, colours(random_indices(TWO), TWO), dtype="uint16")
+    with pytest.raises(SegError, match=r"train/a\.tiff: .*uint16"):
+        read_pair(pair, TWO)
+
+
+# Missing pixels
+
+
+def test_pixels_of_nodata_in_all_bands_are_missing(make_scene: MakeScene) -> None:
+    indices = random_indices(TWO)
+    pixels = np.random.default_rng(2).integers(0, 255, (3, *indices.shape), dtype=np.uint8)
+    pixels[:, 5:9, 10:25] = 255
+    pixels[0, 0, :] = 255  # one band alone is data
+    sample, _ = read_pair(write_pair(make_scene, colours(indices, TWO), pixels=pixels, nodata=255), TWO)
+    missing = np.zeros(indices.shape, np.bool_)
+    missing[5:9, 10:25] = True
+    assert np.array_equal(sample.label, np.where(missing, MISSING, indices))
+
+
+@pytest.mark.parametrize("kind", ["alpha", "mask"])
+def test_pixels_behind_alpha_or_mask_are_missing(make_scene: MakeScene, kind: str) -> None:
+    indices = random_indices(TWO)
+    pair = write_pair(make_scene, colours(indices, TWO))
+    rng = np.random.default_rng(3)
+    pixels, valid = rng.integers(0, 256, (3, *indices.shape), dtype=np.uint8), rng.random(indices.shape) < 0.5
+    opacity = valid.astype(np.uint8) * 255
+    bands = np.concatenate([pixels, opacity[None]]) if kind == "alpha" else pixels
+    height, width = indices.shape
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": len(bands), "height": height, "width": width}
+    georeference = {"crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 400_000, 0, -1, 5_800_000)}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(pair.image, "w", **profile, **georeference) as dataset,
+    ):
+        rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        dataset.colorinterp = (*rgb, ColorInterp.alpha) if kind == "alpha" else rgb
+        dataset.write(bands)
+        if kind == "mask":
+            dataset.write_mask(opacity)
+    sample, _ = read_pair(pair, TWO)
+    assert np.array_equal(sample.label, np.where(valid, indices, MISSING))
+    assert np.array_equal(sample.image, pixels.transpose(1, 2, 0))
+
+
+def test_the_label_of_a_missing_pixel_may_have_any_colour(make_scene: MakeScene) -> None:
+    label = colours(random_indices(TWO), TWO)
+    label[:, :5] = 77
+    pixels = np.full((3, 20, 30), 100, np.uint8)
+    pixels[:, :5] = 255
+    sample, _ = read_pair(write_pair(make_scene, label, pixels=pixels, nodata=255), TWO)
+    assert (sample.label[:5] == MISSING).all()
+    assert (sample.label[5:] != MISSING).all()
+
+
+# Figures
+
+
+def digests(samples: Sequence[Sample], make_scene: MakeScene) -> list[Any]:
+    _, scene = read_pair(write_pair(make_scene, colours(random_indices(TWO), TWO)), TWO)
+    return [digest(sample, scene) for sample in samples]
+
+
+def test_normalisation_is_that_of_all_valid_pixels(make_scene: MakeScene) -> None:
+    samples = [random_sample(0, 10, 20), random_sample(1, 50, 30, missing=0.9), random_sample(2, 5, 5, missing=1.0)]
+    for sample in samples:
+        sample.image[sample.label == MISSING] = 255
+        sample.image[..., 1] //= 3
+    pixels = np.concatenate([sample.image[sample.label != MISSING] for sample in samples]).astype(np.float64)
+    mean, std = normalisation(digests(samples, make_scene))
+    assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-3)
+    assert std == pytest.approx(pixels.std(axis=0), abs=1e-3)
+
+
+def test_normalisation_of_a_constant_band_divides_by_one(make_scene: MakeScene) -> None:
+    sample = random_sample(0)
+    sample.image[..., 2] = 9
+    mean, std = normalisation(digests([sample], make_scene))
+    assert (mean[2], std[2]) == (9, 1)
+
+
+def test_the_fingerprint_is_of_the_content_whatever_its_order(make_scene: MakeScene) -> None:
+    found = digests([random_sample(0), random_sample(1)], make_scene)
+    assert fingerprint(found) == fingerprint(found[::-1])
+    for changed in (random_sample(0), random_sample(0)):
+        changed.image[3, 4, 1] ^= 1
+        assert fingerprint([*digests([changed], make_scene), found[1]]) != fingerprint(found)
+    relabelled = random_sample(0)
+    relabelled.label[3, 4] ^= 1
+    assert fingerprint([*digests([relabelled], make_scene), found[1]]) != fingerprint(found)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "least", "height", "width"),
+    [(16, 0, 1504, 1504), (256, 0, 1536, 1536), (1, 0, 1500, 1499), (1, 2000, 2000, 2000), (16, 1501, 1504, 1504)],
+)
+def test_images_are_padded_at_the_bottom_and_right_with_missing_pixels(
+    multiple: int, least: int, height: int, width: int
+) -> None:
+    sample = Sample(np.full((1500, 1499, 1), 7, np.uint8), np.ones((1500, 1499), np.uint8))
+    padded = pad(sample, multiple, least)
+    assert padded.image.shape == (height, width, 1)
+    assert padded.label.shape == (height, width)
+    assert (padded.image[:1500, :1499] == 7).all()
+    assert (padded.label[:1500, :1499] == 1).all()
+    assert np.count_nonzero(padded.label == MISSING) == height * width - 1500 * 1499
+
+
+# Crops
+
+
+def make_crops(samples: Sequence[Sample], **fields: Any) -> Crops:
+    options = {"size": 16, "batch": 8, "min_valid": 0.5, "augment": False, "seed": 3}
+    return Crops(samples=samples, **{**options, **fields})
+
+
+@pytest.mark.parametrize("augment", [False, True], ids=["plain", "augmented"])
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_workers_together_draw_the_batch_that_one_would_draw(workers: int, augment: bool) -> None:
+    crops = make_crops([random_sample(seed) for seed in range(5)], augment=augment)
+    for epoch, step in ((1, 0), (1, 7), (2, 3)):
+        alone = crops(epoch, step, 0, 1)
+        shares = [crops(epoch, step, rank, workers) for rank in range(workers)]
+        assert all(len(share.image) == len(share.label) == 8 // workers for share in shares)
+        assert np.array_equal(np.concatenate([share.label for share in shares]), alone.label)
+        assert np.array_equal(np.concatenate([share.image for share in shares]), alone.image)
+
+
+@pytest.mark.parametrize("augment", [False, True], ids=["plain", "augmented"])
+def test_batches_repeat_by_seed_epoch_and_step_alone(augment: bool) -> None:
+    samples = [random_sample(seed) for seed in range(3)]
+    crops = make_crops(samples, augment=augment)
+    first = crops(1, 0, 0, 1)
+    assert np.array_equal(make_crops(samples, augment=augment)(1, 0, 0, 1).image, first.image)
+    for other in (crops(1, 1, 0, 1), crops(2, 0, 0, 1), replace(crops, seed=4)(1, 0, 0, 1)):
+        assert other.image.shape == first.image.shape
+        assert not np.array_equal(other.image, first.image)
+
+
+def test_every_image_has_its_turn_before_any_has_two() -> None:
+    samples = [Sample(np.full((20, 20, 3), i, np.uint8), np.zeros((20, 20), np.uint8)) for i in range(6)]
+    crops = make_crops(samples, batch=4)
+    drawn = [int(crop[0, 0, 0]) for step in range(6) for crop in crops(1, step, 0, 1).image]
+    turns = [drawn[i : i + 6] for i in range(0, 24, 6)]
+    assert all(sorted(turn) == list(range(6)) for turn in turns)
+    assert len(set(map(tuple, turns))) > 1
+
+
+def test_crops_are_cut_from_image_and_label_at_the_same_place() -> None:
+    row, col = np.mgrid[:SIDE, :SIDE].astype(np.uint8)
+    sample = Sample(np.stack([row, col, row], axis=-1), (row + 3 * col) % 7)
+    batch = make_crops([sample], batch=32)(1, 0, 0, 1)
+    assert np.array_equal((batch.image[..., 0] + 3 * batch.image[..., 1]) % 7, batch.label)
+    corners = batch.image[:, 0, 0, :2]
+    assert len(np.unique(corners, axis=0)) > 16
+    assert (batch.image[..., :2] == corners[:, None, None] + np.mgrid[:16, :16].transpose(1, 2, 0)).all()
+
+
+def test_images_smaller_than_a_crop_are_padded_with_missing_pixels() -> None:
+    batch = make_crops([random_sample(0, 10, 12, missing=0.0)], min_valid=0.0)(1, 0, 0, 1)
+    assert batch.image.shape == (8, 16, 16, 3)
+    assert (np.count_nonzero(batch.label != MISSING, axis=(1, 2)) == 120).all()
+
+
+def test_crops_reach_every_corner_and_no_further() -> None:
+    label = np.zeros((18, 17), np.uint8)
+    found = {choose_crop(np.random.default_rng(seed), label, 16, 0.0) for seed in range(200)}
+    assert found == {(row, col) for row in range(3) for col in range(2)}
+
+
+def test_crops_prefer_valid_area() -> None:
+    label = np.zeros((64, 64), np.uint8)
+    label[:, :48] = MISSING
+    shares = []
+    for seed in range(100):
+        row, col = choose_crop(np.random.default_rng(seed), label, 16, 0.6)
+        shares.append((label[row : row + 16, col : col + 16] != MISSING).mean())
+    assert np.mean(np.array(shares) >= 0.6) > 0.9
+
+
+def test_where_no_crop_is_valid_enough_the_best_of_the_tries_is_taken() -> None:
+    label = np.full((64, 64), MISSING, np.uint8)
+    label[28:36, 28:36] = 1
+    found = [choose_crop(np.random.default_rng(seed), label, 16, 1.0) for seed in range(100)]
+    shares = np.array([(label[row : row + 16, col : col + 16] != MISSING).mean() for row, col in found])
+    assert np.mean(shares > 0) > 0.9
+    assert np.mean(shares == 0.25) > 0.5
+
+
+# Augmentation
+
+
+def test_augmentation_moves_image_and_label_together() -> None:
+    label = np.zeros((24, 24), np.uint8)
+    label[2:9, 3:20] = 1  # like none of its reflections and turns
+    label[20:, 21:] = MISSING
+    image = np.choose(np.where(label == MISSING, 2, label), [40, 120, 200]).astype(np.uint8)
+    augment = augmentation(5)
+    places = set()
+    for _ in range(60):
+        changed = augment(image=np.stack([image] * 3, axis=-1), mask=label)
+        moved, values = changed["mask"], changed["image"].astype(int)
+        assert values.shape == (24, 24, 3)
+        assert [np.count_nonzero(moved == c) for c in (0, 1, MISSING)] == [576 - 119 - 12, 119, 12]
+        by_class = [values[moved == c] for c in (0, 1, MISSING)]
+        assert all(v.min() == v.max() for v in by_class)
+        assert by_class[0][0, 0] < by_class[1][0, 0] < by_class[2][0, 0]
+        places.add(moved.tobytes())
+    assert len(places) == 8
+
+
+def test_augmented_crops_change_brightness_but_not_what_is_where() -> None:
+    label = np.tile(np.array([0, 1], np.uint8), (20, 10))
+    sample = Sample(np.stack([60 + 90 * label] * 3, axis=-1), label)
+    batch = make_crops([sample], size=20, batch=32, augment=True)(1, 0, 0, 1)
+    assert batch.image.dtype == batch.label.dtype == np.uint8
+    bright = [int(image[mask == 1].min()) for image, mask in zip(batch.image, batch.label, strict=True)]
+    dark = [int(image[mask == 0].max()) for image, mask in zip(batch.image, batch.label, strict=True)]
+    assert all(b > d for b, d in zip(bright, dark, strict=True))
+    assert len(set(bright)) > 5
+
+
+# Real data
+
+
+def test_the_real_validation_images_decode(shared: Path) -> None:
+    data = str(shared / "massachusetts-buildings")
+    classes = read_classes(data)
+    assert classes == TWO
+    pairs = find_pairs(data, "val")
+    assert len(pairs) == 9
+    valid = building = 0
+    for pair in pairs:
+        sample, scene = read_pair(pair, classes)
+        assert sample.image.shape == (1500, 1500, 3)
+        assert scene.gsd_m == pytest.approx(1, abs=0.01)
+        with rasterio.open(pair.image) as dataset:
+            masked = dataset.dataset_mask() == 0
+        assert np.array_equal(sample.label == MISSING, masked)
+        assert set(np.unique(sample.label)) == {0, 1, MISSING}
+        valid += int((~masked).sum())
+        building += int((sample.label == 1).sum())
+    assert 0.5 < valid / (9 * 1500**2) < 0.8
+    assert 0.08 < building / valid < 0.2

@@ -1,0 +1,429 @@
+"""SQL over a run: the summary, the views, the formats, and what SQL must not reach."""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_run import build_run
+
+from jobs.cli import main
+from seg_core.coverage import Row
+from seg_core.errors import SegError
+from seg_core.query import query, summary
+from seg_core.results import TILES, part_path, published_parts, read_part, scenes_path
+from seg_core.run import Plan
+
+Ask = Callable[..., tuple[int, bytes, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Plan]:
+    """A run of two scenes, of which the second failed."""
+    return build_run(tmp_path_factory.mktemp("original"), failed_parts={4})
+
+
+@pytest.fixture(scope="module")
+def run(made: tuple[str, Plan]) -> str:
+    """Its path, for tests that leave it as it is."""
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def rows(run: str) -> list[Row]:
+    return [row for path in published_parts(run) for row in read_part(path)]
+
+
+@pytest.fixture
+def ask(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> Ask:
+    """Call `seg query RUN ...`; returns exit code, standard output, standard error."""
+
+    def call(*args: str, run: str = run) -> tuple[int, bytes, str]:
+        code = main(["query", run, *args])
+        out, err = capsysbinary.readouterr()
+        return code, out, err.decode()
+
+    return call
+
+
+def refused(answer: tuple[int, bytes, str]) -> str:
+    """The one line that an answer with exit code 2 consists of."""
+    code, out, err = answer
+    assert (code, out) == (2, b"")
+    assert err.startswith("seg: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err.strip()
+
+
+def recomputed(rows: list[Row]) -> dict[str, Any]:
+    done = [row for row in rows if row["status"] == "done"]
+    valid, building = (sum(row[k] for row in done) for k in ("valid_px", "building_px"))
+    return {
+        "scenes": 2,
+        "tiles": len(done),
+        "failed": len(rows) - len(done),
+        "valid_px": valid,
+        "building_px": building,
+        "coverage": pytest.approx(building / valid),
+        "area_km2": pytest.approx(math.fsum(row["area_m2"] for row in done) / 1e6),
+        "building_km2": pytest.approx(math.fsum(row["building_m2"] for row in done) / 1e6),
+    }
+
+
+def test_the_summary_is_what_the_rows_add_up_to(ask: Ask, run: str, rows: list[Row]) -> None:
+    assert recomputed(rows)["tiles"] == 16
+    assert summary(run) == recomputed(rows)
+    code, out, err = ask("--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == recomputed(rows)
+    (line,) = csv.DictReader(io.StringIO(ask("--format", "csv")[1].decode()))
+    assert {k: float(v) for k, v in line.items()} == recomputed(rows)
+    assert pq.read_table(io.BytesIO(ask("--format", "parquet")[1])).to_pylist() == [recomputed(rows)]
+
+
+def test_the_summary_for_the_terminal_has_a_line_for_each_figure(ask: Ask, rows: list[Row]) -> None:
+    code, out, _ = ask()
+    lines = dict(line.split(maxsplit=1) for line in out.decode().splitlines())
+    assert code == 0
+    assert list(lines) == list(recomputed(rows))
+    assert lines["valid_px"] == f"{recomputed(rows)['valid_px']:,}"
+
+
+def test_the_summary_of_a_run_where_all_failed_has_counts_and_no_coverage(tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path, failed_parts=range(5))
+    assert summary(run) == {
+        "scenes": 2,
+        "tiles": 0,
+        "failed": 18,
+        "valid_px": None,
+        "building_px": None,
+        "coverage": None,
+        "area_km2": None,
+        "building_km2": None,
+    }
+
+
+def test_the_view_tiles_holds_the_rows_that_are_done(run: str, rows: list[Row]) -> None:
+    found = query(run, "SELECT * FROM tiles")
+    assert found.column_names == TILES.names
+    expected = [row for row in rows if row["status"] == "done"]
+    assert sorted(found.to_pylist(), key=place) == sorted(expected, key=place)
+
+
+def test_the_view_failures_holds_the_rows_that_failed(run: str, rows: list[Row]) -> None:
+    found = query(run, "SELECT * FROM failures")
+    assert found.column_names == TILES.names
+    expected = [row for row in rows if row["status"] == "failed"]
+    assert sorted(found.to_pylist(), key=place) == sorted(expected, key=place)
+    assert set(found.column("error").to_pylist()) == {"the disk said no"}
+
+
+def test_the_view_scenes_holds_the_scenes(run: str) -> None:
+    found = query(run, "SELECT * FROM scenes ORDER BY scene_id")
+    assert found.to_pylist() == pq.read_table(scenes_path(run)).to_pylist()
+    assert found.column("scene_id").to_pylist() == ["north/a.tif", "south/b.tif"]
+
+
+def place(row: Row) -> tuple[str, int, int]:
+    return row["scene_id"], row["row_off"], row["col_off"]
+
+
+def test_there_are_these_views_and_no_others(run: str) -> None:
+    found = query(run, "SELECT table_name FROM information_schema.tables ORDER BY table_name")
+    assert found.column(0).to_pylist() == ["failures", "scenes", "tiles"]
+
+
+def test_a_join_of_tiles_and_scenes(run: str, rows: list[Row]) -> None:
+    sql = "SELECT scene_id, sum(t.valid_px) AS valid FROM tiles t JOIN scenes s USING (scene_id) GROUP BY scene_id"
+    expected = sum(row["valid_px"] for row in rows if row["scene_id"] == "north/a.tif" and row["status"] == "done")
+    assert query(run, sql).to_pylist() == [{"scene_id": "north/a.tif", "valid": expected}]
+
+
+def test_a_bbox_can_be_asked_for(run: str, rows: list[Row]) -> None:
+    west = min(row["bbox"]["xmin"] for row in rows)
+    found = query(run, f"SELECT tile_col FROM tiles WHERE bbox.xmin = {west!r}")
+    assert found.column(0).to_pylist() == [0]
+
+
+def test_what_is_not_published_is_not_seen(run: str, tmp_path: Path) -> None:
+    copy = str(shutil.copytree(run, tmp_path / "run"))
+    Path(copy, "tiles", ".partial-0123456789abcdef").write_bytes(b"PAR1")
+    assert query(copy, "SELECT count(*) AS n FROM tiles").to_pylist() == [{"n": 16}]
+
+
+@pytest.mark.parametrize("name", ["it's", "sp ace", "a?b", "*", "run[1]", "run[!x]", "Ünicode", "a;b", 'q"q', "100%"])
+def test_a_run_may_have_any_name(run: str, tmp_path: Path, name: str) -> None:
+    copy = str(shutil.copytree(run, tmp_path / name))
+    assert query(copy, "SELECT count(*) AS n FROM tiles").to_pylist() == [{"n": 16}]
+
+
+def test_a_run_is_found_by_a_relative_path_and_through_a_link(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(ask("--json", run="link")[1])["tiles"] == 16
+    assert json.loads(ask("--json", run="./link/../link")[1])["tiles"] == 16
+
+
+SQL = "SELECT tile_row, coverage, scene_id, mask, bbox FROM tiles ORDER BY scene_id, tile_row, tile_col"
+
+
+def test_a_table_is_one_to_look_at(ask: Ask, rows: list[Row]) -> None:
+    code, out, err = ask(SQL)
+    lines = out.decode().splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].split() == ["tile_row", "coverage", "scene_id", "mask", "bbox"]
+    assert len(lines) == 17
+    first = min((row for row in rows if row["status"] == "done"), key=place)
+    assert f"<{len(first['mask']):,} bytes>" in lines[1]
+
+
+def test_a_table_shows_its_first_100_rows_and_says_how_many_more_there_are(ask: Ask) -> None:
+    _, out, _ = ask("SELECT range AS n FROM range(1250)")
+    lines = out.decode().splitlines()
+    assert len(lines) == 1 + 100 + 1
+    assert lines[-2].strip() == "99"
+    assert lines[-1] == "... 1,150 more rows: --format csv has them all"
+    assert len(ask("SELECT range AS n FROM range(1250)", "--format", "csv")[1].splitlines()) == 1251
+
+
+def test_csv_holds_all_values_as_text(ask: Ask, rows: list[Row]) -> None:
+    code, out, err = ask(SQL, "--format", "csv")
+    found = list(csv.DictReader(io.StringIO(out.decode())))
+    done = [row for row in rows if row["status"] == "done"]
+    expected = sorted(done, key=lambda row: (row["scene_id"], row["tile_row"], row["tile_col"]))
+    assert (code, err) == (0, "")
+    assert [line["tile_row"] for line in found] == [str(row["tile_row"]) for row in expected]
+    for line, row in zip(found, expected, strict=True):
+        assert line["coverage"] == ("" if row["coverage"] is None else line["coverage"])
+        assert row["coverage"] is None or float(line["coverage"]) == row["coverage"]
+        assert bytes.fromhex(line["mask"]) == (row["mask"] or b"")
+
+
+def test_csv_keeps_whole_numbers_whole_where_some_are_null(ask: Ask) -> None:
+    _, out, _ = ask("SELECT * FROM (VALUES (1, 'a,b'), (NULL, NULL), (3, 'x\"y')) t(n, s)", "--format", "csv")
+    assert list(csv.reader(io.StringIO(out.decode()))) == [["n", "s"], ["1", "a,b"], ["", ""], ["3", 'x"y']]
+
+
+@pytest.mark.parametrize("flags", [("--json",), ("--format", "json")])
+def test_json_is_a_list_of_objects(ask: Ask, rows: list[Row], flags: tuple[str, ...]) -> None:
+    code, out, err = ask(SQL, *flags)
+    found = json.loads(out)
+    done = sorted((row for row in rows if row["status"] == "done"), key=place)
+    assert (code, err) == (0, "")
+    assert found == [
+        {
+            "tile_row": row["tile_row"],
+            "coverage": row["coverage"],
+            "scene_id": row["scene_id"],
+            "mask": row["mask"].hex() if row["mask"] else None,
+            "bbox": row["bbox"],
+        }
+        for row in done
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("(SELECT sum(tile_row) FROM tiles)", 24),
+        ("(SELECT avg(tile_row) FROM tiles)", 1.5),
+        ("DATE '2024-02-29'", "2024-02-29"),
+        ("true", True),
+        ("NULL", None),
+        ("[1, 2]", [1, 2]),
+        ("[1.5::DECIMAL(4, 2)]", [1.5]),
+        ("['ab'::BLOB]", ["6162"]),
+        ("{'m': 'ab'::BLOB, 'd': 0.25::DECIMAL(4, 2)}", {"m": "6162", "d": 0.25}),
+        ("'nan'::DOUBLE", None),
+        ("'ü'", "ü"),
+    ],
+)
+def test_json_can_say_what_sql_can(ask: Ask, value: str, expected: object) -> None:
+    code, out, _ = ask(f"SELECT {value} AS v", "--json")
+    assert code == 0
+    assert json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON")) == [{"v": expected}]
+
+
+def test_parquet_is_the_answer_itself(ask: Ask, run: str) -> None:
+    code, out, err = ask(SQL, "--format", "parquet")
+    assert (code, err) == (0, "")
+    assert pq.read_table(io.BytesIO(out)).equals(query(run, SQL))
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_an_answer_without_rows_is_written_in_any_format(ask: Ask, form: str) -> None:
+    code, out, err = ask("SELECT tile_row, mask FROM tiles WHERE false", "--format", form)
+    assert (code, err) == (0, "")
+    if form == "json":
+        assert json.loads(out) == []
+    elif form == "csv":
+        assert out == b"tile_row,mask\n"
+    elif form == "parquet":
+        assert pq.read_table(io.BytesIO(out)).schema.names == ["tile_row", "mask"]
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_two_columns_of_one_name_do_not_become_one(ask: Ask, form: str) -> None:
+    code, out, _ = ask(
+        "SELECT t.height, s.height FROM tiles t JOIN scenes s USING (scene_id) LIMIT 1", "--format", form
+    )
+    values = list(json.loads(out)[0].values()) if form == "json" else out.decode().splitlines()[1].split(",")
+    assert code == 0
+    assert [int(v) for v in values] == [32, 100]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('{secret}')",
+        "SELECT * FROM read_text('{secret}')",
+        "SELECT * FROM read_blob('{secret}')",
+        "SELECT * FROM read_json('{secret}')",
+        "SELECT * FROM read_parquet('{secret}')",
+        "SELECT * FROM '{secret}'",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM read_text('{run}/../secret.csv')",
+        "SELECT * FROM read_text('{run}-secret.csv')",
+        "CREATE TABLE t AS FROM read_csv('{secret}')",
+        "COPY t FROM '{secret}'",
+        "ATTACH '{folder}/other.db'",
+        "ATTACH '{secret}' AS s (READ_ONLY)",
+        "IMPORT DATABASE '{folder}'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SELECT * FROM read_text('https://example.com/')",
+    ],
+)
+def test_sql_reads_no_file_outside_the_run(run: str, tmp_path: Path, ask: Ask, sql: str) -> None:
+    copy = str(shutil.copytree(run, tmp_path / "run"))
+    secret = tmp_path / "secret.csv"
+    for path in (secret, tmp_path / "run-secret.csv"):
+        path.write_text("name,word\nroot,hunter2\n")
+    line = refused(ask(sql.format(secret=secret, folder=tmp_path, run=copy), "--json", run=copy))
+    assert line.startswith("seg: SQL: ")
+    assert "hunter2" not in line
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{outside}/x.csv'",
+        "COPY (SELECT 1) TO '{run}/x.csv'",
+        "COPY (SELECT 1) TO '{run}/run.json'",
+        "COPY (SELECT * FROM tiles LIMIT 1) TO '{part}'",
+        "COPY tiles TO '{run}/tiles' (FORMAT parquet, PARTITION_BY (scene_id))",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{run}/x.csv'",
+        "SELECT 1; COPY (SELECT 1) TO '{run}/x.csv'",
+        "COPY (SELECT 1) TO '{run}/x.csv'; SELECT 1",
+        "ATTACH '{run}/x.db'",
+        "ATTACH '{outside}/x.db'",
+        "EXPORT DATABASE '{run}/export'",
+        "EXPORT DATABASE '{outside}/export'",
+    ],
+)
+def test_sql_writes_no_file_anywhere(run: str, tmp_path: Path, ask: Ask, sql: str) -> None:
+    copy = str(shutil.copytree(run, tmp_path / "run"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    before = content(tmp_path)
+    part = next(published_parts(copy))
+    line = refused(ask(sql.format(outside=outside, run=copy, part=part), run=copy))
+    assert line.startswith("seg: SQL: ")
+    assert content(tmp_path) == before
+    assert os.listdir(outside) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SET enable_external_access = true",
+        "RESET enable_external_access",
+        "SET GLOBAL allowed_directories = ['/']",
+        "SET lock_configuration = false",
+        "RESET lock_configuration",
+        "SET memory_limit = '1GB'",
+        "PRAGMA threads = 1",
+        "SET temp_directory = '/tmp'",
+        "SET enable_external_access = true; SELECT * FROM read_text('/etc/hostname')",
+    ],
+)
+def test_sql_changes_no_setting(ask: Ask, sql: str) -> None:
+    assert refused(ask(sql)).startswith("seg: SQL: ")
+
+
+@pytest.mark.parametrize(
+    ("sql", "named"),
+    [
+        ("SELEKT 1", "SELEKT"),
+        ("SELECT * FROM houses", "houses"),
+        ("SELECT covrage FROM tiles", "covrage"),
+        ("SELECT 1 +", "SQL: "),
+        ("SELECT error::INTEGER FROM failures", "the disk said no"),
+        ("-- nothing", "SQL: "),
+        ("INSERT INTO tiles SELECT * FROM tiles", "SQL: "),
+        ("DELETE FROM tiles", "SQL: "),
+    ],
+)
+def test_bad_sql_gives_one_line_and_exit_code_2(ask: Ask, sql: str, named: str) -> None:
+    assert named in refused(ask(sql, "--json"))
+
+
+def test_an_unknown_format_is_refused(ask: Ask, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        ask("--format", "xml")
+    assert refusal.value.code == 2
+    assert b"--format" in capsysbinary.readouterr().err
+
+
+def test_what_is_no_run_is_refused(ask: Ask, tmp_path: Path) -> None:
+    assert "not a run" in refused(ask(run=str(tmp_path)))
+    assert "not a run" in refused(ask(run=str(tmp_path / "nowhere")))
+
+
+def test_a_run_without_rows_is_refused(run: str, tmp_path: Path, ask: Ask) -> None:
+    copy = str(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(Path(copy, "tiles"))
+    assert "holds no rows yet" in refused(ask(run=copy))
+
+
+@pytest.mark.parametrize("name", ["scenes", "tiles"])
+def test_a_damaged_table_is_refused_by_name(made: tuple[str, Plan], tmp_path: Path, ask: Ask, name: str) -> None:
+    copy = str(shutil.copytree(made[0], tmp_path / "run"))
+    first = part_path(copy, min(part.key for part in made[1].parts()))
+    path = scenes_path(copy) if name == "scenes" else first
+    path.write_bytes(path.read_bytes()[:100])
+    assert path.name in refused(ask(run=copy))
+
+
+def test_a_missing_scenes_table_is_refused_by_name(run: str, tmp_path: Path, ask: Ask) -> None:
+    copy = str(shutil.copytree(run, tmp_path / "run"))
+    scenes_path(copy).unlink()
+    assert "scenes.parquet" in refused(ask(run=copy))
+
+
+def test_the_library_raises_one_line(run: str) -> None:
+    with pytest.raises(SegError) as refusal:
+        query(run, "SELECT 1,\n  houses\nFROM tiles")
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_answer_is_an_arrow_table(run: str) -> None:
+    answer = query(run, "SELECT coverage FROM tiles")
+    assert isinstance(answer, pa.Table)
+    assert isinstance(answer.to_pandas(), pd.DataFrame)

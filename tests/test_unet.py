@@ -1,0 +1,264 @@
+"""The U-Net is the article's, its footing is found by probing, and tiles of any size give the scene's own answer."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_untrained
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seg_core.errors import SegError
+from seg_core.models import build_model, probe
+from seg_core.segmenter import Segmenter
+from seg_core.tiling import Window, chip_window, reflect, split
+from seg_core.unet import ConvBlock, DownBlock, UNet, UpBlock
+
+HEIGHT, WIDTH = 398, 661  # multiples of neither stride nor window
+VISIBLE = 5e-4  # far above what rounding does to a probability
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads would only wait for each other over networks as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def enliven(model: nn.Module, in_channels: int = 3) -> nn.Module:
+    """Fit the batch norms to noise: an untrained network else answers nearly the same whatever it is shown."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # statistics are those of the one batch
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(1, in_channels, 256, 256, generator=torch.Generator().manual_seed(1)))
+    return model.eval()
+
+
+# The network
+
+
+def test_the_network_of_the_article_has_37_million_parameters() -> None:
+    with torch.device("meta"):
+        model = UNet()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(36.96e6, abs=0.005e6)
+
+
+def test_the_channels_double_from_64_to_1024() -> None:
+    with torch.device("meta"):
+        model = UNet()
+        for block, (before, after) in zip(model.down, pairwise([3, 64, 128, 256, 512]), strict=True):
+            assert block(torch.empty(1, before, 8, 8))[1].shape[1] == after
+        assert model.bottleneck(torch.empty(1, 512, 8, 8)).shape[1] == 1024
+        assert [block.convs[0].out_channels for block in model.up] == [512, 256, 128, 64]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4])
+def test_each_block_holds_two_3_x_3_convolutions_with_batch_norm_and_relu(depth: int) -> None:
+    model = UNet(width=2, depth=depth)
+    blocks = [module for module in model.modules() if isinstance(module, ConvBlock)]
+    assert len(blocks) == 2 * depth + 1
+    for block in blocks:
+        assert [type(layer) for layer in block] == 2 * [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+        assert block[0].kernel_size == block[3].kernel_size == (3, 3)
+        assert block[0].out_channels == block[3].in_channels == block[3].out_channels
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 2 * len(blocks) + 1  # and the head
+
+
+@pytest.mark.parametrize(("classes", "in_channels", "depth"), [(1, 3, 0), (1, 3, 2), (5, 4, 3)])
+def test_logits_have_the_size_of_the_image(classes: int, in_channels: int, depth: int) -> None:
+    model = UNet(in_channels=in_channels, classes=classes, width=2, depth=depth)
+    assert model(torch.zeros(2, in_channels, 24, 40)).shape == (2, classes, 24, 40)
+
+
+def test_a_down_block_returns_what_is_pooled_and_the_skip() -> None:
+    pooled, skip = DownBlock(3, 8)(torch.randn(2, 3, 12, 20))
+    assert pooled.shape == (2, 8, 6, 10)
+    assert skip.shape == (2, 8, 12, 20)
+    assert torch.equal(pooled, skip.unflatten(2, (6, 2)).unflatten(4, (10, 2)).amax(dim=(3, 5)))
+
+
+def test_an_up_block_keeps_its_channels_until_it_has_seen_the_skip() -> None:
+    block = UpBlock(16, 8, 4)
+    x, skip = torch.randn(2, 16, 3, 5), torch.randn(2, 8, 6, 10)
+    assert block.up(x).shape == (2, 16, 6, 10)
+    assert block.convs[0].in_channels == 16 + 8
+    assert block(x, skip).shape == (2, 4, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("depth", "height", "width", "wanted"),
+    [(4, 100, 120, "112 x 128"), (4, 112, 120, "112 x 128"), (4, 1500, 1500, "1504 x 1504"), (1, 3, 2, "4 x 2")],
+)
+def test_a_size_that_cant_be_halved_is_refused_with_the_size_to_pad_to(
+    depth: int, height: int, width: int, wanted: str
+) -> None:
+    with torch.device("meta"), pytest.raises(SegError, match=rf"^{height} x {width} px .*{depth} times.* {wanted}$"):
+        UNet(width=1, depth=depth)(torch.empty(1, 3, height, width))
+
+
+# Names
+
+
+def test_a_network_of_smp_is_built_without_weights_to_download() -> None:
+    model = build_model({"name": "smp:Unet/resnet18", "in_channels": 4, "classes": 2}).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 4, 32, 64)).shape == (1, 2, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smp:Unett/resnet18", "Unett.*near it are .*Unet"),
+        ("smp:Unet/resnet19", "resnet19.*near it are .*resnet18"),
+        ("smp:Unet", "smp:Unet: not known.*smp:Unet/resnet34"),
+        ("u-net", "u-net: not known.*unet"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_names_to_use_instead(name: str, message: str) -> None:
+    with pytest.raises(SegError, match=message):
+        build_model({"name": name, "in_channels": 3, "classes": 1})
+
+
+# The footing
+
+
+@pytest.mark.parametrize(("depth", "stride", "halo"), [(1, 2, 8), (2, 4, 24), (3, 8, 48), (4, 16, 96)])
+def test_probing_finds_stride_and_halo(depth: int, stride: int, halo: int) -> None:
+    footing = probe(UNet(width=2, depth=depth), 3)
+    assert (footing.stride, footing.halo) == (stride, halo)
+    assert footing.context_px is not None
+    assert halo - stride < footing.context_px <= halo
+
+
+def test_a_context_that_is_wider_than_the_greatest_halo_is_cut_off() -> None:
+    footing = probe(UNet(width=1, depth=5), 3)
+    assert footing.stride == 32
+    assert footing.context_px is not None
+    assert footing.context_px > footing.halo == 128
+
+
+def test_probing_leaves_the_network_as_it_was() -> None:
+    model = UNet(width=2, depth=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    probe(model.train(), 3)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    probe(model.eval(), 3)
+    assert not model.training
+
+
+def test_a_network_of_twice_the_width_takes_twice_the_memory() -> None:
+    narrow, wide = (probe(UNet(width=width, depth=2), 3).activation_bytes_per_px for width in (8, 16))
+    assert wide == 2 * narrow > 0
+
+
+# Tiles
+
+
+def cut(pixels: NDArray[np.uint8], at: Window) -> NDArray[np.uint8]:
+    """A chip of a scene that goes on by reflection."""
+    rows = reflect(at.row_off, at.row_off + at.height, pixels.shape[1])
+    cols = reflect(at.col_off, at.col_off + at.width, pixels.shape[2])
+    return np.ascontiguousarray(pixels[:, rows[:, None], cols])
+
+
+@pytest.fixture(scope="module")
+def scene() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["depth 2", "depth 4"])
+def segmenter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    path = tmp_path_factory.mktemp("bundles") / "bundle"
+    segmenter = Segmenter(write_untrained(str(path), width=4, depth=request.param), "cpu")
+    enliven(segmenter.model)
+    return segmenter
+
+
+def segment(segmenter: Segmenter, scene: NDArray[np.uint8], window: int, halo: int) -> NDArray[np.float32]:
+    """Probability of a scene, window by window."""
+    result = np.full(scene.shape[1:], np.nan, np.float32)
+    for at in split(Window(0, 0, *scene.shape[1:]), window):
+        chip = cut(scene, chip_window(at, halo, segmenter.bundle.stride))
+        inside = np.s_[at.row_off : at.row_off + at.height, at.col_off : at.col_off + at.width]
+        result[inside] = segmenter(chip, np.ones(chip.shape[1:], np.bool_), halo, at.height, at.width)
+    return result
+
+
+@pytest.fixture(scope="module")
+def whole(segmenter: Segmenter, scene: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probability of the scene in one go; it varies enough for a wrong pixel to show."""
+    result = segment(segmenter, scene, max(HEIGHT, WIDTH), segmenter.bundle.halo)
+    assert result.std() > 0.05
+    return result
+
+
+@pytest.mark.parametrize("window", [64, 80, 128, 256])
+def test_tiled_output_equals_whole_scene_output(
+    segmenter: Segmenter, scene: NDArray[np.uint8], whole: NDArray[np.float32], window: int
+) -> None:
+    assert np.abs(segment(segmenter, scene, window, segmenter.bundle.halo) - whole).max() == 0
+
+
+def test_a_halo_that_is_one_stride_narrower_shows(
+    segmenter: Segmenter, scene: NDArray[np.uint8], whole: NDArray[np.float32]
+) -> None:
+    halo = segmenter.bundle.halo - segmenter.bundle.stride
+    assert np.abs(segment(segmenter, scene, 128, halo) - whole).max() > VISIBLE
+
+
+def test_without_a_halo_seams_show(segmenter: Segmenter, scene: NDArray[np.uint8], whole: NDArray[np.float32]) -> None:
+    assert np.abs(segment(segmenter, scene, 128, 0) - whole).max() > 0.1
+
+
+def test_a_window_that_is_off_the_strides_grid_shows(
+    segmenter: Segmenter, scene: NDArray[np.uint8], whole: NDArray[np.float32]
+) -> None:
+    halo = segmenter.bundle.halo
+    assert np.abs(segment(segmenter, scene, 129, halo) - whole).max() > VISIBLE
+
+
+def test_the_same_chip_gives_the_same_bits(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
+    first, second = (segment(segmenter, scene[:, :100, :100], 64, segmenter.bundle.halo) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@torch.inference_mode()
+def test_tiles_differ_from_the_whole_by_rounding_alone() -> None:
+    torch.manual_seed(0)
+    model = enliven(UNet(width=4, depth=4)).double().requires_grad_(False)
+    x = torch.randn(3, 130, 150, dtype=torch.float64)
+
+    def infer(at: Window) -> Tensor:
+        chip = chip_window(at, 96, 16)
+        rows = torch.from_numpy(reflect(chip.row_off, chip.row_off + chip.height, 130))
+        cols = torch.from_numpy(reflect(chip.col_off, chip.col_off + chip.width, 150))
+        logits: Tensor = model(x[:, rows[:, None], cols].unsqueeze(0))
+        return logits[0, 0, 96 : 96 + at.height, 96 : 96 + at.width]
+
+    whole = infer(Window(0, 0, 130, 150))
+    for at in split(Window(0, 0, 130, 150), 64):
+        same = whole[at.row_off : at.row_off + at.height, at.col_off : at.col_off + at.width]
+        torch.testing.assert_close(infer(at), same, rtol=0, atol=1e-12)
+
+
+def test_what_stands_in_missing_pixels_changes_nothing(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
+    chip, valid = scene[:, :64, :64], np.ones((64, 64), np.bool_)
+    valid[10:40, 20:50] = False
+    changed = np.where(valid, chip, 255).astype(np.uint8)
+    assert np.array_equal(segmenter(chip, valid, 16, 32, 32), segmenter(changed, valid, 16, 32, 32))
+    every = np.ones_like(valid)
+    assert not np.array_equal(segmenter(chip, every, 16, 32, 32), segmenter(changed, every, 16, 32, 32))
+
+
+def test_a_chip_without_valid_pixels_holds_no_building(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
+    found = segmenter(scene[:, :64, :64], np.zeros((64, 64), np.bool_), 16, 30, 20)
+    assert found.shape == (30, 20)
+    assert not found.any()

@@ -1,0 +1,345 @@
+"""The proof that a run is complete, and every damage that must break it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_run import SETTINGS, build_run
+
+from seg_core.coverage import Row, encode_mask, failed_rows
+from seg_core.errors import SegError
+from seg_core.results import TILES, part_path, read_part, scenes_path, write_part
+from seg_core.run import Part, Plan, read_plan
+from seg_core.verify import Verdict, verify
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run to damage."""
+
+    run: str
+    plan: Plan
+
+    @property
+    def parts(self) -> list[Part]:
+        return list(self.plan.parts())
+
+    def path(self, part: int = 0) -> Path:
+        return part_path(self.run, self.parts[part].key)
+
+    def rewrite(self, change: Callable[[list[Row]], list[Row]], part: int = 0) -> None:
+        """Replace a part by its changed rows."""
+        write_part(self.run, self.parts[part].key, change(read_part(self.path(part))), self.plan.model)
+
+    def verdict(self) -> Verdict:
+        return verify(self.run)
+
+    def problems(self) -> str:
+        """What is said of a run that must not hold."""
+        found = self.verdict()
+        assert found.holds is False
+        return "\n".join(found.problems)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(*build_run(tmp_path_factory.mktemp("original")))
+
+
+@pytest.fixture
+def made(original: Made, tmp_path: Path) -> Made:
+    """A copy of the run, whose scenes stay where they are."""
+    return Made(str(shutil.copytree(original.run, tmp_path / "run")), original.plan)
+
+
+def test_a_whole_run_holds(made: Made) -> None:
+    assert made.verdict() == Verdict(num_planned=18, num_done=18, num_failed=0, problems=[])
+    assert made.verdict().holds is True
+
+
+def test_the_proof_needs_no_scene_and_no_model(tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    shutil.rmtree(tmp_path / "scenes")
+    shutil.rmtree(tmp_path / "bundle")
+    assert verify(run).holds
+
+
+def test_the_proof_changes_nothing(made: Made) -> None:
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path(made.run).rglob("*") if p.is_file()}
+    made.verdict()
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in Path(made.run).rglob("*") if p.is_file()} == before
+
+
+def test_failed_rows_are_counted_and_the_proof_still_holds(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path, failed_parts={4})
+    made = Made(run, plan)
+    assert made.verdict() == Verdict(num_planned=18, num_done=16, num_failed=2, problems=[])
+    part = made.parts[0]
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
+    made.rewrite(lambda rows: [broken[0], *rows[1:]])
+    assert (made.verdict().num_done, made.verdict().num_failed, made.verdict().holds) == (15, 3, True)
+
+
+def test_a_part_that_is_gone_is_named(made: Made) -> None:
+    made.path(2).unlink()
+    assert f"{made.path(2).name}: missing" in made.problems()
+    assert "north/a.tif" in made.problems()
+    assert made.verdict().num_done < made.verdict().num_planned
+
+
+def test_all_parts_gone_are_named(made: Made) -> None:
+    shutil.rmtree(Path(made.run, "tiles"))
+    assert len(made.verdict().problems) == 5
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
+def test_a_truncated_part_is_named(made: Made, keep: float) -> None:
+    content = made.path(1).read_bytes()
+    made.path(1).write_bytes(content[: int(keep * len(content))])
+    assert f"{made.path(1).name}: can't be read" in made.problems()
+
+
+def test_a_part_of_damaged_pages_is_named(made: Made) -> None:
+    content = bytearray(made.path(1).read_bytes())
+    content[4:400] = bytes(396)
+    made.path(1).write_bytes(content)
+    assert made.path(1).name in made.problems()
+
+
+def test_a_part_with_other_columns_is_named(made: Made) -> None:
+    pq.write_table(pq.read_table(made.path(1)).drop_columns(["error"]), made.path(1))
+    assert f"{made.path(1).name}: its columns are not those of a tiles table" in made.problems()
+
+
+def test_a_foreign_part_is_named(made: Made) -> None:
+    shutil.copy(made.path(0), Path(made.run, "tiles", "part-0123456789abcdef-0000000-0000000.parquet"))
+    assert "part-0123456789abcdef-0000000-0000000.parquet: not a part of this run" in made.problems()
+
+
+def test_a_part_of_a_foreign_grid_is_named(made: Made) -> None:
+    key = made.parts[0].key.replace("-0000000-", "-0000032-", 1)
+    shutil.copy(made.path(0), part_path(made.run, key))
+    assert f"part-{key}.parquet: not a part of this run" in made.problems()
+
+
+def test_a_file_that_is_not_published_yet_is_no_foreign_part(made: Made) -> None:
+    Path(made.run, "tiles", ".partial-0123456789abcdef").write_bytes(b"PAR1")
+    assert made.verdict().holds
+
+
+def test_a_part_in_the_place_of_another_is_named(made: Made) -> None:
+    shutil.copy(made.path(0), made.path(1))
+    assert made.path(1).name in made.problems()
+
+
+def test_a_part_of_another_scene_in_its_place_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [{**row, "scene_id": "south/b.tif"} for row in rows])
+    assert made.path().name in made.problems()
+
+
+def test_a_row_of_another_model_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "model": "0" * 32}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: is of another scene or model" in made.problems()
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_row_that_is_missing_is_named(made: Made, index: int) -> None:
+    row = read_part(made.path())[index]
+    made.rewrite(lambda rows: rows[:index] + rows[index + 1 :])
+    place = (row["row_off"], row["col_off"], row["height"], row["width"])
+    assert f"{made.path().name}: tile {place} has no row" in made.problems()
+
+
+def test_a_row_that_is_there_twice_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [*rows, rows[2]])
+    assert f"{made.path().name}: tile (32, 0, 32, 32) has 2 rows" in made.problems()
+
+
+def test_a_failed_and_a_done_row_of_one_tile_are_named(made: Made) -> None:
+    part = made.parts[0]
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
+    made.rewrite(lambda rows: [*rows, broken[0]])
+    assert f"{made.path().name}: tile (0, 0, 32, 32) has 2 rows" in made.problems()
+
+
+@pytest.mark.parametrize("change", [{"row_off": 16}, {"col_off": 64}, {"height": 31}, {"width": 33}])
+def test_a_tile_that_was_not_planned_is_named(made: Made, change: Row) -> None:
+    made.rewrite(lambda rows: [{**rows[0], **change}, *rows[1:]])
+    assert "was not planned" in made.problems()
+    assert "tile (0, 0, 32, 32) has no row" in made.problems()
+
+
+@pytest.mark.parametrize("change", [{"tile_row": 1}, {"tile_col": 7}])
+def test_a_wrong_tile_number_is_named(made: Made, change: Row) -> None:
+    made.rewrite(lambda rows: [{**rows[0], **change}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: says it is tile" in made.problems()
+
+
+def test_a_mask_of_another_tile_is_named(made: Made) -> None:
+    first, second = read_part(made.path())[:2]
+    assert first["building_px"] != second["building_px"]
+    made.rewrite(lambda rows: [{**rows[0], "mask": second["mask"]}, *rows[1:]])
+    assert (
+        f"tile 0, 0: the mask holds {second['building_px']} building px, the row says {first['building_px']}"
+        in made.problems()
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [None, b"", b"no picture", encode_mask(np.ones((32, 31), np.bool_)), encode_mask(np.ones((32, 32), np.bool_))],
+)
+def test_a_mask_that_is_not_the_rows_is_named(made: Made, mask: bytes | None) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "mask": mask}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: the mask" in made.problems()
+
+
+def altered(made: Made, change: Callable[[Row], Row]) -> str:
+    """The problems after a change to the figures of a done row."""
+    made.rewrite(lambda rows: [{**rows[0], **change(rows[0])}, *rows[1:]])
+    problems = made.problems()
+    assert f"{made.path().name}: tile 0, 0: " in problems
+    return problems
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"building_px": row["building_px"] - 1},
+        lambda row: {"building_px": row["building_px"] + 1},
+        lambda row: {"building_px": row["building_px"] + 1, "coverage": (row["building_px"] + 1) / row["valid_px"]},
+        lambda _: {"building_px": 0, "coverage": 0.0},
+        lambda _: {"building_px": None},
+        lambda _: {"building_px": -1},
+        lambda row: {"building_px": row["valid_px"] + 1},
+    ],
+)
+def test_another_building_px_is_named(made: Made, change: Callable[[Row], Row]) -> None:
+    altered(made, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"valid_px": row["valid_px"] - 1},
+        lambda _: {"valid_px": None},
+        lambda _: {"valid_px": 0},
+        lambda row: {"valid_px": 32 * 32 + 1, "coverage": row["building_px"] / (32 * 32 + 1)},
+    ],
+)
+def test_another_valid_px_is_named(made: Made, change: Callable[[Row], Row]) -> None:
+    altered(made, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"coverage": row["coverage"] + 1e-9},
+        lambda _: {"coverage": None},
+        lambda _: {"coverage": float("nan")},
+        lambda _: {"coverage": 0.0},
+    ],
+)
+def test_another_coverage_is_named(made: Made, change: Callable[[Row], Row]) -> None:
+    assert "coverage" in altered(made, change)
+
+
+def test_coverage_of_a_tile_without_valid_pixels_must_be_null(made: Made) -> None:
+    empty = [(n, i) for n in range(5) for i, row in enumerate(read_part(made.path(n))) if row["valid_px"] == 0]
+    part, index = empty[0]
+    made.rewrite(lambda rows: [{**row, "coverage": 0.0} if i == index else row for i, row in enumerate(rows)], part)
+    assert "coverage 0.0 is not 0 / 0" in made.problems()
+
+
+@pytest.mark.parametrize("status", ["unknown", "", "DONE", "Failed"])
+def test_an_unknown_status_is_named(made: Made, status: str) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "status": status}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: status '{status}'" in made.problems()
+
+
+def test_a_failed_row_without_a_reason_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "status": "failed"}, *rows[1:]])
+    assert "tile 0, 0: status 'failed', error None" in made.problems()
+
+
+def test_a_failed_row_with_figures_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "status": "failed", "error": "the disk said no"}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: " in made.problems()
+
+
+def test_a_done_row_with_an_error_is_named(made: Made) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "error": "the disk said no"}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: " in made.problems()
+
+
+def test_all_problems_are_listed(made: Made) -> None:
+    made.path(3).unlink()
+    made.rewrite(lambda rows: [{**row, "coverage": None} for row in rows])
+    made.rewrite(lambda rows: rows[1:], part=1)
+    assert len(made.verdict().problems) == 1 + 4 + 1
+
+
+def test_a_scene_that_is_dropped_with_its_parts_is_noticed(made: Made) -> None:
+    made.path(4).unlink()
+    table = pq.read_table(scenes_path(made.run))
+    pq.write_table(table.slice(0, 1), scenes_path(made.run))
+    noticed(made)
+
+
+def test_a_scene_that_is_made_smaller_with_its_parts_is_noticed(made: Made) -> None:
+    for number in (1, 2, 3):
+        made.path(number).unlink()
+    table = pq.read_table(scenes_path(made.run))
+    smaller = [{**row, "height": min(64, row["height"]), "width": min(64, row["width"])} for row in table.to_pylist()]
+    pq.write_table(type(table).from_pylist(smaller, schema=table.schema), scenes_path(made.run))
+    noticed(made)
+
+
+@pytest.mark.parametrize(("name", "value"), [("threshold", 0.6), ("halo", 32), ("bands", [3, 2, 1])])
+def test_settings_that_were_altered_afterwards_are_noticed(made: Made, name: str, value: Any) -> None:
+    path = Path(made.run, "run.json")
+    record = json.loads(path.read_text())
+    record["settings"][name] = value
+    path.write_text(json.dumps(record))
+    noticed(made)
+
+
+def noticed(made: Made) -> None:
+    """Assert that a run whose plan is not the one it was made with is no proof: refused, or named as a problem."""
+    try:
+        assert made.verdict().holds is False
+    except SegError as refusal:
+        assert made.run in str(refusal)  # noqa: PT017  both ways of saying so are fine
+
+
+def test_the_plan_is_read_from_the_run_itself(made: Made) -> None:
+    assert read_plan(made.run) == made.plan
+
+
+@pytest.mark.parametrize("name", ["run.json", "scenes/scenes.parquet"])
+def test_a_run_without_its_record_or_scenes_is_refused(made: Made, name: str) -> None:
+    Path(made.run, name).unlink()
+    with pytest.raises(SegError):
+        made.verdict()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SegError, match="not a run"):
+        verify(str(tmp_path))
+    with pytest.raises(SegError, match="not a run"):
+        verify(str(tmp_path / "nowhere"))
+
+
+def test_the_helper_damages_only_what_it_is_told_to(made: Made) -> None:
+    before = made.path().read_bytes()
+    made.rewrite(lambda rows: rows)
+    assert made.path().read_bytes() == before
+    assert pq.read_schema(made.path()).equals(TILES)
+    assert len(os.listdir(Path(made.run, "tiles"))) == 5
