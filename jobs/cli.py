@@ -39,11 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("seg: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except (SegError, OSError) as error:
+    except SegError as error:
         if args.debug:
             raise
         print(f"seg: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SegError) else 1
+        return 2
+    except Exception as error:
+        if args.debug:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        print(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", file=sys.stderr)
+        return 1
 
 
 def _enter(folder: str) -> None:

@@ -99,11 +99,12 @@ def plan(args: Namespace) -> int:
 
 
 def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
-    from seg_core.bundle import read_bundle
+    from seg_core.bundle import read_bundle, read_weights
     from seg_core.run import Settings, make_plan
     from seg_core.scenes import read_region
 
     bundle = read_bundle(absolute(args.model))
+    read_weights(absolute(args.model), bundle)  # damage shows here, not in a worker
     settings = Settings(
         tile_size=args.tile_size,
         part=args.part,

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -88,7 +89,7 @@ def _read_toml(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SegError(f"--config {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SegError(f"--config {path}: {error}") from error
 
 
@@ -102,7 +103,7 @@ def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> 
         choices = known[key].metadata["choices"]
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and kind is not bool):
-            raise SegError(f"{where}: {key} = {json.dumps(value)}: expected {kind.__name__}")
+            raise SegError(f"{where}: {key} = {json.dumps(value, default=str)}: expected {kind.__name__}")
         if choices and value not in choices:
             raise SegError(f"{where}: {key} = {value}: say {', '.join(choices)}")
         settings = replace(settings, **{key: kind(value)})
@@ -111,10 +112,10 @@ def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> 
 
 def _check(settings: TrainSettings) -> None:
     for name in ("width", "epochs", "batch", "crop", "workers", "lr"):
-        if getattr(settings, name) <= 0:
+        if not 0 < getattr(settings, name) < math.inf:
             raise SegError(f"{name} = {getattr(settings, name)}: must be more than 0")
     for name in ("depth", "steps", "max_norm", "weight_decay", "pad_multiple", "seed"):
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < math.inf:
             raise SegError(f"{name} = {getattr(settings, name)}: must not be negative")
     if not 0 < settings.threshold < 1 or not 0 <= settings.min_valid <= 1:
         raise SegError(f"threshold = {settings.threshold}, min_valid = {settings.min_valid}: must be shares of 1")

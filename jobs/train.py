@@ -43,7 +43,7 @@ from seg_core.errors import SegError
 from seg_core.losses import LOSSES
 from seg_core.models import build_model, probe
 from seg_core.run import now
-from seg_core.storage import make_folder, publish
+from seg_core.storage import check_writable, make_folder, publish
 from seg_core.training import Batch, Learner, epochs, make_optimizer, make_schedule
 
 # A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
@@ -65,6 +65,8 @@ def train(
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
     header = _architecture(settings, classes)
     _refuse_other(work, settings)
+    check_writable(work)
+    check_writable(os.path.dirname(out))
     with ray_session(address, settings.workers, verbose):
         _check_room(settings.workers)
         samples = {split: decode(pairs[split], classes) for split in pairs}

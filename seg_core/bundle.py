@@ -65,7 +65,7 @@ def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
     target = Path(path)
     if target.exists():
         raise SegError(f"{path}: is there already: choose another name for the bundle")
-    content = save_tensors({k: np.ascontiguousarray(v) for k, v in weights.items()})
+    content = save_tensors({k: np.asarray(v, order="C") for k, v in weights.items()})
     bundle = Bundle(**{**asdict(bundle), "weights_sha256": sha256(content)})
     make_folder(target.parent)
     partial = target.parent / f"{PARTIAL}{uuid.uuid4().hex}"
@@ -89,8 +89,10 @@ def read_bundle(path: str) -> Bundle:
     if set(header) != known:
         odd = ", ".join(sorted(set(header) ^ known))
         raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({odd})")
-    tuples = {name: tuple(header[name]) for name in ("classes", "mean", "std")}
-    bundle = Bundle(**{**header, **tuples})
+    lists = {name: header[name] for name in ("classes", "mean", "std")}
+    if not all(isinstance(value, list) for value in lists.values()):
+        raise SegError(f"{path}: damaged: {HEADER} has no lists of classes, mean and std")
+    bundle = Bundle(**{**header, **{name: tuple(value) for name, value in lists.items()}})
     if bundle.hash != stated:
         raise SegError(
             f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})"

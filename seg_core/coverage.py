@@ -97,7 +97,7 @@ def decode_mask(png: bytes | None, height: int, width: int) -> NDArray[np.bool_]
     """The mask of a row, `(height, width)`. Raises SegError where it is no PNG or of another size."""
     if png is None:
         return np.zeros((height, width), np.bool_)
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
     if pixels is None:
         raise SegError("the mask is no PNG")
     if pixels.shape != (height, width):

@@ -65,10 +65,13 @@ def read_classes(data: str) -> Classes:
     path = Path(data, "label_class_dict.csv")
     if not path.is_file():
         raise SegError(f"{path}: no such file: a dataset names its classes and their colours there (name,r,g,b)")
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
+        colours = [(int(r), int(g), int(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
+    except (KeyError, ValueError) as error:
+        raise SegError(f"{path}: no table of classes with the header name,r,g,b: {error}") from error
     if list(table.columns) != ["name", "r", "g", "b"] or not 2 <= len(table) < MISSING:
         raise SegError(f"{path}: expected the header name,r,g,b and 2 to {MISSING - 1} classes")
-    colours = [(int(r), int(g), int(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
     if len(set(colours)) < len(colours):
         raise SegError(f"{path}: two classes have the same colour")
     return Classes(tuple(map(str, table["name"])), tuple(colours))

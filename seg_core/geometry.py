@@ -6,6 +6,7 @@ lon/lat and web-mercator scenes alike.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import shapely
@@ -22,13 +23,17 @@ def _to_lonlat(crs: str) -> Transformer:
     return Transformer.from_crs(CRS.from_user_input(crs), "OGC:CRS84", always_xy=True)
 
 
+def position(transform: Transform, rows: Any, cols: Any) -> tuple[Any, Any]:
+    """Coordinates x, y in the scene's CRS of pixel corners, numbers or arrays."""
+    a, b, c, d, e, f = transform
+    return a * cols + b * rows + c, d * cols + e * rows + f
+
+
 def lonlat(
     crs: str, transform: Transform, rows: NDArray[np.float64], cols: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Longitude and latitude in degrees of pixel corners (`rows`, `cols` count from the scene's first corner)."""
-    a, b, c, d, e, f = transform
-    x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    lon, lat = _to_lonlat(crs).transform(x, y)
+    lon, lat = _to_lonlat(crs).transform(*position(transform, rows, cols))
     return np.asarray(lon), np.asarray(lat)
 
 

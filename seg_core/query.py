@@ -1,17 +1,19 @@
 """SQL over a run, with DuckDB. It reads the run's own tables and nothing else."""
 
 import json
+import math
+from collections import Counter
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset, field
 
 from seg_core.errors import SegError
-from seg_core.results import published_parts, scenes_path
+from seg_core.results import SCENES, TILES, published_parts, scenes_path
 from seg_core.run import read_record
 
 SUMMARY = """
@@ -30,37 +32,44 @@ SUMMARY = """
 def connect(run: str) -> duckdb.DuckDBPyConnection:
     """A connection with the views `tiles` (done), `scenes` and `failures`. Raises SegError where `run` is no run.
 
-    It can read the run's files only, and write nothing: the settings that hold it to that are locked.
+    It reaches these tables and no file at all, to read or to write, and the settings that hold it to that are locked.
     """
     read_record(run)
-    if next(published_parts(run), None) is None:
+    parts = [str(path) for path in published_parts(run)]
+    if not parts:
         raise SegError(f"{run}: holds no rows yet: run seg segment to the end first")
-    folder = Path(run).absolute()
-    parts = _quote(str(folder / "tiles" / "part-*.parquet"))
     connection = duckdb.connect()
-    connection.execute(f"SET allowed_directories = [{_quote(str(folder))}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute(f"CREATE VIEW scenes AS SELECT * FROM read_parquet({_quote(str(scenes_path(run).absolute()))})")
-    for view, status in (("tiles", "done"), ("failures", "failed")):
-        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({parts}) WHERE status = '{status}'")
+    rows = dataset(parts, schema=TILES)
+    connection.register("tiles", rows.filter(field("status") == "done"))
+    connection.register("failures", rows.filter(field("status") == "failed"))
+    connection.register("scenes", dataset(str(scenes_path(run)), schema=SCENES))
+    connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def query(run: str, sql: str) -> pa.Table:
-    """The answer to a question. Raises SegError with DuckDB's first line where the SQL is wrong."""
-    with connect(run) as connection:
-        try:
+    """The answer to a question; of columns of one name, the later ones are numbered.
+
+    Raises SegError with the first line of what is wrong with the SQL, or with the run's files.
+    """
+    try:
+        with connect(run) as connection:
             answer = connection.sql(sql)
             if answer is None:
                 raise SegError(f"SQL: {sql}: is no question: say SELECT ...")
-            return answer.to_arrow_table()
-        except duckdb.Error as error:
-            raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
+            return _number_names(answer.to_arrow_table())
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
+
+
+def _number_names(table: pa.Table) -> pa.Table:
+    seen: Counter[str] = Counter()
+    names = []
+    for name in table.column_names:
+        names.append(f"{name}_{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return table.rename_columns(names)
 
 
 def summary(run: str) -> dict[str, Any]:
@@ -87,12 +96,23 @@ def write_answer(answer: pa.Table, form: str, stream: BinaryIO, most: int) -> No
 
 
 def _plain(value: object) -> object:
-    """A value that text can hold: bytes become hexadecimal, DuckDB's wide sums numbers, dates ISO 8601."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value if isinstance(value, str | int | float | bool | dict | list | None) else str(value)
+    """A value that JSON can hold: bytes become hexadecimal, wide sums numbers, NaN null, dates ISO 8601."""
+    match value:
+        case bytes():
+            plain: object = value.hex()
+        case Decimal():
+            plain = int(value) if value == value.to_integral_value() else float(value)
+        case float():
+            plain = value if math.isfinite(value) else None
+        case dict():
+            plain = {str(k): _plain(v) for k, v in value.items()}
+        case list() | tuple():
+            plain = [_plain(v) for v in value]
+        case str() | int() | None:
+            plain = value
+        case _:
+            plain = str(value)
+    return plain
 
 
 def _brief(value: object) -> object:

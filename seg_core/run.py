@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from seg_core.bundle import Bundle
 from seg_core.errors import SegError
 from seg_core.results import part_path, published_parts, read_scenes, scenes_path, write_scenes
 from seg_core.scenes import Scene, fit_to_model
-from seg_core.storage import make_folder, publish
+from seg_core.storage import PARTIAL, check_writable, make_folder, publish
 from seg_core.tiling import Window, num_splits, split
 
 FORMAT = "aerial-seg run"
@@ -52,7 +53,7 @@ class Settings:
             raise SegError(f"--part {self.part}: use a multiple of the tile size, {self.tile_size}")
         if not 0 < self.threshold < 1:
             raise SegError(f"--threshold {self.threshold}: use a probability between 0 and 1")
-        if self.scale is not None and self.scale[0] >= self.scale[1]:
+        if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
             raise SegError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: MIN must be less than MAX")
 
 
@@ -166,8 +167,9 @@ def find_run(out: str, plan: Plan) -> dict[str, Any] | None:
         record = read_record(out)
         _refuse_differences(out, record, plan)
         return record
-    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
+    if os.path.exists(out) and (not os.path.isdir(out) or any(not f.startswith(PARTIAL) for f in os.listdir(out))):
         raise SegError(f"{out}: exists and is not a run: choose another folder")
+    check_writable(out)
     return None
 
 
@@ -220,6 +222,9 @@ def read_record(run: str) -> dict[str, Any]:
         raise SegError(f"{run}: not a run: run.json does not say format {FORMAT!r}")
     if record.get("version") != VERSION:
         raise SegError(f"{run}: of version {record.get('version')}, this program reads {VERSION}: upgrade aerial-seg")
+    absent = [name for name in ("settings", "model", "plan") if not isinstance(record.get(name), dict)]
+    if absent:
+        raise SegError(f"{run}: damaged: run.json lacks {', '.join(absent)}")
     return record
 
 
@@ -243,13 +248,17 @@ def _refuse_differences(out: str, record: dict[str, Any], plan: Plan) -> None:
 
 
 def _scene_difference(there: Sequence[Scene], here: Sequence[Scene]) -> str:
-    before, after = {s.scene_id: s for s in there}, {s.scene_id: s for s in here}
-    odd = next(i for i in {**after, **before} if before.get(i) != after.get(i))
+    # As text, because a NaN, which a nodata value may be, differs from itself.
+    before = {s.scene_id: {k: repr(v) for k, v in asdict(s).items()} for s in there}
+    after = {s.scene_id: {k: repr(v) for k, v in asdict(s).items()} for s in here}
+    odd = next((i for i in {**after, **before} if before.get(i) != after.get(i)), None)
+    if odd is None:
+        return "the order of its scenes"
     if odd not in after:
         return f"scene {odd} is there, not here"
     if odd not in before:
         return f"scene {odd} is new"
-    changed = [f.name for f in fields(Scene) if getattr(before[odd], f.name) != getattr(after[odd], f.name)]
+    changed = [name for name in after[odd] if before[odd][name] != after[odd][name]]
     return f"scene {odd} has changed since: {', '.join(changed)}"
 
 

@@ -1,16 +1,15 @@
 """Scenes: find the images of a region, read their headers, refuse what can't be segmented, and say why."""
 
-import csv
 import glob
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pandas as pd
 import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -184,23 +183,19 @@ def _read_manifest(path: str) -> list[str]:
 
 
 def _manifest_entries(path: str) -> list[str]:
-    if path.lower().endswith(".txt"):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if path.lower().endswith(".parquet"):
-        names = pq.read_schema(path).names
-        return [str(v) for v in pq.read_table(path, columns=[_uri_column(path, names)]).column(0).to_pylist()]
-    with Path(path).open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        column = _uri_column(path, reader.fieldnames or [])
-        return [row[column] for row in reader]
-
-
-def _uri_column(path: str, names: Iterable[str]) -> str:
-    column = next((name for name in names if name.lower() in {"uri", "path", "scene"}), None)
+    try:
+        if path.lower().endswith(".txt"):
+            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+            return [line for line in lines if line and not line.startswith("#")]
+        read = pd.read_parquet if path.lower().endswith(".parquet") else pd.read_csv
+        table = read(path)
+    except (ValueError, OSError) as error:  # what is no text, no table or no Parquet is a ValueError to pandas
+        raise SegError(f"{path}: not a manifest that can be read: {error}") from error
+    column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
     if column is None:
-        raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {', '.join(names) or 'none'}")
-    return column
+        names = ", ".join(map(str, table.columns))
+        raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {names or 'none'}")
+    return [str(uri) for uri in table[column].dropna()]
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:

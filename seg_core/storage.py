@@ -68,6 +68,15 @@ def make_folder(folder: str | Path) -> None:
         raise SegError(f"{folder}: can't be written to ({error.strerror}): choose another folder") from error
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise SegError where a folder could not be made; leaves no trace of the attempt."""
+    folder = Path(folder)
+    absent = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    for each in absent:
+        each.rmdir()
+
+
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()

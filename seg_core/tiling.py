@@ -27,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-
 # px a side. A CPU's convolution routines add up in another order where the input is small; from about this size on they
 # don't, so that a pixel's value is the same to the last bit in a window of any size.
 MIN_CHIP = 512
@@ -40,6 +39,27 @@ class Window(NamedTuple):
     col_off: int
     height: int
     width: int
+
+    def slices(self, frame: "Window") -> tuple[slice, slice]:
+        """Rows and columns of this window in an array of the window `frame`, which contains it."""
+        top, left = self.row_off - frame.row_off, self.col_off - frame.col_off
+        return slice(top, top + self.height), slice(left, left + self.width)
+
+
+def intersection(one: Window, other: Window) -> Window:
+    """What two windows that overlap have in common."""
+    top, left = max(one.row_off, other.row_off), max(one.col_off, other.col_off)
+    bottom = min(one.row_off + one.height, other.row_off + other.height)
+    right = min(one.col_off + one.width, other.col_off + other.width)
+    return Window(top, left, bottom - top, right - left)
+
+
+def align(window: Window, size: int, whole: Window) -> Window:
+    """A window grown to the grid of `size` px squares that begins at 0, within the window `whole`."""
+    top, left = window.row_off // size * size, window.col_off // size * size
+    bottom = round_up(window.row_off + window.height, size)
+    right = round_up(window.col_off + window.width, size)
+    return intersection(Window(top, left, bottom - top, right - left), whole)
 
 
 def split(window: Window, size: int) -> Iterator[Window]:

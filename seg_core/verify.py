@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from seg_core.coverage import Row, decode_mask
 from seg_core.errors import SegError
 from seg_core.results import part_path, published_parts, read_part
-from seg_core.run import Part, Plan, read_plan
+from seg_core.run import Part, Plan, read_plan, read_record
 from seg_core.tiling import split
+
+FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
 
 
 @dataclass
@@ -30,6 +32,8 @@ def verify(run: str) -> Verdict:
     """Read every part of a run and check it against the plan. Raises SegError where `run` is no run."""
     plan = read_plan(run)
     verdict = Verdict(num_planned=plan.counts["tiles"])
+    if read_record(run)["plan"].get("fingerprint") != plan.fingerprint:
+        verdict.problems.append("run.json or the scenes table was changed after the run was planned")
     planned = {part_path(run, part.key).name for part in plan.parts()}
     verdict.problems += [f"{p.name}: not a part of this run" for p in published_parts(run) if p.name not in planned]
     with ThreadPoolExecutor() as pool:
@@ -67,10 +71,12 @@ def _row_problems(row: Row, plan: Plan, part: Part) -> Iterator[str]:
         yield "is of another scene or model"
     if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
         yield f"says it is tile {row['tile_row']}, {row['tile_col']}"
-    if row["status"] == "done":
+    if row["status"] == "done" and row["error"] is None:
         yield from _figure_problems(row)
     elif row["status"] != "failed" or not row["error"]:
         yield f"status {row['status']!r}, error {row['error']!r}"
+    elif any(row[figure] is not None for figure in FIGURES):
+        yield "failed, but has figures"
 
 
 def _figure_problems(row: Row) -> Iterator[str]:

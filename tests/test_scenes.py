@@ -99,7 +99,7 @@ def test_a_parquet_manifest_has_a_column_of_scenes(region: Path, column: str) ->
     [
         ("list.txt", "# nothing\n\n", "list.txt: this manifest names no scene"),
         ("list.csv", "uri\n", "list.csv: this manifest names no scene"),
-        ("list.csv", "", "list.csv: a manifest needs a column uri, path or scene; it has none"),
+        ("list.csv", "", "list.csv: not a manifest that can be read"),
         (
             "list.csv",
             "file,year\na.tif,2020\n",
