@@ -218,9 +218,7 @@ def augmentation(seed: int) -> Callable[..., dict[str, Any]]:
 
     pipeline: Callable[..., dict[str, Any]] = albumentations.Compose(
         [
-            albumentations.HorizontalFlip(p=0.5),
-            albumentations.VerticalFlip(p=0.5),
-            albumentations.RandomRotate90(p=0.75),
+            albumentations.D4(p=1),  # the eight flips and quarter turns, each as likely
             albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
         ],
         seed=seed,
@@ -243,11 +241,10 @@ class Crops:
         """The share of worker `rank` of a batch: image `(n, size, size, bands)`, label `(n, size, size)`."""
         share = self.batch // world
         first = step * self.batch + rank * share
-        augment = augmentation(_seed(self.seed, epoch, first)) if self.augment else None
-        crops = [self._crop(epoch, position, augment) for position in range(first, first + share)]
+        crops = [self._crop(epoch, position) for position in range(first, first + share)]
         return Sample(np.stack([c.image for c in crops]), np.stack([c.label for c in crops]))
 
-    def _crop(self, epoch: int, position: int, augment: Callable[..., dict[str, Any]] | None) -> Sample:
+    def _crop(self, epoch: int, position: int) -> Sample:
         turn, index = divmod(position, len(self.samples))
         order = np.random.default_rng([self.seed, epoch, turn]).permutation(len(self.samples))
         sample = pad(self.samples[order[index]], 1, self.size)
@@ -256,8 +253,9 @@ class Crops:
         )
         at = np.s_[row : row + self.size, col : col + self.size]
         crop = Sample(sample.image[at], sample.label[at])
-        if augment is None:
+        if not self.augment:
             return crop
+        augment = augmentation(_seed(self.seed, epoch, position))
         changed = augment(image=np.ascontiguousarray(crop.image), mask=np.ascontiguousarray(crop.label))
         return Sample(changed["image"], changed["mask"])
 

@@ -193,8 +193,9 @@ def segment(segmenter: Segmenter, scene: NDArray[np.uint8], window: int, halo: i
 
 @pytest.fixture(scope="module")
 def whole(segmenter: Segmenter, scene: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probability of the scene in one go; it varies enough for a wrong pixel to show."""
-    result = segment(segmenter, scene, max(HEIGHT, WIDTH), segmenter.bundle.halo)
+    """Probability of the padded scene in one go; it varies enough for a wrong pixel to show."""
+    padded = np.pad(scene, ((0, 0), (96, 96 + -HEIGHT % 16), (96, 96 + -WIDTH % 16)), mode="reflect")
+    result = segmenter(padded, np.ones(padded.shape[1:], np.bool_), 96, HEIGHT, WIDTH)
     assert result.std() > 0.05
     return result
 
@@ -255,6 +256,13 @@ def test_what_stands_in_missing_pixels_changes_nothing(segmenter: Segmenter, sce
     assert np.array_equal(segmenter(chip, valid, 16, 32, 32), segmenter(changed, valid, 16, 32, 32))
     every = np.ones_like(valid)
     assert not np.array_equal(segmenter(chip, every, 16, 32, 32), segmenter(changed, every, 16, 32, 32))
+
+
+def test_the_window_is_cut_out_of_its_chip_at_the_halo(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
+    chip, valid = scene[:, :64, :96], np.ones((64, 96), np.bool_)
+    inside = segmenter(chip, valid, 16, 30, 20)
+    assert inside.shape == (30, 20)
+    np.testing.assert_allclose(inside, segmenter(chip, valid, 0, 64, 96)[16:46, 16:36], atol=1e-6)
 
 
 def test_a_chip_without_valid_pixels_holds_no_building(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
