@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def run_pipe(
         .map_batches(
             PartSegmenter,
             fn_constructor_args=(model, out, settings, window, crew.threads, device),
-            batch_size=-(-len(todo) // tasks),
+            batch_size=len(todo) // tasks,
             compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
             num_cpus=crew.num_cpus,
             num_gpus=crew.num_gpus or None,
@@ -107,24 +107,20 @@ class PartSegmenter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Receipts of a batch of parts."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        receipts = list(self.segment_parts(map(Part.from_row, rows)))
+        receipts = list(self.segment_parts([Part.from_row(row) for row in rows]))
         return {key: [receipt[key] for receipt in receipts] for key in receipts[0]}
 
-    def segment_parts(self, parts: Iterable[Part]) -> Iterator[Row]:
+    def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
-        work = [(part, window) for part in parts for window in split(part.window, self.window)]
         started = time.time()
-        chips = ahead(self.pool, self.read, work, READ_AHEAD)
-        for key, windows in groupby(zip(work, chips, strict=True), key=lambda item: item[0][0].key):
-            rows: list[Row] = []
-            part, count = None, 0
-            for (part, window), chip in windows:
-                rows += self.rows(part, window, chip)
-                count += 1
-            assert part is not None
-            write_part(self.out, key, rows, self.segmenter.bundle.hash)
+        work = [(part, window) for part in parts for window in split(part.window, self.window)]
+        read = zip(work, ahead(self.pool, self.read, work, READ_AHEAD), strict=True)
+        for part in parts:
+            count = num_splits(part.window, self.window)
+            rows = [row for (_, window), chip in islice(read, count) for row in self.rows(part, window, chip)]
+            write_part(self.out, part.key, rows, self.segmenter.bundle.hash)
             pixels, ended = part.window.height * part.window.width, time.time()
-            yield {"key": key, "windows": count, "pixels": pixels, "started": started, "ended": ended}
+            yield {"windows": count, "pixels": pixels, "started": started, "ended": ended}
             started = ended
 
     def read(self, work: tuple[Part, Window]) -> Chip | ReadError:

