@@ -100,9 +100,11 @@ def _architecture(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
 
 
 def _check_room(workers: int) -> None:
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < workers:
-        raise SegError(f"workers = {workers}: the cluster has {cpus} CPUs, each worker takes one")
+    room = ray.cluster_resources()
+    for kind in ("CPU", "GPU"):
+        number = int(room.get(kind, 0))
+        if number < workers and (kind == "CPU" or number):  # where there is no GPU at all, CPUs train
+            raise SegError(f"workers = {workers}: the cluster has {number} {kind}s, each worker takes one")
 
 
 def _refuse_other(work: str, settings: TrainSettings) -> None:
@@ -178,7 +180,7 @@ def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) >= workers),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
         run_config=RunConfig(
             name="epochs",
             storage_path=work,

@@ -66,14 +66,16 @@ def read_classes(data: str) -> Classes:
     if not path.is_file():
         raise SegError(f"{path}: no such file: a dataset names its classes and their colours there (name,r,g,b)")
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
+        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
         colours = [(int(r), int(g), int(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
     except (KeyError, ValueError) as error:
         raise SegError(f"{path}: no table of classes with the header name,r,g,b: {error}") from error
     if list(table.columns) != ["name", "r", "g", "b"] or not 2 <= len(table) < MISSING:
         raise SegError(f"{path}: expected the header name,r,g,b and 2 to {MISSING - 1} classes")
-    if len(set(colours)) < len(colours):
-        raise SegError(f"{path}: two classes have the same colour")
+    if len(set(colours)) < len(colours) or table["name"].duplicated().any():
+        raise SegError(f"{path}: two classes have the same name or colour")
+    if not all(0 <= value <= 255 for colour in colours for value in colour):
+        raise SegError(f"{path}: a colour is three numbers from 0 to 255")
     return Classes(tuple(map(str, table["name"])), tuple(colours))
 
 
@@ -143,7 +145,7 @@ def decode_colours(
 
 
 def _pack(r: Any, g: Any, b: Any) -> NDArray[np.int64]:
-    return np.asarray(r).astype(np.int64) << 16 | np.asarray(g).astype(np.int64) << 8 | np.asarray(b).astype(np.int64)
+    return np.asarray(r).astype(np.int64) << 32 | np.asarray(g).astype(np.int64) << 16 | np.asarray(b).astype(np.int64)
 
 
 @dataclass(frozen=True)

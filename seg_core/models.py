@@ -37,13 +37,16 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     _check_name("architecture", kind, [cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()])
     if not encoder.startswith("tu-"):  # any timm encoder; timm itself says which names it knows
         _check_name("encoder", encoder, smp.encoders.get_encoder_names())
-    model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+    try:
+        model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise SegError(f"model smp:{kind}/{encoder} with weights {weights}: {error}") from error
     return model
 
 
 def _check_name(what: str, name: str, known: Any) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.3)
+        near = difflib.get_close_matches(name, list(known), n=5, cutoff=0)
         raise SegError(f"{what} {name}: not known to segmentation-models-pytorch: near it are {', '.join(near)}")
 
 
@@ -127,8 +130,11 @@ def normalise(pixels: Tensor, valid: Tensor, mean: Sequence[float], std: Sequenc
 
 
 def class_probability(logits: Tensor, index: int) -> Tensor:
-    """Probability of one class, `(n, classes, h, w)` to float32 `(n, h, w)`; one logit stands for two classes."""
+    """Probability of one class, `(n, classes, h, w)` to float32 `(n, h, w)`; one logit stands for two classes.
+
+    By way of float64: in float32 torch rounds differently at the end of a thread's share, wherever that falls.
+    """
     if logits.shape[1] == 1:
-        positive = logits.float().sigmoid().squeeze(1)
-        return positive if index == 1 else 1 - positive
-    return logits.float().softmax(dim=1)[:, index]
+        positive = logits.double().sigmoid().squeeze(1)
+        return (positive if index == 1 else 1 - positive).float()
+    return logits.double().softmax(dim=1)[:, index].float()

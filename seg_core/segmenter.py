@@ -63,6 +63,5 @@ class Segmenter:
         x = normalise(x, mask, self.bundle.mean, self.bundle.std).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.model(x)
-        # Cropped last: torch rounds the sigmoid of a slice differently from that of a whole array.
-        probability = class_probability(logits, self.bundle.building)[0]
-        return np.asarray(probability[halo : halo + height, halo : halo + width].cpu().numpy())
+        inside = logits[..., halo : halo + height, halo : halo + width]
+        return np.asarray(class_probability(inside, self.bundle.building)[0].cpu().numpy())

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real imagery at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few of the real images in a dataset of their own, by links."""
+    data, source = tmp_path_factory.mktemp("massachusetts"), shared / "massachusetts-buildings"
+    (data / "label_class_dict.csv").symlink_to(source / "label_class_dict.csv")
+    for split, number in (("train", 8), ("val", 2)):
+        for folder in (split, f"{split}_labels"):
+            (data / folder).mkdir()
+            for path in sorted((source / folder).iterdir())[:number]:
+                (data / folder / path.name).symlink_to(path)
+    return data
 
 
 @pytest.fixture
@@ -62,6 +76,12 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         return write_untrained(str(tmp_path / name), width=width, depth=depth, seed=seed, **fields)
 
     return make
+
+
+def outside_environment() -> dict[str, str]:
+    """This process's environment, with the interpreter's folder first on the path and none of Ray's settings."""
+    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def free_port() -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 import rasterio
-from conftest import MakeBundle
+from conftest import MakeBundle, outside_environment
 from rasterio.windows import Window
-from test_submit import outside_environment
 
 MIB = 2**20
 ALLOWED = 1.2

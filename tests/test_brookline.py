@@ -16,19 +16,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 NARROW = ["--width", "8", "--depth", "3", "--epochs", "2", "--steps", "12", "--batch", "8", "--lr", "5e-3"]
 
 
-@pytest.fixture(scope="module")
-def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few of the real images in a dataset of their own, by links."""
-    data, source = tmp_path_factory.mktemp("massachusetts"), shared / "massachusetts-buildings"
-    (data / "label_class_dict.csv").symlink_to(source / "label_class_dict.csv")
-    for split, number in (("train", 8), ("val", 2)):
-        for folder in (split, f"{split}_labels"):
-            (data / folder).mkdir()
-            for path in sorted((source / folder).iterdir())[:number]:
-                (data / folder / path.name).symlink_to(path)
-    return data
-
-
 def test_train_segment_verify_query_and_score(
     dataset: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -305,7 +305,7 @@ def test_workers_together_draw_the_batch_that_one_would_draw(workers: int, augme
 
 @pytest.mark.parametrize("augment", [False, True], ids=["plain", "augmented"])
 def test_batches_repeat_by_seed_epoch_and_step_alone(augment: bool) -> None:
-    samples = [random_sample(seed) for seed in range(3)]
+    samples = [random_sample(0)]
     crops = make_crops(samples, augment=augment)
     first = crops(1, 0, 0, 1)
     assert np.array_equal(make_crops(samples, augment=augment)(1, 0, 0, 1).image, first.image)

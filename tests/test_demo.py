@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import cv2
-from test_submit import outside_environment
+from conftest import outside_environment
 
 
 def test_the_demo_trains_segments_verifies_and_scores(tmp_path: Path) -> None:

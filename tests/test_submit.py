@@ -1,7 +1,6 @@
 """The same commands on a cluster of two nodes, through Ray's job submission API."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeBundle, MakeScene, free_port
+from conftest import MakeBundle, MakeScene, free_port, outside_environment
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,12 +35,6 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             cluster.send_signal(signal.SIGINT)
             assert cluster.wait(60) == 0
-
-
-def outside_environment() -> dict[str, str]:
-    """This process's environment, with the interpreter's folder first on the path and none of Ray's settings."""
-    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def seg(*command: object, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
