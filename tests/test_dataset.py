@@ -79,7 +79,7 @@ def test_classes_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
     [
         ("class,r,g,b\nbackground,0,0,0\nbuilding,1,1,1\n", "name,r,g,b"),
         ("name,r,g,b\nbuilding,1,1,1\n", "2 to 254 classes"),
-        ("name,r,g,b\nbackground,7,7,7\nbuilding,7,7,7\n", "same colour"),
+        ("name,r,g,b\nbackground,7,7,7\nbuilding,7,7,7\n", "same name or colour"),
     ],
 )
 def test_a_class_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
