@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import MakeScene
 from test_segment import rows_of, seg
 
 from seg_core.coverage import decode_mask
@@ -66,3 +67,25 @@ def test_a_trained_bundle_is_not_overwritten_and_other_settings_do_not_mix(
     (tmp_path / "new.train" / "settings.json").write_text(json.dumps({"lr": 1.0}))
     _, err = seg(capsys, "train", "--data", dataset, "--out", tmp_path / "new", *NARROW, code=2)
     assert "lr 1.0 there, 0.005 now" in err
+
+
+@pytest.mark.parametrize(
+    ("height", "colour", "message"),
+    [
+        (63, 255, "b.tif: this label measures 64 x 63 px, its image 64 x 64"),
+        (64, 7, "b.tif: colour (7, 7, 7) at row 0"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_named_and_nothing_is_written(
+    make_scene: MakeScene, tmp_path: Path, capsys: pytest.CaptureFixture[str], height: int, colour: int, message: str
+) -> None:
+    for split in ("train", "val"):
+        for name in "ab":
+            make_scene(f"data/{split}/{name}.tiff", 64, 64)
+            make_scene(f"data/{split}_labels/{name}.tif", pixels=np.full((3, 64, 64), 255, np.uint8))
+    make_scene("data/val_labels/b.tif", pixels=np.full((3, height, 64), colour, np.uint8))
+    (tmp_path / "data" / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
+    _, err = seg(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "bundle", *NARROW, code=2)
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
