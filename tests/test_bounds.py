@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def peaks(command: list[str]) -> dict[str, float]:
                     found[kind] = max(found[kind], each.memory_full_info().uss / MIB)
                 except (psutil.Error, IndexError):
                     continue  # it has ended meanwhile
+            time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
