@@ -9,6 +9,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from dataclasses import asdict, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.settings import TrainSettings, make_settings, parse_assignment
@@ -263,6 +264,6 @@ def demo(args: Namespace) -> int:
     """`seg demo`."""
     from jobs.demo import demo as run
 
-    figures = run(absolute(args.out), note if args.json else print)
+    figures = run(absolute(args.out), note if args.json else partial(print, flush=True))
     show(figures, args.json)
     return 0 if figures["verified"] else 1

@@ -1,5 +1,6 @@
 """The whole way on a synthetic town: draw, train, segment, verify, query, look. Needs no data and no network."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
     found = scores(score_run(f"{out}/run", f"{out}/truth.tif", None))
     say(f"6. Building IoU against the known truth: {found['iou']:.3f}")
     draw_picture(out)
-    say(f"7. A picture to look at: {out}/picture.png")
+    say(f"7. A picture to look at: {os.path.relpath(out)}/picture.png")
     return {**found, "seconds": round(time.monotonic() - started, 1), "verified": verdict.holds}
 
 
