@@ -7,6 +7,7 @@ It prints the address of its dashboard and serves until it is interrupted, and t
 
 import argparse
 import signal
+import socket
 import threading
 
 import ray
@@ -23,17 +24,24 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    head = {"num_cpus": args.cpus, "include_dashboard": True, "dashboard_port": args.port}
+    head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus)}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(args.nodes - 1):
-            cluster.add_node(num_cpus=args.cpus)
+            cluster.add_node(**node_options(args.cpus))
         cluster.wait_for_nodes()
         print(f"http://{cluster.head_node.webui_url}", flush=True)
         stopped.wait()
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def node_options(cpus: int) -> dict[str, int]:
+    """Options of a node. Its agent, which starts jobs, gets a port of its own: any Ray on this machine wants 52365."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {"num_cpus": cpus, "dashboard_agent_listen_port": probe.getsockname()[1]}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The same commands on a Ray cluster, through Ray's job submission API."""
 
 import asyncio
+import logging
 import os
 import shlex
 import time
@@ -15,6 +16,7 @@ import seg_core
 from seg_core.errors import SegError
 
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
+AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
@@ -22,9 +24,11 @@ def connect(address: str | None) -> JobSubmissionClient:
     """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS, or this machine's."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     try:
-        return JobSubmissionClient(address)
+        client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each package that it uploads
+    return client
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:
@@ -33,13 +37,20 @@ def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> 
     The code travels with the job; what it depends on must be installed on the cluster's nodes.
     """
     packages = [str(Path(module.__path__[0])) for module in (seg_core, jobs)]
-    return str(
-        client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "jobs.cli", "-C", folder, *command]),
-            runtime_env={"py_modules": packages},
-            metadata={"command": shlex.join(command)},
-        )
-    )
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=shlex.join(["python", "-m", "jobs.cli", "-C", folder, *command]),
+                    runtime_env={"py_modules": packages},
+                    metadata={"command": shlex.join(command)},
+                )
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
