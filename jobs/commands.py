@@ -92,7 +92,7 @@ def plan(args: Namespace) -> int:
     if args.json:
         show(figures, as_json=True)
     else:
-        settings = ", ".join(f"{k} {v}" for k, v in figures.pop("settings").items() if v not in (None, False))
+        settings = ", ".join(f"{k} {v}" for k, v in figures.pop("settings").items() if v is not None and v is not False)
         show({**figures, "settings": settings, "refused": len(refused)}, as_json=False)
         for line in refused:
             print(f"  {line}")

@@ -191,7 +191,7 @@ def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise SegError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+        raise RuntimeError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
     best: Checkpoint | None = result.get_best_checkpoint("val_iou", "max")
     assert best is not None
     return best
