@@ -7,7 +7,7 @@ RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -113,11 +113,7 @@ def read_scenes(run: str) -> list[Scene]:
         rows = pq.read_table(scenes_path(run), schema=SCENES).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise SegError(f"{scenes_path(run)}: can't be read: {error}") from error
-    names = [f.name for f in fields(Scene)]
-    return [
-        Scene(**{**{n: row[n] for n in names}, "bands": tuple(row["bands"]), "transform": tuple(row["transform"])})
-        for row in rows
-    ]
+    return [Scene.from_plain(row) for row in rows]
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> list[Row]:

@@ -72,8 +72,7 @@ class Part:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Part":
         """The part that was made a row."""
-        header = json.loads(row["scene"])
-        scene = Scene(**{**header, "bands": tuple(header["bands"]), "transform": tuple(header["transform"])})
+        scene = Scene.from_plain(json.loads(row["scene"]))
         return cls(str(row["key"]), scene, Window(*(int(row[name]) for name in Window._fields)))
 
 

@@ -3,11 +3,12 @@
 import glob
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import rasterio
@@ -56,6 +57,11 @@ class Scene:
     transform: Transform
     gsd_m: float | None  # ground sampling distance in metres a pixel, at the scene's centre
     source_gsd_m: float | None  # the file's own; differs from gsd_m where the scene is resampled
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Scene":
+        """The scene of `dataclasses.asdict`, after JSON or Parquet made lists of its tuples."""
+        return cls(**{**values, "bands": tuple(values["bands"]), "transform": tuple(values["transform"])})
 
     @property
     def window(self) -> Window:
