@@ -1,66 +1,156 @@
-"""How fast a region is segmented, against a plain loop over the same windows in the same run."""
+"""How fast a region is segmented, against each stage alone and a loop by hand, and how that grows.
+
+Everything is measured in one run, by actors as the pipe has them: as many, with the same share of each node.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, cycle
 from typing import Any
 
-import torch
+import ray
 
+from jobs.busy import Spans, widen
+from jobs.peak import Peak
 from jobs.segment import Speed, run_pipe
-from jobs.session import make_crew, ray_session
+from jobs.session import Crew, make_crew, ray_session
 from seg_core.bundle import read_bundle
-from seg_core.raster import read_chip
-from seg_core.run import Plan, choose_window, open_run, parts_to_do
-from seg_core.scenes import Scene
-from seg_core.segmenter import Segmenter
-from seg_core.tiling import Window, chip_window, split
+from seg_core.coverage import Row
+from seg_core.plan import Part, Plan, choose_window
+from seg_core.run import open_run
+from seg_core.tiling import num_splits
 
-Visit = Callable[[Scene, Window], object]
+LEAST_PARTS = 2  # of an actor
+SAMPLE = 64  # parts, at most, that the stages are measured on
+Figures = dict[str, Any]
 
 
-def bench(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
-    """Useful megapixels a second of decoding alone, of a plain loop and of the whole pipe, start-up apart.
+def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: float) -> Figures:
+    """Useful megapixels a second of each stage alone, of a loop by hand and of the whole pipe, start-up apart.
 
-    The loop is rasterio and the same model, one window after the other, in this process with as many threads as an
-    actor has. `out` is a new run folder that the pipe fills.
+    Each runs for about `seconds` at least. The pipe segments the plan's parts over and over, into runs in `folder`.
     """
-    bundle = read_bundle(model)
+    began = time.time()
     with ray_session(speed.address, verbose=speed.verbose):
-        crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
-        window = choose_window(speed.window, plan.settings, bundle, crew.memory)
-        open_run(out, plan, model)
-        todo = parts_to_do(out, plan)
-        receipts = list(run_pipe(todo, model, out, plan.settings, window, crew, speed.device))
-    pipe = max(r["ended"] for r in receipts) - min(r["started"] for r in receipts)
-    torch.set_num_threads(crew.threads)
-    segmenter = Segmenter(model, speed.device)
-    halo, stride = plan.settings.halo, bundle.stride
-
-    def read(scene: Scene, at: Window) -> Any:
-        return read_chip(scene, chip_window(at, halo, stride), plan.settings.scale)
-
-    def infer(scene: Scene, at: Window) -> object:
-        pixels, valid = read(scene, at)
-        return segmenter(pixels, valid, halo, at.height, at.width)
-
-    rates = {
-        "decode": _rate(plan, window, read),
-        "loop": _rate(plan, window, infer),
-        "pipe": plan.counts["pixels"] / pipe / 1e6,
-    }
+        bench = Bench(plan, model, folder, speed)
+        ready = time.time() - began
+        rates = bench.stages(("decode", "copy", "model", "loop"), seconds)
+        slower = min(("decode", "model"), key=lambda name: rates[name])
+        pipe = bench.pipe(pixels=seconds * rates[slower] * 1e6)
+    pipe["start_up_s"] = round(pipe["start_up_s"] + ready, 3)
     return {
-        **{f"{name}_mpx_s": round(rate, 3) for name, rate in rates.items()},
-        "pipe_to_loop": round(rates["pipe"] / rates["loop"], 3),
-        "window": window,
-        "threads": crew.threads,
-        "actors": crew.most,
-        "pixels": plan.counts["pixels"],
+        **{f"{name}_mpx_s": rates[name] for name in rates},
+        **pipe,
+        "slower": slower,
+        "efficiency": round(pipe["pipe_mpx_s"] / rates[slower], 3),
+        "pipe_to_loop": round(pipe["pipe_mpx_s"] / rates["loop"], 3),
+        **bench.describe(),
     }
 
 
-def _rate(plan: Plan, window: int, visit: Visit) -> float:
-    started = time.perf_counter()
-    for part in plan.parts():
-        for at in split(part.window, window):
-            visit(part.scene, at)
-    return plan.counts["pixels"] / (time.perf_counter() - started) / 1e6
+def bench_scale(
+    plan: Plan,
+    model: str,
+    folder: str,
+    speed: Speed,
+    sizes: Sequence[int],
+    actors: Sequence[int],
+    windows: Sequence[int],
+    seconds: float,
+) -> list[Figures]:
+    """The same for each number of actors and each window size (none named: as `speed` says), each in several sizes.
+
+    A size is the number of windows, rounded up to whole parts.
+    """
+    points = []
+    with ray_session(speed.address, verbose=speed.verbose):
+        for number in actors or (None,):
+            for window in windows or (speed.window,):
+                crew = speed.actors if number is None else (number, number)
+                bench = Bench(plan, model, folder, replace(speed, actors=crew, window=window))
+                rates = bench.stages(("decode", "model"), seconds)
+                slower = min(rates, key=lambda name: rates[name])
+                for size in sizes:
+                    pipe = bench.pipe(windows=size)
+                    efficiency = round(pipe["pipe_mpx_s"] / rates[slower], 3)
+                    points.append({**bench.describe(), **pipe, "slower": slower, "efficiency": efficiency})
+    return points
+
+
+class Bench:
+    """A plan, and the actors that it is measured with."""
+
+    numbers = count()  # of runs, so that each has a folder of its own
+
+    def __init__(self, plan: Plan, model: str, folder: str, speed: Speed) -> None:
+        self.plan, self.model, self.folder, self.speed = plan, model, folder, speed
+        self.crew: Crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
+        self.window = choose_window(speed.window, plan.settings, read_bundle(model), self.crew.memory)
+        self.parts = list(plan.parts())
+
+    def describe(self) -> Figures:
+        """What was measured."""
+        return {"window": self.window, "actors": self.crew.most, "threads": self.crew.threads}
+
+    def stages(self, names: Sequence[str], seconds: float) -> dict[str, Any]:
+        """Megapixels a second of each stage, by all actors at once; None for a stage that there is not."""
+        from jobs.stages import Stages  # torch comes with it
+
+        crew, step = self.crew, -(-len(self.parts) // SAMPLE)
+        parts = [part.to_row() for part in self.parts[::step]]
+        made = ray.remote(num_cpus=crew.num_cpus, num_gpus=crew.num_gpus)(Stages)
+        given = (self.model, parts, self.plan.settings, self.window, crew.threads, self.speed.device)
+        actors: list[Any] = [made.remote(*given) for _ in range(crew.most)]
+        try:
+            found = {name: ray.get([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+        return {name: None if None in rates else round(sum(rates), 3) for name, rates in found.items()}
+
+    def pipe(self, pixels: float = 0, windows: int = 0) -> Figures:
+        """The whole pipe over so many pixels and windows at least."""
+        out, crew = f"{self.folder}/run-{next(self.numbers)}", self.crew
+        open_run(out, self.plan, self.model)
+        todo = list(self._enough(pixels, windows))
+        began, cpu = time.time(), time.process_time()
+        with Peak() as peak:
+            pipe = run_pipe(todo, self.model, out, self.plan.settings, self.window, crew, self.speed.device)
+            receipts = list(pipe)
+        return {
+            "pipe_mpx_s": round(steady_rate(receipts), 3),
+            "start_up_s": round(min(r["started"] for r in receipts) - began, 3),
+            "seconds": round(max(r["ended"] for r in receipts) - min(r["started"] for r in receipts), 3),
+            "windows": sum(r["windows"] for r in receipts),
+            "pixels": sum(r["pixels"] for r in receipts),
+            "host_peak_mb": peak.host_mb,
+            "device_peak_mb": peak.device_mb,
+            "driver_cpu_s": round(time.process_time() - cpu, 3),
+        }
+
+    def _enough(self, pixels: float, windows: int) -> Iterator[Part]:
+        """The parts, over and over, under names of their own."""
+        for number, part in enumerate(cycle(self.parts)):
+            if pixels <= 0 and windows <= 0 and number >= LEAST_PARTS * self.crew.most:
+                return
+            yield replace(part, key=f"{part.key}-{number}")
+            pixels -= part.window.height * part.window.width
+            windows -= num_splits(part.window, self.window)
+
+
+def steady_rate(receipts: Sequence[Row]) -> float:
+    """Megapixels a second while all actors were at work: from when the last one began to when the first one ended.
+
+    A part that was begun before, or not ended by then, counts with its share.
+    """
+    spans: Spans = {}
+    for r in receipts:
+        widen(spans, r)
+    first, last = max(began for began, _ in spans.values()), min(ended for _, ended in spans.values())
+    if last <= first:  # they followed each other
+        first, last = min(began for began, _ in spans.values()), max(ended for _, ended in spans.values())
+    inside = [
+        max(0.0, min(r["ended"], last) - max(r["started"], first)) / (r["ended"] - r["started"]) for r in receipts
+    ]
+    return float(sum(r["pixels"] * share for r, share in zip(receipts, inside, strict=True)) / (last - first) / 1e6)

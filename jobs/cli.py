@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
+from seg_core.storage import ANONYMOUS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
 
@@ -18,17 +19,15 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # n
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-SOURCES = "a file, a folder, a glob, or a manifest (.txt, .csv, .parquet)"
+SOURCES = "a file, a folder or s3:// prefix, a glob, or a manifest (.txt, .csv, .parquet)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0: all done; 1: finished, but something failed; 2: wrong use or refused input."""
     args = make_parser().parse_args(argv)
-    if not args.debug:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+    _set_environment(args)
     try:
         if args.folder is not None:
             _enter(args.folder)
@@ -43,13 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"seg: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, JobError) else 2
     except Exception as error:
         if args.debug:
             raise
         lines = str(error).strip().splitlines() or [""]
         print(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", file=sys.stderr)
         return 1
+
+
+def _set_environment(args: argparse.Namespace) -> None:
+    if not args.debug:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+    if args.no_sign_request:
+        os.environ[ANONYMOUS] = "YES"  # inherited by all processes that read
 
 
 def _enter(folder: str) -> None:
@@ -67,7 +74,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"seg {__version__}")
     parser.add_argument("-C", dest="folder", metavar="DIR", help="take relative paths from DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _plan, _segment, _verify, _query, _submit, _jobs, _logs, _stop, _bench, _demo):
+    for add in (
+        _train,
+        _evaluate,
+        _plan,
+        _segment,
+        _verify,
+        _repair,
+        _query,
+        _submit,
+        _jobs,
+        _logs,
+        _stop,
+        _models,
+        _export,
+        _bench,
+        _demo,
+    ):
         add(commands)
     return parser
 
@@ -76,21 +99,28 @@ def _command(commands: Commands, name: str, text: str, json: bool = True) -> arg
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
     parser.add_argument("--debug", action="store_true", help="show Ray's messages, and the traceback of an error")
     return parser
 
 
 def _train(commands: Commands) -> None:
     parser = _command(commands, "train", "Train a model with Ray Train.")
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
+    parser.add_argument(
+        "--work", metavar="DIR", help="folder or s3:// prefix for checkpoints and metrics (default: BUNDLE.train)"
+    )
+    _address(parser)
+    _settings(parser)
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
     )
-    parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
-    parser.add_argument("--work", metavar="DIR", help="folder for checkpoints and metrics (default: BUNDLE.train)")
     parser.add_argument("--preset", default="default", choices=list(PRESETS), help="settings to start from")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting")
-    _address(parser)
     group = parser.add_argument_group("settings (flags win over --set, --config and --preset, in this order)")
     for setting in fields(TrainSettings):
         flag, help_text = f"--{setting.name.replace('_', '-')}", f"{setting.metadata['help']} ({setting.default})"
@@ -109,6 +139,9 @@ def _evaluate(commands: Commands) -> None:
         "--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv"
     )
     parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
+    parser.add_argument("--tta", action="store_true", help="mean over the eight flips and turns of a chip")
+    parser.add_argument("--per-image", metavar="FILE", help="write the figures of each image to this Parquet file")
+    parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
@@ -116,18 +149,36 @@ def _evaluate(commands: Commands) -> None:
 def _plan(commands: Commands) -> None:
     parser = _command(commands, "plan", "Say what a run would do. Costs nothing and writes nothing.")
     _region(parser)
+    group = parser.add_argument_group("an estimate")
+    text = "segment a few windows here, and say how long the whole region takes"
+    group.add_argument("--calibrate", action="store_true", help=text)
+    group.add_argument("--devices", type=_number, metavar="N", help="devices to segment with (default: this machine's)")
+    group.add_argument("--price", type=float, metavar="PER_HOUR", help="of a device, for the cost")
+    group.add_argument("--device", default="auto", help="what to calibrate on: auto, cpu or cuda")
 
 
 def _segment(commands: Commands) -> None:
     parser = _command(commands, "segment", "Segment a region with Ray Data: masks and coverage of each tile.")
     _region(parser)
     parser.add_argument("--out", required=True, metavar="RUN", help="folder for the results; the same command resumes")
+    parser.add_argument("--max-failures", type=int, metavar="N", help="end the run when more tiles than N have failed")
     _speed(parser)
 
 
 def _verify(commands: Commands) -> None:
     parser = _command(commands, "verify", "Prove that no tile of a run is missing, from its files.")
     parser.add_argument("out", metavar="RUN")
+    text = "also segment N random windows again (16), each of another part, and compare"
+    parser.add_argument("--deep", type=int, nargs="?", const=16, default=0, metavar="N", help=text)
+    parser.add_argument("--model", metavar="BUNDLE", help="where the model is now (default: where it was)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _repair(commands: Commands) -> None:
+    parser = _command(commands, "repair", "Remove the parts of a run in which something does not hold.")
+    parser.add_argument("out", metavar="RUN")
+    text = "name of a part file to remove as well, such as seg verify --deep finds"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=text)
 
 
 def _query(commands: Commands) -> None:
@@ -163,9 +214,57 @@ def _stop(commands: Commands) -> None:
 
 
 def _bench(commands: Commands) -> None:
-    parser = _command(commands, "bench", "Measure the whole pipe against decoding alone and a plain loop.")
-    _region(parser)
+    text = "Measure the pipe that segments, or the step that trains, against plain loops in the same run."
+    kinds = commands.add_parser("bench", help=text, description=text, allow_abbrev=False).add_subparsers(
+        required=True, metavar="segment|scale|train"
+    )
+    parser = _command(kinds, "segment", "The whole pipe against each of its stages alone and a loop by hand.")
+    parser.set_defaults(command="bench_segment")
+    _bench_region(parser, "how long each stage is measured at least (60)", 60.0)
+    parser = _command(kinds, "scale", "How rate and memory grow with the number of windows, of actors, and the window.")
+    parser.set_defaults(command="bench_scale")
+    _bench_region(parser, "how long each stage alone is measured at least (10)", 10.0)
+    parser.add_argument("--sizes", type=_numbers, default=[10, 100], metavar="N,N", help="numbers of windows (10,100)")
+    text = "numbers of actors (default: as --actors says)"
+    parser.add_argument("--workers", type=_numbers, default=[], metavar="N,N", help=text)
+    text = "sizes of windows (default: as --window says)"
+    parser.add_argument("--windows", type=_numbers, default=[], metavar="PX,PX", help=text)
+    parser.add_argument("--out", metavar="FILE", help="write a plot to this PNG file")
+    parser = _command(kinds, "train", "Training on crops as they are made against training on a batch that stays.")
+    parser.set_defaults(command="bench_train")
+    _settings(parser)
+
+
+def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
+    _region(parser, "*")
     _speed(parser)
+    parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
+    group = parser.add_argument_group("without SCENE, one is made")
+    group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="how it is stored (deflate)")
+    group.add_argument("--side", type=_number, metavar="PX", help="how wide and high it is (4096)")
+    group.add_argument("--at", metavar="DIR", help="folder or s3:// prefix to measure in (default: a temporary folder)")
+
+
+def _models(commands: Commands) -> None:
+    text = "Look at trained models."
+    kinds = commands.add_parser("models", help=text, description=text, allow_abbrev=False).add_subparsers(
+        required=True, metavar="show"
+    )
+    parser = _command(kinds, "show", "Say what a bundle is, what it was trained on, and its scores.")
+    parser.set_defaults(command="models_show")
+    parser.add_argument("model", nargs="?", metavar="BUNDLE", help="folder of a trained model (default: the built-in)")
+
+
+def _export(commands: Commands) -> None:
+    text = "Write results and models for other programs."
+    kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
+        required=True, metavar="model"
+    )
+    parser = _command(kinds, "model", "Write a bundle as one file: imagery in, probability of building out.")
+    parser.set_defaults(command="export_model")
+    parser.add_argument("model", metavar="BUNDLE", help="folder of a trained model")
+    parser.add_argument("--to", required=True, choices=["onnx", "torch-export"], help="kind of file")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: BUNDLE.onnx or BUNDLE.pt2)")
 
 
 def _demo(commands: Commands) -> None:
@@ -173,13 +272,22 @@ def _demo(commands: Commands) -> None:
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder to make (demo)")
 
 
-def _region(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenes", nargs="+", metavar="SCENE", help=SOURCES)
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder of a trained model")
+def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
+    parser.add_argument("scenes", nargs=number, metavar="SCENE", help=SOURCES)
+    parser.add_argument("--model", metavar="BUNDLE", help="folder of a trained model (default: the built-in one)")
     group = parser.add_argument_group("options that change the result")
     group.add_argument("--tile-size", type=int, default=512, metavar="PX", help="side of a tile (512)")
     group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
     group.add_argument("--threshold", type=float, metavar="P", help="probability of building (default: the model's)")
+    group.add_argument(
+        "--mosaic", action="store_true", help="take scenes on one grid as one image: no seams, overlaps counted once"
+    )
+    group.add_argument(
+        "--order",
+        choices=("name", "given"),
+        default="name",
+        help="whose pixels count where scenes of a mosaic overlap: the first by name, or as they were named here",
+    )
     group.add_argument("--resample", action="store_true", help="read scenes at the resolution of the model")
     group.add_argument(
         "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
@@ -213,6 +321,16 @@ def _bands(text: str) -> tuple[int, ...]:
         return tuple(int(band) for band in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: say a number from 1 on")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [_number(each) for each in text.split(",")]
 
 
 def _window(text: str) -> int | None:

@@ -15,21 +15,31 @@ from jobs.train import train
 from seg_core.bundle import read_bundle
 from seg_core.errors import SegError
 from seg_core.metrics import scores
-from seg_core.picture import assemble_mask, paint_coverage, paint_mask, write_panels
+from seg_core.picture import assemble_mask, assemble_panels, paint_coverage, paint_mask
+from seg_core.plan import Settings, make_plan
 from seg_core.query import query
 from seg_core.raster import read_image, write_geotiff
 from seg_core.results import published_parts, read_part
-from seg_core.run import Settings, make_plan
 from seg_core.scenes import read_region
 from seg_core.scoring import score_run
-from seg_core.storage import make_folder
+from seg_core.storage import make_folder, publish
 from seg_core.town import draw_town
 from seg_core.verify import verify
 
 CRS = "EPSG:32633"
 WORKERS = 2
 SIDE = 2048  # px of the scene to segment
-TRAINING = {"width": 16, "depth": 3, "epochs": 3, "steps": 50, "batch": 16, "crop": 192, "lr": 3e-3, "workers": WORKERS}
+TRAINING = {
+    "width": 24,
+    "epochs": 3,
+    "steps": 50,
+    "batch": 16,
+    "crop": 192,
+    "lr": 3e-3,
+    "ema": 0.95,
+    "augment": "light",
+    "workers": WORKERS,
+}
 SQL = """
 SELECT tile_row, tile_col, round(100 * coverage, 1) AS "building %", round(building_m2) AS building_m2
 FROM tiles ORDER BY coverage DESC LIMIT 5
@@ -97,12 +107,10 @@ def draw_picture(out: str) -> None:
     image = np.asarray(read_image(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
     truth = read_image(f"{out}/truth.tif")[0] == 1
     rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
-    write_panels(
-        f"{out}/picture.png",
-        [
-            ("image", image),
-            ("truth", paint_mask(image, truth)),
-            ("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
-            ("building coverage of each tile", paint_coverage(rows, SIDE, SIDE)),
-        ],
-    )
+    panels = [
+        ("image", image),
+        ("truth", paint_mask(image, truth)),
+        ("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
+        ("building coverage of each tile", paint_coverage(rows, SIDE, SIDE)),
+    ]
+    publish(f"{out}/picture.png", assemble_panels(panels))

@@ -1,37 +1,119 @@
-"""Score a model on a labelled split, or a run's stored masks against labels."""
+"""Score a model on a labelled split: over all images, by image, by threshold, by probability, and to look at."""
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
 from seg_core.ahead import ahead
-from seg_core.dataset import MISSING, find_pairs, read_classes, read_pair
+from seg_core.dataset import MISSING, Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.errors import SegError
-from seg_core.metrics import Counts, count, scores
+from seg_core.figures import draw_calibration, draw_thresholds
+from seg_core.metrics import STEPS, Counts, Histogram, count, histogram, scores
+from seg_core.picture import assemble_panels, paint_errors, paint_mask
 from seg_core.raster import read_chip
-from seg_core.scenes import fit_to_model
+from seg_core.scenes import Scene, fit_to_model
 from seg_core.segmenter import Segmenter
+from seg_core.storage import make_folder, publish
 from seg_core.tiling import chip_window, split
 
 WINDOW = 1024  # px
 
 
-def evaluate_bundle(path: str, data: str, split_name: str, device: str = "auto") -> dict[str, Any]:
-    """Building scores of a bundle over the valid pixels of all images of a split, segmented as in a bulk run."""
-    segmenter = Segmenter(path, device)
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on the images of a split."""
+
+    images: pd.DataFrame  # one row an image: image, valid_px, scores and counts at the threshold
+    histogram: Histogram
+    counts: Counts
+    threshold: float
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of all images together."""
+        best = self.histogram.best_threshold()
+        return {
+            "images": len(self.images),
+            **scores(self.counts),
+            **self.counts._asdict(),
+            "threshold": self.threshold,
+            "best_threshold": best,
+            "best_iou": scores(self.histogram.counts(best))["iou"],
+            "calibration_error": self.histogram.calibration_error(),
+        }
+
+
+def evaluate(segmenter: Segmenter, data: str, split_name: str) -> Evaluation:
+    """Building scores over the valid pixels of all images of a split, segmented as in a bulk run."""
+    threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
+    rows, pixels, total = [], np.zeros_like(Histogram.empty().pixels), Counts()
+    for pair, sample, probability in _segment(segmenter, data, split_name):
+        valid, truth = sample.label != MISSING, sample.label == building
+        counts = count(probability >= threshold, truth, valid)
+        pixels += histogram(probability, truth, valid).pixels
+        total = total.plus(counts)
+        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
+    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold)
+
+
+def _segment(
+    segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
+) -> Iterator[tuple[Pair, Sample, NDArray[np.float32]]]:
+    """Each pair of a split, or `only` some by name, with its decoded sample and each pixel's building probability."""
     bundle, classes = segmenter.bundle, read_classes(data)
     if classes.names != bundle.classes:
         raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
     pairs = find_pairs(data, split_name)
-    total = Counts()
+    if only is not None:
+        by_name = {Path(pair.image).name: pair for pair in pairs}
+        pairs = [by_name[name] for name in only]
     with ThreadPoolExecutor(1) as pool:
-        for sample, header in ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2):
+        decoded = ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2)
+        for pair, (sample, header) in zip(pairs, decoded, strict=True):
             scene = fit_to_model(
                 header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scaled=False, resample=False
             )
-            for window in split(scene.window, WINDOW):
-                pixels, valid = read_chip(scene, chip_window(window, bundle.halo, bundle.stride))
-                probability = segmenter(pixels, valid, bundle.halo, window.height, window.width)
-                label = sample.label[window.row_off :, window.col_off :][: window.height, : window.width]
-                building = probability >= bundle.threshold
-                total = total.plus(count(building, label == bundle.building, label != MISSING))
-    return {"images": len(pairs), **scores(total), **total._asdict()}
+            yield pair, sample, _segment_scene(segmenter, scene)
+
+
+def _segment_scene(segmenter: Segmenter, scene: Scene) -> NDArray[np.float32]:
+    halo, stride = segmenter.bundle.halo, segmenter.bundle.stride
+    whole = np.zeros((scene.height, scene.width), np.float32)
+    for window in split(scene.window, WINDOW):
+        pixels, valid = read_chip(scene, chip_window(window, halo, stride))
+        at = np.s_[window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width]
+        whole[at] = segmenter(pixels, valid, halo, window.height, window.width)
+    return whole
+
+
+def write_figures(evaluation: Evaluation, folder: str) -> None:
+    """Publish `thresholds.png` with its figures in `thresholds.csv`, and `calibration.png`."""
+    make_folder(folder)
+    curve = [{"threshold": i / STEPS, **scores(evaluation.histogram.counts(i / STEPS))} for i in range(STEPS)]
+    publish(f"{folder}/thresholds.csv", pd.DataFrame(curve).to_csv(index=False).encode())
+    publish(f"{folder}/thresholds.png", draw_thresholds(evaluation.histogram, evaluation.threshold))
+    publish(f"{folder}/calibration.png", draw_calibration(evaluation.histogram))
+
+
+def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split_name: str, path: str) -> None:
+    """Publish image, truth, prediction and errors of the images with the best, median and worst IoU as a PNG."""
+    ranked = evaluation.images.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
+    chosen = [ranked.iloc[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else []
+    panels = []
+    segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
+    for row, (_, sample, probability) in zip(chosen, segmented, strict=True):
+        valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
+        predicted = (probability >= evaluation.threshold) & valid
+        panels += [
+            (f"{row['image']}: IoU {row['iou']:.3f}", sample.image),
+            ("truth", paint_mask(sample.image, truth)),
+            ("prediction", paint_mask(sample.image, predicted)),
+            ("errors: false green, missed red", paint_errors(sample.image, predicted, truth)),
+        ]
+    if panels:
+        publish(path, assemble_panels(panels, 4))

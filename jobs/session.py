@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from seg_core.errors import SegError
+from seg_core.storage import SHARED
 
 # torch asks for huge pages: without them half the time of inference on a CPU goes into page faults.
 WORKER_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -37,7 +38,8 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         try:
             with nullcontext() if verbose else _hushed():
                 if address:
-                    ray.init(address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
+                    shared = {name: os.environ[name] for name in SHARED if name in os.environ}
+                    ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
                 else:
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)

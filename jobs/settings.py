@@ -5,15 +5,20 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seg_core.errors import SegError
 
 
-def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+def _setting(default: Any, text: str, choices: Sequence[str] = (), speed: bool = False) -> Any:
+    return field(default=default, metadata={"help": text, "choices": tuple(choices), "speed": speed})
+
+
+# A setting that may differ when a training run goes on: it changes how fast, not what, is trained.
+_speed = partial(_setting, speed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,41 +26,82 @@ class TrainSettings:
     """Everything that decides what is trained, and how."""
 
     model: str = _setting("unet", "unet, or smp:ARCHITECTURE/ENCODER such as smp:Unet/resnet34")
-    width: int = _setting(64, "channels of the U-Net's first block; 16 suits a laptop")
-    depth: int = _setting(4, "how often the U-Net halves its input")
+    width: int = _setting(96, "channels of the U-Net's first block; 32 suits a laptop")
+    depth: int = _setting(3, "how often the U-Net halves its input")
+    patch: int = _setting(2, "side in px of the squares that the U-Net takes for its pixels")
     encoder_weights: str = _setting("none", "pretrained weights of an smp encoder, such as imagenet")
-    loss: str = _setting("bce+dice", "what is minimised", ("dice", "bce+dice", "cross-entropy"))
-    optimizer: str = _setting("adamw", "how", ("adam", "adamw"))
+    loss: str = _setting(
+        "bce+dice",
+        "what is minimised; bce+: cross-entropy plus another",
+        ("dice", "bce+dice", "cross-entropy", "lovasz", "bce+lovasz", "tversky", "bce+tversky"),
+    )
+    label_smoothing: float = _setting(0.0, "share of each pixel's truth that cross-entropy spreads over all classes")
+    edge_weight: float = _setting(0.0, "extra weight in cross-entropy of pixels within 2 px of a border; 0: none")
+    optimizer: str = _setting("adamw", "how it is minimised", ("adam", "adamw"))
     lr: float = _setting(1e-3, "learning rate, the highest of the schedule")
     weight_decay: float = _setting(0.01, "weight decay")
-    schedule: str = _setting("one-cycle", "how the learning rate changes over the steps", ("constant", "one-cycle"))
+    schedule: str = _setting(
+        "one-cycle", "how the learning rate changes over the steps", ("constant", "one-cycle", "cosine")
+    )
     max_norm: float = _setting(1.0, "gradients are clipped to this norm; 0: not")
-    epochs: int = _setting(20, "how often to validate and save a checkpoint")
-    steps: int = _setting(100, "steps an epoch; 0: as many as take one crop of each image")
-    batch: int = _setting(32, "crops a step, over all workers")
-    crop: int = _setting(256, "side of a crop in px")
+    ema: float = _setting(0.998, "decay of the moving average of the weights that is kept; 0: none")
+    epochs: int = _setting(60, "how often to validate and save a checkpoint")
+    steps: int = _setting(250, "steps an epoch; 0: as many as take one crop of each image")
+    batch: int = _setting(16, "crops a step, over all workers")
+    crop: int = _setting(512, "side of a crop in px")
     min_valid: float = _setting(0.5, "share of a crop that must hold data, where an image offers that")
-    augment: bool = _setting(True, "flips, quarter turns, brightness and contrast")
+    augment: str = _setting(
+        "strong",
+        "light: flips, quarter turns, brightness, contrast; strong: also scale, rotation, gamma and colour",
+        ("none", "light", "strong"),
+    )
     pad_multiple: int = _setting(0, "validation images are padded to a multiple of it in px; 0: of the model's stride")
-    threshold: float = _setting(0.5, "probability from which on a pixel is building")
+    threshold: float = _setting(0.0, "probability from which on a pixel is building; 0: the best on validation")
     precision: str = _setting("auto", "auto: bfloat16 where the device has it", ("auto", "float32", "bfloat16"))
-    workers: int = _setting(1, "training processes, each on a GPU of its own or on CPUs")
+    weights: str = _setting("float32", "how the bundle stores weights; float16 halves it", ("float32", "float16"))
+    sync_batchnorm: bool = _setting(False, "batch norm over the crops of all workers (GPUs only)")
+    patience: int = _setting(0, "stop after so many epochs without a better IoU; 0: never")
     seed: int = _setting(0, "of weights, crops and augmentation")
+    workers: int = _speed(1, "training processes, each on a GPU of its own or on CPUs")
+    min_workers: int = _speed(0, "go on with as few when nodes are lost, and with more when they return; 0: never")
+    readers: int = _speed(-1, "processes a worker has to make crops, 0: makes them itself; -1: by the cores")
+    accumulate: int = _speed(0, "pieces a worker's share of a batch is taken in; 0: as many as memory demands")
+    compile: str = _speed("auto", "torch.compile; auto: on GPUs", ("auto", "yes", "no"))
+    keep: int = _speed(2, "best checkpoints to keep, besides the last")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    # The model in the box: what two cores learn in an hour.
+    "small": {
+        "width": 32,
+        "lr": 3e-3,
+        "batch": 8,
+        "crop": 256,
+        "epochs": 25,
+        "steps": 200,
+        "augment": "light",
+        "weights": "float16",
+    },
     # The recipe as the article prints it: one crop of each image an epoch, images padded from 1500 to 1536 px.
     "article": {
+        "width": 64,
+        "depth": 4,
+        "patch": 1,
         "loss": "dice",
         "optimizer": "adam",
         "lr": 5e-5,
         "weight_decay": 0.0,
         "schedule": "constant",
         "max_norm": 0.0,
+        "ema": 0.0,
         "epochs": 15,
         "steps": 0,
+        "batch": 32,
+        "crop": 256,
+        "augment": "light",
         "pad_multiple": 256,
+        "threshold": 0.5,
     },
 }
 
@@ -110,23 +156,44 @@ def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> 
     return settings
 
 
+POSITIVE = ("width", "patch", "epochs", "batch", "crop", "workers", "keep", "lr")
+NOT_NEGATIVE = (
+    *("depth", "steps", "max_norm", "weight_decay", "edge_weight"),
+    *("pad_multiple", "accumulate", "patience", "seed"),
+)
+SHARES = ("ema", "threshold", "min_valid", "label_smoothing")
+
+
 def _check(settings: TrainSettings) -> None:
-    for name in ("width", "epochs", "batch", "crop", "workers", "lr"):
-        if not 0 < getattr(settings, name) < math.inf:
-            raise SegError(f"{name} = {getattr(settings, name)}: must be more than 0")
-    for name in ("depth", "steps", "max_norm", "weight_decay", "pad_multiple", "seed"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise SegError(f"{name} = {getattr(settings, name)}: must not be negative")
-    if not 0 < settings.threshold < 1 or not 0 <= settings.min_valid <= 1:
-        raise SegError(f"threshold = {settings.threshold}, min_valid = {settings.min_valid}: must be shares of 1")
-    if settings.batch % settings.workers:
-        raise SegError(f"batch = {settings.batch}: can't be shared evenly by {settings.workers} workers")
+    values = vars(settings)
+    workers, loss = settings.workers, settings.loss
+    entropy = loss == "cross-entropy" or loss.startswith("bce+")
+    wrong = {
+        "must be more than 0": [k for k in POSITIVE if not 0 < values[k] < math.inf],
+        "must not be negative": [k for k in NOT_NEGATIVE if not 0 <= values[k] < math.inf],
+        "must be at least 0 and less than 1": [k for k in SHARES if not 0 <= values[k] < 1],
+        "say how many, or -1": ["readers"] if settings.readers < -1 else [],
+        f"must be at least 0, and not more than workers = {workers}": (
+            [] if 0 <= settings.min_workers <= workers else ["min_workers"]
+        ),
+        f"must have a crop for each of {workers} workers": ["batch"] if settings.batch < workers else [],
+        f"changes cross-entropy, which is no part of loss = {loss}: say bce+{loss}": (
+            [] if entropy else [k for k in ("label_smoothing", "edge_weight") if values[k]]
+        ),
+    }
+    if settings.model == "unet" and settings.encoder_weights != "none":
+        raise SegError(f"encoder_weights = {settings.encoder_weights}: are for smp models, and model = unet")
+    for why, names in wrong.items():
+        if names:
+            raise SegError(f"{names[0]} = {values[names[0]]}: {why}")
 
 
 def difference(before: Mapping[str, Any], settings: TrainSettings) -> str:
-    """The settings that differ, in words; empty where none does."""
+    """The settings that differ, of those that change what is trained, in words; empty where none does."""
+    changing = [f for f in fields(TrainSettings) if not f.metadata["speed"]]
     return ", ".join(
-        f"{key} {before.get(key)} there, {value} now"
-        for key, value in asdict(settings).items()
-        if before.get(key) != value
+        f"{f.name} {there} there, {here} now"
+        for f in changing
+        # A setting that is newer than the training run had its default then.
+        if (there := before.get(f.name, f.default)) != (here := getattr(settings, f.name))
     )

@@ -2,32 +2,26 @@
 
 import json
 import os
-import shutil
-import sys
-import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import cv2
+import numpy as np
 import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.util.queue import Queue
+from ray.train.torch import TorchTrainer
 
-from jobs.progress import clock
+from jobs.evaluate import evaluate, write_samples
+from jobs.record import recording
 from jobs.session import ray_session
 from jobs.settings import TrainSettings, difference
+from jobs.worker import train_worker
 from seg_core import __version__
-from seg_core.bundle import Bundle, read_bundle, read_weights, write_bundle
+from seg_core.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 from seg_core.dataset import (
     Classes,
-    Crops,
     Digest,
     Pair,
     Sample,
@@ -35,93 +29,107 @@ from seg_core.dataset import (
     find_pairs,
     fingerprint,
     normalisation,
-    pad,
     read_classes,
     read_pair,
 )
-from seg_core.errors import SegError
-from seg_core.losses import LOSSES
+from seg_core.errors import JobError, SegError
 from seg_core.models import build_model, probe
-from seg_core.run import now
-from seg_core.storage import check_writable, make_folder, publish
-from seg_core.training import Batch, Learner, epochs, make_optimizer, make_schedule
+from seg_core.segmenter import Segmenter
+from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, publish, read_bytes
 
 # A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
+MAX_FAILURES = 3  # of workers or nodes, before a run is given up; nodes that announce their end (spot) don't count
+
+Decoded = list[tuple["ray.ObjectRef[Sample]", Digest]]
 
 
 def train(
     settings: TrainSettings, data: str, out: str, work: str, address: str | None = None, verbose: bool = False
 ) -> Bundle:
-    """Train on `data` and write the best epoch's bundle to `out`. Checkpoints and metrics go to the folder `work`.
+    """Train on `data` and write the best epoch's bundle to `out`.
 
-    The same call goes on from the last checkpoint in `work`. Raises SegError for data or settings that can't work.
+    Checkpoints and metrics go to `work`, a folder or an `s3://` prefix; the same call goes on from the last checkpoint
+    there. Raises SegError for data or settings that can't work, JobError for a training run that can't go on.
     """
-    if os.path.exists(out):
+    if exists(out):
         raise SegError(f"{out}: is there already: choose another name for the bundle")
     classes = read_classes(data)
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
-    header = _architecture(settings, classes)
-    _refuse_other(work, settings)
+    header = describe_model(settings, classes)
     check_writable(work)
-    check_writable(os.path.dirname(out))
+    check_writable(folder_of(out))
+    _refuse_other(work, settings)
     with ray_session(address, settings.workers, verbose):
-        _check_room(settings.workers)
+        _check_room(settings)
         samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= _figures(samples, settings)
-        _claim(work, settings)
-        with _console(work, settings) as queue:
-            config = {
-                "settings": settings,
-                "header": header,
-                "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
-                "queue": queue,
-            }
-            best = _fit(config, settings.workers, work)
-    return _publish(best, out)
+        _claim(work, settings, header["provenance"]["data_fingerprint"])
+        config = {
+            "settings": settings,
+            "header": header,
+            "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
+            "steps": settings.steps or -(-len(pairs["train"]) // settings.batch),
+        }
+        best = _fit(config, work)
+        bundle = _publish(best, out, settings)
+    segmenter = Segmenter(out)
+    write_samples(evaluate(segmenter, data, "val"), segmenter, data, "val", f"{work}/samples.png")
+    return bundle
 
 
-def _architecture(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
+def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     """The fields of the bundle that are known before the data is read; names are checked on the way."""
     outputs = 1 if len(classes.names) == 2 and classes.building == 1 else len(classes.names)
     architecture: dict[str, Any] = {"name": settings.model, "in_channels": 3, "classes": outputs}
     if settings.model == "unet":
-        architecture |= {"width": settings.width, "depth": settings.depth}
-    footing = probe(build_model(architecture), 3)
-    if settings.crop % footing.stride:
-        raise SegError(f"crop = {settings.crop}: the model's stride is {footing.stride}: use a multiple of it")
-    if settings.pad_multiple % footing.stride:
-        raise SegError(
-            f"pad_multiple = {settings.pad_multiple}: use a multiple of the model's stride, {footing.stride}"
-        )
-    return {"architecture": architecture, **asdict(footing), "classes": classes.names, "building": classes.building}
+        architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
+    # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
+    pretrained = None if settings.encoder_weights == "none" else settings.encoder_weights
+    footing = probe(build_model(architecture, pretrained), 3)
+    for name in ("crop", "pad_multiple"):
+        if getattr(settings, name) % footing.stride:
+            raise SegError(
+                f"{name} = {getattr(settings, name)}: the model's stride is {footing.stride}: use a multiple of it"
+            )
+    return {
+        "architecture": architecture,
+        **asdict(footing),
+        "bands": 3,
+        "classes": classes.names,
+        "building": classes.building,
+    }
 
 
-def _check_room(workers: int) -> None:
-    room = ray.cluster_resources()
+def _check_room(settings: TrainSettings) -> None:
+    room, needed = ray.cluster_resources(), settings.min_workers or settings.workers
     for kind in ("CPU", "GPU"):
         number = int(room.get(kind, 0))
-        if number < workers and (kind == "CPU" or number):  # where there is no GPU at all, CPUs train
-            raise SegError(f"workers = {workers}: the cluster has {number} {kind}s, each worker takes one")
+        if number < needed and (kind == "CPU" or number):  # where there is no GPU at all, CPUs train
+            raise SegError(f"workers = {needed}: the cluster has {number} {kind}s, each worker takes one")
 
 
 def _refuse_other(work: str, settings: TrainSettings) -> None:
     """Raise SegError where the folder holds a training run with other settings."""
-    there = Path(work, "settings.json")
-    odd = difference(json.loads(there.read_text()), settings) if there.exists() else ""
+    there = read_bytes(f"{work}/settings.json")
+    odd = difference(json.loads(there), settings) if there else ""
     if odd:
         raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
 
 
-def _claim(work: str, settings: TrainSettings) -> None:
-    """Take the folder for this training run."""
+def _claim(work: str, settings: TrainSettings, data: str) -> None:
+    """Take the folder for this training run. Raises SegError where it holds one on data of another fingerprint."""
+    there = json.loads(read_bytes(f"{work}/settings.json") or b"{}").get("data_fingerprint", data)
+    if there != data:
+        raise SegError(f"{work}: holds a training run on other data: choose another --work or --out")
     make_folder(work)
-    publish(Path(work, "settings.json"), json.dumps(asdict(settings), indent=2).encode())
+    described = {**asdict(settings), "data_fingerprint": data}
+    publish(f"{work}/settings.json", json.dumps(described, indent=2).encode())
 
 
-def decode(pairs: Sequence[Pair], classes: Classes) -> list[tuple["ray.ObjectRef[Sample]", Digest]]:
+def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
     """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy."""
     refs: list[Any] = [_decode.remote(pair, classes) for pair in pairs]
     try:
@@ -140,9 +148,7 @@ def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
     return sample, digest(sample, scene)
 
 
-def _figures(
-    samples: dict[str, list[tuple["ray.ObjectRef[Sample]", Digest]]], settings: TrainSettings
-) -> dict[str, Any]:
+def _figures(samples: dict[str, Decoded], settings: TrainSettings) -> dict[str, Any]:
     """The fields of the bundle that come from the data."""
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
     for split, found in digests.items():
@@ -150,12 +156,10 @@ def _figures(
             raise SegError(f"split {split}: no image holds a valid pixel")
     mean, std = normalisation(digests["train"])
     return {
-        "bands": 3,
         "dtype": "uint8",
         "mean": mean,
         "std": std,
-        "gsd_m": _common_gsd(digests["train"]),
-        "threshold": settings.threshold,
+        "gsd_m": _common_gsd(digests["train"] + digests["val"]),
         "provenance": {
             "settings": asdict(settings),
             "data_fingerprint": fingerprint(digests["train"] + digests["val"]),
@@ -171,167 +175,53 @@ def _common_gsd(digests: Sequence[Digest]) -> float | None:
     if not known:
         return None
     if known[-1] > GSD_SPREAD * known[0]:
-        raise SegError(f"the training images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
+        raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
     return round(known[len(known) // 2], 3)
 
 
-def _fit(config: dict[str, Any], workers: int, work: str) -> Checkpoint:
+def _fit(config: dict[str, Any], work: str) -> Checkpoint:
     """Run the workers to the end, through failures, and return the best epoch's checkpoint."""
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
-        run_config=RunConfig(
-            name="epochs",
-            storage_path=work,
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val_iou"),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+    settings: TrainSettings = config["settings"]
+    system, path = filesystem(work)
+    workers: Any = (settings.min_workers, settings.workers) if settings.min_workers else settings.workers
+    with recording(work, settings) as (queue, record):
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={**config, "queue": queue},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+            run_config=RunConfig(
+                name="epochs",
+                storage_path=path,
+                storage_filesystem=system if is_remote(work) else None,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=settings.keep, checkpoint_score_attribute="val_iou", checkpoint_score_order="max"
+                ),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            if record.error is not None:
+                raise record.error from error
+            raise JobError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+    if record.error is not None:
+        raise record.error
     best: Checkpoint | None = result.get_best_checkpoint("val_iou", "max")
     assert best is not None
     return best
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One training process: its share of each batch and of the validation images, a checkpoint after each epoch."""
-    settings: TrainSettings = config["settings"]
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    cv2.setNumThreads(1)  # crops are augmented in threads of our own
-    torch.manual_seed(settings.seed)
-    rank, world = context.get_world_rank(), context.get_world_size()
-    samples = {split: [Sample(*pair) for pair in ray.get(refs)] for split, refs in config["samples"].items()}
-    steps = settings.steps or -(-len(samples["train"]) // settings.batch)
-    learner, first = _make_learner(settings, config["header"], steps)
-    crops = Crops(
-        samples=samples["train"],
-        size=settings.crop,
-        batch=settings.batch,
-        min_valid=settings.min_valid,
-        augment=settings.augment,
-        seed=settings.seed,
-    )
-    multiple = settings.pad_multiple or config["header"]["stride"]
-
-    def validation() -> Iterator[Batch]:
-        for sample in samples["val"][rank::world]:
-            image, label = pad(sample, multiple)
-            yield image[None], label[None]
-
-    for figures in epochs(
-        learner,
-        lambda epoch, step: crops(epoch, step, rank, world),
-        validation,
-        steps=steps,
-        first=first,
-        last=settings.epochs,
-    ):
-        _report(figures, learner, config, rank)
-
-
-def _make_learner(settings: TrainSettings, header: dict[str, Any], steps: int) -> tuple[Learner, int]:
-    """A learner, fresh or from the last checkpoint, and the epoch to begin with."""
-    device = get_device()
-    weights = None if settings.encoder_weights == "none" else settings.encoder_weights
-    network = build_model(header["architecture"], weights)
-    checkpoint = ray.train.get_checkpoint()
-    state = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            bundle = read_bundle(f"{folder}/bundle")
-            arrays = read_weights(f"{folder}/bundle", bundle)
-            network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
-            state = torch.load(f"{folder}/state.pt", map_location=device, weights_only=True)
-    model = prepare_model(network.to(memory_format=torch.channels_last))
-    optimizer = make_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay)
-    learner = Learner(
-        model=model,
-        optimizer=optimizer,
-        schedule=make_schedule(settings.schedule, optimizer, settings.lr, settings.epochs * steps),
-        loss=LOSSES[settings.loss],
-        mean=header["mean"],
-        std=header["std"],
-        building=header["building"],
-        threshold=settings.threshold,
-        device=device,
-        bfloat16=_bfloat16(settings.precision, device),
-        max_norm=settings.max_norm or None,
-    )
-    if state is not None:
-        learner.load_state(state)
-        return learner, state["epoch"] + 1
-    return learner, 1
-
-
-def _bfloat16(precision: str, device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public name for it
-
-
-def _report(figures: dict[str, Any], learner: Learner, config: dict[str, Any], rank: int) -> None:
-    """Hand an epoch to Ray Train: the figures of every worker, the checkpoint of the first."""
-    epoch = figures["epoch"]
-    ranked = {**figures, "val_iou": figures["val_iou"] or 0.0}  # None would not compare
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            _save(figures, learner, config["header"], folder)
-            checkpoint = Checkpoint.from_directory(folder)
-        # A stable name: a worker killed before its report is taken in writes the same folder again.
-        ray.train.report(ranked, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{epoch:04d}")
-    if rank == 0:
-        config["queue"].put(figures)
-
-
-def _save(figures: dict[str, Any], learner: Learner, header: dict[str, Any], folder: str) -> None:
-    provenance = {**header["provenance"], "epoch": figures["epoch"], "created": now()}
-    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in learner.network.state_dict().items()}
-    metrics = {k: v for k, v in figures.items() if k.startswith("val_") or k == "loss"}
-    write_bundle(f"{folder}/bundle", Bundle(**{**header, "provenance": provenance, "metrics": metrics}), arrays)
-    torch.save({"epoch": figures["epoch"], **learner.state()}, f"{folder}/state.pt")
-
-
-def _publish(checkpoint: Checkpoint, out: str) -> Bundle:
-    """Copy the bundle out of a checkpoint."""
+def _publish(checkpoint: Checkpoint, out: str, settings: TrainSettings) -> Bundle:
+    """Write the bundle of a checkpoint, its weights stored as the settings say."""
     with checkpoint.as_directory() as folder:
-        make_folder(os.path.dirname(out))
-        partial = tempfile.mkdtemp(dir=os.path.dirname(out), prefix=".partial-")
-        shutil.copytree(f"{folder}/bundle", partial, dirs_exist_ok=True)
-        os.rename(partial, out)
-    return read_bundle(out)
+        bundle = read_bundle(f"{folder}/bundle")
+        weights = read_weights(f"{folder}/bundle", bundle)
+    if settings.weights == "float16":
+        weights = halve(weights)
+    return write_bundle(out, bundle, weights)
 
 
-@contextmanager
-def _console(work: str, settings: TrainSettings) -> Iterator[Queue]:
-    """A queue whose figures become progress lines and lines of `metrics.jsonl`."""
-    queue = Queue(actor_options={"num_cpus": 0})
-    thread = threading.Thread(target=_print_epochs, args=(iter(queue.get, None), work, settings.epochs), daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        queue.put(None)
-        thread.join(timeout=10)
-        queue.shutdown()
-
-
-def _print_epochs(arriving: Iterable[dict[str, Any]], work: str, last: int) -> None:
-    with Path(work, "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for figures in arriving:
-            print(json.dumps(figures), file=log, flush=True)
-            iou = figures["val_iou"]
-            print(
-                f"epoch {figures['epoch']} of {last}: loss {figures['loss']:.4f}, "
-                f"building IoU {'undefined' if iou is None else f'{iou:.4f}'}, {figures['train_mpx_s']:.2f} Mpx/s, "
-                f"{clock(figures['seconds'] * (last - figures['epoch']))} left",
-                file=sys.stderr,
-                flush=True,
-            )
+def halve(weights: Weights) -> Weights:
+    """Kernels as float16; vectors, such as batch norm's statistics, stay: they are few and may be large."""
+    return {k: v.astype(np.float16) if v.ndim > 1 and v.dtype == np.float32 else v for k, v in weights.items()}

@@ -1,10 +1,13 @@
-"""Do work ahead of its use, in threads, in order."""
+"""Do work in threads, in order: ahead of its use, or for each of many files."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+READERS = 32  # threads: what a store takes to answer counts, not what it sends
+BATCH = 1000  # files, after which new threads begin: what Arrow keeps for a thread grows with each footer it reads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,3 +28,11 @@ def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth:
     finally:
         for future in waiting:
             future.cancel()
+
+
+def for_each(function: Callable[[T], R], items: Iterable[T], threads: int | None = READERS) -> Iterator[R]:
+    """`map(function, items)` for a function that reads a Parquet file; memory does not grow with their number."""
+    rest = iter(items)
+    while some := list(islice(rest, BATCH)):
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(function, some)

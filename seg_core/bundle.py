@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field, fields
@@ -19,12 +18,13 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from seg_core.errors import SegError
-from seg_core.storage import PARTIAL, make_folder, publish, sha256
+from seg_core.storage import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, sha256
 
 FORMAT = "aerial-seg bundle"
 VERSION = 1
 WEIGHTS = "weights.safetensors"
 HEADER = "model.json"
+BUILT_IN = str(Path(__file__).with_name("box"))  # the bundle that comes with the package
 
 Weights = dict[str, NDArray[np.generic]]
 
@@ -60,20 +60,29 @@ def _plain(bundle: Bundle) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(bundle))))
 
 
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What `model.json` says of a bundle."""
+    return {"format": FORMAT, "version": VERSION, "hash": bundle.hash, **_plain(bundle)}
+
+
 def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
     """Write a bundle at a path where nothing is yet; it appears whole or not at all. Returns it with its hashes."""
-    target = Path(path)
-    if target.exists():
+    if exists(path):
         raise SegError(f"{path}: is there already: choose another name for the bundle")
     content = save_tensors({k: np.asarray(v, order="C") for k, v in weights.items()})
     bundle = Bundle(**{**asdict(bundle), "weights_sha256": sha256(content)})
+    header = json.dumps(describe(bundle), indent=2).encode()
+    if is_remote(path):
+        publish(f"{path}/{WEIGHTS}", content)
+        publish(f"{path}/{HEADER}", header)  # last, for without it there is no bundle
+        return bundle
+    target = Path(path)
     make_folder(target.parent)
     partial = target.parent / f"{PARTIAL}{uuid.uuid4().hex}"
     partial.mkdir()
     try:
         publish(partial / WEIGHTS, content)
-        header = {"format": FORMAT, "version": VERSION, "hash": bundle.hash, **_plain(bundle)}
-        publish(partial / HEADER, json.dumps(header, indent=2).encode())
+        publish(partial / HEADER, header)
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -101,13 +110,11 @@ def read_bundle(path: str) -> Bundle:
 
 
 def _read_header(path: str) -> dict[str, Any]:
-    file = Path(path, HEADER)
-    if not os.path.exists(path):
-        raise SegError(f"{path}: no such bundle")
-    if not file.is_file():
-        raise SegError(f"{path}: not a bundle: it holds no {HEADER}")
+    content = read_bytes(f"{path}/{HEADER}")
+    if content is None:
+        raise SegError(f"{path}: not a bundle: it holds no {HEADER}" if exists(path) else f"{path}: no such bundle")
     try:
-        header = json.loads(file.read_bytes())
+        header = json.loads(content)
     except ValueError as error:
         raise SegError(f"{path}: damaged: {HEADER} is no JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -119,10 +126,9 @@ def _read_header(path: str) -> dict[str, Any]:
 
 def read_weights(path: str, bundle: Bundle) -> Weights:
     """Read the weights and check them against the bundle's hash. Raises SegError where they are damaged."""
-    file = Path(path, WEIGHTS)
-    if not file.is_file():
+    content = read_bytes(f"{path}/{WEIGHTS}")
+    if content is None:
         raise SegError(f"{path}: damaged: it holds no {WEIGHTS}")
-    content = file.read_bytes()
     if sha256(content) != bundle.weights_sha256:
         raise SegError(f"{path}: damaged: {WEIGHTS} is not what {HEADER} was written with")
     try:

@@ -8,9 +8,12 @@ Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, Unive
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +24,11 @@ from numpy.typing import NDArray
 from seg_core.errors import SegError
 from seg_core.raster import read_chip, read_image
 from seg_core.scenes import SUFFIXES, Scene, read_scene
-from seg_core.tiling import round_up
+from seg_core.tiling import Window, intersection, round_up, split
 
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
+SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
+TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
 
 Image = NDArray[np.uint8]  # (height, width, bands)
 Label = NDArray[np.uint8]  # (height, width), class indices and MISSING
@@ -72,8 +77,10 @@ def read_classes(data: str) -> Classes:
         raise SegError(f"{path}: no table of classes with the header name,r,g,b: {error}") from error
     if list(table.columns) != ["name", "r", "g", "b"] or not 2 <= len(table) < MISSING:
         raise SegError(f"{path}: expected the header name,r,g,b and 2 to {MISSING - 1} classes")
-    if len(set(colours)) < len(colours) or table["name"].duplicated().any():
-        raise SegError(f"{path}: two classes have the same name or colour")
+    for what, values in (("name", list(table["name"])), ("colour", colours)):
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise SegError(f"{path}: two classes have the same {what}, {twice}")
     if not all(0 <= value <= 255 for colour in colours for value in colour):
         raise SegError(f"{path}: a colour is three numbers from 0 to 255")
     return Classes(tuple(map(str, table["name"])), tuple(colours))
@@ -88,14 +95,20 @@ def find_pairs(data: str, split: str) -> list[Pair]:
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not images:
         raise SegError(f"{folder}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return [Pair(str(image), _label_of(image, labels)) for image in images]
+    found = {image: _label_of(image, labels) for image in images}
+    missing = [image.name for image, label in found.items() if label is None]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise SegError(
+            f"{labels}: lacks the labels of {len(missing)} of {len(images)} images: {', '.join(missing[:10])}{more} "
+            f"(a label has its image's name, or that with .tif)"
+        )
+    return [Pair(str(image), str(label)) for image, label in found.items()]
 
 
-def _label_of(image: Path, labels: Path) -> str:
-    for suffix in (".tif", image.suffix, *SUFFIXES):
-        if (labels / f"{image.stem}{suffix}").is_file():
-            return str(labels / f"{image.stem}{suffix}")
-    raise SegError(f"{image}: no label in {labels} (looked for {image.stem}.tif and {image.name})")
+def _label_of(image: Path, labels: Path) -> Path | None:
+    names = (f"{image.stem}{suffix}" for suffix in (".tif", image.suffix, *SUFFIXES))
+    return next((labels / name for name in names if (labels / name).is_file()), None)
 
 
 def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene]:
@@ -209,23 +222,49 @@ def pad(sample: Sample, multiple: int, least: int = 0) -> Sample:
     height, width = sample.label.shape
     below = round_up(max(height, least), multiple) - height
     beside = round_up(max(width, least), multiple) - width
+    if not below and not beside:
+        return sample
     image = np.pad(sample.image, ((0, below), (0, beside), (0, 0)))
     return Sample(image, np.pad(sample.label, ((0, below), (0, beside)), constant_values=MISSING))
 
 
-def augmentation(seed: int) -> Callable[..., dict[str, Any]]:
-    """Flips, quarter turns, brightness and contrast, as an albumentations pipeline with its own random state."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
-    import albumentations
+def cut(sample: Sample, size: int, halo: int) -> Iterator[Sample]:
+    """A sample in windows of `size` px with a halo, whose labels are MISSING: together they score each pixel once."""
+    whole = Window(0, 0, *sample.label.shape)
+    for window in split(whole, size):
+        grown = Window(window.row_off - halo, window.col_off - halo, window.height + 2 * halo, window.width + 2 * halo)
+        chip = intersection(grown, whole)
+        label = np.full((chip.height, chip.width), MISSING, np.uint8)
+        label[window.slices(chip)] = sample.label[window.slices(whole)]
+        yield Sample(np.ascontiguousarray(sample.image[chip.slices(whole)]), label)
 
-    pipeline: Callable[..., dict[str, Any]] = albumentations.Compose(
-        [
-            albumentations.D4(p=1),  # the eight flips and quarter turns, each as likely
-            albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-        ],
-        seed=seed,
-    )
-    return pipeline
+
+def augmentation(kind: str, size: int) -> Any:
+    """An albumentations pipeline that ends in crops of `size` px; `kind` is `none`, `light` or `strong`.
+
+    `light`: flips and quarter turns, brightness and contrast. `strong`: further, for half of the crops, scale and
+    rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift of each band.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
+    import albumentations as alb
+
+    steps = []
+    if kind == "strong":
+        warp = alb.Affine(scale=(1 / SCALE, SCALE), keep_ratio=True, rotate=(-TURN, TURN), fill_mask=MISSING, p=0.5)
+        steps += [warp, alb.CenterCrop(size, size)]
+    if kind != "none":
+        steps += [alb.D4(p=1), alb.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)]
+    if kind == "strong":
+        steps += [alb.RandomGamma((75, 135), p=0.5), alb.HueSaturationValue(8, 25, 0, p=0.5), alb.RGBShift(p=0.5)]
+    return alb.Compose(steps)
+
+
+def source_size(kind: str, size: int) -> int:
+    """Side of the square from which a crop of `size` px is made: a turned and shrunk one must still fill the crop."""
+    if kind != "strong":
+        return size
+    angle = math.radians(TURN)
+    return size + 2 * math.ceil(size * ((math.cos(angle) + math.sin(angle)) * SCALE - 1) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,31 +275,39 @@ class Crops:
     size: int  # px a side
     batch: int  # over all workers
     min_valid: float
-    augment: bool
+    augment: str  # none, light or strong
     seed: int
 
     def __call__(self, epoch: int, step: int, rank: int, world: int) -> Sample:
         """The share of worker `rank` of a batch: image `(n, size, size, bands)`, label `(n, size, size)`."""
-        share = self.batch // world
-        first = step * self.batch + rank * share
-        crops = [self._crop(epoch, position) for position in range(first, first + share)]
+        first, last = (step * self.batch + self.batch * worker // world for worker in (rank, rank + 1))
+        crops = [self._crop(epoch, position) for position in range(first, last)]
         return Sample(np.stack([c.image for c in crops]), np.stack([c.label for c in crops]))
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        return augmentation(self.augment, self.size)
 
     def _crop(self, epoch: int, position: int) -> Sample:
         turn, index = divmod(position, len(self.samples))
         order = np.random.default_rng([self.seed, epoch, turn]).permutation(len(self.samples))
+        rng = np.random.default_rng([self.seed, epoch, position, 1])
         sample = pad(self.samples[order[index]], 1, self.size)
-        row, col = choose_crop(
-            np.random.default_rng([self.seed, epoch, position, 1]), sample.label, self.size, self.min_valid
-        )
-        at = np.s_[row : row + self.size, col : col + self.size]
-        crop = Sample(sample.image[at], sample.label[at])
-        if not self.augment:
-            return crop
-        augment = augmentation(_seed(self.seed, epoch, position))
-        changed = augment(image=np.ascontiguousarray(crop.image), mask=np.ascontiguousarray(crop.label))
+        row, col = choose_crop(rng, sample.label, self.size, self.min_valid)
+        margin = (source_size(self.augment, self.size) - self.size) // 2
+        source = _surroundings(sample, row - margin, col - margin, self.size + 2 * margin)
+        # One generator for all transforms: seeds would make them draw the same numbers, each from its own start.
+        self._pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        changed = self._pipeline(image=source.image, mask=source.label)
         return Sample(changed["image"], changed["mask"])
 
 
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+def _surroundings(sample: Sample, row: int, col: int, side: int) -> Sample:
+    """A square of a sample as a copy of its own, MISSING beyond the image's edges."""
+    height, width = sample.label.shape
+    inside = np.s_[max(row, 0) : min(row + side, height), max(col, 0) : min(col + side, width)]
+    image = np.zeros((side, side, sample.image.shape[2]), np.uint8)
+    label = np.full((side, side), MISSING, np.uint8)
+    rows, cols = (slice(at.start - start, at.stop - start) for at, start in zip(inside, (row, col), strict=True))
+    image[rows, cols], label[rows, cols] = sample.image[inside], sample.label[inside]
+    return Sample(image, label)

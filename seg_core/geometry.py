@@ -4,6 +4,7 @@ Lengths and areas are geodesic (Karney 2013, through PROJ) on WGS 84, so that th
 lon/lat and web-mercator scenes alike.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
+
+from seg_core.errors import SegError
 
 Transform = tuple[float, float, float, float, float, float]
 
@@ -29,32 +33,65 @@ def position(transform: Transform, rows: Any, cols: Any) -> tuple[Any, Any]:
     return a * cols + b * rows + c, d * cols + e * rows + f
 
 
+def pixel_at(transform: Transform, x: float, y: float) -> tuple[float, float]:
+    """Row and column of a place in the scene's CRS: the inverse of `position`."""
+    a, b, c, d, e, f = transform
+    area = a * e - b * d
+    return (a * (y - f) - d * (x - c)) / area, (e * (x - c) - b * (y - f)) / area
+
+
+def pixel_size(transform: Transform) -> tuple[float, float]:
+    """Width and height of a pixel in the scene's CRS."""
+    a, b, _, d, e, _ = transform
+    return math.hypot(a, d), math.hypot(b, e)
+
+
 def lonlat(
     crs: str, transform: Transform, rows: NDArray[np.float64], cols: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Longitude and latitude in degrees of pixel corners (`rows`, `cols` count from the scene's first corner)."""
-    lon, lat = _to_lonlat(crs).transform(*position(transform, rows, cols))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged transform
+        lon, lat = _to_lonlat(crs).transform(*position(transform, rows, cols))
     return np.asarray(lon), np.asarray(lat)
 
 
 def ground_size(crs: str, transform: Transform, height: int, width: int) -> tuple[float, float]:
-    """Metres on the ground that one pixel measures along a column and along a row, at the scene's centre."""
+    """Metres on the ground that one pixel measures along a column and along a row, at the scene's centre.
+
+    Raises SegError where CRS and transform don't say where on Earth that is.
+    """
     row, col = height / 2, width / 2
     rows, cols = np.array([row - 0.5, row + 0.5, row, row]), np.array([col, col, col - 0.5, col + 0.5])
-    lon, lat = lonlat(crs, transform, rows, cols)
+    try:
+        lon, lat = lonlat(crs, transform, rows, cols)
+    except ProjError as error:
+        raise SegError("PROJ knows no way from its CRS to longitude and latitude") from error
     metres = GEOD.inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])[2]
+    a, b, _, d, e, _ = transform
+    if not _on_earth(lon, lat).all() or a * e == b * d:
+        raise SegError(f"its transform {', '.join(f'{v:g}' for v in transform)} puts it nowhere on Earth")
     return float(metres[0]), float(metres[1])
 
 
+def _on_earth(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(lon) & (np.abs(lat) <= 90))  # PROJ answers inf, or what it was asked, elsewhere
+
+
 def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int, int, int]]) -> NDArray[np.object_]:
-    """Polygons in lon/lat of windows `(row_off, col_off, height, width)`, one each, counter-clockwise."""
+    """Polygons in lon/lat of windows `(row_off, col_off, height, width)`, one each, counter-clockwise.
+
+    None for a window that reaches beyond what its CRS can describe.
+    """
     box = np.asarray(windows, dtype=np.float64)
     top, left, bottom, right = box[:, 0], box[:, 1], box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]
     rows = np.stack([top, bottom, bottom, top, top], axis=1)
     cols = np.stack([left, left, right, right, left], axis=1)
     lon, lat = lonlat(crs, transform, rows, cols)
+    there = _on_earth(lon, lat).all(axis=1)
+    found = np.full(len(box), None)
     # A transform that mirrors the image turns the ring round; GeoParquet readers expect counter-clockwise shells.
-    return np.asarray(shapely.orient_polygons(shapely.polygons(np.stack([lon, lat], axis=-1))))
+    found[there] = shapely.orient_polygons(shapely.polygons(np.stack([lon, lat], axis=-1)[there]))
+    return found
 
 
 def area_m2(polygon: shapely.Polygon) -> float:

@@ -1,9 +1,12 @@
 """Scores of the building class from pixel counts. Counts are summed over all images before anything is divided."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+STEPS = 256  # of probability: a power of two, so that a float32 falls exactly on its step
 
 
 class Counts(NamedTuple):
@@ -40,3 +43,57 @@ def scores(counts: Counts) -> dict[str, float | None]:
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Valid pixels by truth (row 0 background, 1 building) and predicted probability: `int64 (2, STEPS)`.
+
+    Scores at every threshold that is a multiple of 1 / STEPS follow from it exactly, and how far the probabilities
+    can be believed.
+    """
+
+    pixels: NDArray[np.int64]
+
+    @staticmethod
+    def empty() -> "Histogram":
+        """Of no pixel."""
+        return Histogram(np.zeros((2, STEPS), np.int64))
+
+    def counts(self, threshold: float) -> Counts:
+        """Counts of the mask `probability >= threshold`, exact for multiples of 1 / STEPS."""
+        first = round(threshold * STEPS)
+        fp, tp = (int(n) for n in self.pixels[:, first:].sum(axis=1))
+        tn, fn = (int(n) for n in self.pixels[:, :first].sum(axis=1))
+        return Counts(tp, fp, fn, tn)
+
+    def ious(self) -> NDArray[np.float64]:
+        """IoU at the thresholds 0, 1 / STEPS, ... `(STEPS,)`; 0 where no pixel is building by truth or prediction."""
+        false_positives, hits = self.pixels[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return np.asarray(hits / np.maximum(self.pixels[1].sum() + false_positives, 1))
+
+    def best_threshold(self) -> float:
+        """The threshold between 0 and 1 whose IoU is highest: the middle one where several are; 0.5 where none is."""
+        ious = self.ious()[1:]
+        best = np.flatnonzero(ious == ious.max())
+        return float(best[len(best) // 2] + 1) / STEPS if ious.max() > 0 else 0.5
+
+    def reliability(self, bins: int = 16) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Mean probability, observed share of buildings and pixels of each of `bins` bins, of those with pixels."""
+        grouped = self.pixels.reshape(2, bins, -1)
+        per_bin = grouped.sum(axis=(0, 2))
+        middles = ((np.arange(STEPS) + 0.5) / STEPS).reshape(bins, -1)
+        some = per_bin > 0
+        predicted = (grouped.sum(axis=0) * middles).sum(axis=1)[some] / per_bin[some]
+        return predicted, grouped[1].sum(axis=1)[some] / per_bin[some], per_bin[some]
+
+    def calibration_error(self) -> float | None:
+        """Expected calibration error over 16 bins (Naeini et al. 2015); None without a pixel."""
+        predicted, observed, per_bin = self.reliability()
+        return float((np.abs(predicted - observed) * per_bin).sum() / per_bin.sum()) if len(per_bin) else None
+
+
+def histogram(probability: NDArray[np.float32], truth: NDArray[np.bool_], valid: NDArray[np.bool_]) -> Histogram:
+    """Sort the valid pixels of arrays of the same shape."""
+    level = (probability[valid] * STEPS).astype(np.int64).clip(max=STEPS - 1)
+    return Histogram(np.bincount(level + STEPS * truth[valid], minlength=2 * STEPS).reshape(2, STEPS))

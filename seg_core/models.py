@@ -1,6 +1,7 @@
 """Build a network by name, and find out from the built network what tiling needs to know of it."""
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ MAX_PROBE = 2048  # px; a context that does not fit in is taken for unbounded
 def build_model(architecture: dict[str, Any], encoder_weights: str | None = None) -> nn.Module:
     """A network from its description: `name` (`unet` or `smp:Unet/resnet34`), `in_channels`, `classes`, ...
 
-    `unet` further takes `width` and `depth`. Raises SegError for a name that is not known.
+    `unet` further takes `width`, `depth` and `patch`. Raises SegError for a name that is not known.
     """
     options = dict(architecture)
     name = options.pop("name")
@@ -33,14 +34,25 @@ def build_model(architecture: dict[str, Any], encoder_weights: str | None = None
 
 def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
     import segmentation_models_pytorch as smp
+    import timm
 
     _check_name("architecture", kind, [cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()])
-    if not encoder.startswith("tu-"):  # any timm encoder; timm itself says which names it knows
-        _check_name("encoder", encoder, smp.encoders.get_encoder_names())
+    known = smp.encoders.get_encoder_names()
+    if encoder.startswith("tu-"):  # any network of timm's
+        known = [f"tu-{name}" for name in timm.list_models()]
+    _check_name("encoder", encoder, known)
+    # It would tell of each of its five tries; the one line below says all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+    except OSError as error:
+        raise SegError(
+            f"encoder_weights = {weights}: can't be downloaded for {encoder}: the model hub does not answer: try where "
+            f"there is internet, or train from scratch with encoder_weights = none"
+        ) from error
     except (KeyError, RuntimeError, ValueError) as error:
-        raise SegError(f"model smp:{kind}/{encoder} with weights {weights}: {error}") from error
+        reason = str(error).strip().strip('"')
+        raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {reason}") from error
     return model
 
 
@@ -119,13 +131,36 @@ def _probe_activations(model: nn.Module, in_channels: int, side: int) -> int:
     return 4 * sum(sorted(sizes)[-4:]) // side**2
 
 
-def normalise(pixels: Tensor, valid: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def training_bytes_per_px(model: nn.Module, in_channels: int) -> int:
+    """Memory of a training step in float32, per pixel of a crop: what a forward pass keeps for the backward one.
+
+    Of a small crop; what both passes hold for a moment is covered by a fourth more.
+    """
+    side = 256
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    was_training = model.training
+    model.eval()  # batch norm's statistics stay what they are
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        output = model(torch.zeros(1, in_channels, side, side))
+    model.train(was_training)
+    del output
+    return sum(size for place, size in kept.items() if place not in own) * 5 // 4 // side**2
+
+
+def normalise(pixels: Tensor, valid: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
     """Pixels `uint8 (n, bands, h, w)` to float32 with mean 0 and deviation 1; 0 where not valid `bool (n, h, w)`.
 
-    Missing pixels thus look the same whatever value stands for them in the file.
+    Missing pixels thus look the same whatever value stands for them in the file. Mean and deviation that are on the
+    device already spare it a wait.
     """
-    shift = torch.tensor(mean, device=pixels.device).view(-1, 1, 1)
-    scale = torch.tensor(std, device=pixels.device).view(-1, 1, 1)
+    shift = torch.as_tensor(mean, device=pixels.device).view(-1, 1, 1)
+    scale = torch.as_tensor(std, device=pixels.device).view(-1, 1, 1)
     return ((pixels.float() - shift) / scale).masked_fill_(~valid.unsqueeze(1), 0.0)
 
 

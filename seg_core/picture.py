@@ -1,18 +1,16 @@
 """A run as a picture: image, truth, prediction and the coverage of each tile, side by side."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, decode_mask, encode_png
-from seg_core.storage import publish
 
 Rgb = NDArray[np.uint8]
 
-ORANGE = (255, 140, 0)
+ORANGE, WHITE, GREEN, RED = (255, 140, 0), (255, 255, 255), (0, 200, 0), (255, 40, 40)
 MISSING_GREY = 128
 PANEL = 640  # px
 
@@ -54,11 +52,19 @@ def paint_coverage(rows: Sequence[Row], height: int, width: int) -> Rgb:
     return picture
 
 
-def write_panels(path: str, panels: Sequence[tuple[str, Rgb]]) -> None:
-    """Publish pictures with their titles above them, two in a row, as a PNG."""
+def paint_errors(image: Rgb, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Rgb:
+    """The image in grey, with found buildings in white, false ones in green and missed ones in red."""
+    painted = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2, 3, axis=2)
+    for cells, colour in ((predicted & truth, WHITE), (predicted & ~truth, GREEN), (truth & ~predicted, RED)):
+        painted[cells] = (0.35 * painted[cells] + 0.65 * np.array(colour)).astype(np.uint8)
+    return np.asarray(painted, np.uint8)
+
+
+def assemble_panels(panels: Sequence[tuple[str, Rgb]], columns: int = 2) -> bytes:
+    """Pictures with their titles above them, so many in a row, as a PNG."""
     titled = [_titled(title, picture) for title, picture in panels]
-    lines = [np.concatenate(titled[i : i + 2], axis=1) for i in range(0, len(titled), 2)]
-    publish(Path(path), encode_png(np.ascontiguousarray(np.concatenate(lines)[..., ::-1])))
+    lines = [np.concatenate(titled[i : i + columns], axis=1) for i in range(0, len(titled), columns)]
+    return encode_png(np.ascontiguousarray(np.concatenate(lines)[..., ::-1]))
 
 
 def _titled(title: str, picture: Rgb) -> Rgb:

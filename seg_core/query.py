@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, BinaryIO
 
@@ -12,21 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.dataset import dataset, field
 
+from seg_core.ahead import for_each
 from seg_core.errors import SegError
-from seg_core.results import SCENES, TILES, published_parts, scenes_path
+from seg_core.results import SCENES, TILES, published_parts, read_part, read_scenes, scenes_path
 from seg_core.run import read_record
+from seg_core.storage import S3, filesystem
 
-SUMMARY = """
-    SELECT (SELECT count(*) FROM scenes) AS scenes,
-           (SELECT count(*) FROM tiles) AS tiles,
-           (SELECT count(*) FROM failures) AS failed,
-           sum(valid_px)::BIGINT AS valid_px,
-           sum(building_px)::BIGINT AS building_px,
-           sum(building_px) / nullif(sum(valid_px), 0) AS coverage,
-           sum(area_m2) / 1e6 AS area_km2,
-           sum(building_m2) / 1e6 AS building_km2
-    FROM tiles
-"""
+SUMMED = ("valid_px", "building_px", "area_m2", "building_m2")
 
 
 def connect(run: str) -> duckdb.DuckDBPyConnection:
@@ -35,17 +28,23 @@ def connect(run: str) -> duckdb.DuckDBPyConnection:
     It reaches these tables and no file at all, to read or to write, and the settings that hold it to that are locked.
     """
     read_record(run)
-    parts = [str(path) for path in published_parts(run)]
-    if not parts:
-        raise SegError(f"{run}: holds no rows yet: run seg segment to the end first")
+    parts = [path.removeprefix(S3) for path in _parts(run)]
     connection = duckdb.connect()
-    rows = dataset(parts, schema=TILES)
+    system, scenes = filesystem(scenes_path(run))
+    rows = dataset(parts, schema=TILES, filesystem=system)
     connection.register("tiles", rows.filter(field("status") == "done"))
     connection.register("failures", rows.filter(field("status") == "failed"))
-    connection.register("scenes", dataset(str(scenes_path(run)), schema=SCENES))
+    connection.register("scenes", dataset(scenes, schema=SCENES, filesystem=system))
     connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _parts(run: str) -> list[str]:
+    parts = published_parts(run)
+    if not parts:
+        raise SegError(f"{run}: holds no rows yet: run seg segment to the end first")
+    return parts
 
 
 def query(run: str, sql: str) -> pa.Table:
@@ -73,8 +72,42 @@ def _number_names(table: pa.Table) -> pa.Table:
 
 
 def summary(run: str) -> dict[str, Any]:
-    """Counts, coverage and areas of the whole run."""
-    return dict(query(run, SUMMARY).to_pylist()[0])
+    """Counts, coverage and areas of the whole run; null where no tile has them. Raises SegError as `connect` does.
+
+    Not in SQL: that would keep the footers of all parts in memory at once.
+    """
+    read_record(run)
+    each = list(for_each(_sum_up, _parts(run)))
+    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED}
+    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED[:2])
+    area_m2, building_m2 = (math.fsum(total[name]) if total[name] else None for name in SUMMED[2:])
+    return {
+        "scenes": sum(scene.version != "" for scene in read_scenes(run)),
+        "tiles": sum(part["tiles"] for part in each),
+        "failed": sum(part["failed"] for part in each),
+        "valid_px": valid_px,
+        "building_px": building_px,
+        "coverage": building_px / valid_px if valid_px and building_px is not None else None,
+        "area_km2": None if area_m2 is None else area_m2 / 1e6,
+        "building_km2": None if building_m2 is None else building_m2 / 1e6,
+    }
+
+
+def to_table(figures: Mapping[str, Any]) -> pa.Table:
+    """Figures as a table of one row."""
+    return pa.Table.from_pylist([dict(figures)])
+
+
+def _sum_up(path: str) -> dict[str, Any]:
+    """The sums of a part's tiles that are done, and how many are and are not."""
+    rows = read_part(path, ["status", *SUMMED])
+    done = [row for row in rows if row["status"] == "done"]
+    sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done)}
+    for name in SUMMED:
+        held = [row[name] for row in done if row[name] is not None]
+        add = math.fsum if name.endswith("_m2") else sum  # of floats in whatever order the same
+        sums[name] = add(held) if held else None
+    return sums
 
 
 def write_answer(answer: pa.Table, form: str, stream: BinaryIO, most: int) -> None:

@@ -1,84 +1,117 @@
 """Pixels on disk: read a chip and what of it is valid, write a GeoTIFF. The only module that touches them."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from seg_core.errors import ReadError
-from seg_core.geometry import Transform, position
-from seg_core.scenes import Scene, open_image
-from seg_core.tiling import Window, align, intersection, reflect, split
+from seg_core.errors import ReadError, UnansweredError
+from seg_core.geometry import Transform, pixel_size, position
+from seg_core.scenes import Scene, has_mask, open_image
+from seg_core.storage import is_remote
+from seg_core.tiling import Window, align, fold, intersection, split
 
 Pixels = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
 
 RESAMPLE_BLOCK = 512  # px
+# GDAL's options for a GeoTIFF, by what a person calls the codec.
+CODECS: dict[str, dict[str, str | int]] = {
+    "none": {},
+    "deflate": {"compress": "deflate"},
+    "lzw": {"compress": "lzw"},
+    "zstd": {"compress": "zstd"},
+    "jpeg": {"compress": "jpeg", "jpeg_quality": 85, "interleave": "pixel"},
+}
+# s between attempts; in each, GDAL itself waits for half a minute.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
-def read_chip(scene: Scene, window: Window, scale: tuple[float, float] | None = None) -> tuple[Pixels, Valid]:
+def read_chip(
+    scene: Scene, window: Window, scale: tuple[float, float] | None = None, grid: Scene | None = None
+) -> tuple[Pixels, Valid]:
     """Read a window, which may reach beyond the scene: there the scene is continued by reflection.
 
+    The window is on the scene's own grid, or on that of `grid`, an image that the scene is a piece of.
+
     Returns pixels `uint8 (bands, height, width)` and which of them hold data, `bool (height, width)`. `scale`
-    names the two values that become 0 and 255. Raises ReadError where the file can't be read.
+    names the two values that become 0 and 255. Raises ReadError where the file can't be read; an object store that does
+    not answer is asked again, after a growing pause.
     """
-    rows = reflect(window.row_off, window.row_off + window.height, scene.height)
-    cols = reflect(window.col_off, window.col_off + window.width, scene.width)
-    box = Window(int(rows.min()), int(cols.min()), int(rows.max() - rows.min()) + 1, int(cols.max() - cols.min()) + 1)
-    with _open_grid(scene) as dataset:
-        raw, valid = _read(dataset, box, scene)
+    for attempt, pause in enumerate((*PAUSES, None), 1):
+        try:
+            return _read_chip(scene, grid or scene, window, scale, fresh=attempt > 1)
+        except UnansweredError as error:
+            error.attempts = attempt
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read_chip(
+    scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, fresh: bool
+) -> tuple[Pixels, Valid]:
+    box, rows, cols = fold(window, grid.height, grid.width)
+    with _open_grid(scene, grid, fresh) as dataset:
+        raw, valid = _read(dataset, box, scene, grid)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
     if box != window:
-        row, col = np.ix_(rows - box.row_off, cols - box.col_off)
-        pixels, valid = np.ascontiguousarray(pixels[:, row, col]), valid[row, col]
+        pixels, valid = np.ascontiguousarray(pixels[:, rows[:, None], cols]), valid[rows[:, None], cols]
     return pixels, valid
 
 
 @contextmanager
-def _open_grid(scene: Scene) -> Iterator[DatasetReader]:
-    """The file on the scene's grid: as it is, or warped to it where the scene is resampled."""
-    with open_image(scene.uri) as dataset:
+def _open_grid(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
+    """The file on a grid: as it is, or warped to it where that is not the file's own."""
+    with open_image(scene.uri, fresh) as dataset:
         end = position(tuple(dataset.transform)[:6], *dataset.shape)
         if not np.allclose(end, position(scene.transform, scene.height, scene.width), rtol=1e-9):
             raise ReadError(f"{scene.uri}: {dataset.width} x {dataset.height} px: not the size that was planned")
-        try:
-            if not scene.resampled:
-                yield dataset
-                return
-            with WarpedVRT(
-                dataset,
-                crs=dataset.crs,
-                transform=Affine(*scene.transform),
-                height=scene.height,
-                width=scene.width,
-                resampling=Resampling.bilinear,
-                add_alpha=MaskFlags.per_dataset in dataset.mask_flag_enums[0] and _alpha_band(dataset) is None,
-            ) as warped:
-                yield warped
-        except RasterioError as error:
-            raise ReadError(f"{scene.uri}: {error}") from error
+        if has_mask(dataset) != scene.masked:
+            # To take every pixel for valid because a store was silent would be a wrong answer: it is asked again.
+            kind = UnansweredError if is_remote(scene.uri) else ReadError
+            raise kind(f"{scene.uri}: its mask was {'' if scene.masked else 'not '}there when it was planned")
+        if not grid.resampled:
+            yield dataset
+            return
+        own, wanted = pixel_size(tuple(dataset.transform)[:6]), pixel_size(grid.transform)
+        bounded = scene.masked or (grid is not scene and dataset.nodata is None)
+        with WarpedVRT(
+            dataset,
+            crs=dataset.crs,
+            transform=Affine(*grid.transform),
+            height=grid.height,
+            width=grid.width,
+            resampling=Resampling.bilinear,
+            add_alpha=bounded and _alpha_band(dataset) is None,
+            # Else GDAL takes them from what of the file a window covers, rounded.
+            XSCALE=own[0] / wanted[0],
+            YSCALE=own[1] / wanted[1],
+        ) as warped:
+            yield warped
 
 
 def _alpha_band(dataset: DatasetReader) -> int | None:
     return next((i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c == ColorInterp.alpha), None)
 
 
-def _read(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np.generic], Valid]:
-    if not scene.resampled:
+def _read(dataset: DatasetReader, box: Window, scene: Scene, grid: Scene) -> tuple[NDArray[np.generic], Valid]:
+    if not grid.resampled:
         return _read_at_once(dataset, box, scene)
     # GDAL rounds a resampled pixel a little differently for another window, so it is only ever asked for whole blocks
     # of a fixed grid: the answer must not depend on how the scene is cut.
     pixels = np.empty((len(scene.bands), box.height, box.width), scene.dtype)
     valid = np.empty((box.height, box.width), np.bool_)
-    for block in split(align(box, RESAMPLE_BLOCK, scene.window), RESAMPLE_BLOCK):
+    for block in split(align(box, RESAMPLE_BLOCK, grid.window), RESAMPLE_BLOCK):
         block_pixels, block_valid = _read_at_once(dataset, block, scene)
         common = intersection(block, box)
         target, source = common.slices(box), common.slices(block)
@@ -88,19 +121,47 @@ def _read(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np
 
 def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np.generic], Valid]:
     window = RasterioWindow(box.col_off, box.row_off, box.width, box.height)
+    if _is_left_out(dataset, box, scene):
+        return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
+    valid = _read_mask(dataset, window, scene)
+    if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
+        return np.zeros((len(scene.bands), *valid.shape), scene.dtype), valid
     pixels = dataset.read(list(scene.bands), window=window)
-    valid = np.ones(pixels.shape[1:], dtype=np.bool_)
-    alpha = _alpha_band(dataset)
-    if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
-        valid &= dataset.read(alpha, window=window) > 0
-    elif MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
-        valid &= dataset.read_masks(scene.bands[0], window=window) > 0
     if scene.nodata is not None and not np.isnan(scene.nodata):
         # One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
         valid &= (pixels != scene.nodata).any(axis=0)
     if np.issubdtype(pixels.dtype, np.floating):
         valid &= np.isfinite(pixels).all(axis=0)
     return pixels, valid
+
+
+def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
+    """Whether a sparse GeoTIFF holds no block of the box at all, so that all of it is nodata.
+
+    GDAL says where a block is in the file (https://gdal.org/drivers/raster/gtiff.html#metadata), and reads nothing.
+    """
+    if scene.nodata is None or dataset.driver != "GTiff":
+        return False
+    height, width = dataset.block_shapes[0]
+    bands = scene.bands[:1] if dataset.interleaving == Interleaving.pixel else scene.bands
+    rows = range(box.row_off // height, -(-box.bottom // height))
+    cols = range(box.col_off // width, -(-box.right // width))
+    return not any(
+        dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
+        for row in rows
+        for col in cols
+        for band in bands
+    )
+
+
+def _read_mask(dataset: DatasetReader, window: RasterioWindow, scene: Scene) -> Valid:
+    """What the alpha band or the mask says, where there is one."""
+    alpha = _alpha_band(dataset)
+    if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
+        return np.asarray(dataset.read(alpha, window=window) > 0)
+    if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
+        return np.asarray(dataset.read_masks(scene.bands[0], window=window) > 0)
+    return np.ones((window.height, window.width), np.bool_)
 
 
 def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels:
@@ -112,10 +173,7 @@ def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels
 def read_image(uri: str) -> NDArray[np.generic]:
     """All bands of a whole file, `(bands, height, width)`, as they are. Raises ReadError."""
     with open_image(uri) as dataset:
-        try:
-            return np.asarray(dataset.read())
-        except RasterioError as error:
-            raise ReadError(f"{uri}: {error}") from error
+        return np.asarray(dataset.read())
 
 
 def write_geotiff(
@@ -145,3 +203,33 @@ def write_geotiff(
         compress="deflate",
     ) as dataset:
         dataset.write(pixels)
+
+
+def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:
+    """Write a square GeoTIFF of `side` px in blocks of 512, that repeats `(bands, height, width)` over and over.
+
+    The codec is one of CODECS; three bands of JPEG are stored as YCbCr of quality 85, as orthophotos mostly are.
+    """
+    bands, height, width = pixels.shape
+    options = dict(CODECS[codec], photometric="ycbcr" if (codec, bands) == ("jpeg", 3) else "minisblack")
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=side,
+        width=side,
+        count=bands,
+        dtype="uint8",
+        crs=crs,
+        transform=Affine(gsd_m, 0.0, 400_000.0, 0.0, -gsd_m, 5_800_000.0),
+        tiled=True,
+        blockxsize=512,
+        blockysize=512,
+        bigtiff="if_safer",
+        **options,
+    ) as dataset:
+        for at in split(Window(0, 0, side, side), 2048):
+            rows = np.arange(at.row_off, at.row_off + at.height) % height
+            cols = np.arange(at.col_off, at.col_off + at.width) % width
+            window = RasterioWindow(at.col_off, at.row_off, at.width, at.height)
+            dataset.write(pixels[:, rows[:, None], cols], window=window)

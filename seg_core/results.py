@@ -6,9 +6,9 @@ RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from seg_core.coverage import Row
 from seg_core.errors import SegError
 from seg_core.scenes import Scene
-from seg_core.storage import publish, published
+from seg_core.storage import filesystem, publish, published
 
+VERSION = b"scene_version"  # of a part's metadata
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 # https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
@@ -37,7 +38,9 @@ GEO = {
 TILES = pa.schema(
     [
         pa.field("status", pa.string(), nullable=False),  # done, or failed
-        pa.field("error", pa.string()),  # why it failed
+        pa.field("error_class", pa.string()),  # why it failed: ReadError, UnansweredError, Crash, ...
+        pa.field("error", pa.string()),  # the message
+        pa.field("attempts", pa.int32()),
         pa.field("scene_id", pa.string(), nullable=False),
         pa.field("tile_row", pa.int32(), nullable=False),
         pa.field("tile_col", pa.int32(), nullable=False),
@@ -65,12 +68,13 @@ SCENES = pa.schema(
         pa.field("scene_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("mtime_ns", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),  # etag, or size and time of the last change in ns
         pa.field("height", pa.int32(), nullable=False),  # px
         pa.field("width", pa.int32(), nullable=False),
         pa.field("bands", pa.list_(pa.int32()), nullable=False),  # as read, numbered from 1
         pa.field("dtype", pa.string(), nullable=False),
         pa.field("nodata", pa.float64()),
+        pa.field("masked", pa.bool_(), nullable=False),  # by an alpha band or mask of the file
         pa.field("crs", pa.string()),
         pa.field("transform", pa.list_(pa.float64()), nullable=False),  # a, b, c, d, e, f
         pa.field("gsd_m", pa.float64()),
@@ -79,16 +83,39 @@ SCENES = pa.schema(
 )
 
 
-def part_path(run: str, key: str) -> Path:
+def part_path(run: str, key: str) -> str:
     """Where the rows of a part are, once published."""
-    return Path(run, "tiles", f"part-{key}.parquet")
+    return f"{run}/tiles/part-{key}.parquet"
 
 
-def write_part(run: str, key: str, rows: Iterable[Row], model: str) -> None:
-    """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes."""
+def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str) -> None:
+    """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes.
+
+    The version of the scene's file goes into the Parquet file's metadata.
+    """
     ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
-    table = pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema=TILES)
-    publish(part_path(run, key), _parquet(table))
+    schema = TILES.with_metadata({**TILES.metadata, VERSION: version})
+    publish(part_path(run, key), _parquet(pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema)))
+
+
+def read_state(path: str) -> tuple[bool, str] | None:
+    """Whether all tiles of a part are done, and the version of the scene they are of; None where it can't be read.
+
+    It costs the footer, and the statistics of the status column in it.
+    """
+    system, inside = filesystem(path)
+    try:
+        with system.open_input_file(inside) as file:
+            footer = pq.read_metadata(file)
+    except (OSError, pa.ArrowException):
+        return None
+    if not footer.schema.to_arrow_schema().equals(TILES):
+        return None
+    index = TILES.names.index("status")
+    groups = [footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups)]
+    return all(group is not None and group.max == "done" for group in groups), (footer.metadata or {}).get(
+        VERSION, b""
+    ).decode()
 
 
 def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
@@ -102,31 +129,35 @@ def _parquet(table: pa.Table) -> bytes:
     return stream.getvalue()
 
 
-def scenes_path(run: str) -> Path:
+def scenes_path(run: str) -> str:
     """Where the scenes table is."""
-    return Path(run, "scenes", "scenes.parquet")
+    return f"{run}/scenes/scenes.parquet"
 
 
 def read_scenes(run: str) -> list[Scene]:
     """The scenes of a run, as they were planned. Raises SegError where the table can't be read."""
     try:
-        rows = pq.read_table(scenes_path(run), schema=SCENES).to_pylist()
+        system, inside = filesystem(scenes_path(run))
+        rows = pq.read_table(inside, schema=SCENES, filesystem=system).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise SegError(f"{scenes_path(run)}: can't be read: {error}") from error
     return [Scene.from_plain(row) for row in rows]
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
     """The rows of a part. Raises SegError where the file can't be read or has other columns."""
+    system, inside = filesystem(path)
+    name = posixpath.basename(path)
     try:
-        table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
+        with system.open_input_file(inside) as file:
+            table = pq.ParquetFile(file).read(columns=list(columns) if columns else None)
     except (OSError, pa.ArrowException) as error:
-        raise SegError(f"{path.name}: can't be read: {error}") from error
+        raise SegError(f"{name}: can't be read: {error}") from error
     if columns is None and not table.schema.equals(TILES):
-        raise SegError(f"{path.name}: its columns are not those of a tiles table")
+        raise SegError(f"{name}: its columns are not those of a tiles table")
     return list(table.to_pylist())
 
 
-def published_parts(run: str) -> Iterator[Path]:
-    """The part files of a run."""
-    return published(Path(run, "tiles"), ".parquet")
+def published_parts(run: str) -> list[str]:
+    """Paths of the part files of a run, by name."""
+    return published(f"{run}/tiles", ".parquet")

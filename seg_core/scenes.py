@@ -1,24 +1,39 @@
 """Scenes: find the images of a region, read their headers, refuse what can't be segmented, and say why."""
 
-import glob
+import io
+import math
 import os
+import posixpath
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import rasterio
-from rasterio.enums import ColorInterp
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
-from seg_core.errors import ReadError, SegError
+from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.geometry import Transform, ground_size
-from seg_core.storage import absolute, gdal_settings
+from seg_core.storage import (
+    absolute,
+    exists,
+    expand,
+    folder_of,
+    gdal_path,
+    gdal_settings,
+    is_remote,
+    read_bytes,
+    stat,
+    walk,
+)
 from seg_core.tiling import Window
 
 # Formats that hold pixels and nothing else, each opened with its own driver: VRT and its kind name further files,
@@ -33,10 +48,17 @@ DRIVERS = {
 }
 SUFFIXES = tuple(DRIVERS)
 MANIFESTS = (".csv", ".parquet", ".txt")
+UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
 # A scene without georeference is served; the command line says so itself, once a scene and not once a read.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
+MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
+MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
+MASKS = (".msk", ".ovr")  # files beside an image that GDAL opens with it
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
+
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
+READERS = 16  # threads to read headers with
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
@@ -47,12 +69,13 @@ class Scene:
     scene_id: str  # path relative to the region's common folder, unique in a run
     uri: str
     size: int  # bytes
-    mtime_ns: int
+    version: str  # what tells one state of the file from another: see storage.Stat
     height: int  # pixels
     width: int
     bands: tuple[int, ...]  # the colour bands, numbered from 1: all but alpha
     dtype: str
     nodata: float | None
+    masked: bool  # whether an alpha band or mask of the file says which pixels hold data
     crs: str | None
     transform: Transform
     gsd_m: float | None  # ground sampling distance in metres a pixel, at the scene's centre
@@ -75,47 +98,114 @@ class Scene:
 
 
 @contextmanager
-def open_image(uri: str) -> Iterator[DatasetReader]:
-    """Open an image with GDAL's settings in force. Raises ReadError where it is none."""
-    with rasterio.Env(**gdal_settings()):
+def open_image(uri: str, fresh: bool = False) -> Iterator[DatasetReader]:
+    """Open an image with GDAL's settings in force. Raises ReadError where it is none, or reading it fails.
+
+    GDAL keeps what it has fetched of a remote file for the next one to open it, but not of a `fresh` one.
+    """
+    kept = {"CPL_VSIL_CURL_NON_CACHED": gdal_path(uri)} if fresh else {}
+    with rasterio.Env(**gdal_settings(uri), **kept):
         try:
-            dataset = rasterio.open(uri, driver=DRIVERS[Path(uri).suffix.lower()])
-        except (KeyError, RasterioError) as error:
+            dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[posixpath.splitext(uri)[1].lower()])
+        except RasterioError as error:
+            raise _read_error(uri, error, _why_unreadable(uri)) from error
+        except (KeyError, UnicodeDecodeError) as error:  # of another suffix; of a CRS that is no text
             raise ReadError(_why_unreadable(uri)) from error
         with dataset:
-            yield dataset
+            try:
+                _check_header(uri, dataset)
+                yield dataset
+            except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
+                raise _read_error(uri, error) from error
+
+
+def _check_header(uri: str, dataset: DatasetReader) -> None:
+    """Raise ReadError for an image that needs more memory than there may be, before any is taken, or other files."""
+    dtype = dataset.dtypes[0]
+    if dtype.startswith("complex"):
+        raise ReadError(f"{uri}: its pixels are {dtype}, this program reads real numbers")
+    if dataset.width * dataset.height > MAX_PIXELS:
+        raise ReadError(f"{uri}: says it measures {dataset.width} x {dataset.height} px: its header is damaged")
+    height, width = max(dataset.block_shapes, key=math.prod)
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    size = height * width * np.dtype(dtype).itemsize * together
+    if size > MAX_BLOCK:
+        raise ReadError(
+            f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
+            f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
+        )
+    for path in dataset.files[1:] if not is_remote(uri) else ():
+        if path.lower().endswith(MASKS) and not _begins(path, TIFF):
+            raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
+
+
+def _begins(path: str, with_any: tuple[bytes, ...]) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4).startswith(with_any)
+
+
+def _read_error(uri: str, error: BaseException, reason: str | None = None) -> ReadError:
+    """What GDAL says of its first cause, for rasterio's own error only says that there is one."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if is_remote(uri) and any(UNANSWERED.search(str(cause)) for cause in causes):
+        return UnansweredError(f"{uri}: {causes[-1]}")
+    return ReadError(reason or f"{uri}: {causes[-1]}")
 
 
 def _why_unreadable(uri: str) -> str:
-    if not os.path.exists(uri):
-        return f"{uri}: no such file"
-    if not os.access(uri, os.R_OK):
+    try:
+        if stat(uri) is None:
+            return f"{uri}: no such file"
+    except SegError as error:
+        return str(error)
+    if not is_remote(uri) and not os.access(uri, os.R_OK):
         return f"{uri}: not allowed to read it"
     return f"{uri}: not an image, or a damaged one (read: {', '.join(SUFFIXES)})"
 
 
 def read_scene(uri: str, scene_id: str) -> Scene:
     """Read one header. Raises ReadError for what is not an image."""
+    found = stat(uri)
+    if found is None:
+        raise ReadError(f"{uri}: no such file")
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise ReadError(f"{uri}: its name is not UTF-8: rename it") from error
     with open_image(uri) as dataset:
         crs = _crs_text(dataset)
         transform: Transform = tuple(dataset.transform)[:6]
-        gsd_m = _mean_gsd(crs, transform, dataset.height, dataset.width)
-        status = os.stat(uri)
+        try:
+            gsd_m = mean_gsd(crs, transform, dataset.height, dataset.width)
+        except SegError as error:
+            way_out = "mend it (gdal_edit -a_srs, -a_ullr), or take it away (gdal_edit -a_srs None)"
+            raise ReadError(f"{uri}: {error}: {way_out}") from error
         return Scene(
             scene_id=scene_id,
             uri=uri,
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
+            size=found.size,
+            version=found.version,
             height=dataset.height,
             width=dataset.width,
             bands=tuple(i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c != ColorInterp.alpha),
             dtype=dataset.dtypes[0],
             nodata=dataset.nodata,
+            masked=has_mask(dataset),
             crs=crs,
             transform=transform,
             gsd_m=gsd_m,
             source_gsd_m=gsd_m,
         )
+
+
+def has_mask(dataset: DatasetReader) -> bool:
+    """Whether an alpha band or mask says which pixels hold data, so far as GDAL could find out.
+
+    It looks for masks quietly: where a store does not answer, there is none.
+    """
+    return ColorInterp.alpha in dataset.colorinterp or MaskFlags.per_dataset in dataset.mask_flag_enums[0]
 
 
 def _crs_text(dataset: DatasetReader) -> str | None:
@@ -125,29 +215,35 @@ def _crs_text(dataset: DatasetReader) -> str | None:
     return f"EPSG:{code}" if code else str(dataset.crs.to_wkt())
 
 
-def _mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> float | None:
+def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> float | None:
+    """Ground sampling distance in metres a pixel at the centre of a grid; None without a CRS."""
     if crs is None:
         return None
     along_column, along_row = ground_size(crs, transform, height, width)
     return round(float((along_column * along_row) ** 0.5), 6)
 
 
-def read_region(sources: Sequence[str]) -> tuple[list[Scene], list[str]]:
+def read_region(sources: Sequence[str], as_given: bool = False) -> tuple[list[Scene], list[str]]:
     """Scenes of a region in the order of their ids, and one line for each file that is no readable image.
 
-    A source is a file, a folder (searched with its subfolders), a glob, or a manifest (`.txt`: a path a line;
-    `.csv` and `.parquet`: a column `uri`, `path` or `scene`). Raises SegError where nothing is found.
+    With `as_given` they are in the order in which the sources name them, those of a folder by name.
+
+    A source is a file, a folder (searched with its subfolders), a glob, each on disk or in S3, or a manifest (`.txt`: a
+    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). Raises SegError where nothing is found.
     """
-    uris = sorted({uri for source in sources for uri in find_images(source)})
-    root = os.path.commonpath([os.path.dirname(uri) for uri in uris])
+    named = dict.fromkeys(uri for source in sources for uri in find_images(source))
+    uris = list(named) if as_given else sorted(named)
+    if len({is_remote(uri) for uri in uris}) > 1:
+        raise SegError("some scenes are on disk, some in S3: make two runs of them")
+    root = posixpath.commonpath([folder_of(uri) for uri in uris])
 
     def read(uri: str) -> Scene | str:
         try:
-            return read_scene(uri, os.path.relpath(uri, root))
+            return read_scene(uri, posixpath.relpath(uri, root))
         except ReadError as error:
             return str(error)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(read, uris))
     return [s for s in found if isinstance(s, Scene)], [line for line in found if isinstance(line, str)]
 
@@ -155,53 +251,58 @@ def read_region(sources: Sequence[str]) -> tuple[list[Scene], list[str]]:
 def find_images(source: str) -> list[str]:
     """Absolute paths of the images that a source names. Raises SegError where it names none."""
     path = absolute(source)
-    if os.path.isdir(path):
-        found = _images_below(path)
-        if not found:
-            raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-        return found
-    if os.path.exists(path):
+    if stat(path) is not None:
         return _read_manifest(path) if path.lower().endswith(MANIFESTS) else [path]
-    found = [p for p in glob.glob(path, recursive=True) if p.lower().endswith(SUFFIXES)]
-    if not found:
+    if any(letter in path for letter in "*?[") and not exists(path):
+        found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
+        if not found:
+            raise SegError(f"{source}: no such file or folder")
+        return found
+    found = sorted(name for name in walk(path) if _is_image(name))
+    if not found and not exists(path):
         raise SegError(f"{source}: no such file or folder")
+    if not found:
+        raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
     return found
 
 
-def _images_below(folder: str) -> list[str]:
-    return [
-        os.path.join(parent, name)
-        for parent, folders, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
 
 
 def _read_manifest(path: str) -> list[str]:
-    base = os.path.dirname(path)
-    uris = [absolute(uri, base) for uri in _manifest_entries(path)]
+    uris = [absolute(uri, folder_of(path)) for uri in _manifest_entries(path)]
     if not uris:
         raise SegError(f"{path}: this manifest names no scene")
-    missing = next((uri for uri in uris if not os.path.exists(uri)), None)
+    with ThreadPoolExecutor(READERS) as pool:
+        missing = next((uri for uri, found in zip(uris, pool.map(stat, uris), strict=True) if found is None), None)
     if missing:
         raise SegError(f"{path}: it names {missing}, which is no file")
     return uris
 
 
 def _manifest_entries(path: str) -> list[str]:
+    content = read_bytes(path) or b""
     try:
         if path.lower().endswith(".txt"):
-            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
             return [line for line in lines if line and not line.startswith("#")]
-        read = pd.read_parquet if path.lower().endswith(".parquet") else pd.read_csv
-        table = read(path)
+        if path.lower().endswith(".parquet"):
+            table = pd.read_parquet(io.BytesIO(content))
+        else:  # as text, for a name may be a number, or NA
+            table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as error:  # what is no text, no table or no Parquet is a ValueError to pandas
-        raise SegError(f"{path}: not a manifest that can be read: {error}") from error
+        raise SegError(f"{path}: not a manifest that can be read: {str(error).strip()}") from error
     column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
     if column is None:
         names = ", ".join(map(str, table.columns))
         raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {names or 'none'}")
-    return [str(uri) for uri in table[column].dropna()]
+    rows = table.reset_index(drop=True).dropna(how="all")  # spreadsheets leave empty rows at the end
+    entries = ["" if pd.isna(uri) else str(uri).strip() for uri in rows[column]]
+    if "" in entries:
+        number = rows.index[entries.index("")] + 1
+        raise SegError(f"{path}: row {number} below the header names no scene: fill in its {column}, or delete it")
+    return entries
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:

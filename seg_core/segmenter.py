@@ -3,10 +3,14 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.errors import SegError
 from seg_core.models import build_model, class_probability, normalise
+
+# The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
+VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,11 +44,13 @@ class Segmenter:
     not: so tiles agree to the last bit, however the scene was cut.
     """
 
-    def __init__(self, path: str, device: str = "auto") -> None:
+    def __init__(self, path: str, device: str = "auto", tta: bool = False) -> None:
+        """Load the bundle at `path`. With `tta` (test-time augmentation) a probability is the mean of eight views."""
         self.bundle = read_bundle(path)
         self.device = choose_device(device)
         model = load_model(self.bundle, read_weights(path, self.bundle))
         on_gpu = self.device.type == "cuda"
+        self.views = VIEWS if tta else VIEWS[:1]
         self.layout = torch.channels_last if on_gpu else torch.contiguous_format
         self.model = model.to(self.device).to(memory_format=self.layout)
 
@@ -60,8 +66,20 @@ class Segmenter:
             return np.zeros((height, width), np.float32)
         x = torch.from_numpy(pixels).to(self.device).unsqueeze(0)
         mask = torch.from_numpy(valid).to(self.device).unsqueeze(0)
-        x = normalise(x, mask, self.bundle.mean, self.bundle.std).contiguous(memory_format=self.layout)
+        x = normalise(x, mask, self.bundle.mean, self.bundle.std)
+        inside = (..., slice(halo, halo + height), slice(halo, halo + width))
+        each = [self._infer(x, turns, flip)[inside] for turns, flip in self.views]
+        return np.asarray((sum(each[1:], each[0]) / len(each))[0].cpu().numpy())
+
+    def free_memory(self) -> None:
+        """Give back what the device keeps for later, after it has run out of memory."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _infer(self, x: Tensor, turns: int, flip: bool) -> Tensor:
+        """Probability of building `(n, h, w)`, of the input seen after quarter turns and perhaps a flip."""
+        seen = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(x)
-        inside = logits[..., halo : halo + height, halo : halo + width]
-        return np.asarray(class_probability(inside, self.bundle.building)[0].cpu().numpy())
+            logits = self.model(seen)
+        probability = torch.rot90(class_probability(logits, self.bundle.building), -turns, (-2, -1))
+        return probability.flip(-1) if flip else probability

@@ -40,34 +40,56 @@ class Window(NamedTuple):
     height: int
     width: int
 
+    @property
+    def bottom(self) -> int:
+        """The row below the last one."""
+        return self.row_off + self.height
+
+    @property
+    def right(self) -> int:
+        """The column after the last one."""
+        return self.col_off + self.width
+
     def slices(self, frame: "Window") -> tuple[slice, slice]:
         """Rows and columns of this window in an array of the window `frame`, which contains it."""
         top, left = self.row_off - frame.row_off, self.col_off - frame.col_off
         return slice(top, top + self.height), slice(left, left + self.width)
 
 
+def overlap(one: Window, other: Window) -> bool:
+    """Whether two windows have a pixel in common."""
+    common = intersection(one, other)
+    return common.height > 0 and common.width > 0
+
+
 def intersection(one: Window, other: Window) -> Window:
-    """What two windows that overlap have in common."""
+    """What two windows have in common; a height or width of 0 or less where that is nothing."""
     top, left = max(one.row_off, other.row_off), max(one.col_off, other.col_off)
-    bottom = min(one.row_off + one.height, other.row_off + other.height)
-    right = min(one.col_off + one.width, other.col_off + other.width)
-    return Window(top, left, bottom - top, right - left)
+    return Window(top, left, min(one.bottom, other.bottom) - top, min(one.right, other.right) - left)
+
+
+def shifted(window: Window, rows: int, cols: int) -> Window:
+    """The window so many rows further down and columns further right."""
+    return window._replace(row_off=window.row_off + rows, col_off=window.col_off + cols)
+
+
+def grown(window: Window, reach: int) -> Window:
+    """The window with `reach` px more on every side."""
+    return Window(window.row_off - reach, window.col_off - reach, window.height + 2 * reach, window.width + 2 * reach)
 
 
 def align(window: Window, size: int, whole: Window) -> Window:
     """A window grown to the grid of `size` px squares that begins at 0, within the window `whole`."""
     top, left = window.row_off // size * size, window.col_off // size * size
-    bottom = round_up(window.row_off + window.height, size)
-    right = round_up(window.col_off + window.width, size)
+    bottom, right = round_up(window.bottom, size), round_up(window.right, size)
     return intersection(Window(top, left, bottom - top, right - left), whole)
 
 
 def split(window: Window, size: int) -> Iterator[Window]:
     """Cut a window into squares of `size` pixels, row by row, cut short at the right and bottom edge."""
-    bottom, right = window.row_off + window.height, window.col_off + window.width
-    for row_off in range(window.row_off, bottom, size):
-        for col_off in range(window.col_off, right, size):
-            yield Window(row_off, col_off, min(size, bottom - row_off), min(size, right - col_off))
+    for row_off in range(window.row_off, window.bottom, size):
+        for col_off in range(window.col_off, window.right, size):
+            yield Window(row_off, col_off, min(size, window.bottom - row_off), min(size, window.right - col_off))
 
 
 def num_splits(window: Window, size: int) -> int:
@@ -101,3 +123,15 @@ def reflect(start: int, stop: int, size: int) -> NDArray[np.intp]:
     period = 2 * (size - 1)
     position = np.arange(start, stop) % period
     return np.minimum(position, period - position).astype(np.intp)
+
+
+def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.intp], NDArray[np.intp]]:
+    """The part of an image that a window shows which may reach beyond it, where the image is continued by reflection.
+
+    Returns a window within the image, and for the rows and columns of `window` those of that window to take.
+    """
+    rows = reflect(window.row_off, window.bottom, height)
+    cols = reflect(window.col_off, window.right, width)
+    top, left = int(rows.min()), int(cols.min())
+    inside = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+    return inside, rows - top, cols - left

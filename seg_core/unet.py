@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from seg_core.errors import SegError
 from seg_core.tiling import round_up
@@ -60,29 +61,34 @@ class UNet(nn.Module):
     """U-Net: `(n, in_channels, height, width)` to logits `(n, classes, height, width)`.
 
     `width` is the number of channels of the first block; each of the `depth` further levels has twice as many.
+    With a `patch` above 1 it works on squares of `patch` x `patch` px, whose pixels become channels at the input and
+    pixels again at the output, as in Shi et al. 2016 (arXiv:1609.05158): no pixel is lost, and the costliest level,
+    that of full resolution, is saved.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 1, width: int = 64, depth: int = 4) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 1, width: int = 64, depth: int = 4, patch: int = 1) -> None:
         super().__init__()
         channels = [width * 2**level for level in range(depth + 1)]
-        self.stride: int = 2**depth
-        self.down = nn.ModuleList(DownBlock(i, o) for i, o in pairwise([in_channels, *channels[:-1]]))
-        self.bottleneck = ConvBlock(channels[-2] if depth else in_channels, channels[-1])
+        first = in_channels * patch**2
+        self.patch = patch
+        self.stride: int = patch * 2**depth
+        self.down = nn.ModuleList(DownBlock(i, o) for i, o in pairwise([first, *channels[:-1]]))
+        self.bottleneck = ConvBlock(channels[-2] if depth else first, channels[-1])
         self.up = nn.ModuleList(UpBlock(i, o, o) for i, o in pairwise(reversed(channels)))
-        self.head = nn.Conv2d(width, classes, kernel_size=1)
+        self.head = nn.Conv2d(width, classes * patch**2, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits. Raises SegError for a height or width that can't be halved `depth` times."""
+        """Logits. Raises SegError for a height or width that is no multiple of the stride."""
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride:
             wanted = f"{round_up(height, self.stride)} x {round_up(width, self.stride)}"
-            raise SegError(f"{height} x {width} px can't be halved {len(self.down)} times: pad to {wanted}")
+            raise SegError(f"{height} x {width} px: the network's stride is {self.stride}: pad to {wanted}")
         skips = []
+        x = pixel_unshuffle(x, self.patch)
         for block in self.down:
             x, skip = block(x)
             skips.append(skip)
         x = self.bottleneck(x)
         for block, skip in zip(self.up, reversed(skips), strict=True):
             x = block(x, skip)
-        logits: Tensor = self.head(x)
-        return logits
+        return pixel_shuffle(self.head(x), self.patch)

@@ -1,13 +1,19 @@
-"""Prove from the files alone that a run is complete: every planned tile has exactly one row, and rows add up."""
+"""Prove from the files alone that a run is complete: every planned tile has exactly one row, and rows add up.
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+What does not hold can be repaired: its parts are removed, and the run's own command makes them again.
+"""
+
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from seg_core.ahead import for_each
 from seg_core.coverage import Row, decode_mask
 from seg_core.errors import SegError
-from seg_core.results import part_path, published_parts, read_part
-from seg_core.run import Part, Plan, read_plan, read_record
+from seg_core.plan import Part, Plan
+from seg_core.results import part_path, published_parts, read_part, read_state
+from seg_core.run import read_plan, read_record
+from seg_core.storage import remove
 from seg_core.tiling import split
 
 FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
@@ -21,6 +27,7 @@ class Verdict:
     num_done: int = 0
     num_failed: int = 0
     problems: list[str] = field(default_factory=list)
+    bad_parts: list[str] = field(default_factory=list)  # paths of the files that the problems are in
 
     @property
     def holds(self) -> bool:
@@ -34,35 +41,55 @@ def verify(run: str) -> Verdict:
     verdict = Verdict(num_planned=plan.counts["tiles"])
     if read_record(run)["plan"].get("fingerprint") != plan.fingerprint:
         verdict.problems.append("run.json or the scenes table was changed after the run was planned")
-    planned = {part_path(run, part.key).name for part in plan.parts()}
-    verdict.problems += [f"{p.name}: not a part of this run" for p in published_parts(run) if p.name not in planned]
-    with ThreadPoolExecutor() as pool:
-        for found in pool.map(lambda part: _verify_part(run, plan, part), plan.parts()):
-            verdict.num_done += found.num_done
-            verdict.num_failed += found.num_failed
-            verdict.problems += found.problems
+    there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
+    verdict.bad_parts = sorted(there - planned)
+    verdict.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in verdict.bad_parts]
+    # As many threads as cores can use: to decode masks is work.
+    for found in for_each(lambda part: _verify_part(run, plan, part, there), plan.parts(), threads=None):
+        verdict.num_done += found.num_done
+        verdict.num_failed += found.num_failed
+        verdict.problems += found.problems
+        verdict.bad_parts += found.bad_parts
     return verdict
 
 
-def _verify_part(run: str, plan: Plan, part: Part) -> Verdict:
+def repair(run: str, names: Sequence[str] = ()) -> Verdict:
+    """Remove the parts in which something does not hold, and those of `names`. Returns the verdict on them.
+
+    Raises SegError for a name that is no part's.
+    """
+    there = {posixpath.basename(path): path for path in published_parts(run)}
+    unknown = next((name for name in names if name not in there), None)
+    if unknown is not None:
+        raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
+    verdict = verify(run)
+    verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
+    for path in verdict.bad_parts:
+        remove(path)
+    return verdict
+
+
+def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Verdict:
     path = part_path(run, part.key)
-    if not path.exists():
-        return Verdict(problems=[f"{path.name}: missing: {part.scene.scene_id}, {part.window}"])
+    name = posixpath.basename(path)
+    if path not in there:
+        return Verdict(problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
     try:
-        rows = read_part(path)
+        rows, state = read_part(path), read_state(path)
     except SegError as error:
-        return Verdict(problems=[str(error)])
+        return Verdict(problems=[str(error)], bad_parts=[path])
     planned = {tuple(tile) for tile in split(part.window, plan.settings.tile_size)}
     found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
-    problems = [f"{path.name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
-    problems += [f"{path.name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
-    problems += [f"{path.name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
+    problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
+    problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
+    problems += [f"{name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
+    if state is None or state[1] != part.version:
+        problems.append(f"{name}: is of another state of {part.scene.scene_id} than the one that is planned")
     for row in rows:
-        problems += [
-            f"{path.name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)
-        ]
+        problems += [f"{name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)]
     num_failed = sum(row["status"] == "failed" for row in rows)
-    return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems)
+    bad = [path] if problems else []
+    return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
 
 
 def _row_problems(row: Row, plan: Plan, part: Part) -> Iterator[str]:
@@ -71,7 +98,7 @@ def _row_problems(row: Row, plan: Plan, part: Part) -> Iterator[str]:
         yield "is of another scene or model"
     if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
         yield f"says it is tile {row['tile_row']}, {row['tile_col']}"
-    if row["status"] == "done" and row["error"] is None:
+    if row["status"] == "done" and row["error"] is row["error_class"] is row["attempts"] is None:
         yield from _figure_problems(row)
     elif row["status"] != "failed" or not row["error"]:
         yield f"status {row['status']!r}, error {row['error']!r}"

@@ -125,8 +125,35 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     return path
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: more would only wait for each other over networks as small as those of tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty bucket on a real S3 server (SeaweedFS), to which the AWS environment leads."""
+    from weed import BUCKET, Weed
+
+    server = Weed(tmp_path_factory.mktemp("weed"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        try:
+            server.start()
+            yield f"s3://{BUCKET}"
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: str) -> Iterator[None]:  # noqa: ARG001 - its processes inherit the way to S3
     """One Ray of two CPUs inside this process, for all tests that need no other."""
     import ray
 

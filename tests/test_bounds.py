@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,9 +32,10 @@ def tile_region(source: Path, target: Path, times: int) -> Path:
 def peaks(command: list[str]) -> dict[str, float]:
     """Run a command and return the peak resident memory in MiB of each kind of process below it.
 
-    The kernel keeps the peak (VmHWM, proc(5)), so that none falls between two looks.
+    The kernel keeps the peak (VmHWM, proc(5)), so that none falls between two looks; it begins anew where a fork of
+    the driver becomes another program. So the latest look counts, at the name as well: Ray names its workers late.
     """
-    found: dict[str, float] = defaultdict(float)
+    latest: dict[int, tuple[str, float]] = {}
     process = subprocess.Popen(
         command, env=outside_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -41,12 +43,16 @@ def peaks(command: list[str]) -> dict[str, float]:
     def watch() -> None:
         root = psutil.Process(process.pid)
         while process.poll() is None:
-            for each in [root, *root.children(recursive=True)]:
+            below = []
+            with suppress(psutil.NoSuchProcess):  # it has ended just now
+                below = root.children(recursive=True)
+            for each in [root, *below]:
                 try:
-                    kind = "driver" if each == root else each.cmdline()[0].split("/")[-1].split("(")[0]
-                    found[kind] = max(found[kind], high_water_mark(each.pid))
-                except (psutil.Error, OSError, IndexError):
+                    mark = high_water_mark(each.pid)
+                    name = "driver" if each == root else each.cmdline()[0].split("/")[-1].split("(")[0]
+                except (psutil.Error, OSError, IndexError, StopIteration):
                     continue  # it has ended meanwhile
+                latest[each.pid] = name, mark
             time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
@@ -54,12 +60,15 @@ def peaks(command: list[str]) -> dict[str, float]:
     _, err = process.communicate(timeout=900)
     watcher.join()
     assert process.returncode == 0, err
+    found: dict[str, float] = defaultdict(float)
+    for kind, mark in latest.values():
+        found[kind] = max(found[kind], mark)
     return dict(found)
 
 
 def high_water_mark(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 @pytest.fixture(scope="module")

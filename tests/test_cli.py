@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
@@ -20,19 +21,22 @@ from rasterio.transform import Affine
 from test_run import build_run, write_light_bundle
 
 from jobs.cli import main, make_parser
+from seg_core.bundle import read_bundle
 from seg_core.dataset import read_classes
-from seg_core.raster import read_chip
+from seg_core.raster import CODECS, read_chip
 from seg_core.scenes import read_scene
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 ROOT = Path(__file__).parents[1]
-GENERAL = ["--debug", "--help"]
+GENERAL = ["--debug", "--help", "--no-sign-request"]
 REGION = [
     "--bands",
     "--halo",
     "--keep-probability",
     "--model",
+    "--mosaic",
+    "--order",
     "--part",
     "--resample",
     "--scale",
@@ -42,51 +46,79 @@ REGION = [
     "SCENE",
 ]
 SPEED = ["--actors", "--address", "--device", "--gpus-per-actor"]
+BENCH = ["--at", "--codec", "--json", "--seconds", "--side"]
+SETTINGS = [
+    "--accumulate",
+    "--augment",
+    "--batch",
+    "--compile",
+    "--config",
+    "--crop",
+    "--data",
+    "--depth",
+    "--edge-weight",
+    "--ema",
+    "--encoder-weights",
+    "--epochs",
+    "--keep",
+    "--label-smoothing",
+    "--loss",
+    "--lr",
+    "--max-norm",
+    "--min-valid",
+    "--min-workers",
+    "--model",
+    "--no-sync-batchnorm",
+    "--optimizer",
+    "--pad-multiple",
+    "--patch",
+    "--patience",
+    "--precision",
+    "--preset",
+    "--readers",
+    "--schedule",
+    "--seed",
+    "--set",
+    "--steps",
+    "--sync-batchnorm",
+    "--threshold",
+    "--weight-decay",
+    "--weights",
+    "--width",
+    "--workers",
+]
 OPTIONS = {
     "seg": ["--help", "--version", "-C", "COMMAND"],
-    "seg train": [
+    "seg train": [*GENERAL, *SETTINGS, "--address", "--json", "--out", "--work"],
+    "seg evaluate": [
         *GENERAL,
-        "--address",
-        "--augment",
-        "--batch",
-        "--config",
-        "--crop",
         "--data",
-        "--depth",
-        "--encoder-weights",
-        "--epochs",
+        "--device",
+        "--figures",
         "--json",
-        "--loss",
-        "--lr",
-        "--max-norm",
-        "--min-valid",
-        "--model",
-        "--no-augment",
-        "--optimizer",
-        "--out",
-        "--pad-multiple",
-        "--precision",
-        "--preset",
-        "--schedule",
-        "--seed",
-        "--set",
-        "--steps",
-        "--threshold",
-        "--weight-decay",
-        "--width",
-        "--work",
-        "--workers",
+        "--labels",
+        "--per-image",
+        "--split",
+        "--tta",
+        "BUNDLE|RUN",
     ],
-    "seg evaluate": [*GENERAL, "--data", "--device", "--json", "--labels", "--split", "BUNDLE|RUN"],
-    "seg plan": [*GENERAL, *REGION, "--json"],
-    "seg segment": [*GENERAL, *REGION, *SPEED, "--json", "--out"],
-    "seg verify": [*GENERAL, "--json", "RUN"],
+    "seg plan": [*GENERAL, *REGION, "--calibrate", "--device", "--devices", "--json", "--price"],
+    "seg segment": [*GENERAL, *REGION, *SPEED, "--json", "--max-failures", "--out"],
+    "seg verify": [*GENERAL, "--deep", "--device", "--json", "--model", "RUN"],
+    "seg repair": [*GENERAL, "--json", "RUN", "PART"],
     "seg query": [*GENERAL, "--format", "--json", "RUN", "SQL"],
     "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
     "seg logs": [*GENERAL, "--address", "ID"],
     "seg stop": [*GENERAL, "--address", "ID"],
-    "seg bench": [*GENERAL, *REGION, *SPEED, "--json"],
+    "seg models": ["--help", "show"],
+    "seg models show": [*GENERAL, "--json", "BUNDLE"],
+    "seg export": ["--help", "model"],
+    "seg export model": [*GENERAL, "--json", "--out", "--to", "BUNDLE"],
+    "seg bench": ["--help", "segment|scale|train"],
+    "seg bench segment": [*GENERAL, *REGION, *SPEED, *BENCH],
+    "seg bench scale": [*GENERAL, *REGION, *SPEED, *BENCH, "--out", "--sizes", "--windows", "--workers"],
+    "seg bench train": [*GENERAL, *SETTINGS, "--json"],
     "seg demo": [*GENERAL, "--json", "--out"],
 }
 
@@ -188,7 +220,7 @@ def test_help_is_quick_because_it_imports_no_heavy_library() -> None:
     code = """
 import sys
 from jobs.cli import main
-for command in ([], ["train"], ["segment"], ["query"], ["demo"]):
+for command in ([], ["train"], ["plan"], ["segment"], ["query"], ["bench", "segment"], ["bench", "scale"], ["demo"]):
     try:
         main([*command, "--help"])
     except SystemExit as end:
@@ -198,7 +230,32 @@ print(*sorted(sys.modules), sep="\\n", file=sys.stderr)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
     assert "jobs.cli" in loaded
-    assert not loaded & {"ray", "torch", "cv2", "rasterio", "pandas", "pyarrow", "duckdb", "albumentations"}
+    assert not loaded & {
+        "ray",
+        "torch",
+        "cv2",
+        "rasterio",
+        "pandas",
+        "pyarrow",
+        "duckdb",
+        "albumentations",
+        "matplotlib",
+    }
+
+
+def test_the_codecs_of_a_scene_that_is_made_are_those_that_can_be_written() -> None:
+    offered = {name: found for name, found in choices(make_parser(), "seg") if name.endswith("--codec")}
+    assert offered == {f"seg bench {kind} --codec": list(CODECS) for kind in ("segment", "scale")}
+
+
+def choices(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, list[str]]]:
+    """The choices that the options of a parser and of those below it leave."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, child in action.choices.items():
+                yield from choices(child, f"{name} {command}")
+        elif action.choices:
+            yield f"{name} {action.option_strings[0]}", list(action.choices)
 
 
 def test_a_plain_picture_is_planned_without_a_word_of_warning(tmp_path: Path, bundle: str) -> None:
@@ -306,6 +363,7 @@ def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: Make
         "scale": None,
         "bands": None,
         "keep_probability": True,
+        "mosaic": False,
         "window": 32,  # kept, because this halo does not cover the model's context of 12 px
     }
     assert seg("plan", make_scene(), "--model", bundle).out.startswith("scenes ")
@@ -619,6 +677,54 @@ def test_a_bundle_is_scored_on_a_split_and_needs_one(seg: Seg, tmp_path: Path, m
     refused(seg("evaluate", bundle, "--data", tmp_path), "label_class_dict.csv")
 
 
+def test_a_bundle_is_looked_at_from_all_sides(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    data, bundle = make_dataset(tmp_path), make_bundle()
+    label = data / "val_labels/a.tif"
+    label.unlink()
+    write_pair(label, np.repeat(np.random.default_rng(1).integers(0, 2, (1, 40, 50)) * 255, 3, axis=0).astype(np.uint8))
+    score = ["evaluate", bundle, "--data", data, "--device", "cpu", "--json"]
+    plain = seg(*score).figures
+    sides = seg(*score, "--tta", "--per-image", tmp_path / "each.parquet", "--figures", tmp_path / "figures").figures
+    assert sides["tp"] != plain["tp"]
+    assert sides["best_iou"] >= sides["iou"]
+    (image,) = pd.read_parquet(tmp_path / "each.parquet").to_dict("records")
+    assert (image["image"], image["valid_px"]) == ("a.tif", 2000)
+    assert {name: image[name] for name in ("tp", "fp", "fn", "tn", "iou")} == {
+        name: sides[name] for name in ("tp", "fp", "fn", "tn", "iou")
+    }
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert written == ["calibration.png", "samples.png", "thresholds.csv", "thresholds.png"]
+    curve = pd.read_csv(tmp_path / "figures/thresholds.csv")
+    assert curve["iou"].max() == pytest.approx(sides["best_iou"])
+
+
+def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
+    refused(seg("evaluate", run, "--labels", tmp_path, "--per-image", "x"), "--per-image: is for a bundle")
+
+
+def test_a_bundle_tells_what_it_is(seg: Seg, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(metrics={"val_iou": 0.625})
+    figures = seg("models", "show", bundle, "--json").figures
+    assert figures["hash"] == read_bundle(bundle).hash
+    assert figures["metrics"] == {"val_iou": 0.625}
+    outcome = seg("models", "show", bundle)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "val_iou 0.6250" in outcome.out
+    assert "width 4" in outcome.out
+
+
+def test_a_model_is_exported_beside_its_bundle(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    figures = seg("export", "model", bundle, "--to", "torch-export", "--json").figures
+    assert figures["file"] == f"{bundle}.pt2"
+    assert figures["bytes"] == Path(f"{bundle}.pt2").stat().st_size > 0
+    refused(seg("export", "model", bundle, "--to", "torch-export"), f"{bundle}.pt2: is there already", "--out")
+    refused(seg("export", "model", tmp_path / "nowhere", "--to", "onnx"), "nowhere: no such bundle")
+    refused_by_parser(seg("export", "model", bundle, "--to", "tflite"), "tflite", "onnx", "torch-export")
+
+
 def test_labels_of_a_run_must_fit_its_scenes(seg: Seg, tmp_path: Path, make_scene: MakeScene) -> None:
     run, _ = build_run(tmp_path)
     labels = shutil.copytree(tmp_path / "scenes", tmp_path / "labels")
@@ -646,16 +752,24 @@ def train(seg: Seg, folder: Path, *args: object) -> Outcome:
         (["--set", "batch"], ["--set batch", "say key=value"]),
         (["--set", "batch=eight"], ["batch", "eight", "expected int"]),
         (["--set", "batch=8.5"], ["batch", "8.5", "expected int"]),
-        (["--set", "augment=1"], ["augment", "1", "expected bool"]),
+        (["--set", "augment=1"], ["augment", "1", "expected str"]),
+        (["--set", "augment=wild"], ["augment = wild", "none, light, strong"]),
+        (["--set", "sync_batchnorm=1"], ["sync_batchnorm", "1", "expected bool"]),
         (["--set", "epochs=true"], ["epochs", "true", "expected int"]),
         (["--set", "loss=focal"], ["loss = focal", "dice, bce+dice, cross-entropy"]),
-        (["--batch", 8, "--workers", 3], ["batch = 8", "3 workers"]),
-        (["--set", "batch=9", "--workers", 2], ["batch = 9", "2 workers"]),
+        (["--batch", 2, "--workers", 3], ["batch = 2", "3 workers"]),
+        (["--min-workers", 3, "--workers", 2], ["min_workers = 3", "workers = 2"]),
+        (["--readers", -2], ["readers = -2", "or -1"]),
         (["--epochs", 0], ["epochs = 0", "more than 0"]),
         (["--lr", -1], ["lr = -1", "more than 0"]),
         (["--steps", -1], ["steps = -1", "not be negative"]),
-        (["--threshold", 2], ["threshold = 2", "shares of 1"]),
+        (["--threshold", 2], ["threshold = 2", "less than 1"]),
+        (["--ema", 1], ["ema = 1", "less than 1"]),
         (["--lr", "nan"], ["lr = nan"]),
+        (["--label-smoothing", 1], ["label_smoothing = 1", "less than 1"]),
+        (["--edge-weight", -1], ["edge_weight = -1", "not be negative"]),
+        (["--loss", "dice", "--label-smoothing", 0.1], ["label_smoothing = 0.1", "loss = dice", "bce+dice"]),
+        (["--loss", "lovasz", "--edge-weight", 2], ["edge_weight = 2", "loss = lovasz", "bce+lovasz"]),
     ],
 )
 def test_a_setting_that_is_none_or_cannot_work_is_refused(
@@ -672,7 +786,7 @@ def test_a_setting_that_is_none_or_cannot_work_is_refused(
         ("[train]\nbatch = 8", ["settings.toml: train is not a setting"]),
         ('batch = "eight"', ["settings.toml: batch", "expected int"]),
         ("batch = 1979-05-27", ["settings.toml: batch", "expected int"]),
-        ("batch = 8\nworkers = 3", ["batch = 8", "3 workers"]),
+        ("batch = 2\nworkers = 3", ["batch = 2", "3 workers"]),
         ("batch = ", ["--config", "settings.toml"]),
         ("batch = 8\nbatch = 9", ["--config", "settings.toml"]),
         (b"\xff\xfe", ["settings.toml"]),
@@ -720,9 +834,12 @@ def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: P
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["--crop", 30, "--depth", 2, "--width", 2], ["crop = 30", "stride is 4"]),
-        (["--pad-multiple", 6, "--depth", 2, "--width", 2], ["pad_multiple = 6", "stride, 4"]),
+        (["--crop", 30, "--depth", 2, "--width", 2], ["crop = 30", "stride is 8"]),
+        (["--pad-multiple", 6, "--depth", 2, "--width", 2], ["pad_multiple = 6", "stride is 8"]),
         (["--model", "resnet"], ["model resnet", "smp:ARCHITECTURE/ENCODER"]),
+        (["--model", "smp:Unett/resnet18"], ["architecture Unett", "near it are Unet"]),
+        (["--model", "smp:Unet/resnet19"], ["encoder resnet19", "near it are", "resnet18"]),
+        (["--model", "smp:Unet/tu-resnet10"], ["encoder tu-resnet10", "near it are", "tu-resnet10t"]),
     ],
 )
 def test_a_model_that_cannot_work_is_refused(seg: Seg, tmp_path: Path, args: list[object], named: list[str]) -> None:
@@ -737,7 +854,7 @@ def test_a_model_that_cannot_work_is_refused(seg: Seg, tmp_path: Path, args: lis
         ("train", "train: no such folder"),
         ("val_labels", "val_labels: no such folder"),
         ("train/a.tif", "train: no images in this folder"),
-        ("val_labels/a.tif", "val/a.tif: no label in"),
+        ("val_labels/a.tif", "val_labels: lacks the labels of 1 of 1 images: a.tif"),
     ],
 )
 def test_a_dataset_that_lacks_something_is_refused(seg: Seg, tmp_path: Path, gone: str, named: str) -> None:

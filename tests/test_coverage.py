@@ -13,7 +13,7 @@ from conftest import NORTH_UP, UTM
 from numpy.typing import NDArray
 from pyproj import Proj
 
-from seg_core.coverage import Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
+from seg_core.coverage import Failure, Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
 from seg_core.errors import SegError
 from seg_core.geometry import Transform
 from seg_core.scenes import Scene
@@ -33,12 +33,13 @@ def scene_of(height: int, width: int, crs: str | None = UTM, transform: Transfor
         scene_id="a.tif",
         uri="/nowhere/a.tif",
         size=1,
-        mtime_ns=1,
+        version="1",
         height=height,
         width=width,
         bands=(1, 2, 3),
         dtype="uint8",
         nodata=None,
+        masked=False,
         crs=crs,
         transform=transform,
         gsd_m=None,
@@ -93,6 +94,16 @@ def test_missing_pixels_count_neither_as_building_nor_as_background() -> None:
     assert all(f == figures[0] for f in figures)
     everywhere = measure(probability, np.ones_like(valid), 0.5)
     assert everywhere["valid_px"] == 64 * 64 > figures[0]["valid_px"] == valid.sum()
+
+
+@pytest.mark.parametrize("missing", [0, 1, 9000])
+def test_the_mean_is_that_of_the_valid_pixels_to_the_last_bit(missing: int) -> None:
+    probability = np.random.default_rng(0).random((300, 500), dtype=np.float32)[20:148, 30:250]  # a view, as tiles are
+    valid = np.ones(probability.shape, np.bool_)
+    valid.reshape(-1)[:missing] = False
+    figures = measure(probability, valid, 0.5)
+    assert figures["mean_probability"] == probability[valid].mean(dtype=np.float64)
+    assert figures["building_px"] == ((probability >= 0.5) & valid).sum()
 
 
 def test_a_tile_of_missing_pixels_has_no_coverage_and_no_mask() -> None:
@@ -249,10 +260,11 @@ def test_without_a_crs_geometry_and_areas_are_null_and_the_figures_are_not() -> 
 
 def test_a_failed_row_says_where_and_why_and_has_no_figures() -> None:
     scene = scene_of(100, 75)
-    failed = list(failed_rows(scene, scene.window, 32, "the disk said no"))
+    failed = list(failed_rows(scene, scene.window, 32, Failure("ReadError", "the disk said no")))
     done = rows_of(scene, *draw(100, 75))
     for row, other in zip(failed, done, strict=True):
-        assert (row["status"], row["error"]) == ("failed", "the disk said no")
+        assert row["status"] == "failed"
+        assert (row["error_class"], row["error"], row["attempts"]) == ("ReadError", "the disk said no", 1)
         assert not {k for k in FIGURES if row.get(k) is not None}
         place = ("scene_id", "tile_row", "tile_col", "row_off", "col_off", "height", "width", "geometry", "bbox")
         assert {k: row[k] for k in place} == {k: other[k] for k in place}

@@ -19,9 +19,9 @@ from test_run import build_run
 from jobs.cli import main
 from seg_core.coverage import Row
 from seg_core.errors import SegError
+from seg_core.plan import Plan
 from seg_core.query import query, summary
 from seg_core.results import TILES, part_path, published_parts, read_part, scenes_path
-from seg_core.run import Plan
 
 Ask = Callable[..., tuple[int, bytes, str]]
 
@@ -130,7 +130,7 @@ def test_the_view_failures_holds_the_rows_that_failed(run: str, rows: list[Row])
 
 def test_the_view_scenes_holds_the_scenes(run: str) -> None:
     found = query(run, "SELECT * FROM scenes ORDER BY scene_id")
-    assert found.to_pylist() == pq.read_table(scenes_path(run)).to_pylist()
+    assert found.to_pylist() == pq.read_table(Path(scenes_path(run))).to_pylist()
     assert found.column("scene_id").to_pylist() == ["north/a.tif", "south/b.tif"]
 
 
@@ -342,7 +342,7 @@ def test_sql_writes_no_file_anywhere(run: str, tmp_path: Path, ask: Ask, sql: st
     outside = tmp_path / "outside"
     outside.mkdir()
     before = content(tmp_path)
-    part = next(published_parts(copy))
+    part = Path(published_parts(copy)[0])
     line = refused(ask(sql.format(outside=outside, run=copy, part=part), run=copy))
     assert line.startswith("seg: SQL: ")
     assert content(tmp_path) == before
@@ -405,15 +405,15 @@ def test_a_run_without_rows_is_refused(run: str, tmp_path: Path, ask: Ask) -> No
 @pytest.mark.parametrize("name", ["scenes", "tiles"])
 def test_a_damaged_table_is_refused_by_name(made: tuple[str, Plan], tmp_path: Path, ask: Ask, name: str) -> None:
     copy = str(shutil.copytree(made[0], tmp_path / "run"))
-    first = part_path(copy, min(part.key for part in made[1].parts()))
-    path = scenes_path(copy) if name == "scenes" else first
+    first = Path(part_path(copy, min(part.key for part in made[1].parts())))
+    path = Path(scenes_path(copy)) if name == "scenes" else first
     path.write_bytes(path.read_bytes()[:100])
     assert path.name in refused(ask(run=copy))
 
 
 def test_a_missing_scenes_table_is_refused_by_name(run: str, tmp_path: Path, ask: Ask) -> None:
     copy = str(shutil.copytree(run, tmp_path / "run"))
-    scenes_path(copy).unlink()
+    Path(scenes_path(copy)).unlink()
     assert "scenes.parquet" in refused(ask(run=copy))
 
 

@@ -1,5 +1,6 @@
 """Pixels and validity of chips, for every dtype and kind of nodata, beyond the edge, scaled and resampled."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import NORTH_UP, UTM, MakeScene
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
+from rasterio.windows import Window as RasterioWindow
 
 from seg_core.errors import ReadError
 from seg_core.geometry import Transform
@@ -432,3 +434,36 @@ def test_a_file_without_georeference_is_written_and_read_back(tmp_path: Path) ->
     scene = read_scene(path, "a.tif")
     assert (scene.crs, scene.gsd_m) == (None, None)
     assert np.array_equal(chip_of(scene)[0], pixels)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_mask_that_comes_or_goes_is_no_answer(make_scene: MakeScene, masked: bool) -> None:
+    scene = read_scene(make_scene(bands=4 if masked else 3), "scene.tif")
+    assert scene.masked is masked
+    scene = replace(scene, masked=not masked)
+    with pytest.raises(ReadError, match=f"its mask was {'not ' if masked else ''}there when it was planned"):
+        read_chip(scene, scene.window)
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("nodata", [None, 0, 7])
+def test_blocks_that_a_sparse_file_leaves_out_are_missing_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interleave: str, nodata: int | None
+) -> None:
+    path, options = tmp_path / "sparse.tif", {"tiled": True, "blockxsize": 64, "blockysize": 64, "SPARSE_OK": True}
+    profile = {"driver": "GTiff", "height": 300, "width": 200, "count": 3, "dtype": "uint8", "nodata": nodata}
+    with rasterio.open(path, "w", **profile, interleave=interleave, **options) as dataset:
+        dataset.write(np.full((64, 64), 9, np.uint8), 3, window=RasterioWindow(64, 128, 64, 64))
+    scene = read_scene(str(path), "sparse.tif")
+    expected = np.ones((300, 200), np.bool_) if nodata is None else np.zeros((300, 200), np.bool_)
+    expected[128:192, 64:128] = True
+    for window in (scene.window, Window(100, 60, 90, 80), Window(192, 128, 100, 70)):
+        _, valid = read_chip(scene, window)
+        assert (valid == expected[window.slices(scene.window)]).all()
+    monkeypatch.setattr("seg_core.raster._read_mask", None)  # what reads pixels begins with it
+    if nodata is not None:
+        pixels, valid = read_chip(scene, Window(-40, 130, 160, 90))
+        assert pixels.shape == (3, 160, 90)
+        assert not valid.any()
+    with pytest.raises(TypeError):
+        read_chip(scene, Window(0, 0, 130, 66))

@@ -9,30 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import NORTH_UP, UTM, MakeScene
 
 from seg_core.bundle import Bundle, read_bundle, write_bundle
-from seg_core.coverage import Row, failed_rows, tile_rows
+from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
+from seg_core.plan import Part, Plan, Settings, choose_window, make_plan
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
-from seg_core.run import (
-    Part,
-    Plan,
-    Settings,
-    choose_window,
-    make_plan,
-    now,
-    open_run,
-    parts_to_do,
-    read_plan,
-    read_record,
-    write_record,
-)
+from seg_core.run import changed_scenes, now, open_run, parts_to_do, read_plan, read_record, write_record
 from seg_core.scenes import read_region
 from seg_core.tiling import Window, split
+from seg_core.verify import verify
 
 SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
 
@@ -105,8 +97,10 @@ def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Coll
     for number, part in enumerate(plan.parts()):
         rows = part_rows(part, settings)
         if number in failed_parts:
-            rows = list(failed_rows(part.scene, part.window, settings.tile_size, "the disk said no"))
-        write_part(run, part.key, rows, plan.model)
+            rows = list(
+                failed_rows(part.scene, part.window, settings.tile_size, Failure("ReadError", "the disk said no"))
+            )
+        write_part(run, part.key, rows, plan.model, part.scene.version)
     write_record(run, record | {"finished": now(), "counts": summary(run)})
     return run, plan
 
@@ -274,7 +268,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "finished",
         "counts",
     }
-    assert (record["format"], record["version"]) == ("aerial-seg run", 1)
+    assert (record["format"], record["version"]) == ("aerial-seg run", 2)
     assert record["model"] == {"hash": plan.model, "uri": str(whole / "bundle")}
     assert record["settings"] == {
         "tile_size": 32,
@@ -285,6 +279,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "scale": None,
         "bands": None,
         "keep_probability": False,
+        "mosaic": False,
         "window": None,
     }
     assert record["plan"] == {"fingerprint": plan.fingerprint, **plan.counts}
@@ -344,19 +339,48 @@ def test_a_run_with_another_model_is_refused(tmp_path: Path, whole: Path) -> Non
     assert f"model {plan.model[:8]} there, {other.hash[:8]} now" in message
 
 
-def test_a_scene_that_was_touched_since_is_refused_by_name(tmp_path: Path) -> None:
-    run, _ = build_run(tmp_path)
-    os.utime(tmp_path / "scenes/south/b.tif", ns=(0, 1))
-    assert "(scene south/b.tif has changed since" in refusal_of(run, replan(tmp_path))
+def touch(path: Path) -> None:
+    os.utime(path, ns=(0, 1))
 
 
-def test_a_scene_that_was_rewritten_since_is_refused_by_name(tmp_path: Path) -> None:
-    run, _ = build_run(tmp_path)
-    path = tmp_path / "scenes/south/b.tif"
+def rewrite(path: Path) -> None:
+    """Other pixels, on fewer rows, of the same age."""
     stamp = path.stat().st_mtime_ns
-    write_geotiff(str(path), np.ones((3, 40, 34), np.uint8), crs=UTM, transform=NORTH_UP, nodata=0)
+    write_geotiff(str(path), np.ones((3, 70, 34), np.uint8), crs=UTM, transform=NORTH_UP, nodata=0)
     os.utime(path, ns=(stamp, stamp))
-    assert "(scene south/b.tif has changed since" in refusal_of(run, replan(tmp_path))
+
+
+@pytest.mark.parametrize("change", [touch, rewrite])
+def test_a_scene_that_has_changed_since_is_done_again(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    run, before = build_run(tmp_path)
+    change(tmp_path / "scenes/south/b.tif")
+    plan = replan(tmp_path)
+    assert [scene.scene_id for scene in changed_scenes(run, plan)] == ["south/b.tif"]
+    todo = parts_to_do(run, plan)
+    assert {part.scene.scene_id for part in todo} == {"south/b.tif"}
+    open_run(run, plan, "bundle")
+    assert read_plan(run) == plan != before
+    assert changed_scenes(run, plan) == []
+    assert parts_to_do(run, plan) == todo  # though the run is opened, until they are done
+    assert not verify(run).holds
+    for part in todo:
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.scene.version)
+    assert parts_to_do(run, plan) == []
+    assert verify(run).problems == []
+
+
+def test_a_changed_scene_that_became_smaller_leaves_no_parts_behind(tmp_path: Path, make_scene: MakeScene) -> None:
+    path = make_scene("scenes/a.tif", 150, 70)
+    bundle = read_bundle(write_light_bundle(tmp_path / "bundle"))
+    run = str(tmp_path / "run")
+    plan = make_plan(read_region([path])[0], bundle, SETTINGS)[0]
+    open_run(run, plan, "bundle")
+    for part in plan.parts():
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.scene.version)
+    write_geotiff(path, np.ones((3, 20, 20), np.uint8), crs=UTM, transform=NORTH_UP)
+    plan = make_plan(read_region([path])[0], bundle, SETTINGS)[0]
+    open_run(run, plan, "bundle")
+    assert len(published_parts(run)) == plan.counts["parts"] == 1
 
 
 def test_a_new_scene_is_refused_by_name(tmp_path: Path, make_scene: MakeScene) -> None:
@@ -372,14 +396,15 @@ def test_a_scene_that_is_gone_is_refused_by_name(tmp_path: Path, make_scene: Mak
     assert "(scene south/c.tif is there, not here)" in refusal_of(run, replan(tmp_path))
 
 
-def test_the_changed_scene_is_named_though_anothers_nodata_is_nan(tmp_path: Path, make_scene: MakeScene) -> None:
+def test_the_changed_scene_is_found_though_anothers_nodata_is_nan(tmp_path: Path, make_scene: MakeScene) -> None:
     paths = [make_scene(n, dtype="float32", nodata=float("nan")) for n in ("a.tif", "b.tif")]
     bundle = read_bundle(write_light_bundle(tmp_path / "bundle"))
     settings = replace(SETTINGS, scale=(0.0, 4000.0))
     run = str(tmp_path / "run")
     open_run(run, make_plan(read_region(paths)[0], bundle, settings)[0], "bundle")
     os.utime(paths[1], ns=(0, 1))
-    assert "(scene b.tif has changed since" in refusal_of(run, make_plan(read_region(paths)[0], bundle, settings)[0])
+    plan = make_plan(read_region(paths)[0], bundle, settings)[0]
+    assert [scene.scene_id for scene in changed_scenes(run, plan)] == ["b.tif"]
 
 
 def refusal_of(run: str, plan: Plan) -> str:
@@ -439,13 +464,16 @@ def test_a_run_in_a_place_that_cannot_be_written_is_refused(bundle: Bundle) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "not a run: it holds no readable run.json"),
+        (None, "not a run: it holds no run.json"),
         (b"", "damaged: run.json is no JSON"),
         (b"\xff\xfe", "damaged: run.json is no JSON"),
         (b"[]", "not a run: run.json does not say format 'aerial-seg run'"),
         (b'{"format": "aerial-seg bundle", "version": 1}', "not a run: run.json does not say format"),
-        (b'{"format": "aerial-seg run", "version": 2}', "of version 2, this program reads 1: upgrade aerial-seg"),
-        (b'{"format": "aerial-seg run", "version": 1}', "damaged"),
+        (
+            b'{"format": "aerial-seg run", "version": 1}',
+            "of version 1, this aerial-seg reads 2: use the aerial-seg that",
+        ),
+        (b'{"format": "aerial-seg run", "version": 2}', "damaged"),
     ],
 )
 def test_a_run_json_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -465,7 +493,7 @@ def test_nothing_is_left_to_do_in_a_whole_run(whole: Path) -> None:
 def test_a_part_that_is_not_published_is_to_do(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path)
     part = list(plan.parts())[2]
-    published = part_path(run, part.key)
+    published = Path(part_path(run, part.key))
     published.rename(published.with_name(".partial-0123456789abcdef"))  # as a killed process leaves it
     assert parts_to_do(run, plan) == [part]
 
@@ -474,10 +502,10 @@ def test_a_part_with_one_failed_row_is_to_do_and_then_done(tmp_path: Path) -> No
     run, plan = build_run(tmp_path)
     part = list(plan.parts())[1]
     rows = part_rows(part, SETTINGS)
-    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
-    write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model)
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
+    write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model, part.scene.version)
     assert parts_to_do(run, plan) == [part]
-    write_part(run, part.key, rows, plan.model)
+    write_part(run, part.key, rows, plan.model, part.scene.version)
     assert parts_to_do(run, plan) == []
 
 
@@ -491,9 +519,15 @@ def test_parts_of_failed_rows_alone_are_to_do(tmp_path: Path) -> None:
 def test_a_part_whose_file_is_damaged_is_to_do(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     run, plan = build_run(tmp_path)
     part = list(plan.parts())[3]
-    path = part_path(run, part.key)
+    path = Path(part_path(run, part.key))
     path.write_bytes(damage(path.read_bytes()))
     assert parts_to_do(run, plan) == [part]
+
+
+def test_a_foreign_table_among_the_parts_is_not_looked_into(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    pq.write_table(pa.table({"mine": [1]}), f"{run}/tiles/foreign.parquet")
+    assert parts_to_do(run, plan) == []
 
 
 def test_the_hand_built_run_has_what_its_tests_count_on(whole: Path) -> None:

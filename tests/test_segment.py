@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeBundle, MakeScene
 
 from jobs.cli import main
-from seg_core.coverage import decode_mask, failed_rows
+from seg_core.coverage import Failure, decode_mask, failed_rows, tile_rows
 from seg_core.raster import read_chip
 from seg_core.results import part_path, published_parts, read_part, write_part
 from seg_core.run import read_plan
@@ -37,7 +37,7 @@ def rows_of(run: Path) -> list[Json]:
 
 
 def part_bytes(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in published_parts(str(run))}
+    return {Path(path).name: Path(path).read_bytes() for path in published_parts(str(run))}
 
 
 @pytest.fixture
@@ -157,10 +157,70 @@ def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
     whole = part_bytes(tmp_path / "run")
     plan = read_plan(str(tmp_path / "run"))
     part = next(iter(plan.parts()))
-    write_part(str(tmp_path / "run"), part.key, failed_rows(part.scene, part.window, 64, "a lost disk"), plan.model)
+    write_part(
+        str(tmp_path / "run"),
+        part.key,
+        failed_rows(part.scene, part.window, 64, Failure("ReadError", "a lost disk")),
+        plan.model,
+        part.scene.version,
+    )
     assert part_bytes(tmp_path / "run") != whole
     seg(capsys, *command)
     assert part_bytes(tmp_path / "run") == whole
+
+
+def test_windows_segmented_again_say_what_is_stored(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["segment", region, "--model", make_bundle(), "--out", run, *SMALL]
+    seg(capsys, *command)
+    number = len(part_bytes(run))
+    assert json.loads(seg(capsys, "verify", run, "--deep", "--json")[0])["rechecked"] == number
+    assert json.loads(seg(capsys, "verify", run, "--deep", "2", "--json")[0])["rechecked"] == 2
+    _, err = seg(capsys, "verify", run, "--deep", "--model", make_bundle("other", seed=1), code=2)
+    assert "the run was made with" in err
+
+    plan = read_plan(str(run))
+    for part in plan.parts():  # rows that add up, and are wrong
+        _, valid = read_chip(part.scene, part.window)
+        rows = tile_rows(
+            part.scene, part.window, 64, valid.astype(np.float32), valid, threshold=0.5, keep_probability=False
+        )
+        write_part(str(run), part.key, rows, plan.model, part.scene.version)
+    seg(capsys, "verify", run)
+    out, err = seg(capsys, "verify", run, "--deep", code=1)
+    assert "valid px stored" in out
+    repair = err.partition(" removes")[0].split()[1:]  # as it says
+    there = [str(path) for path in sorted(run.glob("tiles/*"))]
+    assert json.loads(seg(capsys, *repair, "--json")[0])["removed"] == there
+    seg(capsys, *command)
+    seg(capsys, "verify", run, "--deep")
+    _, err = seg(capsys, "repair", run, "part-none.parquet", code=2)
+    assert "part-none.parquet: no part of" in err
+
+
+def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_again(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["segment", region, "--model", make_bundle(), "--out", run, *SMALL]
+    seg(capsys, *command)
+    whole, plan = part_bytes(run), read_plan(str(run))
+    assert json.loads(seg(capsys, "repair", run, "--json")[0])["removed"] == []
+    part = list(plan.parts())[1]
+    rows = read_part(part_path(str(run), part.key))
+    write_part(str(run), part.key, [*rows[:-1], {**rows[-1], "building_px": 0}], plan.model, part.scene.version)
+    foreign = run / "tiles" / "part-foreign.parquet"
+    foreign.write_bytes(b"PAR1")
+    out, err = seg(capsys, "verify", run, code=1)
+    assert "part-foreign.parquet: not a part of this run" in out
+    assert "seg repair" in err
+    removed = json.loads(seg(capsys, "repair", run, "--json")[0])["removed"]
+    assert removed == [part_path(str(run), part.key), str(foreign)]
+    assert set(part_bytes(run)) == set(whole) - {Path(removed[0]).name}
+    seg(capsys, *command)
+    assert part_bytes(run) == whole
 
 
 def test_scenes_smaller_than_a_tile_are_segmented(
@@ -213,4 +273,4 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
     scenes = pq.read_table(tmp_path / "run" / "scenes").to_pylist()
     assert {(s["height"], s["width"], s["gsd_m"]) for s in scenes} == {(615, 615, 1.0)}
     assert verify(str(tmp_path / "run")).holds
-    assert part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key).exists()
+    assert Path(part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key)).exists()

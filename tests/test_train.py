@@ -1,42 +1,371 @@
-"""Training jobs as a user runs them, each with a Ray of its own."""
+"""Training jobs: what they write, what stops them, and what killing their processes costs."""
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
 from conftest import outside_environment
+from tensorboardX.proto.event_pb2 import Event
 
-TINY = ["--width", "4", "--depth", "2", "--steps", "6", "--batch", "4", "--epochs", "5"]
+from jobs.bench_train import bench_train
+from jobs.readers import Share, choose_readers, iter_batches
+from jobs.record import Record
+from jobs.settings import TrainSettings, difference, make_settings
+from jobs.train import decode, train
+from jobs.worker import choose_micro_batch, make_learner
+from seg_core.bundle import Bundle, read_bundle, read_weights
+from seg_core.dataset import Crops, Sample, find_pairs, read_classes
+from seg_core.errors import JobError, SegError
+from seg_core.losses import make_loss
+from seg_core.segmenter import load_model
+from seg_core.unet import UNet
+
+TINY: dict[str, Any] = {"width": 4, "depth": 2, "steps": 6, "batch": 4, "epochs": 4, "crop": 128, "ema": 0.9}
+FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
 
 
-def start(dataset: Path, folder: Path) -> subprocess.Popen[str]:
-    command = ["seg", "train", "--data", str(dataset), "--out", "bundle", *TINY]
+def start(dataset: Path, folder: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, cwd=folder, env=outside_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ["seg", "train", "--data", str(dataset), "--out", "bundle", *FLAGS, *flags],
+        cwd=folder,
+        env={**outside_environment(), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def epochs_of(folder: Path) -> list[int]:
-    lines = (folder / "bundle.train" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["epoch"] for line in lines]
+def wait_for(job: subprocess.Popen[str], beginning: str) -> None:
+    """Read the job's messages until one begins like this."""
+    assert job.stderr is not None
+    seen = []
+    for line in job.stderr:
+        seen.append(line)
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"no {beginning!r} in {seen}")
 
 
-def test_the_same_command_goes_on_where_a_killed_one_was(dataset: Path, tmp_path: Path) -> None:
-    killed = start(dataset, tmp_path)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if line.startswith("epoch 2"):
-            break
+def finish(job: subprocess.Popen[str]) -> str:
+    """What the job wrote to standard error from here to its end, which must be a good one."""
+    _, err = job.communicate(timeout=400)
+    assert job.returncode == 0, err
+    return err
+
+
+def epochs_of(work: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(work: Path, other: Path) -> None:
+    """The epochs of two runs have the same figures, but for the order in which processes add up."""
+    found, expected = epochs_of(work), epochs_of(other)
+    assert [e["epoch"] for e in found] == [e["epoch"] for e in expected] == [1, 2, 3, 4]
+    for one, two in zip(found, expected, strict=True):
+        for name in ("loss", "val_iou", "lr"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3), (name, one["epoch"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two workers that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    err = finish(start(dataset, folder, "--workers", "2"))
+    assert "epoch 4 of 4" in err
+    assert "going on" not in err
+    return folder / "bundle.train"
+
+
+def test_the_same_command_goes_on_where_a_killed_driver_was(dataset: Path, tmp_path: Path, undisturbed: Path) -> None:
+    killed = start(dataset, tmp_path, "--workers", "2")
+    wait_for(killed, "epoch 2")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert epochs_of(tmp_path)[:2] == [1, 2]
     assert not (tmp_path / "bundle").exists()
-    again = start(dataset, tmp_path)
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
-    assert "epoch 1 of 5" not in err
-    assert "epoch 5 of 5" in err
-    assert epochs_of(tmp_path)[-1] == 5
-    weights = [path.name for path in (tmp_path / "bundle").iterdir()]
-    assert sorted(weights) == ["model.json", "weights.safetensors"]
+    err = finish(start(dataset, tmp_path, "--workers", "2"))
+    assert re.search("going on with epoch [234] of 4", err)  # the kill may come late on a busy machine
+    assert "epoch 1 of 4" not in err
+    assert_same_training(tmp_path / "bundle.train", undisturbed)
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["model.json", "weights.safetensors"]
+
+
+def test_a_killed_worker_costs_at_most_an_epoch(dataset: Path, tmp_path: Path, undisturbed: Path) -> None:
+    job = start(dataset, tmp_path, "--workers", "2")
+    wait_for(job, "epoch 1")
+    workers = [p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert len(workers) >= 2
+    workers[-1].send_signal(signal.SIGKILL)
+    err = finish(job)
+    assert "going on with epoch" in err or "epoch 1 of 4" in err
+    assert_same_training(tmp_path / "bundle.train", undisturbed)
+
+
+def test_a_training_run_lives_in_a_bucket_and_goes_on_from_there(
+    dataset: Path, tmp_path: Path, undisturbed: Path, s3: str
+) -> None:
+    from seg_core.storage import read_bytes
+
+    work, keys = f"{s3}/training", {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    killed = start(dataset, tmp_path, "--workers", "2", "--work", work, **keys)
+    wait_for(killed, "epoch 2")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    err = finish(start(dataset, tmp_path, "--workers", "2", "--work", work, **keys))
+    assert "going on with epoch" in err
+    (tmp_path / "metrics.jsonl").write_bytes(read_bytes(f"{work}/metrics.jsonl") or b"")
+    assert_same_training(tmp_path, undisturbed)
+    for picture in ("curves.png", "samples.png"):
+        assert read_png(read_bytes(f"{work}/{picture}")).std() > 1
+    assert read_bundle(str(tmp_path / "bundle")).metrics["val_iou"] is not None
+    assert not list(tmp_path.glob("bundle.train"))
+
+
+def read_png(png: bytes | None) -> np.ndarray[Any, Any]:
+    assert png is not None
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+
+
+def settings_of(**changes: Any) -> TrainSettings:
+    return make_settings("default", None, [TINY, changes])
+
+
+def run(dataset: Path, folder: Path, **changes: Any) -> Bundle:
+    return train(settings_of(**changes), str(dataset), str(folder / "bundle"), str(folder / "work"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_leaves_a_bundle_figures_and_pictures(dataset: Path, tmp_path: Path) -> None:
+    bundle = run(dataset, tmp_path, epochs=2, weights="float16")
+    assert bundle == read_bundle(str(tmp_path / "bundle"))
+    weights = read_weights(str(tmp_path / "bundle"), bundle)
+    assert {w.dtype for w in weights.values() if w.ndim > 1} == {np.dtype(np.float16)}
+    assert {w.dtype for w in weights.values() if w.ndim == 1} == {np.dtype(np.float32)}
+    assert load_model(bundle, weights)(torch.zeros(1, 3, 64, 64)).dtype == torch.float32
+    lines = epochs_of(tmp_path / "work")
+    assert [line["epoch"] for line in lines] == [1, 2]
+    best = max(lines, key=lambda line: line["val_iou"])
+    assert (bundle.metrics["val_iou"], bundle.threshold) == (best["val_iou"], best["threshold"])
+    assert 0 < bundle.threshold < 1
+    for picture in ("curves.png", "samples.png"):
+        assert read_png((tmp_path / "work" / picture).read_bytes()).std() > 1
+    values = events(tmp_path / "work" / "tensorboard")
+    assert values["val_iou"] == pytest.approx([line["val_iou"] for line in lines])
+    with pytest.raises(SegError, match="is there already"):
+        run(dataset, tmp_path, epochs=2, weights="float16")
+    with pytest.raises(SegError, match=r"other settings .*lr 0\.001 there, 0\.1 now"):
+        train(settings_of(epochs=2, weights="float16", lr=0.1), str(dataset), str(tmp_path / "b"), f"{tmp_path}/work")
+
+
+def events(folder: Path) -> dict[str, list[float]]:
+    """Scalars of TensorBoard's event files, in the TFRecord format: length, its checksum, data, its checksum."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            for value in Event.FromString(content[12 : 12 + length]).summary.value:
+                found.setdefault(value.tag, []).append(value.simple_value)
+            content = content[16 + length :]
+    return found
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(dataset: Path, tmp_path: Path) -> None:
+    # The decay multiplies all weights by -6 a step, so that within some steps what ten layers make is no float32.
+    with pytest.raises(JobError, match=r"is not finite: begin anew") as failure:
+        run(dataset, tmp_path, steps=1, epochs=20, lr=1.0, weight_decay=7.0, schedule="constant", max_norm=0.0)
+    failed = int(str(failure.value).split()[1].strip(",:"))
+    assert failed > 1
+    assert [line["epoch"] for line in epochs_of(tmp_path / "work")] == list(range(1, failed))
+    folders = sorted(path.name for path in (tmp_path / "work" / "epochs").glob("epoch_*"))
+    assert folders[-1] == f"epoch_{failed - 1:04d}"
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_stops_when_it_no_longer_gets_better(dataset: Path, tmp_path: Path) -> None:
+    run(
+        dataset, tmp_path, steps=1, lr=1e-20, schedule="constant", epochs=9, patience=2, ema=0.0, width=2, min_workers=1
+    )
+    assert len(epochs_of(tmp_path / "work")) < 9
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_of_a_split_without_data_is_refused(dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for folder in dataset.iterdir():
+        (data / folder.name).parent.mkdir(exist_ok=True)
+        (data / folder.name).symlink_to(folder)
+    for name in ("val", "val_labels"):
+        (data / name).unlink()
+        (data / name).mkdir()
+        cv2.imwrite(str(data / name / "a.png"), np.zeros((64, 64, 4), np.uint8))
+    with pytest.raises(SegError, match="split val: no image holds"):
+        run(data, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_does_not_go_on_with_other_data(dataset: Path, tmp_path: Path) -> None:
+    settings = settings_of(steps=1, epochs=1)
+    train(settings, str(dataset), str(tmp_path / "a"), str(tmp_path / "work"))
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    next((data / "train").iterdir()).unlink()
+    with pytest.raises(SegError, match="other data: choose another --work"):
+        train(settings, str(data), str(tmp_path / "b"), str(tmp_path / "work"))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("model", ["smp:PSPNet/resnet18", "smp:Unet/efficientnet-b0"])
+def test_networks_with_layers_that_nothing_uses_train_with_two_workers(
+    dataset: Path, tmp_path: Path, model: str
+) -> None:
+    bundle = run(dataset, tmp_path, model=model, steps=3, epochs=1, workers=2, min_valid=0.0)
+    assert bundle.architecture["name"] == model
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_one_worker_lacks_ends_the_run_at_once(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegError, match="batch = 3 must be a multiple of the 2 workers"):
+        run(dataset, tmp_path, sync_batchnorm=True, batch=3, workers=2)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_sync_batchnorm_is_refused_without_a_gpu(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegError, match="sync_batchnorm = true: torch"):
+        run(dataset, tmp_path, sync_batchnorm=True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("readers", [0, 2])
+def test_training_is_measured_against_steps_that_need_no_data(dataset: Path, readers: int) -> None:
+    figures = bench_train(settings_of(crop=64, readers=readers), str(dataset), num_steps=3)
+    assert min(figures[f"{name}_mpx_s"] for name in ("resident", "fed", "crops")) > 0
+    assert figures["fed_to_resident"] == pytest.approx(figures["fed_mpx_s"] / figures["resident_mpx_s"], rel=0.1)
+    assert (figures["readers"], figures["device"], figures["steps"]) == (readers, "cpu", 6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_readers_make_the_batches_that_crops_would_in_order(dataset: Path) -> None:
+    settings = settings_of(crop=64)
+    refs = [ref for ref, _ in decode(find_pairs(str(dataset), "train"), read_classes(str(dataset)))]
+    crops = Crops(
+        samples=[Sample(*pair) for pair in ray.get(refs)],
+        size=64,
+        batch=settings.batch,
+        min_valid=settings.min_valid,
+        augment="strong",
+        seed=0,
+    )
+    expected = [crops(1 + number // 3, number % 3, 1, 2) for number in range(2, 8)]
+    for readers in (0, 1, 3):
+        found = list(iter_batches(Share(settings, 3, 1, 2), refs, range(2, 8), readers, torch.device("cpu")))
+        assert len(found) == len(expected)
+        for (image, label), sample in zip(found, expected, strict=True):
+            assert np.array_equal(image.numpy(), sample.image)
+            assert np.array_equal(label.numpy(), sample.label)
+
+
+def test_the_loss_is_the_one_of_the_settings() -> None:
+    header = {"bands": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "building": 1}
+    settings = settings_of(loss="bce+lovasz", label_smoothing=0.1, edge_weight=2.0, compile="no")
+    learner = make_learner(settings, header, UNet(width=2, depth=1), torch.device("cpu"), 1, 1)
+    logits, labels = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    assert torch.equal(learner.loss(logits, labels), make_loss("bce+lovasz", 0.1, 2.0)(logits, labels))
+
+
+def test_a_batch_is_cut_into_even_pieces_that_fit() -> None:
+    settings = settings_of(batch=32)
+    assert choose_micro_batch(settings, 32, memory=1000, each=10) == 32
+    assert choose_micro_batch(settings, 32, memory=200, each=10) == 16
+    assert choose_micro_batch(settings, 32, memory=150, each=10) == 11
+    assert choose_micro_batch(settings_of(batch=32, accumulate=4), 32, memory=1000, each=10) == 8
+
+
+def test_a_batch_or_a_crop_that_cannot_fit_is_refused() -> None:
+    with pytest.raises(
+        SegError, match=r"batch = 32, accumulate = 1: 32 crops at once .* that fits is 20; accumulate = 0"
+    ):
+        choose_micro_batch(settings_of(batch=32, accumulate=1), 32, memory=200, each=10)
+    with pytest.raises(SegError, match="crop = 128: training on one crop takes"):
+        choose_micro_batch(settings_of(batch=32), 32, memory=9, each=10)
+
+
+def test_each_worker_is_left_a_core() -> None:
+    assert choose_readers(3, 1) == 3
+    assert choose_readers(0, 1) == 0
+    assert choose_readers(-1, os.cpu_count() or 1) == 1
+
+
+def figures_of(epoch: int, iou: float | None) -> dict[str, Any]:
+    scores = dict.fromkeys(("val_f1", "val_precision", "val_recall", "val_accuracy"), 0.5)
+    return {
+        "epoch": epoch,
+        "loss": 1.0 / epoch,
+        "val_iou": iou,
+        **scores,
+        "lr": 0.1,
+        "train_mpx_s": 1.0,
+        "seconds": 2.0,
+    }
+
+
+def test_an_epoch_done_again_replaces_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = str(tmp_path)
+    first = Record(work, settings_of())
+    first.take(figures_of(1, None))
+    first.take(figures_of(2, 0.25))
+    first.close()
+    again = Record(work, settings_of())
+    again.take(figures_of(2, 0.5))
+    again.close()
+    assert [(line["epoch"], line["val_iou"]) for line in epochs_of(tmp_path)] == [(1, None), (2, 0.5)]
+    err = capsys.readouterr().err
+    assert "epoch 1 of 4: loss 1.0000, building IoU undefined, 1.00 Mpx/s, 0:06 left" in err
+    assert "epoch 2 of 4: loss 0.5000, building IoU 0.5000" in err
+
+
+def test_figures_reach_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
+    record = Record(str(tmp_path / "work"), settings_of(lr=0.25))
+    record.take(figures_of(1, 0.5))
+    record.close()
+    import mlflow
+
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.data.params["lr"] == "0.25"
+    assert run.data.metrics["val_iou"] == 0.5
+    assert run.info.run_name == "work"
+    assert run.info.status == "FINISHED"
+
+
+def test_a_tracking_server_that_is_away_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record(str(tmp_path), settings_of())
+    (tensorboard,) = (writer for writer in record.writers if writer.name == "TensorBoard")
+    tensorboard.close()
+    tensorboard.writer.add_scalar = None  # type: ignore[union-attr,method-assign] # whatever breaks it
+    record.take(figures_of(1, 0.5))
+    record.take(figures_of(2, 0.5))
+    assert len(epochs_of(tmp_path)) == 2
+    assert capsys.readouterr().err.count("TensorBoard is written no more") == 1
+
+
+def test_a_setting_that_is_newer_than_the_run_had_its_default_then() -> None:
+    assert difference({}, TrainSettings()) == ""
+    assert (
+        difference({"lr": 0.5}, TrainSettings(edge_weight=2.0))
+        == "edge_weight 0.0 there, 2.0 now, lr 0.5 there, 0.001 now"
+    )

@@ -1,6 +1,5 @@
 """The U-Net is the article's, its footing is found by probing, and tiles of any size give the scene's own answer."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -16,16 +15,9 @@ from seg_core.segmenter import Segmenter
 from seg_core.tiling import Window, chip_window, reflect, split
 from seg_core.unet import ConvBlock, DownBlock, UNet, UpBlock
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEIGHT, WIDTH = 330, 421  # multiples of neither stride nor window
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads would only wait for each other over networks as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def enliven(model: nn.Module, in_channels: int = 3) -> nn.Module:
@@ -92,14 +84,81 @@ def test_an_up_block_keeps_its_channels_until_it_has_seen_the_skip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "height", "width", "wanted"),
-    [(4, 100, 120, "112 x 128"), (4, 112, 120, "112 x 128"), (4, 1500, 1500, "1504 x 1504"), (1, 3, 2, "4 x 2")],
+    ("depth", "patch", "height", "width", "wanted"),
+    [
+        (4, 1, 100, 120, "112 x 128"),
+        (4, 1, 112, 120, "112 x 128"),
+        (4, 1, 1500, 1500, "1504 x 1504"),
+        (1, 1, 3, 2, "4 x 2"),
+        (0, 3, 3, 5, "3 x 6"),
+        (3, 2, 1500, 1496, "1504 x 1504"),
+    ],
 )
-def test_a_size_that_cant_be_halved_is_refused_with_the_size_to_pad_to(
-    depth: int, height: int, width: int, wanted: str
+def test_a_size_off_the_stride_is_refused_with_the_size_to_pad_to(
+    depth: int, patch: int, height: int, width: int, wanted: str
 ) -> None:
-    with torch.device("meta"), pytest.raises(SegError, match=rf"^{height} x {width} px .*{depth} times.* {wanted}$"):
-        UNet(width=1, depth=depth)(torch.empty(1, 3, height, width))
+    message = rf"^{height} x {width} px: .*stride is {patch * 2**depth}: pad to {wanted}$"
+    with torch.device("meta"), pytest.raises(SegError, match=message):
+        UNet(width=1, depth=depth, patch=patch)(torch.empty(1, 3, height, width))
+
+
+# Patches
+
+
+@pytest.mark.parametrize(("classes", "patch", "depth"), [(1, 2, 2), (5, 2, 0), (3, 3, 1), (2, 4, 1)])
+def test_a_network_of_patches_answers_at_the_size_of_the_image(classes: int, patch: int, depth: int) -> None:
+    model = UNet(in_channels=4, classes=classes, width=2, depth=depth, patch=patch)
+    assert model.stride == patch * 2**depth
+    assert model(torch.zeros(2, 4, 2 * model.stride, 3 * model.stride)).shape == (
+        2,
+        classes,
+        2 * model.stride,
+        3 * model.stride,
+    )
+
+
+def test_a_network_of_patches_sees_every_pixel_and_tells_them_apart() -> None:
+    model = enliven(UNet(width=4, depth=1, patch=2)).double().requires_grad_(False)
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    answer = model(x)
+    for row, col in ((6, 6), (6, 7), (7, 6), (7, 7)):
+        changed = x.clone()
+        changed[..., row, col] += 1
+        assert not torch.equal(model(changed), answer)
+    inside = answer[0, 0, 6:8, 6:8].flatten().tolist()
+    assert len(set(inside)) == 4
+
+
+@torch.inference_mode()
+def test_pixels_of_a_patch_come_out_where_they_went_in() -> None:
+    model = UNet(in_channels=1, classes=1, width=4, depth=0, patch=2).double()
+    ((conv, norm, _, second, other, _),) = (list(model.bottleneck),)
+    for layer in (conv, second):  # four channels, each passed on as it is
+        layer.weight.zero_()
+        layer.weight[range(4), range(4), 1, 1] = 1
+    for layer in (norm, other):
+        layer.eval().eps = 0.0
+    model.head.weight.zero_()
+    model.head.weight[range(4), range(4)] = 1
+    model.head.bias.zero_()
+    x = torch.rand(2, 1, 6, 10, dtype=torch.float64)
+    torch.testing.assert_close(model(x), x)
+
+
+def test_with_patches_of_one_pixel_the_network_is_the_one_without() -> None:
+    torch.manual_seed(0)
+    plain = UNet(width=4, depth=2).eval()
+    torch.manual_seed(0)
+    patched = UNet(width=4, depth=2, patch=1).eval()
+    x = torch.randn(1, 3, 16, 20)
+    assert torch.equal(plain(x), patched(x))
+    assert UNet(width=4, depth=2, patch=2).down[0].convs[0].in_channels == 12
+    assert UNet(width=4, depth=2, patch=2).head.out_channels == 4
+
+
+def test_patches_make_the_network_cheaper_on_the_same_image() -> None:
+    plain, patched = (probe(UNet(width=8, depth=2, patch=p), 3).activation_bytes_per_px for p in (1, 2))
+    assert patched < plain / 2
 
 
 # Names
@@ -128,9 +187,12 @@ def test_an_unknown_name_is_refused_with_names_to_use_instead(name: str, message
 # The footing
 
 
-@pytest.mark.parametrize(("depth", "stride", "halo"), [(1, 2, 8), (2, 4, 24), (3, 8, 48), (4, 16, 96)])
-def test_probing_finds_stride_and_halo(depth: int, stride: int, halo: int) -> None:
-    footing = probe(UNet(width=2, depth=depth), 3)
+@pytest.mark.parametrize(
+    ("depth", "patch", "stride", "halo"),
+    [(1, 1, 2, 8), (2, 1, 4, 24), (3, 1, 8, 48), (4, 1, 16, 96), (1, 2, 4, 16), (2, 2, 8, 48), (2, 3, 12, 72)],
+)
+def test_probing_finds_stride_and_halo(depth: int, patch: int, stride: int, halo: int) -> None:
+    footing = probe(UNet(width=2, depth=depth, patch=patch), 3)
     assert (footing.stride, footing.halo) == (stride, halo)
     assert footing.context_px is not None
     assert halo - stride < footing.context_px <= halo
@@ -231,9 +293,10 @@ def test_the_same_chip_gives_the_same_bits(segmenter: Segmenter, scene: NDArray[
 
 
 @torch.inference_mode()
-def test_tiles_differ_from_the_whole_by_rounding_alone() -> None:
+@pytest.mark.parametrize(("depth", "patch"), [(4, 1), (3, 2)])
+def test_tiles_differ_from_the_whole_by_rounding_alone(depth: int, patch: int) -> None:
     torch.manual_seed(0)
-    model = enliven(UNet(width=4, depth=4)).double().requires_grad_(False)
+    model = enliven(UNet(width=4, depth=depth, patch=patch)).double().requires_grad_(False)
     x = torch.randn(3, 130, 150, dtype=torch.float64)
 
     def infer(at: Window) -> Tensor:

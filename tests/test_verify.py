@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_run import SETTINGS, build_run
 
-from seg_core.coverage import Row, encode_mask, failed_rows
+from seg_core.coverage import Failure, Row, encode_mask, failed_rows
 from seg_core.errors import SegError
+from seg_core.plan import Part, Plan
 from seg_core.results import TILES, part_path, read_part, scenes_path, write_part
-from seg_core.run import Part, Plan, read_plan
+from seg_core.run import read_plan
 from seg_core.verify import Verdict, verify
 
 
@@ -32,11 +33,17 @@ class Made:
         return list(self.plan.parts())
 
     def path(self, part: int = 0) -> Path:
-        return part_path(self.run, self.parts[part].key)
+        return Path(part_path(self.run, self.parts[part].key))
 
     def rewrite(self, change: Callable[[list[Row]], list[Row]], part: int = 0) -> None:
         """Replace a part by its changed rows."""
-        write_part(self.run, self.parts[part].key, change(read_part(self.path(part))), self.plan.model)
+        write_part(
+            self.run,
+            self.parts[part].key,
+            change(read_part(str(self.path(part)))),
+            self.plan.model,
+            self.parts[part].scene.version,
+        )
 
     def verdict(self) -> Verdict:
         return verify(self.run)
@@ -82,7 +89,7 @@ def test_failed_rows_are_counted_and_the_proof_still_holds(tmp_path: Path) -> No
     made = Made(run, plan)
     assert made.verdict() == Verdict(num_planned=18, num_done=16, num_failed=2, problems=[])
     part = made.parts[0]
-    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
     made.rewrite(lambda rows: [broken[0], *rows[1:]])
     assert (made.verdict().num_done, made.verdict().num_failed, made.verdict().holds) == (15, 3, True)
 
@@ -125,7 +132,7 @@ def test_a_foreign_part_is_named(made: Made) -> None:
 
 def test_a_part_of_a_foreign_grid_is_named(made: Made) -> None:
     key = made.parts[0].key.replace("-0000000-", "-0000032-", 1)
-    shutil.copy(made.path(0), part_path(made.run, key))
+    shutil.copy(made.path(0), Path(part_path(made.run, key)))
     assert f"part-{key}.parquet: not a part of this run" in made.problems()
 
 
@@ -151,7 +158,7 @@ def test_a_row_of_another_model_is_named(made: Made) -> None:
 
 @pytest.mark.parametrize("index", [0, 3])
 def test_a_row_that_is_missing_is_named(made: Made, index: int) -> None:
-    row = read_part(made.path())[index]
+    row = read_part(str(made.path()))[index]
     made.rewrite(lambda rows: rows[:index] + rows[index + 1 :])
     place = (row["row_off"], row["col_off"], row["height"], row["width"])
     assert f"{made.path().name}: tile {place} has no row" in made.problems()
@@ -164,7 +171,7 @@ def test_a_row_that_is_there_twice_is_named(made: Made) -> None:
 
 def test_a_failed_and_a_done_row_of_one_tile_are_named(made: Made) -> None:
     part = made.parts[0]
-    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, "the disk said no"))
+    broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
     made.rewrite(lambda rows: [*rows, broken[0]])
     assert f"{made.path().name}: tile (0, 0, 32, 32) has 2 rows" in made.problems()
 
@@ -183,7 +190,7 @@ def test_a_wrong_tile_number_is_named(made: Made, change: Row) -> None:
 
 
 def test_a_mask_of_another_tile_is_named(made: Made) -> None:
-    first, second = read_part(made.path())[:2]
+    first, second = read_part(str(made.path()))[:2]
     assert first["building_px"] != second["building_px"]
     made.rewrite(lambda rows: [{**rows[0], "mask": second["mask"]}, *rows[1:]])
     assert (
@@ -252,7 +259,7 @@ def test_another_coverage_is_named(made: Made, change: Callable[[Row], Row]) -> 
 
 
 def test_coverage_of_a_tile_without_valid_pixels_must_be_null(made: Made) -> None:
-    empty = [(n, i) for n in range(5) for i, row in enumerate(read_part(made.path(n))) if row["valid_px"] == 0]
+    empty = [(n, i) for n in range(5) for i, row in enumerate(read_part(str(made.path(n)))) if row["valid_px"] == 0]
     part, index = empty[0]
     made.rewrite(lambda rows: [{**row, "coverage": 0.0} if i == index else row for i, row in enumerate(rows)], part)
     assert "coverage 0.0 is not 0 / 0" in made.problems()
@@ -270,7 +277,7 @@ def test_a_failed_row_without_a_reason_is_named(made: Made) -> None:
 
 
 def test_a_failed_row_with_figures_is_named(made: Made) -> None:
-    made.rewrite(lambda rows: [{**rows[0], "status": "failed", "error": "the disk said no"}, *rows[1:]])
+    made.rewrite(lambda rows: [{**rows[0], "status": "failed", "error": "it said no"}, *rows[1:]])
     assert f"{made.path().name}: tile 0, 0: " in made.problems()
 
 
@@ -288,17 +295,17 @@ def test_all_problems_are_listed(made: Made) -> None:
 
 def test_a_scene_that_is_dropped_with_its_parts_is_noticed(made: Made) -> None:
     made.path(4).unlink()
-    table = pq.read_table(scenes_path(made.run))
-    pq.write_table(table.slice(0, 1), scenes_path(made.run))
+    table = pq.read_table(Path(scenes_path(made.run)))
+    pq.write_table(table.slice(0, 1), Path(scenes_path(made.run)))
     noticed(made)
 
 
 def test_a_scene_that_is_made_smaller_with_its_parts_is_noticed(made: Made) -> None:
     for number in (1, 2, 3):
         made.path(number).unlink()
-    table = pq.read_table(scenes_path(made.run))
+    table = pq.read_table(Path(scenes_path(made.run)))
     smaller = [{**row, "height": min(64, row["height"]), "width": min(64, row["width"])} for row in table.to_pylist()]
-    pq.write_table(type(table).from_pylist(smaller, schema=table.schema), scenes_path(made.run))
+    pq.write_table(type(table).from_pylist(smaller, schema=table.schema), Path(scenes_path(made.run)))
     noticed(made)
 
 

@@ -1,0 +1,62 @@
+"""What a run would take, from a few of its windows on this machine."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import torch
+
+from jobs.segment import READ_THREADS
+from jobs.session import CPUS_PER_ACTOR
+from jobs.stages import Windows
+from seg_core.ahead import ahead
+from seg_core.plan import Plan
+from seg_core.segmenter import Segmenter
+from seg_core.tiling import split
+
+SAMPLE = 8  # windows
+SECONDS_PER_HOUR = 3600
+
+
+def calibrate(
+    plan: Plan, model: str, window: int, device: str, devices: int | None, price: float | None
+) -> dict[str, Any]:
+    """Rates of one device and its readers, and the hours, device-hours and cost of the whole plan with `devices`.
+
+    Without `devices` they are those of this machine, whose CPUs are shared out as in a run. Start-up is not counted.
+    """
+    segmenter, cpus = Segmenter(model, device), os.cpu_count() or 1
+    on_gpu = segmenter.device.type == "cuda"
+    here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
+    torch.set_num_threads(max(2, min(CPUS_PER_ACTOR, cpus // here)))
+    halo, total = plan.settings.halo, plan.num_windows(window)
+    every = -(-total // SAMPLE)
+    # From the middle of each stretch, for the first and last windows of a scene are the small ones.
+    jobs = list(
+        islice(((part, at) for part in plan.parts() for at in split(part.window, window)), every // 2, None, every)
+    )
+    pixels = sum(at.height * at.width for _, at in jobs)
+    windows = Windows(jobs, plan.settings, segmenter.bundle.stride)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        started = time.perf_counter()
+        chips = list(ahead(pool, windows.__getitem__, range(len(jobs)), READ_THREADS))
+        decode = pixels / (time.perf_counter() - started)
+    for chip in (chips[:1], chips):  # the first one warms up
+        started = time.perf_counter()
+        for image, valid, number in chip:
+            segmenter(image, valid, halo, jobs[number][1].height, jobs[number][1].width)
+    rates = {"decode": decode, "model": pixels / (time.perf_counter() - started)}
+    limit = min(rates, key=lambda name: rates[name])
+    number_of_devices = devices or here
+    device_hours = plan.counts["pixels"] / rates[limit] / SECONDS_PER_HOUR
+    return {
+        **{f"{name}_mpx_s": round(rate / 1e6, 6) for name, rate in rates.items()},
+        "calibrated_on": len(jobs),
+        "limit": limit,
+        "devices": number_of_devices,
+        "hours": device_hours / number_of_devices,
+        "device_hours": device_hours,
+        "cost": None if price is None else device_hours * price,
+    }

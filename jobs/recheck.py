@@ -1,0 +1,60 @@
+"""Segment a sample of a run's windows again, in this process, and compare with the rows that are stored."""
+
+import posixpath
+import random
+
+import torch
+
+from jobs.windows import infer_window, read_window, window_rows
+from seg_core.coverage import Row
+from seg_core.errors import SegError
+from seg_core.plan import Part, choose_window
+from seg_core.results import part_path, read_part
+from seg_core.run import read_plan, read_record
+from seg_core.segmenter import Segmenter
+from seg_core.tiling import split
+
+MEMORY = 2**31  # bytes to segment a window in
+TOLERANCE = 0.002  # share of a tile's pixels that may differ where a GPU has rounded otherwise
+
+
+def recheck(run: str, number: int, device: str, model: str | None = None) -> tuple[int, dict[str, list[str]]]:
+    """Segment `number` windows, chosen at random, again.
+
+    Returns how many there were, and for the name of each part file that differs a line for each difference.
+
+    The model is the one that `run.json` names, or its copy at `model`. Raises SegError where that is another.
+    """
+    plan, record = read_plan(run), read_record(run)
+    torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
+    segmenter = Segmenter(model or record["model"]["uri"], device)
+    if segmenter.bundle.hash != plan.model:
+        raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
+    window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
+    parts = list(plan.parts())
+    problems: dict[str, list[str]] = {}
+    chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
+    for part in (parts[i] for i in sorted(chosen)):
+        at = random.choice(list(split(part.window, window)))
+        chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
+        again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
+        path = part_path(run, part.key)
+        if found := _differences(part, again, read_part(path), segmenter.device.type != "cpu"):
+            problems[posixpath.basename(path)] = found
+    return len(chosen), problems
+
+
+def _differences(part: Part, again: list[Row], stored: list[Row], rounded: bool) -> list[str]:
+    """Lines for the tiles whose stored row says something else. Failed ones say nothing."""
+    there = {(row["row_off"], row["col_off"]): row for row in stored if row["status"] == "done"}
+    problems = []
+    for row in again:
+        before = there.get((row["row_off"], row["col_off"]), row)
+        room = TOLERANCE * row["height"] * row["width"] if rounded else 0
+        off = abs(row["building_px"] - before["building_px"])
+        if off > room or row["valid_px"] != before["valid_px"] or (not rounded and row["mask"] != before["mask"]):
+            problems.append(
+                f"{part.scene.scene_id}: tile {row['row_off']}, {row['col_off']}: {before['building_px']} building of "
+                f"{before['valid_px']} valid px stored, {row['building_px']} of {row['valid_px']} when segmented again"
+            )
+    return problems

@@ -1,0 +1,146 @@
+"""The stages of segmenting, each alone and for some time, and a loop as one would write it by hand."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from jobs.segment import READ_AHEAD, READ_THREADS
+from jobs.windows import read_window
+from seg_core.ahead import ahead
+from seg_core.bundle import read_weights
+from seg_core.coverage import encode_mask
+from seg_core.models import normalise
+from seg_core.plan import Part, Settings
+from seg_core.segmenter import Segmenter, load_model
+from seg_core.tiling import Window, split
+
+Job = tuple[Part, Window]
+
+
+@dataclass(frozen=True)
+class Windows(Dataset[Any]):
+    """The windows of parts, by number: to read one gives its chip."""
+
+    jobs: Sequence[Job]
+    settings: Settings
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
+        part, window = self.jobs[number]
+        return *read_window(part, window, self.settings, self.stride), number
+
+
+class Stages:
+    """A process with a model, as an actor of a run is one. Each method gives useful megapixels a second.
+
+    Useful are the pixels of windows, without halo. Each runs for at least so many seconds, after a window to warm up.
+    """
+
+    def __init__(
+        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, threads: int, device: str
+    ) -> None:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(1)
+        self.path, self.settings = model, settings
+        self.segmenter = Segmenter(model, device)
+        jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
+        self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
+        largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
+        self.largest = largest, *self.windows[largest][:2]
+
+    def decode(self, seconds: float) -> float:
+        """Reading, with the threads and as far ahead as in a run."""
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            chips = ahead(pool, self.windows.__getitem__, cycle(range(len(self.windows))), READ_AHEAD)
+            return _rate((_size(self.windows.jobs[number]) for _, _, number in chips), seconds)
+
+    def copy(self, seconds: float) -> float | None:
+        """Bringing one chip to the device again and again; None where the device is the host."""
+        if self.segmenter.device.type == "cpu":
+            return None
+        number, pixels, valid = self.largest
+        chip = [torch.from_numpy(each).pin_memory() for each in (pixels, valid)]
+
+        def run() -> int:
+            for each in chip:
+                each.to(self.segmenter.device, non_blocking=True)
+            torch.cuda.synchronize()
+            return _size(self.windows.jobs[number])
+
+        return _rate(iter(run, None), seconds)
+
+    def model(self, seconds: float) -> float:
+        """Segmenting one chip that is in memory again and again; on a GPU with its way there."""
+        number, pixels, valid = self.largest
+        _, at = self.windows.jobs[number]
+
+        def run() -> int:
+            self.segmenter(pixels, valid, self.settings.halo, at.height, at.width)
+            return at.height * at.width
+
+        return _rate(iter(run, None), seconds)
+
+    def loop(self, seconds: float) -> float:
+        """A loop by hand."""
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+            return _rate(self.loop_by_hand(folder), seconds)
+
+    def loop_by_hand(self, folder: str) -> Iterator[int]:
+        """Over all windows, again and again: torch's DataLoader, the model, the threshold, a PNG file a window.
+
+        It has a process a core to read with, and the model in the layout and precision that a run has it in.
+        """
+        bundle, device, layout = self.segmenter.bundle, self.segmenter.device, self.segmenter.layout
+        network = load_model(bundle, read_weights(self.path, bundle)).to(device).to(memory_format=layout)
+        halo, on_gpu = self.settings.halo, device.type == "cuda"
+        loader: Any = DataLoader(
+            self.windows,
+            batch_size=None,
+            sampler=cycle(range(len(self.windows))),  # without end
+            num_workers=max(1, (os.cpu_count() or 1) - on_gpu),
+            pin_memory=on_gpu,
+            multiprocessing_context="spawn",  # Ray's and OpenMP's threads don't outlive a fork
+        )
+        for pixels, valid, number in loader:
+            _, at = self.windows.jobs[number]
+            image, mask = (each.to(device, non_blocking=True).unsqueeze(0) for each in (pixels, valid))
+            image = normalise(image, mask, bundle.mean, bundle.std).contiguous(memory_format=layout)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
+                logits = network(image).float()
+            one = logits.shape[1] == 1
+            probability = logits.sigmoid() if one else logits.softmax(1)[:, bundle.building]
+            building = (probability.reshape(mask.shape) >= self.settings.threshold) & mask
+            inside = building[0, halo : halo + at.height, halo : halo + at.width]
+            with open(f"{folder}/{number}.png", "wb") as file:
+                file.write(encode_mask(inside.cpu().numpy()))
+            yield at.height * at.width
+
+
+def _size(job: Job) -> int:
+    return job[1].height * job[1].width
+
+
+def _rate(sizes: Iterator[int], seconds: float) -> float:
+    """Megapixels a second of steps that each give their pixels, from the end of the first one on."""
+    next(sizes)
+    started, pixels = time.perf_counter(), 0
+    for size in sizes:
+        pixels += size
+        spent = time.perf_counter() - started
+        if spent >= seconds:
+            return pixels / spent / 1e6
+    raise AssertionError("the steps have no end")

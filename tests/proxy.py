@@ -1,0 +1,71 @@
+"""A server between a client and S3 that counts what passes, and can be told to misbehave."""
+
+import random
+import socket
+import socketserver
+import threading
+from typing import Any, Self
+
+CHUNK = 65536
+BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Passes bytes on between 127.0.0.1:`port` and `upstream`, a port of the same machine.
+
+    Of the connections, the share `refused` is answered with 503; after each 64 kB the share `cut` is broken off.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, upstream: int, refused: float = 0.0, cut: float = 0.0, seed: int = 0) -> None:
+        self.upstream, self.refused, self.cut = upstream, refused, cut
+        self.random = random.Random(seed)
+        self.received = self.num_refused = self.num_cut = 0  # bytes from the server, connections
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.port: int = self.server_address[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: Any) -> None:
+        """Broken connections are what it is for."""
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        proxy = self.server
+        first = self.request.recv(CHUNK)
+        if not first:
+            return
+        if proxy.random.random() < proxy.refused:
+            proxy.num_refused += 1
+            self.request.sendall(BUSY)
+            return
+        with socket.create_connection(("127.0.0.1", proxy.upstream)) as server:
+            server.sendall(first)
+            threading.Thread(target=_pass_on, args=(self.request, server), daemon=True).start()
+            while data := server.recv(CHUNK):
+                proxy.received += len(data)
+                if proxy.random.random() < proxy.cut:
+                    proxy.num_cut += 1
+                    self.request.sendall(data[: len(data) // 2])
+                    return
+                self.request.sendall(data)
+
+
+def _pass_on(client: socket.socket, server: socket.socket) -> None:
+    try:
+        while data := client.recv(CHUNK):
+            server.sendall(data)
+        server.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass

@@ -1,0 +1,82 @@
+"""What a run was busy with: shares of the actors' time, which stage limited, and what to change."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeBundle, MakeScene
+
+from jobs.busy import ADVICE, STAGES, Busy, Stopwatch
+from jobs.cli import main
+
+
+def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
+    return {"actor": actor, "started": started, "ended": ended, **dict.fromkeys(STAGES, 0.0), **seconds}
+
+
+def figures(*receipts: dict[str, Any], read_threads: int = 2) -> dict[str, Any]:
+    busy = Busy()
+    for each in receipts:
+        busy.add(each)
+    return busy.figures(read_threads)
+
+
+def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
+    found = figures(receipt(reading=5, model=8, writing=1))
+    assert [found[stage] for stage in STAGES] == [0.25, 0.8, 0.1]
+    assert found["limit"] == "model"
+
+
+def test_time_between_receipts_of_an_actor_counts_and_actors_add_up() -> None:
+    idle = figures(receipt(model=10), receipt(started=30, ended=40, model=10))
+    assert idle["model"] == 0.5
+    two = figures(receipt(model=10), receipt("b", started=30, ended=40, model=10))
+    assert two["model"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"),
+    [
+        ({"reading": 19, "model": 6}, "reading"),
+        ({"reading": 12, "model": 9}, "model"),
+        ({"model": 3, "writing": 6.5}, "writing"),
+        ({"reading": 4, "model": 3, "writing": 2}, "waiting"),
+    ],
+)
+def test_the_busiest_stage_limits_and_its_remedy_is_named(seconds: dict[str, float], limit: str) -> None:
+    found = figures(receipt(**seconds))
+    assert found["limit"] == limit
+    assert found["advice"].startswith(f"{limit} limits (busy: reading ")
+    assert found["advice"].endswith(ADVICE[limit])
+    assert "\n" not in found["advice"]
+
+
+def test_a_stopwatch_adds_up_threads_and_starts_again_once_taken() -> None:
+    watch = Stopwatch()
+
+    def read(_: int) -> None:
+        with watch.on("reading"):
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(read, range(4)))
+    taken = watch.take()
+    assert taken["reading"] >= 0.2
+    assert taken["model"] == taken["writing"] == 0.0
+    assert set(watch.take().values()) == {0.0}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_ends_with_its_bottleneck_and_keeps_it(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", make_scene(height=300, width=420), "--model", make_bundle(), "--out", str(tmp_path / "run")]
+    assert main([*command, "--tile-size", "64", "--part", "256", "--window", "128"]) == 0
+    found = json.loads((tmp_path / "run/run.json").read_text())["bottleneck"]
+    assert capsys.readouterr().err.splitlines()[-1] == found["advice"]
+    assert all(0 < found[stage] <= 1 for stage in STAGES)
+    assert found["model"] + found["writing"] <= 1.001  # one thread does both
+    assert found["limit"] in ADVICE

@@ -1,0 +1,297 @@
+"""Runs that are disturbed end with the rows of one that is not: whatever is killed, lost, full or away.
+
+Each run is a process of its own, with a Ray of its own, that does not know what will befall it.
+"""
+
+import json
+import os
+import posixpath
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import psutil
+import pytest
+from conftest import NORTH_UP, UTM, outside_environment, write_untrained
+from proxy import Proxy
+from weed import Weed
+
+from seg_core.raster import write_geotiff
+from seg_core.results import published_parts, read_part
+
+pytestmark = pytest.mark.chaos
+
+OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128"]
+SIDE, WINDOWS, PARTS = 1060, 81, 25
+
+Job = subprocess.Popen[str]
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scene of 81 windows, a fifth of it missing, and a model."""
+    folder = tmp_path_factory.mktemp("chaos")
+    pixels = np.random.default_rng(0).integers(0, 250, (3, SIDE, SIDE)).astype(np.uint8)
+    pixels[:, 200:700, 300:660] = 255
+    (folder / "scenes").mkdir()
+    write_geotiff(str(folder / "scenes" / "a.tif"), pixels, crs=UTM, transform=NORTH_UP, nodata=255)
+    write_untrained(str(folder / "model"), width=4, depth=2)
+    return folder
+
+
+def start(folder: Path, run: object, *options: object, scenes: object = "scenes", **environment: str) -> Job:
+    return subprocess.Popen(
+        ["seg", "segment", str(scenes), "--model", "model", "--out", str(run), *OPTIONS, *map(str, options)],
+        cwd=folder,
+        env={**outside_environment(), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(job: Job, code: int = 0) -> str:
+    """What the job wrote to standard error; it must end with that code."""
+    _, err = job.communicate(timeout=300)
+    assert job.returncode == code, err
+    return err
+
+
+def rows_of(run: object) -> Rows:
+    return [row for path in published_parts(str(run)) for row in read_part(path)]
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    return {Path(path).name: Path(path).read_bytes() for path in published_parts(str(run))}
+
+
+def wait_for_parts(run: Path, number: int, job: Job) -> None:
+    """Wait until so many parts are published, or the job has ended."""
+    deadline = time.monotonic() + 200
+    while len(published_parts(str(run))) < number and job.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes(job: Job, title: str) -> list[psutil.Process]:
+    """The processes of a job's Ray of that kind."""
+    found = []
+    for process in psutil.Process(job.pid).children(recursive=True):
+        try:
+            found += [process] if title in " ".join(process.cmdline()) else []
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill(job: Job) -> None:
+    """Kill a driver, and what is left of its Ray after a while."""
+    left = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    _, left = psutil.wait_procs(left, timeout=3)
+    for process in left:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def expected(region: Path) -> dict[str, bytes]:
+    """The part files of a run that nobody disturbed."""
+    err = finish(start(region, "undisturbed"))
+    assert f"{WINDOWS} of {WINDOWS} windows" in err
+    found = bytes_of(region / "undisturbed")
+    assert len(found) == PARTS
+    return found
+
+
+def assert_whole(run: Path, expected: dict[str, bytes], folder: Path) -> None:
+    assert bytes_of(run) == expected
+    subprocess.run(["seg", "verify", str(run)], cwd=folder, env=outside_environment(), check=True, capture_output=True)
+
+
+def test_a_driver_killed_three_times(region: Path, expected: dict[str, bytes]) -> None:
+    run, chance = region / "killed", random.Random(1)
+    for _ in range(3):
+        job = start(region, run)
+        wait_for_parts(run, len(published_parts(str(run))) + chance.randrange(1, 9), job)
+        kill(job)
+    assert 3 <= len(published_parts(str(run))) <= PARTS
+    finish(start(region, run))
+    assert_whole(run, expected, region)
+
+
+def test_a_killed_actor(region: Path, expected: dict[str, bytes]) -> None:
+    run = region / "actor"
+    job = start(region, run)
+    for number in (2, 10):
+        wait_for_parts(run, number, job)
+        actors = processes(job, "MapWorker")
+        assert actors
+        for actor in actors:
+            actor.kill()
+    finish(job)
+    assert_whole(run, expected, region)
+
+
+DEADLY = """
+import os, signal
+if os.environ.get("DEADLY"):
+    import seg_core.raster as raster
+    read = raster.read_chip
+    def deadly(scene, at, scale=None):
+        if f"{at.row_off} {at.col_off}" == os.environ["DEADLY"]:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return read(scene, at, scale)
+    raster.read_chip = deadly
+"""
+
+
+def test_a_window_that_kills_its_process(region: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    run, halo = region / "deadly", 24
+    place = f"{1024 - halo} {256 - halo}"
+    err = finish(start(region, run, PYTHONPATH=str(tmp_path), DEADLY=place), code=1)
+    assert "2 tiles failed" in err
+    failed = [row for row in rows_of(run) if row["status"] == "failed"]
+    assert {(row["row_off"], row["col_off"]) for row in failed} == {(1024, 256), (1024, 320)}
+    assert {row["error_class"] for row in failed} == {"Crash"}
+    finish(start(region, run))
+    assert_whole(run, expected, region)
+
+
+def test_two_drivers_at_once(region: Path, expected: dict[str, bytes]) -> None:
+    run = region / "twice"
+    jobs = [start(region, run) for _ in range(2)]
+    errs = [job.communicate(timeout=300)[1] for job in jobs]
+    codes = sorted(job.returncode for job in jobs)
+    assert codes in ([0, 2], [0, 0]), errs  # the later one may have found nothing left to do
+    if codes == [0, 2]:
+        assert sum("another driver is at work on this run" in err for err in errs) == 1
+    assert_whole(run, expected, region)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems can't be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(region: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2) as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(2**21 - sum(map(len, expected.values())) // 2))
+        err = finish(start(region, disk / "run"), code=1)
+        assert "No space left on device" in err
+        assert "the same command goes on from here" in err
+        assert 0 < len(published_parts(str(disk / "run"))) < PARTS
+        assert not [name for name in os.listdir(disk / "run" / "tiles") if name.startswith(".partial")]
+        ballast.unlink()
+        finish(start(region, disk / "run"))
+        assert_whole(disk / "run", expected, region)
+
+
+CLUSTER = """
+import signal, sys
+import ray
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(node, allow_graceful=False)
+print("lost", flush=True)
+sys.stdin.readline()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_lost_node(region: Path, expected: dict[str, bytes]) -> None:
+    run = region / "lost"
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=outside_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert cluster.stdin is not None
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        job = start(region, run, "--address", address, "--actors", "2")
+        wait_for_parts(run, 6, job)
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        assert cluster.stdout.readline().strip() == "lost"
+        finish(job)
+    finally:
+        cluster.communicate("\n\n", timeout=60)
+    assert_whole(run, expected, region)
+
+
+def test_a_store_that_refuses_and_breaks_off(region: Path, expected: dict[str, bytes], s3: str) -> None:
+    boto3.client("s3").upload_file(str(region / "scenes" / "a.tif"), "tests", "chaos/scenes/a.tif")
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), refused=0.1, cut=0.005) as proxy:
+        keys["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
+        finish(start(region, f"{s3}/chaos/run", scenes=f"{s3}/chaos/scenes", **keys))
+        assert proxy.num_refused > 0
+    assert rows_of(f"{s3}/chaos/run") == rows_of(region / "undisturbed")
+    assert verified(f"{s3}/chaos/run")
+    assert len(expected) == PARTS
+
+
+def test_a_store_that_is_stopped_for_a_while(
+    region: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, run = Weed(tmp_path), "s3://tests/run"
+    server.start()
+    try:
+        client = server.client()
+        client.upload_file(str(region / "scenes" / "a.tif"), "tests", "scenes/a.tif")
+        job = start(region, run, scenes="s3://tests/scenes", **server.environment)
+        deadline = time.monotonic() + 200
+        while client.list_objects_v2(Bucket="tests", Prefix="run/tiles/")["KeyCount"] < 4 and job.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert job.poll() is None
+        server.stop()
+        time.sleep(20)
+        server.start()
+        finish(job)
+        assert verified(run, **server.environment)
+        names = [each["Key"] for each in client.list_objects_v2(Bucket="tests", Prefix="run/tiles/")["Contents"]]
+        monkeypatch.chdir(tmp_path)
+        os.makedirs("fetched/tiles")
+        for name in names:
+            client.download_file("tests", name, f"fetched/tiles/{posixpath.basename(name)}")
+    finally:
+        server.stop()
+    assert rows_of("fetched") == rows_of(region / "undisturbed")
+    assert len(expected) == len(names)
+
+
+def verified(run: str, **environment: str) -> bool:
+    """Whether seg verify says that the run is complete."""
+    command = ["seg", "verify", run, "--json"]
+    environment = {**outside_environment(), **environment}
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)["complete"] is True

@@ -1,0 +1,160 @@
+"""Scenes, models and runs in a bucket of a real S3 server: the same rows, windows and not files, no secrets told."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from conftest import MakeBundle, MakeScene
+from proxy import Proxy
+from test_segment import SMALL, seg
+from test_storage import other_environment  # noqa: F401 - a fixture
+
+from seg_core import storage
+from seg_core.raster import read_chip
+from seg_core.results import published_parts, read_part
+from seg_core.scenes import read_region, read_scene
+from seg_core.tiling import Window
+
+SIDE = 2048
+
+
+def put(path: str, uri: str) -> str:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    boto3.client("s3").upload_file(path, bucket, key)
+    return uri
+
+
+def rows_of(run: str) -> list[dict[str, Any]]:
+    return [row for path in published_parts(run) for row in read_part(path)]
+
+
+@pytest.fixture
+def proxied(s3: str, other_environment: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: F811, ARG001
+    """A proxy that the AWS environment of this process leads through."""
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as proxy:
+        other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        storage._client.cache_clear()
+        storage._s3_filesystem.cache_clear()
+        yield proxy
+
+
+def test_a_window_of_a_scene_fetches_little_more_than_its_blocks(
+    s3: str, make_scene: MakeScene, proxied: Proxy
+) -> None:
+    uri = put(make_scene("large.tif", SIDE, SIDE), f"{s3}/windows/large.tif")
+    before = proxied.received
+    scene = read_scene(uri, "large.tif")
+    header = proxied.received - before
+    assert header < 100_000
+    pixels, valid = read_chip(scene, Window(512, 256, 512, 512))
+    needed = 3 * 512 * 512  # of noise, which deflate can hardly shorten
+    assert 0.9 * needed < proxied.received - before - header < 1.3 * needed
+    assert pixels.shape == (3, 512, 512)
+    assert valid.all()
+
+
+def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scene: MakeScene, proxied: Proxy) -> None:
+    path = make_scene("scene.tif", SIDE, SIDE)
+    uri = put(path, f"{s3}/unreliable/scene.tif")
+    expected, _ = read_chip(read_scene(path, "scene.tif"), Window(0, 0, SIDE, SIDE))
+    proxied.refused, proxied.cut = 0.3, 0.03
+    scene = read_scene(uri, "scene.tif")
+    found = [read_chip(scene, Window(row, 0, 256, SIDE))[0] for row in range(0, SIDE, 256)]
+    assert np.array_equal(np.concatenate(found, axis=1), expected)
+    for number in range(60):
+        storage.publish(f"{s3}/unreliable/{number}", b"x" * 100_000)
+        assert storage.read_bytes(f"{s3}/unreliable/{number}") == b"x" * 100_000
+    assert proxied.num_refused > 3
+    assert proxied.num_cut > 2
+
+
+@pytest.mark.parametrize("name", ["a b.tif", "50%.tif", "x#1.tif", "über.tif", "two\nlines.tif", "q?.tif"])
+def test_scenes_of_odd_names_are_served(
+    s3: str, make_scene: MakeScene, tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    path = make_scene(name, 70, 50)
+    uri = put(path, f"{s3}/{request.node.name.encode().hex()}/{name}")
+    for source in (str(tmp_path), storage.folder_of(uri)):
+        scenes, unreadable = read_region([source])
+        assert unreadable == []
+        assert [scene.scene_id for scene in scenes] == [name]
+        assert read_chip(scenes[0], scenes[0].window)[0].shape == (3, 70, 50)
+
+
+@pytest.fixture
+def region(s3: str, make_scene: MakeScene, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """Two scenes on disk, in `scenes/`, and the same in a prefix, whose URI is returned."""
+    for name in ("north.tif", "south/scene.tif"):
+        path = make_scene(f"scenes/{name}", 300, 200)
+        uri = put(path, f"{s3}/{request.node.name}/scenes/{name}")
+    assert (tmp_path / "scenes").is_dir()
+    return storage.folder_of(storage.folder_of(uri))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, base = make_bundle(), storage.folder_of(region)
+    for name in os.listdir(model):
+        put(f"{model}/{name}", f"{base}/model/{name}")
+    local, remote = str(tmp_path / "run"), f"{base}/run"
+    seg(capsys, "segment", tmp_path / "scenes", "--model", model, "--out", local, *SMALL)
+    command = ["segment", region, "--model", f"{base}/model", "--out", remote, *SMALL]
+    told = [*seg(capsys, *command), *seg(capsys, *command)]
+    assert "nothing to do" in told[-1]
+    assert rows_of(remote) == rows_of(local)
+    told += seg(capsys, "verify", remote)
+    summary = json.loads(seg(capsys, "query", remote, "--json")[0])
+    assert summary == json.loads(seg(capsys, "query", local, "--json")[0])
+    told.append((storage.read_bytes(f"{remote}/run.json") or b"").decode())
+    assert not any(os.environ["AWS_SECRET_ACCESS_KEY"] in text for text in told)
+
+    os.utime(tmp_path / "scenes" / "north.tif")
+    before = {path: storage.stat(path) for path in published_parts(remote)}
+    pixels = np.random.default_rng(5).integers(0, 250, (3, 300, 200)).astype(np.uint8)
+    put(str(write(tmp_path / "changed.tif", pixels)), f"{region}/north.tif")
+    _, err = seg(capsys, *command)
+    assert "north.tif has changed since" in err
+    seg(capsys, "verify", remote)
+    after = {path: storage.stat(path) for path in published_parts(remote)}
+    assert set(before) == set(after)
+    assert sum(before[path] != after[path] for path in before) == 2  # the parts of one of two scenes
+
+
+def write(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
+    from conftest import NORTH_UP, UTM
+
+    from seg_core.raster import write_geotiff
+
+    write_geotiff(str(path), pixels, crs=UTM, transform=NORTH_UP)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("s3://nowhere-at-all/scenes", "s3://nowhere-at-all/scenes: no such bucket"),
+        ("{s3}/nothing/here", "{s3}/nothing/here: no such file or folder"),
+        ("{s3}/nothing/*.tif", "{s3}/nothing/*.tif: no such file or folder"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_a_line(
+    s3: str, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str], source: str, message: str
+) -> None:
+    _, err = seg(capsys, "plan", source.format(s3=s3), "--model", make_bundle(), code=2)
+    assert err == f"seg: {message.format(s3=s3)}\n"
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
+    make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str], s3: str
+) -> None:
+    command = ["segment", make_scene("a.tif", 64, 64), "--model", make_bundle(), "--out", "s3://nowhere-at-all/run"]
+    _, err = seg(capsys, *command, *SMALL, code=2)
+    assert err == "seg: s3://nowhere-at-all/run: no such bucket\n"
+    assert s3

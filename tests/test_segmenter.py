@@ -1,0 +1,152 @@
+"""With test-time augmentation a probability is the mean over the eight symmetries of a square."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MakeBundle, write_untrained
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.segmenter import VIEWS, Segmenter, choose_device
+from seg_core.tiling import Window, chip_window, reflect, split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HALO = 24
+Image = NDArray[Any]
+
+# Written out, so that nothing of how the segmenter makes its views is taken over.
+SYMMETRIES: dict[str, tuple[Callable[[Image], Image], Callable[[Image], Image]]] = {
+    "as it is": (lambda a: a, lambda a: a),
+    "left to right": (lambda a: a[..., ::-1], lambda a: a[..., ::-1]),
+    "top to bottom": (lambda a: a[..., ::-1, :], lambda a: a[..., ::-1, :]),
+    "half turn": (lambda a: a[..., ::-1, ::-1], lambda a: a[..., ::-1, ::-1]),
+    "transposed": (lambda a: a.swapaxes(-1, -2), lambda a: a.swapaxes(-1, -2)),
+    "over the other diagonal": (
+        lambda a: a[..., ::-1, ::-1].swapaxes(-1, -2),
+        lambda a: a[..., ::-1, ::-1].swapaxes(-1, -2),
+    ),
+    "quarter turn": (lambda a: a.swapaxes(-1, -2)[..., ::-1], lambda a: a[..., ::-1].swapaxes(-1, -2)),
+    "quarter turn back": (lambda a: a.swapaxes(-1, -2)[..., ::-1, :], lambda a: a[..., ::-1, :].swapaxes(-1, -2)),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_untrained(str(tmp_path_factory.mktemp("bundles") / "bundle"), width=4, depth=2)
+
+
+@pytest.fixture(scope="module")
+def plain(bundle: str) -> Segmenter:
+    return Segmenter(bundle, "cpu")
+
+
+@pytest.fixture(scope="module")
+def augmented(bundle: str) -> Segmenter:
+    return Segmenter(bundle, "cpu", tta=True)
+
+
+def random_chip(height: int = 64, width: int = 96, seed: int = 0) -> tuple[Image, Image]:
+    """Pixels and where they are valid, with a missing corner."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
+    valid = np.ones((height, width), np.bool_)
+    valid[:20, :30] = False
+    return pixels, valid
+
+
+def infer(segmenter: Segmenter, pixels: Image, valid: Image) -> Image:
+    """Probability of the whole chip."""
+    return segmenter(np.ascontiguousarray(pixels), np.ascontiguousarray(valid), 0, *valid.shape)
+
+
+def test_there_are_eight_views_and_the_first_is_the_image_as_it_is(plain: Segmenter, augmented: Segmenter) -> None:
+    assert plain.views == [(0, False)] == augmented.views[:1]
+    assert len(set(augmented.views)) == len(VIEWS) == 8
+    marked = np.arange(6).reshape(2, 3)
+    assert len({there(marked).tobytes() + bytes(there(marked).shape) for there, _ in SYMMETRIES.values()}) == 8
+    assert all(np.array_equal(back(there(marked)), marked) for there, back in SYMMETRIES.values())
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (96, 32)])
+def test_the_augmented_probability_is_the_mean_over_all_symmetries(
+    plain: Segmenter, augmented: Segmenter, height: int, width: int
+) -> None:
+    pixels, valid = random_chip(height, width)
+    each = [back(infer(plain, there(pixels), there(valid))) for there, back in SYMMETRIES.values()]
+    found = infer(augmented, pixels, valid)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=0, atol=1e-6, strict=True)
+    assert np.abs(found - each[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_a_turned_or_flipped_image_gets_the_same_answer_turned_or_flipped(
+    augmented: Segmenter, plain: Segmenter, symmetry: str
+) -> None:
+    there, back = SYMMETRIES[symmetry]
+    pixels, valid = random_chip()
+    expected = infer(augmented, pixels, valid)
+    np.testing.assert_allclose(back(infer(augmented, there(pixels), there(valid))), expected, rtol=0, atol=1e-6)
+    if symmetry != "as it is":
+        assert np.abs(back(infer(plain, there(pixels), there(valid))) - infer(plain, pixels, valid)).max() > 1e-3
+
+
+def test_the_answer_to_a_symmetric_image_is_symmetric(augmented: Segmenter, plain: Segmenter) -> None:
+    quarter, _ = random_chip(32, 32, seed=1)
+    half = np.maximum(quarter, quarter.swapaxes(-1, -2))
+    pixels = np.concatenate([half, half[..., ::-1]], axis=-1)
+    pixels = np.concatenate([pixels, pixels[..., ::-1, :]], axis=-2)
+    every = np.ones(pixels.shape[1:], np.bool_)
+    found = infer(augmented, pixels, every)
+    for there, _ in SYMMETRIES.values():
+        np.testing.assert_allclose(there(found), found, rtol=0, atol=1e-6)
+    lone = infer(plain, pixels, every)
+    assert np.abs(lone[:, ::-1] - lone).max() > 1e-3
+    assert found.std() > 1e-3
+
+
+def test_the_window_is_cut_out_of_the_mean(augmented: Segmenter) -> None:
+    pixels, valid = random_chip()
+    found = augmented(pixels, valid, 16, 30, 20)
+    assert np.array_equal(found, infer(augmented, pixels, valid)[16:46, 16:36])
+
+
+def test_tiles_augmented_each_agree_with_the_whole_augmented(augmented: Segmenter) -> None:
+    rng = np.random.default_rng(2)
+    scene = rng.integers(0, 256, (3, 70, 90), dtype=np.uint8)
+    assert (augmented.bundle.halo, augmented.bundle.stride) == (HALO, 4)
+
+    def segment(window: int) -> Image:
+        result = np.full(scene.shape[1:], np.nan, np.float32)
+        for at in split(Window(0, 0, 70, 90), window):
+            chip = chip_window(at, HALO, 4)
+            rows = reflect(chip.row_off, chip.row_off + chip.height, 70)
+            cols = reflect(chip.col_off, chip.col_off + chip.width, 90)
+            pixels = np.ascontiguousarray(scene[:, rows[:, None], cols])
+            inside = np.s_[at.row_off : at.row_off + at.height, at.col_off : at.col_off + at.width]
+            valid = np.ones(pixels.shape[1:], np.bool_)
+            result[inside] = augmented(pixels, valid, HALO, at.height, at.width)
+        return result
+
+    np.testing.assert_allclose(segment(64), segment(128), rtol=0, atol=1e-6)
+
+
+def test_a_chip_without_valid_pixels_holds_no_building_in_any_view(augmented: Segmenter) -> None:
+    pixels, valid = random_chip()
+    assert not augmented(pixels, np.zeros_like(valid), 16, 30, 20).any()
+
+
+def test_the_probability_is_that_of_the_building_class(make_bundle: MakeBundle) -> None:
+    one, other = (
+        Segmenter(make_bundle(f"bundle {building}", building=building), "cpu", tta=True) for building in (1, 0)
+    )
+    pixels, valid = random_chip()
+    np.testing.assert_allclose(infer(one, pixels, valid), 1 - infer(other, pixels, valid), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "message"), [("nonsense", "not a device"), ("cpu:x", "not a device")])
+def test_a_device_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(SegError, match=rf"^--device {name}: {message}"):
+        choose_device(name)

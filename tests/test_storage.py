@@ -1,0 +1,203 @@
+"""Files are there whole or not at all, on local disk and on a real S3 server."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from seg_core import storage
+from seg_core.errors import SegError
+from seg_core.storage import (
+    absolute,
+    check_writable,
+    exists,
+    expand,
+    filesystem,
+    is_remote,
+    make_folder,
+    publish,
+    read_bytes,
+    remove,
+    stat,
+    upload,
+    walk,
+)
+
+
+def keys(uri: str) -> list[str]:
+    """All objects below a prefix, relative to it."""
+    from pyarrow.fs import FileSelector, FileType
+
+    system, inside = filesystem(uri)
+    found = system.get_file_info(FileSelector(inside, recursive=True, allow_not_found=True))
+    return sorted(info.path.removeprefix(f"{inside}/") for info in found if info.type == FileType.File)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder or prefix of one's own."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+def test_what_is_published_can_be_read(place: str) -> None:
+    assert read_bytes(f"{place}/a") is None
+    for content in (b"", b"one", b"another"):
+        publish(f"{place}/a", content)
+        assert read_bytes(f"{place}/a") == content
+    assert keys(place) == ["a"]
+
+
+def test_a_folder_is_copied_with_what_is_below(place: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "a").write_bytes(b"a")
+    (source / "below" / "b").write_bytes(b"b" * 100_000)
+    upload(str(source), f"{place}/copy")
+    assert keys(f"{place}/copy") == ["a", "below/b"]
+    assert read_bytes(f"{place}/copy/below/b") == b"b" * 100_000
+
+
+def test_trying_whether_a_place_can_be_written_leaves_nothing_there(place: str) -> None:
+    check_writable(f"{place}/new/folder")
+    make_folder(f"{place}/made")
+    assert keys(place) == []
+
+
+def test_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
+    with pytest.raises(SegError, match=r"^s3://nowhere-at-all/prefix: no such bucket$"):
+        check_writable("s3://nowhere-at-all/prefix")
+    with pytest.raises(SegError, match=r"^s3://nowhere-at-all: no such bucket$"):
+        list(walk("s3://nowhere-at-all"))
+    assert s3 == "s3://tests"
+
+
+@pytest.fixture
+def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Changes to the AWS environment, for clients that are made anew."""
+    made = (storage._client, storage._s3_filesystem)
+    for client in made:
+        client.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    for client in made:
+        client.cache_clear()
+
+
+def walk_all(folder: str) -> None:
+    list(walk(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "guessed", "these credentials are not known to S3"),
+        ("AWS_ACCESS_KEY_ID", "guessed", "these credentials are not known to S3"),
+        ("AWS_NO_SIGN_REQUEST", "YES", "access denied"),
+    ],
+)
+def test_who_may_not_is_refused(
+    s3: str, other_environment: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    other_environment.setenv(name, value)
+    # To read begins with a look at the object, to which S3 answers no more than a number.
+    attempts = {check_writable: reason, walk_all: reason, read_bytes: "access denied"}
+    for attempt, why in attempts.items():
+        with pytest.raises(SegError, match=f"^{s3}/prefix: {why}") as refusal:
+            attempt(f"{s3}/prefix")
+        assert "guessed" not in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environment: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    publish(f"{s3}/open/a", b"a")
+    everyone = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
+    policy = {"Version": "2012-10-17", "Statement": [{**everyone, "Resource": ["arn:aws:s3:::tests/open/*"]}]}
+    boto3.client("s3").put_bucket_policy(Bucket="tests", Policy=json.dumps(policy))
+    try:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            other_environment.delenv(name)
+        other_environment.setenv("AWS_NO_SIGN_REQUEST", "YES")
+        storage._client.cache_clear()
+        assert read_bytes(f"{s3}/open/a") == b"a"
+        system, inside = filesystem(f"{s3}/open/a")
+        assert system.open_input_file(inside).read() == b"a"
+    finally:
+        other_environment.undo()
+        boto3.client("s3").delete_bucket_policy(Bucket="tests")
+
+
+def test_paths_are_local_or_in_s3() -> None:
+    assert absolute("s3://bucket/prefix/") == "s3://bucket/prefix"
+    assert absolute("a/b.tif", "s3://bucket/prefix") == "s3://bucket/prefix/a/b.tif"
+    assert absolute("/a/b.tif", "s3://bucket/prefix") == "/a/b.tif"
+    assert is_remote("s3://bucket/prefix")
+    assert not is_remote("/s3/bucket")
+    for path in ("https://host/file", "s3://", "gs://bucket/a"):
+        with pytest.raises(SegError, match="only local paths and s3"):
+            absolute(path)
+
+
+NAMES = ["a b.tif", "50%.tif", "x#1.tif", "über.tif", "two\nlines.tif", "q?.tif", "deep/er/c.tif", "d.txt"]
+
+
+def test_names_of_all_kinds_are_listed_read_and_removed(place: str) -> None:
+    for name in NAMES:
+        if not is_remote(place):
+            make_folder(Path(place, name).parent)
+        publish(f"{place}/{name}", name.encode())
+    assert sorted(walk(place)) == sorted(f"{place}/{name}" for name in NAMES)
+    for name in NAMES:
+        assert read_bytes(f"{place}/{name}") == name.encode()
+        found = stat(f"{place}/{name}")
+        assert found is not None
+        assert found.size == len(name.encode())
+    remove(f"{place}/d.txt")
+    remove(f"{place}/d.txt")
+    assert stat(f"{place}/d.txt") is None
+    assert not exists(f"{place}/d.txt")
+    assert exists(f"{place}/deep")
+    assert stat(f"{place}/deep") is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"), [("*.tif", 6), ("**/*.tif", 7), ("deep/**", 1), ("?????.tif", 0), ("deep/*", 0), ("*", 7)]
+)
+def test_a_glob_finds_the_same_in_s3_as_on_disk(place: str, pattern: str, number: int) -> None:
+    for name in NAMES:
+        if not is_remote(place):
+            make_folder(Path(place, name).parent)
+        publish(f"{place}/{name}", b"")
+    found = [path for path in expand(f"{place}/{pattern}") if is_remote(place) or Path(path).is_file()]
+    assert len(found) == number
+
+
+def test_a_file_that_changes_has_another_version(place: str) -> None:
+    make_folder(place)
+    publish(f"{place}/a", b"one")
+    before = stat(f"{place}/a")
+    publish(f"{place}/a", b"two")
+    assert stat(f"{place}/a") != before
+    publish(f"{place}/b", b"one")
+
+
+def test_a_long_listing_comes_in_pages(s3: str) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: client.put_object(Bucket="tests", Key=f"many/{i:04d}", Body=b""), range(1205)))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        ask = storage._ask
+        patch.setattr(storage, "_ask", lambda path, request: seen.append(path) or ask(path, request))
+        found = walk(f"{s3}/many")
+        next(found)
+        assert len(seen) == 1  # the rest has not been asked for
+        assert len(list(found)) == 1204
+    assert len(seen) == 2
