@@ -100,7 +100,7 @@ class Bench:
         crew, step = self.crew, -(-len(self.parts) // SAMPLE)
         parts = [part.to_row() for part in self.parts[::step]]
         made = ray.remote(num_cpus=crew.num_cpus, num_gpus=crew.num_gpus)(Stages)
-        given = (self.model, parts, self.plan.settings, self.window, crew.threads, self.speed.device)
+        given = (self.model, parts, self.plan.settings, self.window, crew, self.speed.device)
         actors: list[Any] = [made.remote(*given) for _ in range(crew.most)]
         try:
             found = {name: ray.get([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from jobs.segment import READ_THREADS
-from jobs.session import CPUS_PER_ACTOR
+from jobs.session import CPUS_PER_ACTOR, share_cores
 from jobs.stages import Windows
 from seg_core.ahead import ahead
 from seg_core.plan import Plan
@@ -30,7 +29,8 @@ def calibrate(
     segmenter, cpus = Segmenter(model, device), os.cpu_count() or 1
     on_gpu = segmenter.device.type == "cuda"
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
-    torch.set_num_threads(max(2, min(CPUS_PER_ACTOR, cpus // here)))
+    threads, readers = share_cores(cpus // here, on_gpu)
+    torch.set_num_threads(threads)
     halo, total = plan.settings.halo, plan.num_windows(window)
     every = -(-total // SAMPLE)
     # From the middle of each stretch, for the first and last windows of a scene are the small ones.
@@ -39,9 +39,9 @@ def calibrate(
     )
     pixels = sum(at.height * at.width for _, at in jobs)
     windows = Windows(jobs, plan.settings, segmenter.bundle.stride)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+    with ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        chips = list(ahead(pool, windows.__getitem__, range(len(jobs)), READ_THREADS))
+        chips = list(ahead(pool, windows.__getitem__, range(len(jobs)), readers))
         decode = pixels / (time.perf_counter() - started)
     for chip in (chips[:1], chips):  # the first one warms up
         started = time.perf_counter()

@@ -8,6 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
+from jobs.arguments import actors, bands, number, numbers, window
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.folder is not None:
             _enter(args.folder)
-        return int(getattr(import_module("jobs.commands"), args.command)(args))
+        return int(getattr(import_module(f"jobs.{args.on}_commands"), args.command)(args))
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -67,7 +68,7 @@ def _enter(folder: str) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all commands; `command` names a function of jobs.commands."""
+    """The parser with all commands; `command` names a function of jobs.region_commands or its like."""
     parser = argparse.ArgumentParser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
@@ -95,8 +96,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Commands, name: str, text: str, json: bool = True) -> argparse.ArgumentParser:
+def _command(
+    commands: Commands, name: str, text: str, on: str = "region", json: bool = True
+) -> argparse.ArgumentParser:
+    """A command on regions and their runs, or on models or a cluster: jobs.{on}_commands has the function."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(on=on)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
@@ -105,7 +110,7 @@ def _command(commands: Commands, name: str, text: str, json: bool = True) -> arg
 
 
 def _train(commands: Commands) -> None:
-    parser = _command(commands, "train", "Train a model with Ray Train.")
+    parser = _command(commands, "train", "Train a model with Ray Train.", on="model")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
     parser.add_argument(
         "--work", metavar="DIR", help="folder or s3:// prefix for checkpoints and metrics (default: BUNDLE.train)"
@@ -133,7 +138,9 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(commands: Commands) -> None:
-    parser = _command(commands, "evaluate", "Score a bundle on a labelled split, or a run's masks against labels.")
+    parser = _command(
+        commands, "evaluate", "Score a bundle on a labelled split, or a run's masks against labels.", on="model"
+    )
     parser.add_argument("target", metavar="BUNDLE|RUN")
     parser.add_argument(
         "--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv"
@@ -152,7 +159,7 @@ def _plan(commands: Commands) -> None:
     group = parser.add_argument_group("an estimate")
     text = "segment a few windows here, and say how long the whole region takes"
     group.add_argument("--calibrate", action="store_true", help=text)
-    group.add_argument("--devices", type=_number, metavar="N", help="devices to segment with (default: this machine's)")
+    group.add_argument("--devices", type=number, metavar="N", help="devices to segment with (default: this machine's)")
     group.add_argument("--price", type=float, metavar="PER_HOUR", help="of a device, for the cost")
     group.add_argument("--device", default="auto", help="what to calibrate on: auto, cpu or cuda")
 
@@ -191,24 +198,26 @@ def _query(commands: Commands) -> None:
 
 
 def _submit(commands: Commands) -> None:
-    parser = _command(commands, "submit", "Run a command on a Ray cluster: seg submit -- segment ...", json=False)
+    parser = _command(
+        commands, "submit", "Run a command on a Ray cluster: seg submit -- segment ...", on="cluster", json=False
+    )
     _dashboard(parser)
     parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
     parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
 def _jobs(commands: Commands) -> None:
-    _dashboard(_command(commands, "jobs", "List the jobs submitted to a cluster."))
+    _dashboard(_command(commands, "jobs", "List the jobs submitted to a cluster.", on="cluster"))
 
 
 def _logs(commands: Commands) -> None:
-    parser = _command(commands, "logs", "Follow the log of a job, and exit with its code.", json=False)
+    parser = _command(commands, "logs", "Follow the log of a job, and exit with its code.", on="cluster", json=False)
     parser.add_argument("id", metavar="ID")
     _dashboard(parser)
 
 
 def _stop(commands: Commands) -> None:
-    parser = _command(commands, "stop", "Stop a job.", json=False)
+    parser = _command(commands, "stop", "Stop a job.", on="cluster", json=False)
     parser.add_argument("id", metavar="ID")
     _dashboard(parser)
 
@@ -224,13 +233,15 @@ def _bench(commands: Commands) -> None:
     parser = _command(kinds, "scale", "How rate and memory grow with the number of windows, of actors, and the window.")
     parser.set_defaults(command="bench_scale")
     _bench_region(parser, "how long each stage alone is measured at least (10)", 10.0)
-    parser.add_argument("--sizes", type=_numbers, default=[10, 100], metavar="N,N", help="numbers of windows (10,100)")
+    parser.add_argument("--sizes", type=numbers, default=[10, 100], metavar="N,N", help="numbers of windows (10,100)")
     text = "numbers of actors (default: as --actors says)"
-    parser.add_argument("--workers", type=_numbers, default=[], metavar="N,N", help=text)
+    parser.add_argument("--workers", type=numbers, default=[], metavar="N,N", help=text)
     text = "sizes of windows (default: as --window says)"
-    parser.add_argument("--windows", type=_numbers, default=[], metavar="PX,PX", help=text)
+    parser.add_argument("--windows", type=numbers, default=[], metavar="PX,PX", help=text)
     parser.add_argument("--out", metavar="FILE", help="write a plot to this PNG file")
-    parser = _command(kinds, "train", "Training on crops as they are made against training on a batch that stays.")
+    parser = _command(
+        kinds, "train", "Training on crops as they are made against training on a batch that stays.", on="model"
+    )
     parser.set_defaults(command="bench_train")
     _settings(parser)
 
@@ -241,7 +252,7 @@ def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) ->
     parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
     group = parser.add_argument_group("without SCENE, one is made")
     group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="how it is stored (deflate)")
-    group.add_argument("--side", type=_number, metavar="PX", help="how wide and high it is (4096)")
+    group.add_argument("--side", type=number, metavar="PX", help="how wide and high it is (4096)")
     group.add_argument("--at", metavar="DIR", help="folder or s3:// prefix to measure in (default: a temporary folder)")
 
 
@@ -250,7 +261,7 @@ def _models(commands: Commands) -> None:
     kinds = commands.add_parser("models", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="show"
     )
-    parser = _command(kinds, "show", "Say what a bundle is, what it was trained on, and its scores.")
+    parser = _command(kinds, "show", "Say what a bundle is, what it was trained on, and its scores.", on="model")
     parser.set_defaults(command="models_show")
     parser.add_argument("model", nargs="?", metavar="BUNDLE", help="folder of a trained model (default: the built-in)")
 
@@ -260,7 +271,9 @@ def _export(commands: Commands) -> None:
     kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="model"
     )
-    parser = _command(kinds, "model", "Write a bundle as one file: imagery in, probability of building out.")
+    parser = _command(
+        kinds, "model", "Write a bundle as one file: imagery in, probability of building out.", on="model"
+    )
     parser.set_defaults(command="export_model")
     parser.add_argument("model", metavar="BUNDLE", help="folder of a trained model")
     parser.add_argument("--to", required=True, choices=["onnx", "torch-export"], help="kind of file")
@@ -292,17 +305,17 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     group.add_argument(
         "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
     )
-    group.add_argument("--bands", type=_bands, metavar="B,B,B", help="bands to read, numbered from 1")
+    group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
     group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
     )
-    parser.add_argument("--window", type=_window, metavar="PX|auto", help="side of what is inferred at once (auto)")
+    parser.add_argument("--window", type=window, metavar="PX|auto", help="side of what is inferred at once (auto)")
 
 
 def _speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options that only change speed")
-    group.add_argument("--actors", type=_actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
+    group.add_argument("--actors", type=actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="share of a GPU each gets (1)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     _address(parser)
@@ -314,43 +327,6 @@ def _address(parser: argparse.ArgumentParser) -> None:
 
 def _dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (http://127.0.0.1:8265)")
-
-
-def _bands(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(band) for band in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: say a number from 1 on")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return [_number(each) for each in text.split(",")]
-
-
-def _window(text: str) -> int | None:
-    if text == "auto":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: say a number of px, or auto") from None
-
-
-def _actors(text: str) -> tuple[int, int]:
-    least, _, most = text.partition(":")
-    try:
-        bounds = int(least), int(most or least)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: say MIN or MIN:MAX") from None
-    if not 1 <= bounds[0] <= bounds[1]:
-        raise argparse.ArgumentTypeError(f"{text}: MIN must be at least 1, and MAX not less")
-    return bounds
 
 
 if __name__ == "__main__":

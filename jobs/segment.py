@@ -24,15 +24,13 @@ from seg_core.bundle import read_bundle
 from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import JobError, ReadError
 from seg_core.lease import hold
-from seg_core.plan import Part, Plan, Settings, choose_window
+from seg_core.plan import Part, Plan, Settings, choose_depth, choose_window
 from seg_core.query import summary
 from seg_core.results import write_part
 from seg_core.run import changed_scenes, find_run, now, open_run, parts_to_do, write_record
 from seg_core.storage import make_folder
 from seg_core.tiling import Window, num_splits, round_up, split
 
-READ_THREADS = 2  # GDAL releases the GIL; more only help where storage is slow
-READ_AHEAD = 2  # chips
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
 TASK_PIXELS = 2**24  # a Ray task costs the driver some 30 ms, so small parts share one
@@ -80,7 +78,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     busy.add(receipt)
                     check()
                 progress.end()
-                record |= {"seams": dict(seams), "bottleneck": busy.figures(READ_THREADS)}
+                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.readers)}
                 print(record["bottleneck"]["advice"], file=sys.stderr)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if todo or not record["finished"]:
@@ -121,7 +119,7 @@ def run_pipe(
         ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks)
         .map_batches(
             PartSegmenter,
-            fn_constructor_args=(model, out, settings, window, crew.threads, device, uuid.uuid4().hex, watched),
+            fn_constructor_args=(model, out, settings, window, crew, device, uuid.uuid4().hex, watched),
             batch_size=len(todo) // tasks,
             compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
             num_cpus=crew.num_cpus,
@@ -140,7 +138,7 @@ class PartSegmenter:
         out: str,
         settings: Settings,
         window: int,
-        threads: int,
+        crew: Crew,
         device: str,
         session: str,
         watched: Collection[str] = (),
@@ -151,12 +149,13 @@ class PartSegmenter:
 
         from seg_core.segmenter import Segmenter
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
         self.segmenter = Segmenter(model, device)
         self.out, self.settings, self.window, self.session = out, settings, window, session
         self.watched, self.seams = watched, Counter[str]()
-        self.pool = ThreadPoolExecutor(READ_THREADS)
+        self.pool = ThreadPoolExecutor(crew.readers)  # GDAL releases the GIL
+        self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, crew.readers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -175,7 +174,7 @@ class PartSegmenter:
             if attempt is None
             for window in split(part.window, size)
         ]
-        read = zip(work, ahead(self.pool, self.read, work, READ_AHEAD), strict=True)
+        read = zip(work, ahead(self.pool, self.read, work, self.depth), strict=True)
         for part, attempt in zip(parts, known, strict=True):
             count = num_splits(part.window, size)
             if attempt is None:

@@ -17,6 +17,7 @@ from seg_core.storage import SHARED
 # torch asks for huge pages: without them half the time of inference on a CPU goes into page faults.
 WORKER_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
+READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 
 
 @contextmanager
@@ -77,6 +78,7 @@ class Crew:
     num_cpus: int  # what Ray reserves
     num_gpus: float
     threads: int  # for torch
+    readers: int  # threads that read windows
     memory: int  # bytes of a node's memory that one actor may count on
 
 
@@ -85,17 +87,31 @@ def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
         raise SegError("the cluster has no node with a CPU for workers")
-    gpus, cpus = sum(n.get("GPU", 0) for n in nodes), min(int(n["CPU"]) for n in nodes)
+    gpus = sum(n.get("GPU", 0) for n in nodes)
     use_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
     if use_gpu and not gpus:
         raise SegError(f"--device {device}: no node of the cluster has a GPU: say cpu")
+    if use_gpu:
+        nodes = [n for n in nodes if n.get("GPU")]
     room = int(gpus / gpus_per_actor) if use_gpu else sum(int(n["CPU"]) for n in nodes)
     if actors and actors[1] > room:
         raise SegError(f"--actors {actors[1]}: the cluster has room for {room}")
     most = actors[1] if actors else room if use_gpu else sum(-(-int(n["CPU"]) // CPUS_PER_ACTOR) for n in nodes)
     on_a_node = -(-most // len(nodes))
-    threads = max(2, min(CPUS_PER_ACTOR, cpus // on_a_node))  # with one, sums are rounded in another order
-    memory = int(min(n["memory"] for n in nodes) / on_a_node)
-    # On a CPU a core is left to Ray's own work; torch's threads are not what Ray counts.
-    reserved = 1 if use_gpu else max(1, threads - 1)
-    return Crew(actors[0] if actors else most, most, reserved, gpus_per_actor if use_gpu else 0, threads, memory)
+    cpus = min(int(n["CPU"]) for n in nodes) // on_a_node
+    threads, readers = share_cores(cpus, use_gpu)
+    return Crew(
+        least=actors[0] if actors else most,
+        most=most,
+        num_cpus=max(1, (cpus if use_gpu else threads) - 1),  # a core is left to Ray's own work
+        num_gpus=gpus_per_actor if use_gpu else 0,
+        threads=threads,
+        readers=readers,
+        memory=int(min(n["memory"] for n in nodes) / on_a_node),
+    )
+
+
+def share_cores(cpus: int, use_gpu: bool) -> tuple[int, int]:
+    """Threads for torch, and threads that read, of an actor that has so many cores: beside a GPU all of them read."""
+    threads = max(2, min(CPUS_PER_ACTOR, cpus))  # with one, sums are rounded in another order
+    return threads, max(READERS, cpus) if use_gpu else READERS

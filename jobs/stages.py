@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.segment import READ_AHEAD, READ_THREADS
+from jobs.session import Crew
 from jobs.windows import read_window
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
-from seg_core.plan import Part, Settings
+from seg_core.plan import Part, Settings, choose_depth
 from seg_core.segmenter import Segmenter, load_model
 from seg_core.tiling import Window, split
 
@@ -51,12 +51,13 @@ class Stages:
     """
 
     def __init__(
-        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, threads: int, device: str
+        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, crew: Crew, device: str
     ) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings = model, settings
+        self.path, self.settings, self.readers = model, settings, crew.readers
         self.segmenter = Segmenter(model, device)
+        self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, crew.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
@@ -64,8 +65,8 @@ class Stages:
 
     def decode(self, seconds: float) -> float:
         """Reading, with the threads and as far ahead as in a run."""
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            chips = ahead(pool, self.windows.__getitem__, cycle(range(len(self.windows))), READ_AHEAD)
+        with ThreadPoolExecutor(self.readers) as pool:
+            chips = ahead(pool, self.windows.__getitem__, cycle(range(len(self.windows))), self.depth)
             return _rate((_size(self.windows.jobs[number]) for _, _, number in chips), seconds)
 
     def copy(self, seconds: float) -> float | None:

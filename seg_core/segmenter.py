@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.errors import SegError
-from seg_core.models import build_model, class_probability, normalise
+from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
 VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
@@ -48,7 +48,7 @@ class Segmenter:
         """Load the bundle at `path`. With `tta` (test-time augmentation) a probability is the mean of eight views."""
         self.bundle = read_bundle(path)
         self.device = choose_device(device)
-        model = load_model(self.bundle, read_weights(path, self.bundle))
+        model = fold_batchnorm(load_model(self.bundle, read_weights(path, self.bundle)))
         on_gpu = self.device.type == "cuda"
         self.views = VIEWS if tta else VIEWS[:1]
         self.layout = torch.channels_last if on_gpu else torch.contiguous_format

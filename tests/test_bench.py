@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeBundle, MakeScene, outside_environment
+from test_failures import CREW
 from test_segment import seg
 
 from jobs.bench import steady_rate
-from jobs.commands import show
 from jobs.made import make_scene as make_town
 from jobs.made import scratch
 from jobs.peak import Peak
 from jobs.stages import Stages
+from jobs.terminal import show
 from seg_core.bundle import read_bundle
 from seg_core.plan import Settings, make_plan
 from seg_core.raster import CODECS, read_chip, read_image
@@ -108,7 +109,7 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
     model, path = make_bundle(), make_scene(pixels=pixels, nodata=255)
     settings = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
-    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, 2, "cpu")
+    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, CREW, "cpu")
     loop = stages.loop_by_hand(str(tmp_path))
     sizes = [next(loop) for _ in stages.windows.jobs]
     loop.close()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -202,6 +203,19 @@ def options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, l
 
 def test_the_commands_have_these_options_and_no_others() -> None:
     assert dict(options(make_parser(), "seg")) == {name: sorted(flags) for name, flags in OPTIONS.items()}
+
+
+def test_each_command_has_its_function() -> None:
+    def leaves(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, child in action.choices.items():
+                    yield from list(leaves(child)) or [(child.get_default("command") or name, child)]
+
+    found = list(leaves(make_parser()))
+    assert len(found) > 15
+    for command, parser in found:
+        assert callable(getattr(import_module(f"jobs.{parser.get_default('on')}_commands"), command))
 
 
 def test_options_are_not_abbreviated(seg: Seg, bundle: str, make_scene: MakeScene) -> None:

@@ -14,6 +14,7 @@ from conftest import MakeBundle, MakeScene
 from numpy.typing import NDArray
 
 from jobs.segment import PartSegmenter
+from jobs.session import Crew
 from seg_core import attempts, mosaic
 from seg_core.bundle import read_bundle
 from seg_core.plan import Part, Plan, Settings, make_plan
@@ -27,6 +28,7 @@ from seg_core.verify import verify
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
+CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 Made = tuple[Plan, str, str]
 Rows = list[dict[str, Any]]
 
@@ -44,7 +46,7 @@ def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made
 def work(made: Made, session: str = "s") -> Rows:
     """Segment all parts in this process; the rows of the run."""
     plan, model, run = made
-    list(PartSegmenter(model, run, SETTINGS, WINDOW, 2, "cpu", session).segment_parts(list(plan.parts())))
+    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, "cpu", session).segment_parts(list(plan.parts())))
     return rows_of(made)
 
 
@@ -115,6 +117,7 @@ def test_a_tile_that_is_too_much_for_the_device_is_a_failure(made: Made, monkeyp
 DEADLY = """
 import os, signal, sys
 from jobs import segment
+from jobs.session import Crew
 from seg_core import mosaic
 from seg_core.run import read_plan
 read = mosaic.read_chip
@@ -125,7 +128,8 @@ def deadly(scene, at, scale):
 mosaic.read_chip = deadly
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-list(segment.PartSegmenter(model, run, plan.settings, 128, 2, "cpu", session).segment_parts(list(plan.parts())))
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+list(segment.PartSegmenter(model, run, plan.settings, 128, crew, "cpu", session).segment_parts(list(plan.parts())))
 """
 
 

@@ -1,5 +1,6 @@
-"""What a training step will keep in memory is counted before the step is taken."""
+"""Memory of a training step is counted before the step is taken; folding batch norm changes nothing but speed."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seg_core.losses import make_loss
-from seg_core.models import build_model, training_bytes_per_px
+from seg_core.models import build_model, fold_batchnorm, training_bytes_per_px
 from seg_core.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,3 +84,45 @@ def test_counting_leaves_the_network_as_it_was(training: bool) -> None:
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """As if trained: batch norms with statistics and weights of their own."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 2.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norms_left"),
+    [
+        ({"name": "unet", "in_channels": 3, "classes": 1, "width": 8, "depth": 2, "patch": 2}, 0),
+        # The encoder calls its layers one by one, and only its own code knows in which order.
+        ({"name": "smp:Unet/resnet18", "in_channels": 3, "classes": 2}, 17),
+    ],
+    ids=["unet", "smp"],
+)
+@torch.inference_mode()
+def test_a_network_with_its_batch_norms_folded_answers_the_same(architecture: dict[str, Any], norms_left: int) -> None:
+    model = randomised(build_model(architecture))
+    folded = fold_batchnorm(deepcopy(model))
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == norms_left
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    assert expected.std() > 0
+    torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_sequence_with_a_way_of_its_own_is_left_alone() -> None:
+    class Backwards(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for module in reversed(self):
+                x = module(x)
+            return x
+
+    model = fold_batchnorm(randomised(Backwards(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
+    assert isinstance(model[1], nn.BatchNorm2d)

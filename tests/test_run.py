@@ -17,7 +17,7 @@ from conftest import NORTH_UP, UTM, MakeScene
 from seg_core.bundle import Bundle, read_bundle, write_bundle
 from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
-from seg_core.plan import Part, Plan, Settings, choose_window, make_plan
+from seg_core.plan import Part, Plan, Settings, choose_depth, choose_window, make_plan
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
@@ -221,6 +221,22 @@ def test_a_window_is_as_asked_or_as_large_as_half_the_memory_allows(
     bundle: Bundle, wanted: int | None, memory: int, expected: int
 ) -> None:
     assert choose_window(wanted, SETTINGS, bundle, memory) == expected
+
+
+@pytest.mark.parametrize(
+    ("readers", "chips_in_memory", "expected"),
+    [
+        (2, 2**20, 4),  # two for each thread that reads
+        (16, 2**20, 32),
+        (16, 8 * 5, 5),  # as many as an eighth of the memory holds
+        (2, 0, 1),  # never none
+    ],
+)
+def test_chips_that_wait_are_bounded_by_readers_and_memory(
+    bundle: Bundle, readers: int, chips_in_memory: int, expected: int
+) -> None:
+    chip = (64 + 32) ** 2 * (bundle.bands + 1)
+    assert choose_depth(64, SETTINGS, bundle, chips_in_memory * chip, readers) == expected
 
 
 @pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])

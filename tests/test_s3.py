@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_a_window_of_a_scene_fetches_little_more_than_its_blocks(
     assert 0.9 * needed < proxied.received - before - header < 1.3 * needed
     assert pixels.shape == (3, 512, 512)
     assert valid.all()
+
+
+def test_a_listing_is_handed_on_page_by_page(s3: str, proxied: Proxy) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: storage.publish(f"{s3}/many/{number:04d}", b""), range(1001)))
+    before = proxied.received
+    names = storage.walk(f"{s3}/many")
+    first = next(names)
+    page = proxied.received - before
+    assert [first, *names] == [f"{s3}/many/{number:04d}" for number in range(1001)]
+    assert page < proxied.received - before < 1.1 * page  # one name, on a page that had not been asked for yet
 
 
 def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scene: MakeScene, proxied: Proxy) -> None:

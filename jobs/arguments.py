@@ -1,0 +1,62 @@
+"""What words of the command line mean. Raises argparse's own error, or SegError, for those that mean nothing."""
+
+from argparse import ArgumentTypeError, Namespace
+
+from seg_core.errors import SegError
+from seg_core.storage import absolute, is_remote
+
+
+def model_of(args: Namespace) -> str:
+    """The folder of the model that was named, or else of the one that comes with the package."""
+    from seg_core.bundle import BUILT_IN
+
+    return absolute(args.model) if args.model else BUILT_IN
+
+
+def local(path: str) -> str:
+    """The absolute form of a path that must be on disk."""
+    if is_remote(path):
+        raise SegError(f"{path}: this must be on a disk: only scenes, models, runs and --work may be in S3")
+    return absolute(path)
+
+
+def bands(text: str) -> tuple[int, ...]:
+    """Band numbers, from 1 on, with commas between."""
+    try:
+        return tuple(int(band) for band in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
+
+
+def number(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text}: say a number from 1 on")
+    return int(text)
+
+
+def numbers(text: str) -> list[int]:
+    """Such numbers with commas between."""
+    return [number(each) for each in text.split(",")]
+
+
+def window(text: str) -> int | None:
+    """A number of px; None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text}: say a number of px, or auto") from None
+
+
+def actors(text: str) -> tuple[int, int]:
+    """`MIN` or `MIN:MAX`, from 1 on."""
+    least, _, most = text.partition(":")
+    try:
+        bounds = int(least), int(most or least)
+    except ValueError:
+        raise ArgumentTypeError(f"{text}: say MIN or MIN:MAX") from None
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise ArgumentTypeError(f"{text}: MIN must be at least 1, and MAX not less")
+    return bounds

@@ -1,0 +1,112 @@
+"""Commands on models: from parsed arguments to the job, and from its result to the terminal.
+
+One function a command; each returns the exit code.
+"""
+
+import os
+from argparse import Namespace
+from dataclasses import fields
+
+from jobs.arguments import local, model_of
+from jobs.settings import TrainSettings, make_settings, parse_assignment
+from jobs.terminal import show, text
+from seg_core.errors import SegError
+from seg_core.storage import absolute, exists
+
+
+def _train_settings(args: Namespace) -> TrainSettings:
+    flags = {f.name: getattr(args, f.name) for f in fields(TrainSettings) if getattr(args, f.name) is not None}
+    return make_settings(args.preset, args.config, [*map(parse_assignment, args.set), flags])
+
+
+def train(args: Namespace) -> int:
+    """`seg train`."""
+    settings = _train_settings(args)
+    out = absolute(args.out)
+    work = absolute(args.work or f"{out}.train")
+    from jobs.train import train as run
+
+    bundle = run(settings, local(args.data), out, work, args.address, args.debug)
+    figures = {"bundle": out, "hash": bundle.hash, "epoch": bundle.provenance["epoch"], **bundle.metrics}
+    show({**figures, "threshold": bundle.threshold}, args.json)
+    return 0
+
+
+def evaluate(args: Namespace) -> int:
+    """`seg evaluate`."""
+    target = absolute(args.target)
+    if exists(f"{target}/run.json"):
+        return _evaluate_run(args, target)
+    from seg_core.bundle import read_bundle
+
+    read_bundle(target)
+    if args.data is None:
+        raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
+    from jobs.evaluate import evaluate as score
+    from jobs.evaluate import write_figures, write_samples
+    from seg_core.segmenter import Segmenter
+
+    segmenter, data = Segmenter(target, args.device, args.tta), local(args.data)
+    found = score(segmenter, data, args.split)
+    if args.per_image:
+        found.images.to_parquet(local(args.per_image), index=False)
+    if args.figures:
+        folder = absolute(args.figures)
+        write_figures(found, folder)
+        write_samples(found, segmenter, data, args.split, f"{folder}/samples.png")
+    show(found.figures(), args.json)
+    return 0
+
+
+def _evaluate_run(args: Namespace, run: str) -> int:
+    from seg_core.dataset import read_classes
+    from seg_core.metrics import scores
+    from seg_core.scoring import score_run
+
+    for option in ("tta", "per_image", "figures"):
+        if getattr(args, option):
+            raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
+    if args.labels is None:
+        raise SegError(f"{args.target}: is a run: name its truth with --labels")
+    counts = score_run(run, absolute(args.labels), read_classes(local(args.data)) if args.data else None)
+    show({**scores(counts), **counts._asdict()}, args.json)
+    return 0
+
+
+def models_show(args: Namespace) -> int:
+    """`seg models show`."""
+    from seg_core.bundle import describe, read_bundle, read_weights
+
+    bundle = read_bundle(model_of(args))
+    weights = read_weights(model_of(args), bundle)
+    figures = {"bundle": model_of(args), **describe(bundle)}
+    figures["weights"] = f"{sum(w.size for w in weights.values()):,}"
+    figures["weights_mb"] = round(sum(w.nbytes for w in weights.values()) / 1e6, 2)
+    if args.json:
+        show(figures, as_json=True)
+        return 0
+    for name in ("architecture", "metrics", "provenance"):
+        figures[name] = "\n".join(f"{key} {text(value)}" for key, value in figures[name].items())
+    wide = max(map(len, figures)) + 2
+    show({k: text(v).replace("\n", "\n" + " " * wide) for k, v in figures.items()}, as_json=False)
+    return 0
+
+
+def export_model(args: Namespace) -> int:
+    """`seg export model`."""
+    from seg_core.export import SUFFIXES, export_model
+
+    source = absolute(args.model)
+    out = local(args.out or args.model + SUFFIXES[args.to])
+    bundle = export_model(source, args.to, out)
+    show({"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}, args.json)
+    return 0
+
+
+def bench_train(args: Namespace) -> int:
+    """`seg bench train`."""
+    settings = _train_settings(args)
+    from jobs.bench_train import bench_train as run
+
+    show(run(settings, local(args.data)), args.json)
+    return 0

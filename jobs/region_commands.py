@@ -1,0 +1,225 @@
+"""Commands on regions and runs: from parsed arguments to the job, and from its result to the terminal.
+
+One function a command; each returns the exit code.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from jobs.arguments import local, model_of
+from jobs.terminal import note, show, show_table
+from seg_core.errors import SegError
+from seg_core.storage import absolute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobs.segment import Speed
+    from seg_core.plan import Plan
+
+TABLE_ROWS = 100
+
+
+def plan(args: Namespace) -> int:
+    """`seg plan`."""
+    from seg_core.bundle import read_bundle
+    from seg_core.plan import choose_window
+
+    planned, refused = _planned(args)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    window = choose_window(args.window, planned.settings, read_bundle(model_of(args)), memory)
+    figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
+    if not args.calibrate and (args.price is not None or args.devices is not None):
+        raise SegError("--price, --devices: are for an estimate: add --calibrate")
+    if args.calibrate and planned.scenes:
+        from jobs.calibrate import calibrate
+
+        figures |= calibrate(planned, model_of(args), window, args.device, args.devices, args.price)
+    figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused}
+    if args.json:
+        show(figures, as_json=True)
+    else:
+        settings = ", ".join(f"{k} {v}" for k, v in figures.pop("settings").items() if v is not None and v is not False)
+        show({**figures, "settings": settings, "refused": len(refused)}, as_json=False)
+        for line in refused:
+            print(f"  {line}")
+    return 2 if refused else 0
+
+
+def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
+    from seg_core.bundle import read_bundle, read_weights
+    from seg_core.plan import Settings, make_plan
+    from seg_core.scenes import read_region
+
+    bundle = read_bundle(model_of(args))
+    read_weights(model_of(args), bundle)  # damage shows here, not in a worker
+    settings = Settings(
+        tile_size=args.tile_size,
+        part=args.part,
+        halo=bundle.halo if args.halo is None else args.halo,
+        threshold=bundle.threshold if args.threshold is None else args.threshold,
+        resample=args.resample,
+        scale=tuple(args.scale) if args.scale else None,
+        bands=args.bands,
+        keep_probability=args.keep_probability,
+        mosaic=args.mosaic,
+    )
+    scenes, unreadable = read_region(args.scenes, as_given=args.mosaic and args.order == "given")
+    planned, refused = make_plan(scenes, bundle, settings, args.window)
+    return planned, unreadable + refused
+
+
+def _accepted(args: Namespace) -> "Plan":
+    """The plan of a region of which every scene can be segmented."""
+    planned, refused = _planned(args)
+    if refused:
+        more = f" (and {len(refused) - 1} more: see seg plan)" if len(refused) > 1 else ""
+        raise SegError(f"{refused[0]}{more}")
+    for scene in planned.scenes:
+        if scene.crs is None:
+            note(f"{scene.scene_id}: no CRS: its resolution is taken for the model's, areas and geometry stay null")
+    return planned
+
+
+def _speed(args: Namespace) -> "Speed":
+    from jobs.segment import Speed
+
+    return Speed(
+        window=args.window,
+        actors=args.actors,
+        gpus_per_actor=args.gpus_per_actor,
+        device=args.device,
+        max_failures=getattr(args, "max_failures", None),
+        address=args.address,
+        verbose=args.debug,
+    )
+
+
+def segment(args: Namespace) -> int:
+    """`seg segment`."""
+    planned, out = _accepted(args), absolute(args.out)
+    from jobs.segment import segment as run
+
+    record = run(planned, model_of(args), out, _speed(args))
+    if not record["num_new"]:
+        note(f"{args.out}: nothing to do: all {planned.counts['tiles']:,} tiles are there")
+    seams = record.get("seams") or {"pixels": 0}
+    disagreement = seams["differing"] / seams["pixels"] if seams["pixels"] else None
+    show({"run": out, **record["counts"], "seam_disagreement": disagreement}, args.json)
+    failed = record["counts"]["failed"]
+    if failed:
+        note(
+            f"{failed:,} tiles failed: seg query {args.out} 'SELECT * FROM failures'; the same command tries them again"
+        )
+    return 1 if failed else 0
+
+
+def verify(args: Namespace) -> int:
+    """`seg verify`."""
+    from seg_core.verify import verify as prove
+
+    found = prove(absolute(args.out))
+    figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
+    differing: dict[str, list[str]] = {}
+    if args.deep and found.holds:
+        from jobs.recheck import recheck
+
+        model = absolute(args.model) if args.model else None
+        figures["rechecked"], differing = recheck(absolute(args.out), args.deep, args.device, model)
+        found.problems = [f"{name}: {line}" for name, lines in differing.items() for line in lines]
+    figures |= {"complete": found.holds, "problems": found.problems if args.json else len(found.problems)}
+    show(figures, args.json)
+    for line in [] if args.json else found.problems[:TABLE_ROWS]:
+        print(f"  {line}")
+    if not found.holds and not args.json:
+        command = " ".join(["seg repair", args.out, *differing])
+        note(f"{command} removes the parts that this is about; seg segment then makes them again")
+    return 0 if found.holds and not found.num_failed else 1
+
+
+def repair(args: Namespace) -> int:
+    """`seg repair`."""
+    from seg_core.verify import repair as mend
+
+    found = mend(absolute(args.out), args.parts)
+    show({"removed": found.bad_parts if args.json else len(found.bad_parts)}, args.json)
+    for path in [] if args.json else found.bad_parts[:TABLE_ROWS]:
+        print(f"  {path}")
+    if found.bad_parts:
+        note("the seg segment command of the run makes again what is missing")
+    return 0
+
+
+def query(args: Namespace) -> int:
+    """`seg query`."""
+    from seg_core.query import query as ask
+    from seg_core.query import summary, to_table, write_answer
+
+    if args.format == "parquet" and sys.stdout.isatty():
+        raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
+    run = absolute(args.out)
+    if args.sql is None and args.format in {"table", "json"}:
+        show(summary(run), args.format == "json")
+        return 0
+    answer = to_table(summary(run)) if args.sql is None else ask(run, args.sql)
+    write_answer(answer, args.format, sys.stdout.buffer, TABLE_ROWS)
+    return 0
+
+
+@contextmanager
+def _bench_region(args: Namespace) -> "Iterator[tuple[Plan, str]]":
+    """The plan of the scenes that were named, or of one made for it; and a folder to measure in, then gone."""
+    from jobs.made import make_scene, scratch
+    from seg_core.bundle import read_bundle
+
+    if args.scenes and (args.codec or args.side):
+        raise SegError("--codec, --side: are for a scene that is made: leave them out, or name no scene")
+    with scratch(args.at) as folder:
+        if not args.scenes:
+            made = make_scene(folder, args.codec or "deflate", args.side or 4096, read_bundle(model_of(args)))
+            args = Namespace(**{**vars(args), "scenes": [made]})
+        yield _accepted(args), folder
+
+
+def bench_segment(args: Namespace) -> int:
+    """`seg bench segment`."""
+    from jobs.bench import bench_segment as run
+
+    with _bench_region(args) as (planned, folder):
+        show(run(planned, model_of(args), folder, _speed(args), args.seconds), args.json)
+    return 0
+
+
+def bench_scale(args: Namespace) -> int:
+    """`seg bench scale`."""
+    from jobs.bench import bench_scale as run
+
+    plot = local(args.out) if args.out else None
+    with _bench_region(args) as (planned, folder):
+        points = run(
+            planned, model_of(args), folder, _speed(args), args.sizes, args.workers, args.windows, args.seconds
+        )
+    if plot:
+        from seg_core.figures import draw_scale
+        from seg_core.storage import publish
+
+        publish(plot, draw_scale(points))
+    if args.json:
+        show({"points": points, "plot": plot}, as_json=True)
+        return 0
+    show_table(points)
+    return 0
+
+
+def demo(args: Namespace) -> int:
+    """`seg demo`."""
+    from jobs.demo import demo as run
+
+    figures = run(local(args.out), note if args.json else partial(print, flush=True))
+    show(figures, args.json)
+    return 0 if figures["verified"] else 1

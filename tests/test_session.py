@@ -1,0 +1,57 @@
+"""Actors are sized to the cluster: how many, and what each has of its node."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from jobs.session import make_crew
+from seg_core.errors import SegError
+
+GIB = 2**30
+
+
+def node(cpus: int, gpus: int = 0, memory: int = 64 * GIB) -> dict[str, Any]:
+    return {"Alive": True, "Resources": {"CPU": cpus, "memory": memory, **({"GPU": gpus} if gpus else {})}}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Nodes as Ray lists them, for a cluster of GPUs can't be had here."""
+    nodes: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    return nodes
+
+
+def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[dict[str, Any]]) -> None:
+    cluster.append(node(2, memory=16 * GIB))
+    crew = make_crew(None, 1.0, "auto")
+    assert (crew.least, crew.most, crew.num_cpus, crew.num_gpus) == (1, 1, 1, 0)
+    assert (crew.threads, crew.readers, crew.memory) == (2, 2, 16 * GIB)
+
+
+def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
+    cluster += [node(16), node(16)]
+    crew = make_crew(None, 1.0, "cpu")
+    assert (crew.most, crew.num_cpus, crew.threads, crew.readers) == (8, 3, 4, 2)
+    assert crew.memory == 16 * GIB
+
+
+def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]]) -> None:
+    cluster += [node(2, memory=GIB), node(32, gpus=2)]  # a small node without a GPU counts for nothing
+    crew = make_crew(None, 1.0, "auto")
+    assert (crew.most, crew.num_gpus, crew.num_cpus, crew.readers) == (2, 1.0, 15, 16)
+    assert crew.memory == 32 * GIB
+    shared = make_crew(None, 0.5, "cuda")
+    assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
+
+
+def test_more_than_the_cluster_has_is_refused(cluster: list[dict[str, Any]]) -> None:
+    cluster.append(node(2))
+    with pytest.raises(SegError, match="--actors 3: the cluster has room for 2"):
+        make_crew((1, 3), 1.0, "auto")
+    with pytest.raises(SegError, match="--device cuda: no node of the cluster has a GPU"):
+        make_crew(None, 1.0, "cuda")
+    cluster.clear()
+    with pytest.raises(SegError, match="no node"):
+        make_crew(None, 1.0, "auto")
