@@ -26,7 +26,7 @@ def calibrate(
 
     Without `devices` they are those of this machine, whose CPUs are shared out as in a run. Start-up is not counted.
     """
-    segmenter, cpus = Segmenter(model, device), os.cpu_count() or 1
+    segmenter, cpus = Segmenter(model, device, precision=plan.settings.precision), os.cpu_count() or 1
     on_gpu = segmenter.device.type == "cuda"
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)

@@ -150,6 +150,7 @@ def _evaluate(commands: Commands) -> None:
     parser.add_argument("--per-image", metavar="FILE", help="write the figures of each image to this Parquet file")
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
+    _precision(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
@@ -306,11 +307,17 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
         "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
     )
     group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
+    _precision(group)
     group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
     )
     parser.add_argument("--window", type=window, metavar="PX|auto", help="side of what is inferred at once (auto)")
+
+
+def _precision(parser: argparse._ActionsContainer) -> None:
+    text = "float32: on a CPU the same to the last bit however it is cut; bfloat16: faster; auto: that on a GPU"
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
 
 
 def _speed(parser: argparse.ArgumentParser) -> None:

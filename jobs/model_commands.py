@@ -46,7 +46,7 @@ def evaluate(args: Namespace) -> int:
     from jobs.evaluate import write_figures, write_samples
     from seg_core.segmenter import Segmenter
 
-    segmenter, data = Segmenter(target, args.device, args.tta), local(args.data)
+    segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
     found = score(segmenter, data, args.split)
     if args.per_image:
         found.images.to_parquet(local(args.per_image), index=False)
@@ -63,8 +63,8 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.metrics import scores
     from seg_core.scoring import score_run
 
-    for option in ("tta", "per_image", "figures"):
-        if getattr(args, option):
+    for option in ("tta", "per_image", "figures", "precision"):
+        if getattr(args, option) not in {False, None, "auto"}:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")

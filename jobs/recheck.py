@@ -15,7 +15,7 @@ from seg_core.segmenter import Segmenter
 from seg_core.tiling import split
 
 MEMORY = 2**31  # bytes to segment a window in
-TOLERANCE = 0.002  # share of a tile's pixels that may differ where a GPU has rounded otherwise
+TOLERANCE = 0.002  # share of a tile's pixels that may differ where the device has rounded otherwise
 
 
 def recheck(run: str, number: int, device: str, model: str | None = None) -> tuple[int, dict[str, list[str]]]:
@@ -27,7 +27,7 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
     """
     plan, record = read_plan(run), read_record(run)
     torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
-    segmenter = Segmenter(model or record["model"]["uri"], device)
+    segmenter = Segmenter(model or record["model"]["uri"], device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:
         raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
     window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
@@ -39,7 +39,7 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
         chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
         again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
         path = part_path(run, part.key)
-        if found := _differences(part, again, read_part(path), segmenter.device.type != "cpu"):
+        if found := _differences(part, again, read_part(path), not segmenter.exact):
             problems[posixpath.basename(path)] = found
     return len(chosen), problems
 

@@ -67,6 +67,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
         scale=tuple(args.scale) if args.scale else None,
         bands=args.bands,
         keep_probability=args.keep_probability,
+        precision=args.precision,
         mosaic=args.mosaic,
     )
     scenes, unreadable = read_region(args.scenes, as_given=args.mosaic and args.order == "given")

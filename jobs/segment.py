@@ -151,7 +151,7 @@ class PartSegmenter:
 
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
-        self.segmenter = Segmenter(model, device)
+        self.segmenter = Segmenter(model, device, precision=settings.precision)
         self.out, self.settings, self.window, self.session = out, settings, window, session
         self.watched, self.seams = watched, Counter[str]()
         self.pool = ThreadPoolExecutor(crew.readers)  # GDAL releases the GIL

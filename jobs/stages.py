@@ -56,7 +56,7 @@ class Stages:
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
         self.path, self.settings, self.readers = model, settings, crew.readers
-        self.segmenter = Segmenter(model, device)
+        self.segmenter = Segmenter(model, device, precision=settings.precision)
         self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, crew.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
@@ -120,7 +120,7 @@ class Stages:
             _, at = self.windows.jobs[number]
             image, mask = (each.to(device, non_blocking=True).unsqueeze(0) for each in (pixels, valid))
             image = normalise(image, mask, bundle.mean, bundle.std).contiguous(memory_format=layout)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.segmenter.bfloat16):
                 logits = network(image).float()
             one = logits.shape[1] == 1
             probability = logits.sigmoid() if one else logits.softmax(1)[:, bundle.building]

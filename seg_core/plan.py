@@ -30,6 +30,7 @@ class Settings:
     scale: tuple[float, float] | None = None
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
+    precision: str = "auto"  # see Segmenter
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
 

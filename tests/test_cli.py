@@ -35,6 +35,7 @@ REGION = [
     "--bands",
     "--halo",
     "--keep-probability",
+    "--precision",
     "--model",
     "--mosaic",
     "--order",
@@ -98,6 +99,7 @@ OPTIONS = {
         "--figures",
         "--json",
         "--labels",
+        "--precision",
         "--per-image",
         "--split",
         "--tta",
@@ -716,6 +718,7 @@ def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> No
     run, _ = build_run(tmp_path)
     refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--per-image", "x"), "--per-image: is for a bundle")
+    refused(seg("evaluate", run, "--labels", tmp_path, "--precision", "float32"), "--precision: is for a bundle")
 
 
 def test_a_bundle_tells_what_it_is(seg: Seg, make_bundle: MakeBundle) -> None:

@@ -274,3 +274,15 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
     assert {(s["height"], s["width"], s["gsd_m"]) for s in scenes} == {(615, 615, 1.0)}
     assert verify(str(tmp_path / "run")).holds
     assert Path(part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key)).exists()
+
+
+def test_bfloat16_is_a_setting_of_the_run(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    seg(capsys, *command, "--precision", "bfloat16")
+    assert read_plan(str(tmp_path / "run")).settings.precision == "bfloat16"
+    out, _ = seg(capsys, "verify", tmp_path / "run", "--deep", "--json")
+    assert json.loads(out)["rechecked"] > 1
+    _, err = seg(capsys, *command, code=2)
+    assert "precision bfloat16 there, auto now" in err

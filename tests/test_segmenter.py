@@ -150,3 +150,13 @@ def test_the_probability_is_that_of_the_building_class(make_bundle: MakeBundle) 
 def test_a_device_that_is_none_is_refused(name: str, message: str) -> None:
     with pytest.raises(SegError, match=rf"^--device {name}: {message}"):
         choose_device(name)
+
+
+def test_bfloat16_is_near_float32_and_does_not_claim_to_be_exact(bundle: str, plain: Segmenter) -> None:
+    rough = Segmenter(bundle, "cpu", precision="bfloat16")
+    pixels, valid = random_chip()
+    found, expected = infer(rough, pixels, valid), infer(plain, pixels, valid)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.05
+    assert (plain.exact, rough.exact) == (True, False)
+    assert Segmenter(bundle, "cpu", precision="float32").exact
