@@ -83,21 +83,42 @@ def _open_grid(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader
         if not grid.resampled:
             yield dataset
             return
-        own, wanted = pixel_size(tuple(dataset.transform)[:6]), pixel_size(grid.transform)
         bounded = scene.masked or (grid is not scene and dataset.nodata is None)
-        with WarpedVRT(
-            dataset,
-            crs=dataset.crs,
-            transform=Affine(*grid.transform),
-            height=grid.height,
-            width=grid.width,
-            resampling=Resampling.bilinear,
-            add_alpha=bounded and _alpha_band(dataset) is None,
-            # Else GDAL takes them from what of the file a window covers, rounded.
-            XSCALE=own[0] / wanted[0],
-            YSCALE=own[1] / wanted[1],
-        ) as warped:
-            yield warped
+        with _near(dataset, scene, grid, fresh) as source:
+            own, wanted = pixel_size(tuple(source.transform)[:6]), pixel_size(grid.transform)
+            with WarpedVRT(
+                source,
+                crs=source.crs,
+                transform=Affine(*grid.transform),
+                height=grid.height,
+                width=grid.width,
+                resampling=Resampling.bilinear,
+                add_alpha=bounded and _alpha_band(source) is None,
+                # Else GDAL takes them from what of the file a window covers, rounded.
+                XSCALE=own[0] / wanted[0],
+                YSCALE=own[1] / wanted[1],
+            ) as warped:
+                yield warped
+
+
+@contextmanager
+def _near(dataset: DatasetReader, scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
+    """Of a file and its overviews the coarsest that is not coarser than the grid: what is finer is read for nothing.
+
+    Only overviews within the file: those beside it are not looked for in S3. And not of a file with a mask: GDAL gives
+    a mask that is added after the overviews further ones that say all is valid.
+    """
+    own, wanted = pixel_size(tuple(dataset.transform)[:6]), pixel_size(grid.transform)
+    room = min(wanted[0] / own[0], wanted[1] / own[1]) * (1 + 1e-6)
+    factors = dataset.overviews(scene.bands[0])
+    fitting = [level for level, factor in enumerate(factors) if factor <= room]
+    masked = scene.masked and _alpha_band(dataset) is None
+    beside = any(path.lower().endswith(".ovr") for path in dataset.files)
+    if not fitting or masked or beside or any(dataset.overviews(band) != factors for band in dataset.indexes):
+        yield dataset
+        return
+    with open_image(scene.uri, fresh, max(fitting, key=lambda level: factors[level])) as overview:
+        yield overview
 
 
 def _alpha_band(dataset: DatasetReader) -> int | None:

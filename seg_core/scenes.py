@@ -98,15 +98,17 @@ class Scene:
 
 
 @contextmanager
-def open_image(uri: str, fresh: bool = False) -> Iterator[DatasetReader]:
-    """Open an image with GDAL's settings in force. Raises ReadError where it is none, or reading it fails.
+def open_image(uri: str, fresh: bool = False, overview: int | None = None) -> Iterator[DatasetReader]:
+    """Open an image, or one of its overviews. Raises ReadError where it is none, or reading it fails.
 
-    GDAL keeps what it has fetched of a remote file for the next one to open it, but not of a `fresh` one.
+    GDAL's settings are in force meanwhile. It keeps what it has fetched of a remote file for the next one to open it,
+    but not of a `fresh` one.
     """
     kept = {"CPL_VSIL_CURL_NON_CACHED": gdal_path(uri)} if fresh else {}
+    options = {} if overview is None else {"overview_level": overview}
     with rasterio.Env(**gdal_settings(uri), **kept):
         try:
-            dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[posixpath.splitext(uri)[1].lower()])
+            dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[posixpath.splitext(uri)[1].lower()], **options)
         except RasterioError as error:
             raise _read_error(uri, error, _why_unreadable(uri)) from error
         except (KeyError, UnicodeDecodeError) as error:  # of another suffix; of a CRS that is no text

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeScene
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
 
@@ -338,6 +338,70 @@ def test_a_scene_of_one_pixel_is_read_and_resampled(tmp_path: Path) -> None:
         found, _ = chip_of(resampled)
         assert found.shape == (3, resampled.height, resampled.width)
         assert (found == np.array([10, 20, 30])[:, None, None]).all()
+
+
+def with_overviews(path: Path, factors: list[int], beside: bool = False) -> None:
+    """Add overviews, and then make the file itself another colour, so that it shows which of them is read."""
+    with rasterio.Env(TIFF_USE_OVR=beside), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews(factors, Resampling.average)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write(np.full((dataset.count, *dataset.shape), 50, np.uint8))
+
+
+@pytest.mark.parametrize(("gsd_m", "level"), [(0.5, 50), (1.9, 50), (2.0, 100), (3.9, 100), (4.0, 100), (7.0, 100)])
+def test_the_overview_that_is_fine_enough_is_read(tmp_path: Path, gsd_m: float, level: int) -> None:
+    write_raw(tmp_path / "a.tif", np.full((3, 300, 320), 100, np.uint8))
+    with_overviews(tmp_path / "a.tif", [2, 4])
+    scene = resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), gsd_m)
+    found, valid = chip_of(scene)
+    assert (found == level).all()
+    assert valid.all()
+
+
+def test_overviews_blend_as_the_file_itself_would(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 256, 256)).astype(np.uint8)
+    pixels = np.repeat(np.repeat(pixels[:, ::8, ::8], 8, axis=1), 8, axis=2)  # blocks of 8 px, coarser than all grids
+    scene = write_raw(tmp_path / "a.tif", pixels)
+    plain = chip_of(resample_grid(scene, 4.0))[0]
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    found = chip_of(resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), 4.0))[0]
+    assert np.abs(found.astype(int) - plain).mean() < 25  # of noise of 73
+
+
+@pytest.mark.parametrize("kind", ["nodata", "alpha"])
+def test_windows_read_from_an_overview_agree_exactly_where_they_overlap(tmp_path: Path, kind: str) -> None:
+    pixels, valid = draw("uint8", 3, 700, 731)
+    pixels[:, ~valid] = 255
+    alpha = valid * 255 if kind == "alpha" else None
+    write_raw(tmp_path / "a.tif", pixels, nodata=255 if kind == "nodata" else None, alpha=alpha)
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    overlaps(resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), 2.7), 15, 200)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_file_with_a_mask_is_read_itself(tmp_path: Path, masked: bool) -> None:
+    pixels, valid = np.full((3, 300, 320), 100, np.uint8), np.ones((300, 320), np.bool_)
+    valid[:150] = False
+    expected = chip_of(resample_grid(write_raw(tmp_path / "b.tif", pixels, mask=valid), 4.0))[1]
+    write_raw(tmp_path / "a.tif", pixels, mask=valid if masked else None)
+    with_overviews(tmp_path / "a.tif", [2, 4])
+    if not masked:  # it comes later, and GDAL gives it overviews that say all is valid
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+            dataset.write_mask(valid)
+    scene = resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), 4.0)
+    found, known = chip_of(scene)
+    assert np.array_equal(known, expected)
+    assert (found[:, known] == 50).all()
+
+
+def test_overviews_beside_the_file_are_not_read(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.tif", np.full((3, 300, 320), 100, np.uint8))
+    with_overviews(tmp_path / "a.tif", [2, 4], beside=True)
+    assert (tmp_path / "a.tif.ovr").exists()
+    found, _ = chip_of(resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), 4.0))
+    assert (found == 50).all()
 
 
 def test_windows_of_a_real_scene_equal_its_whole(shared: Path) -> None:
