@@ -123,10 +123,13 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
     )
-    parser.add_argument("--preset", default="default", choices=list(PRESETS), help="settings to start from")
+    text = "settings to start from; auto: small where there is neither a GPU nor a cluster, else large"
+    parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS], help=text)
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting")
-    group = parser.add_argument_group("settings (flags win over --set, --config and --preset, in this order)")
+    group = parser.add_argument_group(
+        "settings, as they are in large (flags win over --set, --config, --preset, in this order)"
+    )
     for setting in fields(TrainSettings):
         flag, help_text = f"--{setting.name.replace('_', '-')}", f"{setting.metadata['help']} ({setting.default})"
         kind = type(setting.default)

@@ -14,14 +14,25 @@ from seg_core.errors import SegError
 from seg_core.storage import absolute, exists
 
 
-def _train_settings(args: Namespace) -> TrainSettings:
+def train_settings(args: Namespace) -> TrainSettings:
+    """The settings of a training run, from preset, file and flags."""
     flags = {f.name: getattr(args, f.name) for f in fields(TrainSettings) if getattr(args, f.name) is not None}
-    return make_settings(args.preset, args.config, [*map(parse_assignment, args.set), flags])
+    preset = _preset(args) if args.preset == "auto" else args.preset
+    return make_settings(preset, args.config, [*map(parse_assignment, args.set), flags])
+
+
+def _preset(args: Namespace) -> str:
+    """Of the presets the one that suits what is there to train on."""
+    import torch
+
+    if torch.cuda.is_available() or getattr(args, "address", None) or "RAY_ADDRESS" in os.environ:
+        return "large"
+    return "small"
 
 
 def train(args: Namespace) -> int:
     """`seg train`."""
-    settings = _train_settings(args)
+    settings = train_settings(args)
     out = absolute(args.out)
     work = absolute(args.work or f"{out}.train")
     from jobs.train import train as run
@@ -105,7 +116,7 @@ def export_model(args: Namespace) -> int:
 
 def bench_train(args: Namespace) -> int:
     """`seg bench train`."""
-    settings = _train_settings(args)
+    settings = train_settings(args)
     from jobs.bench_train import bench_train as run
 
     show(run(settings, local(args.data)), args.json)

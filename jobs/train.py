@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -73,6 +74,7 @@ def train(
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
             "steps": settings.steps or -(-len(pairs["train"]) // settings.batch),
         }
+        print(_announcement(config, work), file=sys.stderr, flush=True)
         best = _fit(config, work)
         bundle = _publish(best, out, settings)
     segmenter = Segmenter(out)
@@ -177,6 +179,15 @@ def _common_gsd(digests: Sequence[Digest]) -> float | None:
     if known[-1] > GSD_SPREAD * known[0]:
         raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
     return round(known[len(known) // 2], 3)
+
+
+def _announcement(config: dict[str, Any], work: str) -> str:
+    settings, number = config["settings"], {split: len(refs) for split, refs in config["samples"].items()}
+    model = f"unet of width {settings.width}" if settings.model == "unet" else settings.model
+    return (
+        f"{model}: {settings.epochs} epochs of {config['steps']} steps of {settings.batch} crops of {settings.crop} px "
+        f"from {number['train']} images, validated on {number['val']}; checkpoints in {work}"
+    )
 
 
 def _fit(config: dict[str, Any], work: str) -> Checkpoint:

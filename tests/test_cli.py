@@ -22,6 +22,8 @@ from rasterio.transform import Affine
 from test_run import build_run, write_light_bundle
 
 from jobs.cli import main, make_parser
+from jobs.model_commands import train_settings
+from jobs.settings import TrainSettings, make_settings
 from seg_core.bundle import read_bundle
 from seg_core.dataset import read_classes
 from seg_core.raster import CODECS, read_chip
@@ -379,6 +381,7 @@ def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: Make
         "scale": None,
         "bands": None,
         "keep_probability": True,
+        "precision": "auto",
         "mosaic": False,
         "window": 32,  # kept, because this halo does not cover the model's context of 12 px
     }
@@ -820,6 +823,19 @@ def test_a_config_file_that_cannot_work_is_refused(
 def test_a_config_file_that_is_not_there_is_refused(seg: Seg, tmp_path: Path) -> None:
     make_dataset(tmp_path)
     refused(train(seg, tmp_path, "--config", tmp_path / "nowhere.toml"), "--config", "nowhere.toml", "No such file")
+
+
+def test_the_preset_follows_from_what_there_is_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(*args: str) -> TrainSettings:
+        return train_settings(make_parser().parse_args(["train", "--data", "d", "--out", "o", *args]))
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert settings() == make_settings("small", None, [])
+    assert settings("--preset", "large") == settings("--address", "ray://head:10001") == TrainSettings()
+    assert settings("--preset", "article").width == 64
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert settings() == TrainSettings()
 
 
 def test_an_unknown_preset_or_choice_is_refused(seg: Seg, tmp_path: Path) -> None:

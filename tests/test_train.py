@@ -137,7 +137,7 @@ def read_png(png: bytes | None) -> np.ndarray[Any, Any]:
 
 
 def settings_of(**changes: Any) -> TrainSettings:
-    return make_settings("default", None, [TINY, changes])
+    return make_settings("large", None, [TINY, changes])
 
 
 def run(dataset: Path, folder: Path, **changes: Any) -> Bundle:
