@@ -19,8 +19,8 @@ from seg_core.picture import assemble_mask, assemble_panels, paint_coverage, pai
 from seg_core.plan import Settings, make_plan
 from seg_core.query import query
 from seg_core.raster import read_image, write_geotiff
+from seg_core.region import read_region
 from seg_core.results import published_parts, read_part
-from seg_core.scenes import read_region
 from seg_core.scoring import score_run
 from seg_core.storage import make_folder, publish
 from seg_core.town import draw_town

@@ -54,7 +54,7 @@ def plan(args: Namespace) -> int:
 def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
     from seg_core.bundle import read_bundle, read_weights
     from seg_core.plan import Settings, make_plan
-    from seg_core.scenes import read_region
+    from seg_core.region import read_region
 
     bundle = read_bundle(model_of(args))
     read_weights(model_of(args), bundle)  # damage shows here, not in a worker

@@ -1,19 +1,16 @@
-"""Scenes: find the images of a region, read their headers, refuse what can't be segmented, and say why."""
+"""Scenes: read the headers of images, refuse what can't be segmented, and say why."""
 
-import io
 import math
 import os
 import posixpath
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
@@ -23,16 +20,10 @@ from rasterio.io import DatasetReader
 from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.geometry import Transform, ground_size
 from seg_core.storage import (
-    absolute,
-    exists,
-    expand,
-    folder_of,
     gdal_path,
     gdal_settings,
     is_remote,
-    read_bytes,
     stat,
-    walk,
 )
 from seg_core.tiling import Window
 
@@ -47,7 +38,6 @@ DRIVERS = {
     ".jp2": "JP2OpenJPEG",
 }
 SUFFIXES = tuple(DRIVERS)
-MANIFESTS = (".csv", ".parquet", ".txt")
 UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
 # A scene without georeference is served; the command line says so itself, once a scene and not once a read.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -58,7 +48,6 @@ MASKS = (".msk", ".ovr")  # files beside an image that GDAL opens with it
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
-READERS = 16  # threads to read headers with
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
@@ -223,88 +212,6 @@ def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> 
         return None
     along_column, along_row = ground_size(crs, transform, height, width)
     return round(float((along_column * along_row) ** 0.5), 6)
-
-
-def read_region(sources: Sequence[str], as_given: bool = False) -> tuple[list[Scene], list[str]]:
-    """Scenes of a region in the order of their ids, and one line for each file that is no readable image.
-
-    With `as_given` they are in the order in which the sources name them, those of a folder by name.
-
-    A source is a file, a folder (searched with its subfolders), a glob, each on disk or in S3, or a manifest (`.txt`: a
-    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). Raises SegError where nothing is found.
-    """
-    named = dict.fromkeys(uri for source in sources for uri in find_images(source))
-    uris = list(named) if as_given else sorted(named)
-    if len({is_remote(uri) for uri in uris}) > 1:
-        raise SegError("some scenes are on disk, some in S3: make two runs of them")
-    root = posixpath.commonpath([folder_of(uri) for uri in uris])
-
-    def read(uri: str) -> Scene | str:
-        try:
-            return read_scene(uri, posixpath.relpath(uri, root))
-        except ReadError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, uris))
-    return [s for s in found if isinstance(s, Scene)], [line for line in found if isinstance(line, str)]
-
-
-def find_images(source: str) -> list[str]:
-    """Absolute paths of the images that a source names. Raises SegError where it names none."""
-    path = absolute(source)
-    if stat(path) is not None:
-        return _read_manifest(path) if path.lower().endswith(MANIFESTS) else [path]
-    if any(letter in path for letter in "*?[") and not exists(path):
-        found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
-        if not found:
-            raise SegError(f"{source}: no such file or folder")
-        return found
-    found = sorted(name for name in walk(path) if _is_image(name))
-    if not found and not exists(path):
-        raise SegError(f"{source}: no such file or folder")
-    if not found:
-        raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return found
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
-
-
-def _read_manifest(path: str) -> list[str]:
-    uris = [absolute(uri, folder_of(path)) for uri in _manifest_entries(path)]
-    if not uris:
-        raise SegError(f"{path}: this manifest names no scene")
-    with ThreadPoolExecutor(READERS) as pool:
-        missing = next((uri for uri, found in zip(uris, pool.map(stat, uris), strict=True) if found is None), None)
-    if missing:
-        raise SegError(f"{path}: it names {missing}, which is no file")
-    return uris
-
-
-def _manifest_entries(path: str) -> list[str]:
-    content = read_bytes(path) or b""
-    try:
-        if path.lower().endswith(".txt"):
-            lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
-            return [line for line in lines if line and not line.startswith("#")]
-        if path.lower().endswith(".parquet"):
-            table = pd.read_parquet(io.BytesIO(content))
-        else:  # as text, for a name may be a number, or NA
-            table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
-    except (ValueError, OSError) as error:  # what is no text, no table or no Parquet is a ValueError to pandas
-        raise SegError(f"{path}: not a manifest that can be read: {str(error).strip()}") from error
-    column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
-    if column is None:
-        names = ", ".join(map(str, table.columns))
-        raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {names or 'none'}")
-    rows = table.reset_index(drop=True).dropna(how="all")  # spreadsheets leave empty rows at the end
-    entries = ["" if pd.isna(uri) else str(uri).strip() for uri in rows[column]]
-    if "" in entries:
-        number = rows.index[entries.index("")] + 1
-        raise SegError(f"{path}: row {number} below the header names no scene: fill in its {column}, or delete it")
-    return entries
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:

@@ -36,9 +36,10 @@ from seg_core.coverage import tile_rows
 from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform
 from seg_core.raster import read_chip
+from seg_core.region import find_images, read_region
 from seg_core.results import published_parts, read_state
 from seg_core.run import parts_to_do, read_plan
-from seg_core.scenes import find_images, open_image, read_region, read_scene
+from seg_core.scenes import open_image, read_scene
 from seg_core.tiling import Window
 from seg_core.verify import verify
 
@@ -476,11 +477,11 @@ def test_a_name_that_is_not_utf_8_is_refused(make_scene: MakeScene, tmp_path: Pa
 
 
 CLOSED = """
-import os, sys, seg_core.scenes
+import os, sys, seg_core.region
 os.seteuid(65534)
 try:
-    print(seg_core.scenes.find_images(sys.argv[1]))
-except seg_core.scenes.SegError as error:
+    print(seg_core.region.find_images(sys.argv[1]))
+except seg_core.region.SegError as error:
     print(error)
 """
 

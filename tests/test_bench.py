@@ -24,7 +24,8 @@ from jobs.terminal import show
 from seg_core.bundle import read_bundle
 from seg_core.plan import Settings, make_plan
 from seg_core.raster import CODECS, read_chip, read_image
-from seg_core.scenes import read_region, read_scene
+from seg_core.region import read_region
+from seg_core.scenes import read_scene
 from seg_core.storage import walk
 from seg_core.tiling import Window
 

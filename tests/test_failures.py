@@ -18,9 +18,9 @@ from jobs.session import Crew
 from seg_core import attempts, mosaic
 from seg_core.bundle import read_bundle
 from seg_core.plan import Part, Plan, Settings, make_plan
+from seg_core.region import read_region
 from seg_core.results import part_path, read_part
 from seg_core.run import open_run
-from seg_core.scenes import read_region
 from seg_core.segmenter import Segmenter
 from seg_core.storage import read_bytes
 from seg_core.tiling import Window

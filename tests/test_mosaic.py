@@ -12,8 +12,9 @@ from test_segment import SMALL, Json, part_bytes, rows_of, seg
 
 from seg_core.mosaic import make_mosaic, place, read_image
 from seg_core.raster import read_chip, write_geotiff
+from seg_core.region import read_region
 from seg_core.run import read_plan
-from seg_core.scenes import read_region, read_scene
+from seg_core.scenes import read_scene
 from seg_core.tiling import Window
 
 # rasterio.merge's own, with affine 3

@@ -20,9 +20,9 @@ from seg_core.errors import SegError
 from seg_core.plan import Part, Plan, Settings, choose_depth, choose_window, make_plan
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
+from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
 from seg_core.run import changed_scenes, now, open_run, parts_to_do, read_plan, read_record, write_record
-from seg_core.scenes import read_region
 from seg_core.tiling import Window, split
 from seg_core.verify import verify
 

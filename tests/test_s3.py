@@ -17,8 +17,9 @@ from test_storage import other_environment  # noqa: F401 - a fixture
 
 from seg_core import storage
 from seg_core.raster import read_chip
+from seg_core.region import read_region
 from seg_core.results import published_parts, read_part
-from seg_core.scenes import read_region, read_scene
+from seg_core.scenes import read_scene
 from seg_core.tiling import Window
 
 SIDE = 2048

@@ -13,7 +13,8 @@ from pyproj import Geod, Transformer
 
 from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform
-from seg_core.scenes import Scene, choose_bands, find_images, fit_to_model, read_region, read_scene
+from seg_core.region import find_images, read_region
+from seg_core.scenes import Scene, choose_bands, fit_to_model, read_scene
 
 WGS84 = Geod(ellps="WGS84")
 RADIUS = 6_378_137.0  # of WGS 84's ellipsoid, and of web mercator's sphere
