@@ -66,7 +66,7 @@ from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.errors import ReadError
 from seg_core.raster import read_chip
 from seg_core.plan import Settings, make_plan
-from seg_core.scenes import read_region
+from seg_core.region import read_region
 from seg_core.tiling import Window
 
 settings = Settings(halo=96, threshold=0.5, scale=(0.0, 255.0), bands=(1, 1, 1))
