@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from seg_core.coverage import Row, tile_rows
 from seg_core.mosaic import read_image
 from seg_core.plan import Part, Settings
-from seg_core.tiling import Window, chip_window, intersection, round_up
+from seg_core.tiling import Window, chip_window, intersection, round_up, split
 
 if TYPE_CHECKING:
     from seg_core.segmenter import Segmenter  # torch comes with it, and the driver doesn't pay for that
@@ -45,22 +45,29 @@ def window_rows(part: Part, window: Window, answer: Answer, settings: Settings) 
 
 
 def seam(part: Part, window: Window, answer: Answer, settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
-    """Valid pixels beside the window's right or else lower border, and on how many of them its neighbour would differ.
+    """Valid pixels beside the window's right or lower border, and on how many of them its neighbour would differ.
 
-    The neighbour is a window laid across the border: what it says on this side of it is compared with the answer.
-    Both are 0 where the image ends at both borders. Raises ReadError.
+    The neighbour is a window laid across the border, where most pixels beside it are valid: what it says on this side
+    of it is compared with the answer. Both are 0 where the image ends at both borders. Raises ReadError.
     """
-    reach, image = round_up(SEAM, segmenter.bundle.stride), part.scene.window
-    if window.right < image.right:
-        across = Window(window.row_off, window.right - reach, min(window.height, settings.tile_size), 2 * reach)
-    elif window.bottom < image.bottom:
-        across = Window(window.bottom - reach, window.col_off, 2 * reach, min(window.width, settings.tile_size))
-    else:
+    reach = round_up(SEAM, segmenter.bundle.stride)
+    laid = list(_across(window, part.scene.window, reach, max(settings.tile_size, 2 * reach)))
+    if not laid:
         return 0, 0
-    at = intersection(across, image)
+    at = max(laid, key=lambda across: int(answer[1][intersection(across, window).slices(window)].sum()))
     chip = read_window(part, at, settings, segmenter.bundle.stride)
     probability, valid = infer_window(chip, at, settings, segmenter)
     common = intersection(at, window)
     here, there = common.slices(window), common.slices(at)
     differs = (answer[0][here] >= settings.threshold) != (probability[there] >= settings.threshold)
     return int(valid[there].sum()), int((differs & valid[there]).sum())
+
+
+def _across(window: Window, image: Window, reach: int, length: int) -> Iterator[Window]:
+    """Windows laid across the right and the lower border, where the image goes on: `length` px along it."""
+    if window.right < image.right:
+        for strip in split(Window(window.row_off, window.right - reach, window.height, 2 * reach), length):
+            yield intersection(strip, image)
+    if window.bottom < image.bottom:
+        for strip in split(Window(window.bottom - reach, window.col_off, 2 * reach, window.width), length):
+            yield intersection(strip, image)
