@@ -293,10 +293,10 @@ def test_the_seam_is_looked_at_where_there_is_data(
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 250, (3, 128, 256)).astype(np.uint8)
     pixels[:, :64] = 255  # the first tile beside the border holds nothing
-    scene = make_scene(pixels=pixels, nodata=255)
-    out, _ = seg(capsys, "segment", scene, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL, "--json")
+    model, scene = make_bundle(), make_scene(pixels=pixels, nodata=255)
+    out, _ = seg(capsys, "segment", scene, "--model", model, "--out", tmp_path / "run", *SMALL, "--json")
     assert json.loads(out)["seam_disagreement"] == 0.0
     pixels[:, :, 60:] = 255  # now no tile beside it holds any
     scene = make_scene("empty.tif", pixels=pixels, nodata=255)
-    out, _ = seg(capsys, "segment", scene, "--model", make_bundle(), "--out", tmp_path / "none", *SMALL, "--json")
+    out, _ = seg(capsys, "segment", scene, "--model", model, "--out", tmp_path / "none", *SMALL, "--json")
     assert json.loads(out)["seam_disagreement"] is None
