@@ -14,7 +14,22 @@ from seg_core.metrics import count, scores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-NARROW = ["--width", "8", "--depth", "3", "--epochs", "2", "--steps", "12", "--batch", "8", "--lr", "5e-3"]
+NARROW = [
+    "--preset",
+    "large",
+    "--width",
+    "8",
+    "--depth",
+    "3",
+    "--epochs",
+    "2",
+    "--steps",
+    "12",
+    "--batch",
+    "8",
+    "--lr",
+    "5e-3",
+]
 
 
 def test_train_segment_verify_query_and_score(

@@ -295,6 +295,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "scale": None,
         "bands": None,
         "keep_probability": False,
+        "precision": "auto",
         "mosaic": False,
         "window": None,
     }

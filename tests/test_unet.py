@@ -9,9 +9,10 @@ from conftest import write_untrained
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seg_core.bundle import read_weights
 from seg_core.errors import SegError
-from seg_core.models import build_model, normalise, probe
-from seg_core.segmenter import Segmenter
+from seg_core.models import build_model, fold_batchnorm, normalise, probe
+from seg_core.segmenter import Segmenter, load_model
 from seg_core.tiling import Window, chip_window, reflect, split
 from seg_core.unet import ConvBlock, DownBlock, UNet, UpBlock
 
@@ -237,9 +238,11 @@ def scene() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    path = tmp_path_factory.mktemp("bundles") / "bundle"
-    segmenter = Segmenter(write_untrained(str(path), width=4, depth=4), "cpu")
-    enliven(segmenter.model)
+    path = write_untrained(str(tmp_path_factory.mktemp("bundles") / "bundle"), width=4, depth=4)
+    segmenter = Segmenter(path, "cpu")
+    model = load_model(segmenter.bundle, read_weights(path, segmenter.bundle))
+    enliven(model)
+    segmenter.model = fold_batchnorm(model)
     return segmenter
 
 
