@@ -180,7 +180,7 @@ def _verify(commands: Commands) -> None:
     parser = _command(commands, "verify", "Prove that no tile of a run is missing, from its files.")
     parser.add_argument("out", metavar="RUN")
     text = "also segment N random windows again (16), each of another part, and compare"
-    parser.add_argument("--deep", type=int, nargs="?", const=16, default=0, metavar="N", help=text)
+    parser.add_argument("--deep", type=number, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="where the model is now (default: where it was)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 

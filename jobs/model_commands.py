@@ -25,7 +25,7 @@ def _preset(args: Namespace) -> str:
     """Of the presets the one that suits what is there to train on."""
     import torch
 
-    if torch.cuda.is_available() or getattr(args, "address", None) or "RAY_ADDRESS" in os.environ:
+    if torch.cuda.is_available() or getattr(args, "address", None) or os.environ.get("RAY_ADDRESS"):
         return "large"
     return "small"
 

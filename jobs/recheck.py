@@ -7,12 +7,12 @@ import torch
 
 from jobs.windows import infer_window, read_window, window_rows
 from seg_core.coverage import Row
-from seg_core.errors import SegError
+from seg_core.errors import ReadError, SegError
 from seg_core.plan import Part, choose_window
 from seg_core.results import part_path, read_part
 from seg_core.run import read_plan, read_record
 from seg_core.segmenter import Segmenter
-from seg_core.tiling import split
+from seg_core.tiling import Window, overlap, split
 
 MEMORY = 2**31  # bytes to segment a window in
 TOLERANCE = 0.002  # share of a tile's pixels that may differ where the device has rounded otherwise
@@ -36,12 +36,22 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
     for part in (parts[i] for i in sorted(chosen)):
         at = random.choice(list(split(part.window, window)))
-        chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
-        again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
         path = part_path(run, part.key)
-        if found := _differences(part, again, read_part(path), not segmenter.exact):
+        stored = read_part(path)
+        try:
+            chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
+        except ReadError as error:
+            if any(row["status"] == "done" and overlap(_tile(row), at) for row in stored):
+                problems[posixpath.basename(path)] = [f"its tiles are done, and now they can't be read: {error}"]
+            continue
+        again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
+        if found := _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True))):
             problems[posixpath.basename(path)] = found
     return len(chosen), problems
+
+
+def _tile(row: Row) -> Window:
+    return Window(*(row[name] for name in Window._fields))
 
 
 def _differences(part: Part, again: list[Row], stored: list[Row], rounded: bool) -> list[str]:

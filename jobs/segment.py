@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -76,6 +76,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
                     seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
                     busy.add(receipt)
+                    record["exact"] = record.get("exact", True) and receipt["exact"]
                     check()
                 progress.end()
                 record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.readers)}
@@ -113,7 +114,8 @@ def run_pipe(
 ) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
     pixels = sum(part.window.height * part.window.width for part in todo)
-    tasks = min(len(todo), max(2 * crew.most, min(pixels // TASK_PIXELS, MAX_TASKS)))
+    enough = max(TASK_PIXELS, 2 * crew.readers * window**2)  # so that all readers have something to do
+    tasks = min(len(todo), max(2 * crew.most, min(pixels // enough, MAX_TASKS)))
     watched = frozenset(part.key for part in todo[:: -(-len(todo) // SEAM_PARTS)])
     return (
         ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks)
@@ -141,7 +143,7 @@ class PartSegmenter:
         crew: Crew,
         device: str,
         session: str,
-        watched: Collection[str] = (),
+        watched: frozenset[str] = frozenset(),
     ) -> None:
         # torch and OpenCV come late, so that the driver doesn't pay for them.
         import cv2
@@ -180,6 +182,7 @@ class PartSegmenter:
             if attempt is None:
                 rows = [row for (_, window), chip in islice(read, count) for row in self.rows(part, window, chip)]
             else:
+                self.watched -= {part.key}  # a neighbour could end the process in this window's name
                 rows = [row for window in split(part.window, size) for row in self.careful_rows(part, window, attempt)]
             with self.clock.on("writing"):
                 write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
@@ -188,7 +191,7 @@ class PartSegmenter:
             pixels = part.window.height * part.window.width
             receipt = {"windows": count, "pixels": pixels, "failed": failed, "started": started, "ended": ended}
             seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
-            yield {**receipt, **seams, "actor": self.name, **self.clock.take()}
+            yield {**receipt, **seams, "exact": self.segmenter.exact, "actor": self.name, **self.clock.take()}
             started = ended
 
     def read(self, work: tuple[Part, Window]) -> Chip | Failure:
@@ -210,10 +213,10 @@ class PartSegmenter:
         try:
             with self.clock.on("model"):
                 answer = infer_window(chip, window, settings, self.segmenter)
-            if part.key in self.watched and window[:2] == part.window[:2]:
-                self.watch(part, window, answer)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
             return self.smaller_rows(part, window, error)
+        if part.key in self.watched and window[:2] == part.window[:2]:
+            self.watch(part, window, answer)
         with self.clock.on("writing"):
             return list(window_rows(part, window, answer, settings))
 
@@ -221,8 +224,8 @@ class PartSegmenter:
         """Note how well the window fits its neighbour."""
         try:
             pixels, differing = seam(part, window, answer, self.settings, self.segmenter)
-        except ReadError:
-            return  # the neighbour's own rows will say so
+        except Exception:  # the neighbour's own rows will say so
+            return
         self.seams.update(pixels=pixels, differing=differing)
 
     def smaller_rows(self, part: Part, window: Window, error: Exception) -> Iterator[Row]:
@@ -231,7 +234,9 @@ class PartSegmenter:
         half = round_up(max(window.height, window.width) // 2, settings.tile_size)
         out_of_memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
         if not out_of_memory or settings.window is not None or half >= max(window.height, window.width):
-            failure = Failure(type(error).__name__, f"{part.scene.uri}: {str(error).splitlines()[0]}")
+            failure = Failure(
+                type(error).__name__, f"{part.scene.uri}: {(str(error) or 'out of memory').splitlines()[0]}"
+            )
             yield from failed_rows(part.scene, window, settings.tile_size, failure)
             return
         self.segmenter.free_memory()

@@ -45,9 +45,8 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
         except (ConnectionError, ValueError) as error:
-            raise SegError(
-                f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-            ) from error
+            where = f"--address {address}: no Ray cluster answers there" if address else "Ray can't be started here"
+            raise SegError(f"{where} ({str(error).splitlines()[0]})") from error
         try:
             yield
         finally:
@@ -93,12 +92,16 @@ def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str
         raise SegError(f"--device {device}: no node of the cluster has a GPU: say cpu")
     if use_gpu:
         nodes = [n for n in nodes if n.get("GPU")]
+    if gpus_per_actor <= 0:
+        raise SegError(f"--gpus-per-actor {gpus_per_actor:g}: must be more than 0")
     room = int(gpus / gpus_per_actor) if use_gpu else sum(int(n["CPU"]) for n in nodes)
-    if actors and actors[1] > room:
-        raise SegError(f"--actors {actors[1]}: the cluster has room for {room}")
+    if room < (actors[1] if actors else 1):
+        wanted = f"--actors {actors[1]}" if actors else f"--gpus-per-actor {gpus_per_actor:g}"
+        raise SegError(f"{wanted}: the cluster has room for {room}")
     most = actors[1] if actors else room if use_gpu else sum(-(-int(n["CPU"]) // CPUS_PER_ACTOR) for n in nodes)
-    on_a_node = -(-most // len(nodes))
-    cpus = min(int(n["CPU"]) for n in nodes) // on_a_node
+    # Of each node: how many actors it may get.
+    crowds = [max(1, int(n["GPU"] / gpus_per_actor)) if use_gpu else -(-most // len(nodes)) for n in nodes]
+    cpus = min(int(n["CPU"]) // crowd for n, crowd in zip(nodes, crowds, strict=True))
     threads, readers = share_cores(cpus, use_gpu)
     return Crew(
         least=actors[0] if actors else most,
@@ -107,7 +110,7 @@ def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str
         num_gpus=gpus_per_actor if use_gpu else 0,
         threads=threads,
         readers=readers,
-        memory=int(min(n["memory"] for n in nodes) / on_a_node),
+        memory=int(min(n["memory"] / crowd for n, crowd in zip(nodes, crowds, strict=True))),
     )
 
 

@@ -73,7 +73,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         if type(block).forward is not nn.Sequential.forward:
             continue
         for (first, conv), (second, norm) in pairwise(list(block.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:  # what is derived from them may do more
                 setattr(block, first, fuse_conv_bn_eval(conv, norm))
                 setattr(block, second, nn.Identity())
     return model

@@ -86,8 +86,10 @@ def _offset(scene: Scene, grid: Scene, row: int = 0, col: int = 0) -> tuple[floa
 def place(scene: Scene, grid: Scene) -> Window:
     """The pixels of the grid that a scene touches."""
     top, left = _offset(scene, grid)
-    bottom, right = _offset(scene, grid, scene.height, scene.width)
     row_off, col_off = math.floor(top + TOLERANCE), math.floor(left + TOLERANCE)
+    if not grid.resampled:
+        return Window(row_off, col_off, scene.height, scene.width)
+    bottom, right = _offset(scene, grid, scene.height, scene.width)
     return Window(row_off, col_off, math.ceil(bottom - TOLERANCE) - row_off, math.ceil(right - TOLERANCE) - col_off)
 
 

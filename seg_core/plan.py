@@ -61,9 +61,7 @@ class Part:
 
     @property
     def version(self) -> str:
-        """What tells one state of the files that the part is read from, from another."""
-        if not self.sources:
-            return self.scene.version
+        """What tells one state of the files that the part is read from, and of how they are read, from another."""
         return _digest([asdict(scene) for scene in (self.scene, *self.sources)])
 
     def to_row(self) -> dict[str, Any]:
@@ -102,6 +100,8 @@ class Plan:
     @cached_property
     def _reached(self) -> dict[Window, tuple[Scene, ...]]:
         """The scenes of a mosaic that the windows of each part reach, in their order, where they hold any of it."""
+        if not self.scenes:  # all were refused
+            return {}
         whole, *sources = self.scenes
         size, reach = self.settings.part, self.settings.halo + MIN_CHIP
         near: defaultdict[Window, list[Scene]] = defaultdict(list)
@@ -118,7 +118,7 @@ class Plan:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Scenes, parts, tiles and pixels."""
-        settings, num_scenes = self.settings, len(self.scenes) - self.settings.mosaic
+        settings, num_scenes = self.settings, max(0, len(self.scenes) - self.settings.mosaic)
         blocks = list(self._reached) if settings.mosaic else [scene.window for scene in self.scenes]
         return {
             "scenes": num_scenes,

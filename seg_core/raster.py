@@ -118,7 +118,9 @@ def _near(dataset: DatasetReader, scene: Scene, grid: Scene, fresh: bool) -> Ite
         yield dataset
         return
     with open_image(scene.uri, fresh, max(fitting, key=lambda level: factors[level])) as overview:
-        yield overview
+        # A nodata value that was set after the overviews were made is not theirs.
+        same = (repr(overview.nodata), overview.colorinterp) == (repr(dataset.nodata), dataset.colorinterp)
+        yield overview if same else dataset
 
 
 def _alpha_band(dataset: DatasetReader) -> int | None:

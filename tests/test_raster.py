@@ -396,6 +396,18 @@ def test_a_file_with_a_mask_is_read_itself(tmp_path: Path, masked: bool) -> None
     assert (found[:, known] == 50).all()
 
 
+def test_overviews_that_are_older_than_the_nodata_value_are_not_read(tmp_path: Path) -> None:
+    pixels = np.full((3, 300, 320), 100, np.uint8)
+    pixels[:, 100:] = 255
+    expected = chip_of(resample_grid(write_raw(tmp_path / "b.tif", pixels, nodata=255), 4.0))[1]
+    write_raw(tmp_path / "a.tif", pixels)
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.nodata = 255
+    assert np.array_equal(chip_of(resample_grid(read_scene(str(tmp_path / "a.tif"), "a.tif"), 4.0))[1], expected)
+
+
 def test_overviews_beside_the_file_are_not_read(tmp_path: Path) -> None:
     write_raw(tmp_path / "a.tif", np.full((3, 300, 320), 100, np.uint8))
     with_overviews(tmp_path / "a.tif", [2, 4], beside=True)

@@ -100,7 +100,7 @@ def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Coll
             rows = list(
                 failed_rows(part.scene, part.window, settings.tile_size, Failure("ReadError", "the disk said no"))
             )
-        write_part(run, part.key, rows, plan.model, part.scene.version)
+        write_part(run, part.key, rows, plan.model, part.version)
     write_record(run, record | {"finished": now(), "counts": summary(run)})
     return run, plan
 
@@ -381,7 +381,7 @@ def test_a_scene_that_has_changed_since_is_done_again(tmp_path: Path, change: Ca
     assert parts_to_do(run, plan) == todo  # though the run is opened, until they are done
     assert not verify(run).holds
     for part in todo:
-        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.scene.version)
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
     assert parts_to_do(run, plan) == []
     assert verify(run).problems == []
 
@@ -393,7 +393,7 @@ def test_a_changed_scene_that_became_smaller_leaves_no_parts_behind(tmp_path: Pa
     plan = make_plan(read_region([path])[0], bundle, SETTINGS)[0]
     open_run(run, plan, "bundle")
     for part in plan.parts():
-        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.scene.version)
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
     write_geotiff(path, np.ones((3, 20, 20), np.uint8), crs=UTM, transform=NORTH_UP)
     plan = make_plan(read_region([path])[0], bundle, SETTINGS)[0]
     open_run(run, plan, "bundle")
@@ -520,9 +520,9 @@ def test_a_part_with_one_failed_row_is_to_do_and_then_done(tmp_path: Path) -> No
     part = list(plan.parts())[1]
     rows = part_rows(part, SETTINGS)
     broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
-    write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model, part.scene.version)
+    write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model, part.version)
     assert parts_to_do(run, plan) == [part]
-    write_part(run, part.key, rows, plan.model, part.scene.version)
+    write_part(run, part.key, rows, plan.model, part.version)
     assert parts_to_do(run, plan) == []
 
 

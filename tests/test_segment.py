@@ -162,7 +162,7 @@ def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
         part.key,
         failed_rows(part.scene, part.window, 64, Failure("ReadError", "a lost disk")),
         plan.model,
-        part.scene.version,
+        part.version,
     )
     assert part_bytes(tmp_path / "run") != whole
     seg(capsys, *command)
@@ -187,7 +187,7 @@ def test_windows_segmented_again_say_what_is_stored(
         rows = tile_rows(
             part.scene, part.window, 64, valid.astype(np.float32), valid, threshold=0.5, keep_probability=False
         )
-        write_part(str(run), part.key, rows, plan.model, part.scene.version)
+        write_part(str(run), part.key, rows, plan.model, part.version)
     seg(capsys, "verify", run)
     out, err = seg(capsys, "verify", run, "--deep", code=1)
     assert "valid px stored" in out
@@ -210,7 +210,7 @@ def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_a
     assert json.loads(seg(capsys, "repair", run, "--json")[0])["removed"] == []
     part = list(plan.parts())[1]
     rows = read_part(part_path(str(run), part.key))
-    write_part(str(run), part.key, [*rows[:-1], {**rows[-1], "building_px": 0}], plan.model, part.scene.version)
+    write_part(str(run), part.key, [*rows[:-1], {**rows[-1], "building_px": 0}], plan.model, part.version)
     foreign = run / "tiles" / "part-foreign.parquet"
     foreign.write_bytes(b"PAR1")
     out, err = seg(capsys, "verify", run, code=1)

@@ -42,7 +42,7 @@ class Made:
             self.parts[part].key,
             change(read_part(str(self.path(part)))),
             self.plan.model,
-            self.parts[part].scene.version,
+            self.parts[part].version,
         )
 
     def verdict(self) -> Verdict:
