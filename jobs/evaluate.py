@@ -86,8 +86,7 @@ def _segment_scene(segmenter: Segmenter, scene: Scene) -> NDArray[np.float32]:
     whole = np.zeros((scene.height, scene.width), np.float32)
     for window in split(scene.window, WINDOW):
         pixels, valid = read_chip(scene, chip_window(window, halo, stride))
-        at = np.s_[window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width]
-        whole[at] = segmenter(pixels, valid, halo, window.height, window.width)
+        whole[window.slices(scene.window)] = segmenter(pixels, valid, halo, window.height, window.width)
     return whole
 
 

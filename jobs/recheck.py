@@ -41,17 +41,13 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
         try:
             chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
         except ReadError as error:
-            if any(row["status"] == "done" and overlap(_tile(row), at) for row in stored):
+            if any(row["status"] == "done" and overlap(Window.from_row(row), at) for row in stored):
                 problems[posixpath.basename(path)] = [f"its tiles are done, and now they can't be read: {error}"]
             continue
         again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
         if found := _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True))):
             problems[posixpath.basename(path)] = found
     return len(chosen), problems
-
-
-def _tile(row: Row) -> Window:
-    return Window(*(row[name] for name in Window._fields))
 
 
 def _differences(part: Part, again: list[Row], stored: list[Row], rounded: bool) -> list[str]:

@@ -73,7 +73,7 @@ class Part:
     def from_row(cls, row: Mapping[str, Any]) -> "Part":
         """The part that was made a row."""
         scene, *sources = map(Scene.from_plain, json.loads(row["scenes"]))
-        return cls(str(row["key"]), scene, Window(*(int(row[name]) for name in Window._fields)), tuple(sources))
+        return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources))
 
 
 @dataclass(frozen=True, kw_only=True)

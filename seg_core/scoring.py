@@ -18,8 +18,6 @@ from seg_core.scenes import Scene, read_scene
 from seg_core.storage import stat
 from seg_core.tiling import Window
 
-PLACE = ["row_off", "col_off", "height", "width"]
-
 
 def score_run(run: str, labels: str, classes: Classes | None) -> Counts:
     """Count the pixels of a run's masks by prediction and truth.
@@ -32,7 +30,7 @@ def score_run(run: str, labels: str, classes: Classes | None) -> Counts:
     total = Counts()
     label_of = {image.scene_id: _find_label(labels, image, len(plan.images)) for image in plan.images}
     for part in plan.parts():
-        for row in read_part(part_path(run, part.key), [*PLACE, "status", "mask"]):
+        for row in read_part(part_path(run, part.key), [*Window._fields, "status", "mask"]):
             if row["status"] == "done":
                 total = total.plus(_score_tile(row, part, label_of[part.scene.scene_id], classes, plan.settings.scale))
     return total
@@ -41,7 +39,7 @@ def score_run(run: str, labels: str, classes: Classes | None) -> Counts:
 def _score_tile(
     row: Row, part: Part, label: Scene, classes: Classes | None, scale: tuple[float, float] | None
 ) -> Counts:
-    window = Window(*(row[k] for k in PLACE))
+    window = Window.from_row(row)
     _, valid = read_image(part.scene, part.sources, window, scale)
     building, labelled = _read_truth(label, window, classes)
     return count(decode_mask(row["mask"], row["height"], row["width"]), building, valid & labelled)

@@ -21,8 +21,8 @@ Because the window's and the halo's offsets are multiples of the stride, every c
 scene's, and the network computes the same values for a pixel whatever window it is in.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class Window(NamedTuple):
     col_off: int
     height: int
     width: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Window":
+        """The window whose fields a row of a table has among its columns."""
+        return cls(*(int(row[name]) for name in cls._fields))
 
     @property
     def bottom(self) -> int:
