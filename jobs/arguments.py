@@ -40,14 +40,14 @@ def numbers(text: str) -> list[int]:
     return [number(each) for each in text.split(",")]
 
 
-def window(text: str) -> int | None:
-    """A number of px; None for `auto`."""
+def number_or_auto(text: str) -> int | None:
+    """Such a number; None for `auto`."""
     if text == "auto":
         return None
     try:
-        return int(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text}: say a number of px, or auto") from None
+        return number(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or auto") from None
 
 
 def actors(text: str) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """What the actors of a run were busy with, which of it limited the run, and what to change.
 
-    thread of an actor      │ segment │ write │ segment │ write │ wait │ segment │ ...
-    its reading threads     │ read  │ read  │ read  │        idle          │ read  │ ...
+    an actor's device       │ segment │ segment │ segment │     wait     │ segment │ ...
+    its reading threads     │ read  │ read  │ read  │  read   │     idle      │ read  │ ...
+    its writing threads               │ write │   │ write │   │ write │   idle          │ ...
 
 An actor's wall time runs from its first receipt's start to its last one's end.
 """
@@ -47,8 +48,12 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self.lock:
-                self.seconds[stage] += time.perf_counter() - started
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count time that was measured elsewhere."""
+        with self.lock:
+            self.seconds[stage] += seconds
 
     def take(self) -> dict[str, float]:
         """The seconds counted since they were last taken."""
@@ -71,10 +76,10 @@ class Busy:
             self.seconds[stage] += receipt[stage]
         widen(self.spans, receipt)
 
-    def figures(self, read_threads: int) -> dict[str, Any]:
+    def figures(self, readers: int, writers: int) -> dict[str, Any]:
         """The share of time that each stage was busy, which one limited, and what to change, in a sentence."""
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
-        room = {"reading": wall * read_threads, "model": wall, "writing": wall}
+        room = {"reading": wall * readers, "model": wall, "writing": wall * writers}
         shares = {stage: min(1.0, round(self.seconds[stage] / room[stage], 3)) for stage in STAGES}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"

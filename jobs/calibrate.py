@@ -10,6 +10,7 @@ import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
 from jobs.stages import Windows
+from jobs.windows import start_windows
 from seg_core.ahead import ahead
 from seg_core.plan import Plan
 from seg_core.segmenter import Segmenter
@@ -31,7 +32,7 @@ def calibrate(
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)
-    halo, total = plan.settings.halo, plan.num_windows(window)
+    total = plan.num_windows(window)
     every = -(-total // SAMPLE)
     # From the middle of each stretch, for the first and last windows of a scene are the small ones.
     jobs = list(
@@ -45,8 +46,12 @@ def calibrate(
         decode = pixels / (time.perf_counter() - started)
     for chip in (chips[:1], chips):  # the first one warms up
         started = time.perf_counter()
-        for image, valid, number in chip:
-            segmenter(image, valid, halo, jobs[number][1].height, jobs[number][1].width)
+        under_way = [
+            start_windows([segmenter.stage(image, valid)], jobs[number][1], plan.settings, segmenter)
+            for image, valid, number in chip
+        ]
+        for each in under_way:
+            each.result()
     rates = {"decode": decode, "model": pixels / (time.perf_counter() - started)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or here

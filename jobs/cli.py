@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, bands, number, numbers, window
+from jobs.arguments import actors, bands, number, number_or_auto, numbers
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
@@ -315,7 +315,9 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
     )
-    parser.add_argument("--window", type=window, metavar="PX|auto", help="side of what is inferred at once (auto)")
+    parser.add_argument(
+        "--window", type=number_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
+    )
 
 
 def _precision(parser: argparse._ActionsContainer) -> None:
@@ -328,6 +330,10 @@ def _speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--actors", type=actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="share of a GPU each gets (1)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    text = "windows that are inferred together; auto: as many as a GPU is faster with, on a CPU 1"
+    group.add_argument("--batch", type=number_or_auto, metavar="N|auto", help=text)
+    text = "torch.compile, where the precision is bfloat16; auto: on a GPU, for sizes of windows that take long enough"
+    group.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=text)
     _address(parser)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.segment import Speed, segment
-from jobs.session import ray_session
+from jobs.segment import segment
+from jobs.session import Speed, ray_session
 from jobs.settings import make_settings
 from jobs.train import train
 from seg_core.bundle import read_bundle

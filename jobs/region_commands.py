@@ -19,7 +19,7 @@ from seg_core.storage import absolute
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobs.segment import Speed
+    from jobs.session import Speed
     from seg_core.plan import Plan
 
 TABLE_ROWS = 100
@@ -88,13 +88,15 @@ def _accepted(args: Namespace) -> "Plan":
 
 
 def _speed(args: Namespace) -> "Speed":
-    from jobs.segment import Speed
+    from jobs.session import Speed
 
     return Speed(
         window=args.window,
+        batch=args.batch,
         actors=args.actors,
         gpus_per_actor=args.gpus_per_actor,
         device=args.device,
+        compiling=args.compile,
         max_failures=getattr(args, "max_failures", None),
         address=args.address,
         verbose=args.debug,

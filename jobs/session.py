@@ -68,6 +68,21 @@ def _hushed() -> Iterator[None]:
         os.close(nothing)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Options that only change how fast the rows come."""
+
+    window: int | None = None  # px; None: as large as memory allows, up to 2048
+    batch: int | None = None  # windows; None: as many as a GPU is faster with
+    actors: tuple[int, int] | None = None
+    gpus_per_actor: float = 1.0
+    device: str = "auto"
+    compiling: str = "auto"  # see Segmenter
+    max_failures: int | None = None  # tiles; more end the run
+    address: str | None = None
+    verbose: bool = False
+
+
 @dataclass(frozen=True)
 class Crew:
     """How many actors segment, and what each is given."""
@@ -79,6 +94,11 @@ class Crew:
     threads: int  # for torch
     readers: int  # threads that read windows
     memory: int  # bytes of a node's memory that one actor may count on
+
+    @property
+    def writers(self) -> int:
+        """Threads that make rows and publish them: a mask takes a fraction of the time that its pixels took to read."""
+        return max(1, self.readers // 4)
 
 
 def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str) -> Crew:

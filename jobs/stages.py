@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.session import Crew
-from jobs.windows import read_window
+from jobs.session import Crew, Speed
+from jobs.windows import read_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
 from seg_core.plan import Part, Settings, choose_depth
-from seg_core.segmenter import Segmenter, load_model
+from seg_core.segmenter import Pending, Segmenter, load_model
 from seg_core.tiling import Window, split
 
 Job = tuple[Part, Window]
@@ -51,12 +52,12 @@ class Stages:
     """
 
     def __init__(
-        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, crew: Crew, device: str
+        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, crew: Crew, speed: Speed
     ) -> None:
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings, self.readers = model, settings, crew.readers
-        self.segmenter = Segmenter(model, device, precision=settings.precision)
+        self.path, self.settings, self.readers, self.batch = model, settings, crew.readers, speed.batch
+        self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, crew.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
@@ -85,13 +86,18 @@ class Stages:
         return _rate(iter(run, None), seconds)
 
     def model(self, seconds: float) -> float:
-        """Segmenting one chip that is in memory again and again; on a GPU with its way there."""
+        """Segmenting one chip that is in memory again and again; on a GPU with its way there and back."""
         number, pixels, valid = self.largest
         _, at = self.windows.jobs[number]
+        chip = self.segmenter.stage(pixels, valid)
+        batch = [chip] * (self.batch or self.segmenter.find_batch(*pixels.shape))
+        under_way: deque[Pending] = deque()
 
         def run() -> int:
-            self.segmenter(pixels, valid, self.settings.halo, at.height, at.width)
-            return at.height * at.width
+            under_way.append(start_windows(batch, at, self.settings, self.segmenter))
+            while len(under_way) > self.segmenter.in_flight:
+                under_way.popleft().result()
+            return len(batch) * at.height * at.width
 
         return _rate(iter(run, None), seconds)
 

@@ -1,6 +1,6 @@
 """One window of a part: its chip, what the model makes of it, its tiles' rows, and how well it fits its neighbour."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +12,11 @@ from seg_core.plan import Part, Settings
 from seg_core.tiling import Window, chip_window, intersection, round_up, split
 
 if TYPE_CHECKING:
-    from seg_core.segmenter import Segmenter  # torch comes with it, and the driver doesn't pay for that
+    from seg_core.segmenter import Answer, Pending, Segmenter, Staged  # torch comes with it, and the driver needs none
 
 SEAM = 32  # px on this side of a border that are looked at
 
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-Answer = tuple[NDArray[np.float32], NDArray[np.bool_]]  # probability and validity, `(height, width)` of the window
 
 
 def read_window(part: Part, window: Window, settings: Settings, stride: int) -> Chip:
@@ -25,26 +24,25 @@ def read_window(part: Part, window: Window, settings: Settings, stride: int) -> 
     return read_image(part.scene, part.sources, chip_window(window, settings.halo, stride), settings.scale)
 
 
-def infer_window(chip: Chip, window: Window, settings: Settings, segmenter: "Segmenter") -> Answer:
-    """Probability of building, and validity, of a window's own pixels."""
-    pixels, valid = chip
-    probability = segmenter(pixels, valid, settings.halo, window.height, window.width)
-    return probability, valid[settings.halo :, settings.halo :][: window.height, : window.width]
+def start_windows(chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter") -> "Pending":
+    """Begin to segment the chips of windows of one size, of which one is named."""
+    from seg_core.segmenter import Cut
+
+    wanted = settings.tile_size, settings.threshold, settings.keep_probability
+    return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted))
 
 
-def window_rows(part: Part, window: Window, answer: Answer, settings: Settings) -> Iterator[Row]:
+def infer_window(chip: Chip, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
+    """What the model says of a window's own pixels."""
+    return start_windows([segmenter.stage(*chip)], window, settings, segmenter).result()[0]
+
+
+def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
     """The rows of a window's tiles."""
-    return tile_rows(
-        part.scene,
-        window,
-        settings.tile_size,
-        *answer,
-        threshold=settings.threshold,
-        keep_probability=settings.keep_probability,
-    )
+    return tile_rows(part.scene, window, settings.tile_size, *answer)
 
 
-def seam(part: Part, window: Window, answer: Answer, settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
+def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
     """Valid pixels beside the window's right or lower border, and on how many of them its neighbour would differ.
 
     The neighbour is a window laid across the border, where most pixels beside it are valid: what it says on this side
@@ -54,13 +52,13 @@ def seam(part: Part, window: Window, answer: Answer, settings: Settings, segment
     laid = list(_across(window, part.scene.window, reach, max(settings.tile_size, 2 * reach)))
     if not laid:
         return 0, 0
-    at = max(laid, key=lambda across: int(answer[1][intersection(across, window).slices(window)].sum()))
+    at = max(laid, key=lambda across: int(answer.valid[intersection(across, window).slices(window)].sum()))
     chip = read_window(part, at, settings, segmenter.bundle.stride)
-    probability, valid = infer_window(chip, at, settings, segmenter)
+    beside = infer_window(chip, at, settings, segmenter)
     common = intersection(at, window)
     here, there = common.slices(window), common.slices(at)
-    differs = (answer[0][here] >= settings.threshold) != (probability[there] >= settings.threshold)
-    return int(valid[there].sum()), int((differs & valid[there]).sum())
+    differs = answer.building[here] != beside.building[there]
+    return int(beside.valid[there].sum()), int(differs.sum())
 
 
 def _across(window: Window, image: Window, reach: int, length: int) -> Iterator[Window]:

@@ -1,4 +1,4 @@
-"""One row for each tile of a window: what of it is building, from probability and validity."""
+"""One row for each tile of a window: what of it is building, and of what is valid."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -28,18 +28,23 @@ def tile_rows(
     scene: Scene,
     window: Window,
     tile_size: int,
-    probability: NDArray[np.float32],
+    building: NDArray[np.bool_],
     valid: NDArray[np.bool_],
-    *,
-    threshold: float,
-    keep_probability: bool,
+    sums: NDArray[np.float64],
+    levels: NDArray[np.uint8] | None = None,
 ) -> Iterator[Row]:
-    """Rows of a window's tiles, status `done`. Probability and validity are `(window.height, window.width)`."""
+    """Rows of a window's tiles, status `done`.
+
+    Which pixels are building (and valid), and which valid, are `(window.height, window.width)`. `sums` are those of the
+    probabilities of each tile's valid pixels, `(tile rows, tile columns)`; `levels` the probabilities in 255ths, where
+    they are to be kept.
+    """
     for row in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
-        figures = measure(probability[at], valid[at], threshold)
-        yield {"status": "done", **row, **figures, **_areas(row, figures), **_kept(probability[at], keep_probability)}
+        figures = measure(building[at], valid[at], float(sums[top // tile_size, left // tile_size]))
+        kept = {"probability": None if levels is None else encode_png(levels[at])}
+        yield {"status": "done", **row, **figures, **_areas(row, figures), **kept}
 
 
 def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) -> Iterator[Row]:
@@ -64,20 +69,16 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
         }
 
 
-def measure(probability: NDArray[np.float32], valid: NDArray[np.bool_], threshold: float) -> Row:
+def measure(building: NDArray[np.bool_], valid: NDArray[np.bool_], probability_sum: float) -> Row:
     """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
-    num_valid = int(np.count_nonzero(valid))
+    num_valid, num_building = int(np.count_nonzero(valid)), int(np.count_nonzero(building))
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
-    building = (probability >= threshold) & valid
-    num_building = int(np.count_nonzero(building))
-    # To pick out all of them gives the same numbers in the same order, and takes several times as long as a copy.
-    held = probability.reshape(-1) if num_valid == valid.size else probability[valid]
     return {
         "valid_px": num_valid,
         "building_px": num_building,
         "coverage": num_building / num_valid,
-        "mean_probability": float(held.mean(dtype=np.float64)),
+        "mean_probability": probability_sum / num_valid,
         "mask": encode_mask(building) if num_building else None,
     }
 
@@ -88,10 +89,6 @@ def _areas(row: Row, figures: Row) -> Row:
         return {"area_m2": None, "building_m2": None}
     pixel_m2 = area_m2(shapely.from_wkb(row["geometry"])) / (row["height"] * row["width"])
     return {"area_m2": figures["valid_px"] * pixel_m2, "building_m2": figures["building_px"] * pixel_m2}
-
-
-def _kept(probability: NDArray[np.float32], keep: bool) -> Row:
-    return {"probability": encode_png((probability * 255).round().astype(np.uint8)) if keep else None}
 
 
 def encode_mask(building: NDArray[np.bool_]) -> bytes:

@@ -199,10 +199,10 @@ def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory
     return max(fitting, default=settings.tile_size)
 
 
-def choose_depth(window: int, settings: Settings, bundle: Bundle, memory: int, readers: int) -> int:
-    """How many chips may wait for the model: two for each thread that reads, in at most an eighth of the memory."""
+def choose_depth(window: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> int:
+    """How many chips may wait for the model: two for each that is read at once, in at most an eighth of the memory."""
     chip = (window + 2 * settings.halo) ** 2 * (bundle.bands + 1)  # bytes; one a pixel says what is valid
-    return max(1, min(2 * readers, memory // 8 // chip))
+    return max(1, min(2 * at_once, memory // 8 // chip))
 
 
 def _largest_window(settings: Settings) -> int:

@@ -1,16 +1,61 @@
-"""From a bundle to the building probability of chips."""
+"""From a bundle to what it says of chips: the building probability, or the figures that tiles' rows are made of.
+
+    chip ─ stage ─▶ pinned memory ─▶ normalise ─▶ network ─▶ cut out the window ─▶ threshold ─▶ bits, sums ─▶ host
+
+Between pinned memory and host all is done on the device, on which several batches may be under way.
+"""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.errors import SegError
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
+from seg_core.tiling import round_up
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
 VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
+
+# Probabilities are added up in this unit, in which they are whole numbers: the sum does not depend on their order.
+SUM_UNIT = 2.0**-24
+COMPILE_AFTER = 20.0  # s on chips of one size: about as long as it takes to compile for them
+MAX_COMPILED = 4  # sizes
+MAX_BATCH = 64  # chips
+GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
+
+Staged = tuple[Tensor, Tensor]  # a chip `uint8 (bands, h, w)` and its validity `bool (h, w)`, where a device fetches it
+
+
+class Answer(NamedTuple):
+    """What a model says of a window: see coverage.tile_rows."""
+
+    building: NDArray[np.bool_]  # (height, width)
+    valid: NDArray[np.bool_]
+    sums: NDArray[np.float64]  # (tile rows, tile columns)
+    levels: NDArray[np.uint8] | None  # (height, width)
+
+
+class Cut(NamedTuple):
+    """What of a chip is its window, and what is wanted of that."""
+
+    halo: int  # px from the chip's corner to the window's
+    height: int
+    width: int
+    tile_size: int
+    threshold: float
+    keep_probability: bool = False
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,19 +89,32 @@ class Segmenter:
     oneDNN has routines that add up in an order that depends on the chip's size, where its direct convolution (taken for
     channels first and two threads or more) does not. bfloat16 goes without, and is three times as fast on processors
     that have it (AVX-512 BF16, AMX).
+
+    What is not exact may be compiled: with `auto` on a GPU, for each size of chips that has taken so long that it pays;
+    with `yes` at once, on any device; where it can't be, the network runs as it is, and a line says so.
     """
 
-    def __init__(self, path: str, device: str = "auto", tta: bool = False, precision: str = "auto") -> None:
+    def __init__(
+        self, path: str, device: str = "auto", tta: bool = False, precision: str = "auto", compiling: str = "no"
+    ) -> None:
         """Load the bundle at `path`. With `tta` (test-time augmentation) a probability is the mean of eight views."""
         self.bundle = read_bundle(path)
         self.device = choose_device(device)
         model = fold_batchnorm(load_model(self.bundle, read_weights(path, self.bundle)))
-        on_gpu = self.device.type == "cuda"
-        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
-        self.exact = not (on_gpu or self.bfloat16)
+        self.on_gpu = self.device.type == "cuda"
+        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and self.on_gpu)
+        self.exact = not (self.on_gpu or self.bfloat16)
         self.views = VIEWS if tta else VIEWS[:1]
         self.layout = torch.contiguous_format if self.exact else torch.channels_last
         self.model = model.to(self.device).to(memory_format=self.layout)
+        self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
+        self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
+        self.in_flight = 2 if self.on_gpu else 0  # batches that may be under way while the next one is prepared
+        self.compile_after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
+        if self.exact:
+            self.compile_after = None
+        self.compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.spent: defaultdict[tuple[Any, ...], float] = defaultdict(float)  # seconds, by the size of chips
 
     @torch.inference_mode()
     def __call__(
@@ -68,17 +126,125 @@ class Segmenter:
         """
         if not valid.any():
             return np.zeros((height, width), np.float32)
-        x = torch.from_numpy(pixels).to(self.device).unsqueeze(0)
-        mask = torch.from_numpy(valid).to(self.device).unsqueeze(0)
-        x = normalise(x, mask, self.bundle.mean, self.bundle.std)
-        inside = (..., slice(halo, halo + height), slice(halo, halo + width))
-        each = [self._infer(x, turns, flip)[inside] for turns, flip in self.views]
-        return np.asarray((sum(each[1:], each[0]) / len(each))[0].cpu().numpy())
+        chips, masks = self._upload([self.stage(pixels, valid)])
+        return np.asarray(self._probability(chips, masks, halo, height, width)[0].cpu().numpy())
+
+    def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
+        """A chip where the device fetches it from without the host's help; from any thread."""
+        tensors = torch.from_numpy(pixels), torch.from_numpy(valid)
+        return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.on_gpu else tensors
+
+    @torch.inference_mode()
+    def start(self, chips: Sequence[Staged], cut: Cut) -> "Pending":
+        """Segment chips of one size together. A GPU is then at work on them, and further ones may be started.
+
+        Raises RuntimeError or MemoryError where they are too much for the device.
+        """
+        began = time.perf_counter()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.on_gpu else []
+        size = (len(chips), *chips[0][0].shape, cut)
+        some = [number for number, (_, valid) in enumerate(chips) if valid.any()]
+        found: tuple[Tensor, ...] = ()
+        if some:
+            images, masks = self._upload([chips[number] for number in some])
+            for event in events[:1]:
+                event.record()
+            found = tuple(self._to_host(each) for each in self._run(size, images, masks, cut))
+            for event in events[1:]:
+                event.record()
+        return Pending(self, chips, cut, some, found, events, size, time.perf_counter() - began)
+
+    def find_batch(self, bands: int, height: int, width: int) -> int:
+        """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
+
+        1 on a CPU, whose threads share the work on a single chip.
+        """
+        if not self.on_gpu:
+            return 1
+        return find_batch(partial(self._time_batch, bands, height, width), self.free_memory)
+
+    @torch.inference_mode()
+    def _time_batch(self, bands: int, height: int, width: int, number: int) -> float:
+        chips = torch.zeros(number, bands, height, width, dtype=torch.uint8, device=self.device)
+        valid = torch.ones(number, height, width, dtype=torch.bool, device=self.device)
+        for _ in range(2):  # the first time it allocates, and finds its routines
+            torch.cuda.synchronize(self.device)
+            started = time.perf_counter()
+            self._probability(chips, valid, 0, height, width)
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started
 
     def free_memory(self) -> None:
         """Give back what the device keeps for later, after it has run out of memory."""
-        if self.device.type == "cuda":
+        if self.on_gpu:
             torch.cuda.empty_cache()
+
+    def is_lost(self) -> bool:
+        """Whether this process can't use the device any more: most errors of CUDA are for good."""
+        try:
+            if self.on_gpu:
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
+    def _upload(self, chips: Sequence[Staged]) -> Staged:
+        """Chips as one batch on the device, `(n, bands, h, w)` and `(n, h, w)`; copied while it computes."""
+        copying: AbstractContextManager[Any] = torch.cuda.stream(self.copies) if self.copies else nullcontext()
+        with copying:
+            images, masks = (
+                torch.stack([chip[part].to(self.device, non_blocking=True) for chip in chips]) for part in (0, 1)
+            )
+        if self.copies:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_stream(self.copies)
+            for each in (images, masks):
+                each.record_stream(stream)  # else their memory might be given away before the stream is done with it
+        return images, masks
+
+    def _to_host(self, found: Tensor) -> Tensor:
+        """A tensor on its way to the host."""
+        if not self.on_gpu:
+            return found
+        return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+
+    def _run(self, size: tuple[Any, ...], images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+        """The answer to a batch, by a network that is compiled for its size where that pays."""
+        if self.exact:  # oneDNN adds up in another order where there are several
+            each = [self._answer(*chip, cut) for chip in zip(images.split(1), masks.split(1), strict=True)]
+            return tuple(torch.cat(part) for part in zip(*each, strict=True))
+        if size in self.compiled:
+            return tuple(self.compiled[size](images, masks, cut))
+        waited = self.compile_after is not None and self.spent[size] >= self.compile_after
+        if waited and size[0] == len(images) and len(self.compiled) < MAX_COMPILED:
+            compiled = torch.compile(self._answer, dynamic=False)
+            try:
+                answer = tuple(compiled(images, masks, cut))
+            except Exception as error:  # there are as many reasons as there are compilers
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
+                self.compile_after = None
+            else:
+                self.compiled[size] = compiled
+                return answer
+        return self._answer(images, masks, cut)
+
+    def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+        """Bits of building, sums over tiles, and perhaps probabilities, of the windows of a batch."""
+        probability = self._probability(images, masks, cut.halo, cut.height, cut.width)
+        valid = masks[_inside(cut.halo, cut.height, cut.width)]
+        answer = (
+            pack((probability >= np.float32(cut.threshold).item()) & valid),
+            sum_tiles(probability, valid, cut.tile_size),
+        )
+        return (*answer, (probability * 255).round().byte()) if cut.keep_probability else answer
+
+    def _probability(self, images: Tensor, masks: Tensor, halo: int, height: int, width: int) -> Tensor:
+        x = normalise(images, masks, self.mean, self.std)
+        each = [self._infer(x, turns, flip)[_inside(halo, height, width)] for turns, flip in self.views]
+        return sum(each[1:], each[0]) / len(each)
 
     def _infer(self, x: Tensor, turns: int, flip: bool) -> Tensor:
         """Probability of building `(n, h, w)`, of the input seen after quarter turns and perhaps a flip."""
@@ -87,3 +253,74 @@ class Segmenter:
             logits = self.model(seen)
         probability = torch.rot90(class_probability(logits, self.bundle.building), -turns, (-2, -1))
         return probability.flip(-1) if flip else probability
+
+
+@dataclass
+class Pending:
+    """The answer to a batch, that the device may still be at work on."""
+
+    segmenter: Segmenter
+    chips: Sequence[Staged]  # kept until the device has fetched them
+    cut: Cut
+    some: list[int]  # the chips in which anything is valid: the others were not inferred
+    found: tuple[Tensor, ...]
+    events: list[Any]  # of CUDA: when it began, and ended
+    size: tuple[Any, ...]
+    seconds: float  # that the device took; while it is at work, those that it took to start it
+
+    def result(self) -> list[Answer]:
+        """Wait for the answers, one a chip. Raises RuntimeError where the device fails."""
+        if self.events and self.some:
+            self.events[1].synchronize()
+            self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
+        self.segmenter.spent[self.size] += self.seconds
+        cut, places = self.cut, {number: place for place, number in enumerate(self.some)}
+        tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
+        answers = []
+        for number, (_, mask) in enumerate(self.chips):
+            valid = mask[_inside(cut.halo, cut.height, cut.width)].numpy()
+            if number not in places:
+                nothing = np.zeros((cut.height, cut.width), np.uint8)
+                answers.append(Answer(nothing > 0, valid, np.zeros(tiles), nothing if cut.keep_probability else None))
+                continue
+            bits, sums, *levels = (each[places[number]].numpy() for each in self.found)
+            building = np.unpackbits(bits, axis=-1, count=cut.width).view(np.bool_)
+            answers.append(Answer(building, valid, sums * SUM_UNIT, levels[0] if levels else None))
+        return answers
+
+
+def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:
+    return (..., slice(halo, halo + height), slice(halo, halo + width))
+
+
+def pack(bits: Tensor) -> Tensor:
+    """`bool (n, h, w)` as `uint8 (n, h, w / 8)` rounded up, the first pixel in the highest bit, as np.packbits does."""
+    padded = F.pad(bits.byte(), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    packed: Tensor = (padded * places).sum(dim=-1, dtype=torch.uint8)
+    return packed
+
+
+def sum_tiles(probability: Tensor, valid: Tensor, tile_size: int) -> Tensor:
+    """Sums over the valid pixels of each tile, `int64 (n, tile rows, tile columns)`, in SUM_UNIT."""
+    units = (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().long()
+    height, width = units.shape[-2:]
+    padded = F.pad(units, (0, round_up(width, tile_size) - width, 0, round_up(height, tile_size) - height))
+    rows: Tensor = padded.unflatten(-1, (-1, tile_size)).sum(-1)
+    tiles: Tensor = rows.unflatten(-2, (-1, tile_size)).sum(-2)
+    return tiles
+
+
+def find_batch(time_batch: Callable[[int], float], free_memory: Callable[[], None], most: int = MAX_BATCH) -> int:
+    """The largest power of two up to `most` that is worth it, from the seconds that so many chips take."""
+    best, rate = 1, 0.0
+    while best <= most:
+        try:
+            found = best / time_batch(best)
+        except torch.OutOfMemoryError:
+            free_memory()
+            break
+        if found < GAIN * rate:
+            break
+        best, rate = 2 * best, found
+    return max(1, best // 2)

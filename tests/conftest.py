@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from seg_core.bundle import Bundle, write_bundle
 from seg_core.raster import write_geotiff
@@ -76,6 +77,25 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         return write_untrained(str(tmp_path / name), width=width, depth=depth, seed=seed, **fields)
 
     return make
+
+
+def answer_of(
+    probability: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    tile_size: int,
+    threshold: float = 0.5,
+    *,
+    keep: bool = False,
+) -> tuple[Any, ...]:
+    """What rows are made of, from the probability of a window's pixels: building, valid, sums over tiles, levels."""
+    height, width = probability.shape
+    held = np.where(valid, probability, 0.0).astype(np.float64)
+    sums = [
+        [held[row : row + tile_size, col : col + tile_size].sum() for col in range(0, width, tile_size)]
+        for row in range(0, height, tile_size)
+    ]
+    building = (probability >= threshold) & valid
+    return building, valid, np.array(sums), (probability * 255).round().astype(np.uint8) if keep else None
 
 
 def outside_environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeBundle, MakeScene, outside_environment
-from test_failures import CREW
+from test_failures import CREW, SPEED
 from test_segment import seg
 
 from jobs.bench import steady_rate
@@ -58,11 +58,11 @@ def test_all_stages_a_loop_and_the_pipe_are_measured_in_one_run(
 def test_growth_is_measured_in_all_sizes_and_drawn(
     make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["bench", "scale", "--model", make_bundle(), *TINY, "--sizes", "4,20", "--windows", "64,128"]
+    command = ["bench", "scale", "--model", make_bundle(), *TINY, "--sizes", "12,20", "--windows", "64,128"]
     out, _ = seg(capsys, *command, "--out", tmp_path / "scale.png", "--json")
     points = json.loads(out)["points"]
     assert [point["window"] for point in points] == [64, 64, 128, 128]
-    for point, least in zip(points, [4, 20, 4, 20], strict=True):
+    for point, least in zip(points, [12, 20, 12, 20], strict=True):
         assert least <= point["windows"] <= least + 4
         assert point["pipe_mpx_s"] > 0
         assert point["efficiency"] > 0
@@ -108,7 +108,7 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
     model, path = make_bundle(), make_scene(pixels=pixels, nodata=255)
     settings = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
-    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, CREW, "cpu")
+    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, CREW, SPEED)
     loop = stages.loop_by_hand(str(tmp_path))
     sizes = [next(loop) for _ in stages.windows.jobs]
     loop.close()

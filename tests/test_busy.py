@@ -17,17 +17,18 @@ def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **secon
     return {"actor": actor, "started": started, "ended": ended, **dict.fromkeys(STAGES, 0.0), **seconds}
 
 
-def figures(*receipts: dict[str, Any], read_threads: int = 2) -> dict[str, Any]:
+def figures(*receipts: dict[str, Any], readers: int = 2, writers: int = 1) -> dict[str, Any]:
     busy = Busy()
     for each in receipts:
         busy.add(each)
-    return busy.figures(read_threads)
+    return busy.figures(readers, writers)
 
 
 def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
     found = figures(receipt(reading=5, model=8, writing=1))
     assert [found[stage] for stage in STAGES] == [0.25, 0.8, 0.1]
     assert found["limit"] == "model"
+    assert figures(receipt(writing=10), writers=4)["writing"] == 0.25
 
 
 def test_time_between_receipts_of_an_actor_counts_and_actors_add_up() -> None:

@@ -49,7 +49,7 @@ REGION = [
     "--window",
     "SCENE",
 ]
-SPEED = ["--actors", "--address", "--device", "--gpus-per-actor"]
+SPEED = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor"]
 BENCH = ["--at", "--codec", "--json", "--seconds", "--side"]
 SETTINGS = [
     "--accumulate",

@@ -4,24 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import MakeBundle, MakeScene
-from numpy.typing import NDArray
 
-from jobs.segment import PartSegmenter
-from jobs.session import Crew
+from jobs.actor import PartSegmenter
+from jobs.session import Crew, Speed
 from seg_core import attempts, mosaic
 from seg_core.bundle import read_bundle
 from seg_core.plan import Part, Plan, Settings, make_plan
 from seg_core.region import read_region
-from seg_core.results import part_path, read_part
+from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import open_run
-from seg_core.segmenter import Segmenter
+from seg_core.segmenter import Answer, Cut, Pending, Segmenter, Staged
 from seg_core.storage import read_bytes
 from seg_core.tiling import Window
 from seg_core.verify import verify
@@ -29,6 +29,7 @@ from seg_core.verify import verify
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
 CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+SPEED = Speed(device="cpu")
 Made = tuple[Plan, str, str]
 Rows = list[dict[str, Any]]
 
@@ -43,10 +44,10 @@ def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made
     return plan, model, run
 
 
-def work(made: Made, session: str = "s") -> Rows:
+def work(made: Made, session: str = "s", speed: Speed = SPEED) -> Rows:
     """Segment all parts in this process; the rows of the run."""
     plan, model, run = made
-    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, "cpu", session).segment_parts(list(plan.parts())))
+    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, speed, session).segment_parts(list(plan.parts())))
     return rows_of(made)
 
 
@@ -93,15 +94,15 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
 
 
 def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, infer, seen = undisturbed(made), Segmenter.__call__, set()
+    whole, start, seen = undisturbed(made), Segmenter.start, set()
 
-    def small(self: Segmenter, pixels: NDArray[np.uint8], *args: Any) -> NDArray[np.float32]:
-        seen.add(args[-1])
-        if args[-1] > 100:
+    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut) -> Pending:
+        seen.add(cut.width)
+        if cut.width > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return infer(self, pixels, *args)
+        return start(self, chips, cut)
 
-    monkeypatch.setattr(Segmenter, "__call__", small)
+    monkeypatch.setattr(Segmenter, "start", small)
     assert work(made) == whole
     assert seen == {128, 64, 116, 52}
 
@@ -110,14 +111,55 @@ def test_a_tile_that_is_too_much_for_the_device_is_a_failure(made: Made, monkeyp
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(Segmenter, "__call__", full)
+    monkeypatch.setattr(Segmenter, "start", full)
     assert {(row["status"], row["error_class"]) for row in work(made)} == {("failed", "OutOfMemoryError")}
+
+
+@pytest.mark.parametrize("fails", ["when begun", "when waited for"])
+def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
+    made: Made, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    whole, start, seen = undisturbed(made), Segmenter.start, []
+
+    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut) -> Pending:
+        seen.append(len(chips))
+        pending = start(self, chips, cut)
+        if len(chips) > 1 and fails == "when begun":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return replace(pending, found=()) if len(chips) > 1 else pending
+
+    def broken(self: Pending) -> list[Answer]:
+        if not self.found:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return result(self)
+
+    result = Pending.result
+    monkeypatch.setattr(Segmenter, "start", small)
+    monkeypatch.setattr(Pending, "result", broken)
+    assert work(made, speed=Speed(device="cpu", batch=4)) == whole
+    # The first part's four windows are of one size; those of the second measure 128 and 116 px in turns.
+    assert seen == [4, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("in_flight", [0, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_do_not_depend_on_how_many_windows_are_under_way(
+    made: Made, monkeypatch: pytest.MonkeyPatch, in_flight: int, batch: int
+) -> None:
+    whole, prepare = undisturbed(made), Segmenter.__init__
+
+    def prepared(self: Segmenter, *args: Any, **options: Any) -> None:
+        prepare(self, *args, **options)
+        self.in_flight = in_flight
+
+    monkeypatch.setattr(Segmenter, "__init__", prepared)
+    assert work(made, speed=Speed(device="cpu", batch=batch)) == whole
 
 
 DEADLY = """
 import os, signal, sys
-from jobs import segment
-from jobs.session import Crew
+from jobs.actor import PartSegmenter
+from jobs.session import Crew, Speed
 from seg_core import mosaic
 from seg_core.run import read_plan
 read = mosaic.read_chip
@@ -129,7 +171,23 @@ mosaic.read_chip = deadly
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
 crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-list(segment.PartSegmenter(model, run, plan.settings, 128, crew, "cpu", session).segment_parts(list(plan.parts())))
+actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
+list(actor.segment_parts(list(plan.parts())))
+"""
+LOST = """
+import sys
+from jobs.actor import PartSegmenter
+from jobs.session import Crew, Speed
+from seg_core.run import read_plan
+from seg_core.segmenter import Segmenter
+def start(self, chips, cut):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+Segmenter.start, Segmenter.is_lost = start, lambda self: True
+run, model, session = sys.argv[1:]
+plan = read_plan(run)
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
+list(actor.segment_parts(list(plan.parts())))
 """
 
 
@@ -149,6 +207,14 @@ def test_a_window_that_kills_its_process_is_found_and_given_up(made: Made) -> No
     assert_the_rest_is_done(rows, whole)
     assert os.listdir(attempts.attempts_folder(run)) == []
     assert work(made, "later") == whole
+
+
+def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -> None:
+    plan, model, run = made
+    command = [sys.executable, "-c", LOST, run, model, "new"]
+    assert subprocess.run(command, check=False).returncode == 1
+    assert len(os.listdir(attempts.attempts_folder(run))) == len(list(plan.parts()))
+    assert list(published_parts(run)) == []
 
 
 def test_deaths_of_an_earlier_session_do_not_count(made: Made) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import NORTH_UP, UTM, MakeScene
+from conftest import NORTH_UP, UTM, MakeScene, answer_of
 
 from seg_core.bundle import Bundle, read_bundle, write_bundle
 from seg_core.coverage import Failure, Row, failed_rows, tile_rows
@@ -70,17 +70,8 @@ def part_rows(part: Part, settings: Settings) -> list[Row]:
     rng = np.random.default_rng(seed)
     probability = rng.random((part.window.height, part.window.width), dtype=np.float32) ** 2
     _, valid = read_chip(part.scene, part.window, settings.scale)
-    return list(
-        tile_rows(
-            part.scene,
-            part.window,
-            settings.tile_size,
-            probability,
-            valid,
-            threshold=settings.threshold,
-            keep_probability=settings.keep_probability,
-        )
-    )
+    answer = answer_of(probability, valid, settings.tile_size, settings.threshold, keep=settings.keep_probability)
+    return list(tile_rows(part.scene, part.window, settings.tile_size, *answer))
 
 
 def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Collection[int] = ()) -> tuple[str, Plan]:

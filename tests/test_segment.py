@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import MakeBundle, MakeScene
+from conftest import MakeBundle, MakeScene, answer_of
 
 from jobs.cli import main
 from seg_core.coverage import Failure, decode_mask, failed_rows, tile_rows
@@ -184,9 +184,7 @@ def test_windows_segmented_again_say_what_is_stored(
     plan = read_plan(str(run))
     for part in plan.parts():  # rows that add up, and are wrong
         _, valid = read_chip(part.scene, part.window)
-        rows = tile_rows(
-            part.scene, part.window, 64, valid.astype(np.float32), valid, threshold=0.5, keep_probability=False
-        )
+        rows = tile_rows(part.scene, part.window, 64, *answer_of(valid.astype(np.float32), valid, 64))
         write_part(str(run), part.key, rows, plan.model, part.version)
     seg(capsys, "verify", run)
     out, err = seg(capsys, "verify", run, "--deep", code=1)

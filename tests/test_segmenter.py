@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeBundle, write_untrained
+import torch
+from conftest import MakeBundle, answer_of, write_untrained
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
-from seg_core.segmenter import VIEWS, Segmenter, choose_device
+from seg_core.segmenter import SUM_UNIT, VIEWS, Cut, Segmenter, Staged, choose_device, find_batch, pack, sum_tiles
 from seg_core.tiling import Window, chip_window, reflect, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,3 +161,146 @@ def test_bfloat16_is_near_float32_and_does_not_claim_to_be_exact(bundle: str, pl
     assert 0 < np.abs(found - expected).max() < 0.05
     assert (plain.exact, rough.exact) == (True, False)
     assert Segmenter(bundle, "cpu", precision="float32").exact
+
+
+CUT = Cut(16, 40, 61, 32, 0.5, keep_probability=True)
+
+
+def staged(segmenter: Segmenter, number: int) -> list[Staged]:
+    """Random chips, of which the third holds nothing valid."""
+    chips = [random_chip(seed=seed) for seed in range(number)]
+    return [segmenter.stage(pixels, valid & (seed != 2)) for seed, (pixels, valid) in enumerate(chips)]
+
+
+def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
+    for answer, (pixels, valid) in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
+        probability = plain(pixels.numpy(), valid.numpy(), 16, 40, 61)
+        expected = answer_of(probability, valid[16:56, 16:77].numpy(), 32, keep=True)
+        for found, wanted in zip(answer, expected, strict=True):
+            assert found is not None
+            assert found.dtype == wanted.dtype
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4, strict=True)
+        assert np.array_equal(answer.building, expected[0])
+
+
+def test_chips_segmented_together_get_the_bits_that_each_gets_alone(plain: Segmenter) -> None:
+    chips = staged(plain, 5)
+    together = plain.start(chips, CUT).result()
+    for chip, answer in zip(chips, together, strict=True):
+        (alone,) = plain.start([chip], CUT).result()
+        assert all(np.array_equal(one, other) for one, other in zip(alone, answer, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 61])
+def test_bits_are_packed_as_numpy_packs_them(width: int) -> None:
+    bits = np.random.default_rng(0).random((2, 5, width)) > 0.5
+    packed = pack(torch.from_numpy(bits)).numpy()
+    assert np.array_equal(packed, np.packbits(bits, axis=-1))
+
+
+@pytest.mark.parametrize("tile_size", [1, 20, 32, 100])
+def test_sums_over_tiles_count_valid_pixels_and_do_not_depend_on_their_order(tile_size: int) -> None:
+    rng = np.random.default_rng(1)
+    probability, valid = rng.random((1, 60, 75), dtype=np.float32), rng.random((1, 60, 75)) > 0.3
+    probability[~valid] = np.nan
+    sums = sum_tiles(torch.from_numpy(probability), torch.from_numpy(valid), tile_size)[0].numpy()
+    expected = answer_of(probability[0], valid[0], tile_size)[2]
+    np.testing.assert_allclose(sums * SUM_UNIT, expected, rtol=0, atol=1e-4, strict=True)
+    corner = probability[:, :20, :20], valid[:, :20, :20]
+    first, again = (
+        sum_tiles(*(torch.from_numpy(np.ascontiguousarray(each[order])) for each in corner), 20)
+        for order in (np.s_[:, :, :], np.s_[:, ::-1, ::-1])
+    )
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_a_probability_at_the_threshold_is_building(
+    plain: Segmenter, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = np.float32(threshold)
+    three = np.array([[[np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(1))]]], np.float32)
+    monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.from_numpy(three))
+    chip = plain.stage(np.zeros((3, 1, 3), np.uint8), np.ones((1, 3), np.bool_))
+    (answer,) = plain.start([chip], Cut(0, 1, 3, 32, threshold)).result()
+    assert answer.building.tolist() == [[False, True, True]]
+
+
+def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
+    freed: list[bool] = []
+
+    def found(seconds: dict[int, float]) -> int:
+        def time_batch(number: int) -> float:
+            if number not in seconds:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return seconds[number]
+
+        return find_batch(time_batch, lambda: freed.append(True), most=8)
+
+    assert found({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}) == 8  # the most
+    assert found({1: 1.0, 2: 1.2, 4: 2.3, 8: 4.5}) == 2
+    assert found({1: 1.0, 2: 2.0, 4: 2.1}) == 1
+    assert freed == []
+    assert found({1: 1.0, 2: 1.0, 4: 1.0}) == 4
+    assert found({}) == 1
+    assert freed == [True, True]
+
+
+def compiling(bundle: str, how: str) -> Segmenter:
+    return Segmenter(bundle, "cpu", precision="bfloat16", compiling=how)
+
+
+def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
+    chips = staged(plain, 2)
+    for _ in range(2):
+        for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
+            assert (one.building == other.building).mean() > 0.99
+            np.testing.assert_allclose(one.sums, other.sums, rtol=0.01)
+    assert len(compiled.compiled) == 1
+    assert "uncompiled" not in capsys.readouterr().err
+
+
+def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(
+    bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Callable[..., Any]:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no C++ compiler\nsecond line")
+
+        return fail
+
+    plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
+    monkeypatch.setattr(torch, "compile", broken)
+    chips = staged(plain, 2)
+    for _ in range(2):
+        for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert capsys.readouterr().err == "the network runs uncompiled: torch.compile: no C++ compiler\n"
+
+
+def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def note(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        asked.append(1)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    segmenter = compiling(bundle, "auto")
+    assert segmenter.compile_after is None  # on a CPU
+    segmenter.compile_after = 1.0
+    chips = staged(segmenter, 2)
+    segmenter.start(chips, CUT).result()
+    for size in segmenter.spent:
+        segmenter.spent[size] = 1.0
+    segmenter.start(chips, CUT._replace(width=60)).result()
+    assert asked == []
+    for _ in range(2):
+        segmenter.start(chips, CUT).result()
+    assert asked == [1]
+    exact = Segmenter(bundle, "cpu", compiling="yes")
+    exact.start(chips, CUT).result()
+    assert (exact.exact, asked) == (True, [1])

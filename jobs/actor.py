@@ -1,0 +1,249 @@
+"""The process that segments parts on one device.
+
+    readers ─ chips ─▶ device, several batches under way ─ answers ─▶ writers: rows, then the part's file ─▶ receipt
+
+Readers and writers are threads: GDAL, OpenCV and Arrow release the interpreter's lock.
+"""
+
+import os
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from jobs.busy import Stopwatch
+from jobs.session import Crew, Speed
+from jobs.windows import read_window, seam, start_windows, window_rows
+from seg_core.ahead import ahead
+from seg_core.attempts import Attempt, begin, end, touch
+from seg_core.coverage import Failure, Row, failed_rows
+from seg_core.errors import ReadError
+from seg_core.plan import Part, Settings, choose_depth
+from seg_core.results import write_part
+from seg_core.tiling import Window, chip_window, round_up, split
+
+if TYPE_CHECKING:
+    from seg_core.segmenter import Answer, Pending, Staged
+
+PUBLISHING = 2  # parts that may wait for storage while others are segmented
+
+Job = tuple[Part, Window]
+MakeRows = Callable[[], Iterable[Row]]
+Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
+Unreadable: TypeAlias = tuple[Job, Failure]
+
+
+class PartSegmenter:
+    """An actor with a model: reads the windows of its parts ahead in threads, segments them, publishes the rows."""
+
+    def __init__(
+        self,
+        model: str,
+        out: str,
+        settings: Settings,
+        window: int,
+        crew: Crew,
+        speed: Speed,
+        session: str,
+        watched: frozenset[str] = frozenset(),
+    ) -> None:
+        # torch and OpenCV come late, so that the driver doesn't pay for them.
+        import cv2
+        import torch
+
+        from seg_core.segmenter import Segmenter
+
+        torch.set_num_threads(crew.threads)
+        cv2.setNumThreads(1)
+        self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
+        self.out, self.settings, self.window, self.session = out, settings, window, session
+        self.crew, self.batch = crew, speed.batch
+        self.watched, self.seams = watched, Counter[str]()
+        self.readers, self.writers = (ThreadPoolExecutor(number) for number in (crew.readers, crew.writers))
+        self.name, self.clock = uuid.uuid4().hex, Stopwatch()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Receipts of a batch of parts."""
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        receipts = list(self.segment_parts([Part.from_row(row) for row in rows]))
+        return {key: [receipt[key] for receipt in receipts] for key in receipts[0]}
+
+    def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
+        """Segment and publish parts; yields a receipt for each."""
+        started = time.time()
+        publishing: deque[Future[Row]] = deque()
+        for part, rows in self.parts_rows(parts):
+            publishing.append(self.writers.submit(self.publish, part, rows))
+            while len(publishing) > PUBLISHING:
+                yield self.receipt(publishing.popleft().result(), started)
+                started = time.time()
+        for each in publishing:
+            yield self.receipt(each.result(), started)
+            started = time.time()
+
+    def parts_rows(self, parts: Sequence[Part]) -> Iterator[tuple[Part, list[Future[list[Row]]]]]:
+        """Each part with the rows of its windows, which are being made."""
+        size = self.window
+        known = list(self.readers.map(lambda part: begin(self.out, part.key, self.session), parts))
+        plain = [part for part, attempt in zip(parts, known, strict=True) if attempt is None]
+        made = self.infer([(part, window) for part in plain for window in split(part.window, size)])
+        for part, attempt in zip(parts, known, strict=True):
+            windows = split(part.window, size)
+            if attempt is None:
+                each = (next(made) for _ in windows)
+            else:
+                self.watched -= {part.key}  # a neighbour could end the process in this window's name
+                each = (partial(iter, self.careful_rows(part, window, attempt)) for window in windows)
+            yield part, [self.writers.submit(self.make, rows) for rows in each]
+
+    def make(self, rows: MakeRows) -> list[Row]:
+        """Rows that are made now."""
+        with self.clock.on("writing"):
+            return list(rows())
+
+    def publish(self, part: Part, made: Sequence[Future[list[Row]]]) -> Row:
+        """Write the rows of a part, which are made or being made by threads that began before this one."""
+        rows = [row for window in made for row in window.result()]
+        with self.clock.on("writing"):
+            write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
+            end(self.out, part.key)
+        return {
+            "windows": len(made),
+            "pixels": part.window.height * part.window.width,
+            "failed": sum(row["status"] == "failed" for row in rows),
+        }
+
+    def receipt(self, published: Row, started: float) -> Row:
+        """What the driver is told of a part."""
+        seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
+        times = {"started": started, "ended": time.time(), **self.clock.take()}
+        return {**published, **times, **seams, "exact": self.segmenter.exact, "actor": self.name}
+
+    def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
+        """For each window, in order, what makes its rows."""
+        if self.batch is None and work:
+            self.batch = self.choose_batch(work)
+        at_once = max(self.crew.readers, self.batch or 1)
+        depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.crew.memory, at_once)
+        chips = zip(work, ahead(self.readers, self.read, work, depth), strict=True)
+        flying: deque[Iterator[MakeRows]] = deque()
+        for batch in self.batches(chips):
+            flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
+            while len(flying) > self.segmenter.in_flight:
+                yield from flying.popleft()
+        for each in flying:
+            yield from each
+
+    def choose_batch(self, work: Sequence[Job]) -> int:
+        """How many of the largest windows to segment at once."""
+        bundle = self.segmenter.bundle
+        largest = max((window for _, window in work), key=lambda window: window.height * window.width)
+        chip = chip_window(largest, self.settings.halo, bundle.stride)
+        return self.segmenter.find_batch(bundle.bands, chip.height, chip.width)
+
+    def batches(self, chips: "Iterable[tuple[Job, Staged | Failure]]") -> "Iterator[Chips | Unreadable]":
+        """Windows that follow each other and are of one size; those that can't be read alone."""
+        batch: Chips = []
+        for job, chip in chips:
+            if batch and (len(batch) >= (self.batch or 1) or batch[0][0][1][2:] != job[1][2:]):
+                yield batch
+                batch = []
+            if isinstance(chip, Failure):
+                yield from [batch] if batch else []
+                batch = []
+                yield job, chip
+            else:
+                batch.append((job, chip))
+        if batch:
+            yield batch
+
+    def read(self, work: Job) -> "Staged | Failure":
+        """The chip of a window, or why it can't be read."""
+        part, window = work
+        try:
+            with self.clock.on("reading"):
+                return self.segmenter.stage(*read_window(part, window, self.settings, self.segmenter.bundle.stride))
+        except ReadError as error:
+            return Failure(type(error).__name__, str(error), error.attempts)
+        except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
+            return Failure(type(error).__name__, f"{part.scene.uri}: {error}")
+
+    def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
+        """What makes the rows of a window that can't be read."""
+        yield partial(failed_rows, job[0].scene, job[1], self.settings.tile_size, failure)
+
+    def start(self, batch: Chips) -> Iterator[MakeRows]:
+        """Begin to segment a batch; what makes the rows of each of its windows, once the device is done with it."""
+        try:
+            pending = start_windows([chip for _, chip in batch], batch[0][0][1], self.settings, self.segmenter)
+        except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
+            return self.segment_less(batch, error)
+        return self.finish(batch, pending)
+
+    def finish(self, batch: Chips, pending: "Pending") -> Iterator[MakeRows]:
+        """The same for a batch that was begun."""
+        try:
+            answers = pending.result()
+        except RuntimeError as error:
+            yield from self.segment_less(batch, error)
+            return
+        self.clock.add("model", pending.seconds)
+        for ((part, window), _), answer in zip(batch, answers, strict=True):
+            if part.key in self.watched and window[:2] == part.window[:2]:
+                self.watch(part, window, answer)
+            yield partial(window_rows, part, window, answer, self.settings)
+
+    def segment_less(self, batch: Chips, error: Exception) -> Iterator[MakeRows]:
+        """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
+        if self.segmenter.is_lost():
+            os._exit(1)  # a new process takes the parts up again, and finds the window that does it
+        self.segmenter.free_memory()
+        if len(batch) == 1:
+            yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
+            return
+        self.batch = half = len(batch) // 2
+        for first in range(0, len(batch), half):
+            yield from self.start(batch[first : first + half])
+
+    def watch(self, part: Part, window: Window, answer: "Answer") -> None:
+        """Note how well the window fits its neighbour."""
+        try:
+            pixels, differing = seam(part, window, answer, self.settings, self.segmenter)
+        except Exception:  # the neighbour's own rows will say so
+            return
+        self.seams.update(pixels=pixels, differing=differing)
+
+    def rows(self, part: Part, window: Window) -> Iterable[Row]:
+        """The rows of a window that is segmented at once, with no other beside it."""
+        job = part, window
+        chip = self.read(job)
+        segmented = self.give_up(job, chip) if isinstance(chip, Failure) else self.start([(job, chip)])
+        return [row for make_rows in segmented for row in make_rows()]
+
+    def smaller_rows(self, part: Part, window: Window, error: Exception) -> Iterator[Row]:
+        """The rows of a window that is too much for the device: of windows half as wide, from here on."""
+        settings = self.settings
+        half = round_up(max(window.height, window.width) // 2, settings.tile_size)
+        out_of_memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
+        if not out_of_memory or settings.window is not None or half >= max(window.height, window.width):
+            failure = Failure(
+                type(error).__name__, f"{part.scene.uri}: {(str(error) or 'out of memory').splitlines()[0]}"
+            )
+            yield from failed_rows(part.scene, window, settings.tile_size, failure)
+            return
+        self.window = min(self.window, half)
+        for smaller in split(window, half):
+            yield from self.rows(part, smaller)
+
+    def careful_rows(self, part: Part, window: Window, attempt: Attempt) -> Iterable[Row]:
+        """The rows of a window of a part over which a process died: failed ones where it is the window's fault."""
+        name = f"{window.row_off} {window.col_off}"
+        if attempt.is_deadly(name):
+            text = f"{part.scene.uri}: to read or segment this window ended the process"
+            failure = Failure("Crash", text, attempt.deaths[name])
+            return failed_rows(part.scene, window, self.settings.tile_size, failure)
+        touch(self.out, part.key, attempt, name)
+        return self.rows(part, window)
