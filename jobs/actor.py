@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch
 from jobs.session import Crew, Speed
-from jobs.windows import read_window, seam, start_windows, window_rows
+from jobs.windows import seam, stage_window, start_windows, window_rows
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
@@ -62,6 +62,7 @@ class PartSegmenter:
         self.out, self.settings, self.window, self.session = out, settings, window, session
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
+        self.on_cpu = 0  # windows that the device has not decoded
         self.readers, self.writers = (ThreadPoolExecutor(number) for number in (crew.readers, crew.writers))
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
@@ -120,7 +121,8 @@ class PartSegmenter:
         """What the driver is told of a part."""
         seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
         times = {"started": started, "ended": time.time(), **self.clock.take()}
-        return {**published, **times, **seams, "exact": self.segmenter.exact, "actor": self.name}
+        on_cpu, self.on_cpu = self.on_cpu, 0
+        return {**published, **times, **seams, "on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name}
 
     def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
         """For each window, in order, what makes its rows."""
@@ -165,7 +167,7 @@ class PartSegmenter:
         part, window = work
         try:
             with self.clock.on("reading"):
-                return self.segmenter.stage(*read_window(part, window, self.settings, self.segmenter.bundle.stride))
+                return stage_window(part, window, self.settings, self.segmenter)
         except ReadError as error:
             return Failure(type(error).__name__, str(error), error.attempts)
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
@@ -191,6 +193,7 @@ class PartSegmenter:
             yield from self.segment_less(batch, error)
             return
         self.clock.add("model", pending.seconds)
+        self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
             if part.key in self.watched and window[:2] == part.window[:2]:
                 self.watch(part, window, answer)

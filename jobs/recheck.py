@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from jobs.windows import infer_window, read_window, window_rows
+from jobs.windows import infer_window, window_rows
 from seg_core.coverage import Row
 from seg_core.errors import ReadError, SegError
 from seg_core.plan import Part, choose_window
@@ -39,12 +39,12 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
         path = part_path(run, part.key)
         stored = read_part(path)
         try:
-            chip = read_window(part, at, plan.settings, segmenter.bundle.stride)
+            answer = infer_window(part, at, plan.settings, segmenter)
         except ReadError as error:
             if any(row["status"] == "done" and overlap(Window.from_row(row), at) for row in stored):
                 problems[posixpath.basename(path)] = [f"its tiles are done, and now they can't be read: {error}"]
             continue
-        again = list(window_rows(part, at, infer_window(chip, at, plan.settings, segmenter), plan.settings))
+        again = list(window_rows(part, at, answer, plan.settings))
         if found := _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True))):
             problems[posixpath.basename(path)] = found
     return len(chosen), problems

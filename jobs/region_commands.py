@@ -68,6 +68,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
         bands=args.bands,
         keep_probability=args.keep_probability,
         precision=args.precision,
+        decode=args.decode,
         mosaic=args.mosaic,
     )
     scenes, unreadable = read_region(args.scenes, as_given=args.mosaic and args.order == "given")

@@ -27,6 +27,7 @@ from seg_core.tiling import num_splits
 
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
+ONLY = "--decode device is for JPEG GeoTIFFs of 8 bits without nodata value, alpha band, --mosaic or --resample"
 TASK_PIXELS = 2**24  # a Ray task costs the driver some 30 ms, so small parts share one
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
 SEAM_PARTS = 32  # in which a border between windows is looked at
@@ -51,7 +52,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                 record = open_run(out, plan, model)
                 seams = Counter(record.get("seams") or {})
                 progress = Progress(sum(num_splits(part.window, window) for part in todo))
-                busy = Busy()
+                busy, on_cpu = Busy(), 0
                 pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed)
                 for receipt in _watch(pipe, out, speed.max_failures):
                     progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
@@ -59,7 +60,10 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     busy.add(receipt)
                     record["exact"] = record.get("exact", True) and receipt["exact"]
                     check()
+                    on_cpu += receipt["on_cpu"]
                 progress.end()
+                if plan.settings.decode != "cpu" and on_cpu:
+                    print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
                 record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.readers, crew.writers)}
                 print(record["bottleneck"]["advice"], file=sys.stderr)
     assert record is not None  # a plan has parts, so either they are published or they were to do

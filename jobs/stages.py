@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import read_window, start_windows
+from jobs.windows import read_window, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
@@ -66,9 +66,13 @@ class Stages:
 
     def decode(self, seconds: float) -> float:
         """Reading, with the threads and as far ahead as in a run."""
+
+        def stage(job: Job) -> int:
+            stage_window(*job, self.settings, self.segmenter)
+            return _size(job)
+
         with ThreadPoolExecutor(self.readers) as pool:
-            chips = ahead(pool, self.windows.__getitem__, cycle(range(len(self.windows))), self.depth)
-            return _rate((_size(self.windows.jobs[number]) for _, _, number in chips), seconds)
+            return _rate(ahead(pool, stage, cycle(self.windows.jobs), self.depth), seconds)
 
     def copy(self, seconds: float) -> float | None:
         """Bringing one chip to the device again and again; None where the device is the host."""

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, tile_rows
+from seg_core.errors import ReadError
+from seg_core.jpeg import read_streams
 from seg_core.mosaic import read_image
 from seg_core.plan import Part, Settings
 from seg_core.tiling import Window, chip_window, intersection, round_up, split
@@ -24,6 +26,22 @@ def read_window(part: Part, window: Window, settings: Settings, stride: int) -> 
     return read_image(part.scene, part.sources, chip_window(window, settings.halo, stride), settings.scale)
 
 
+def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Staged":
+    """The chip of a window where the device has it at hand; decoded by it, where that is wanted and can be.
+
+    Raises ReadError where it can't be read.
+    """
+    wanted = settings.decode == "device" or (settings.decode == "auto" and segmenter.on_gpu)
+    if wanted and not part.sources and settings.scale is None:
+        streams = read_streams(part.scene, chip_window(window, settings.halo, segmenter.bundle.stride))
+        if streams is not None:
+            try:
+                return segmenter.stage_blocks(*streams)
+            except ReadError as error:
+                raise ReadError(f"{part.scene.uri}: {error}") from error
+    return segmenter.stage(*read_window(part, window, settings, segmenter.bundle.stride))
+
+
 def start_windows(chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter") -> "Pending":
     """Begin to segment the chips of windows of one size, of which one is named."""
     from seg_core.segmenter import Cut
@@ -32,9 +50,9 @@ def start_windows(chips: "Sequence[Staged]", window: Window, settings: Settings,
     return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted))
 
 
-def infer_window(chip: Chip, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
-    """What the model says of a window's own pixels."""
-    return start_windows([segmenter.stage(*chip)], window, settings, segmenter).result()[0]
+def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
+    """What the model says of a window's own pixels. Raises ReadError where they can't be read."""
+    return start_windows([stage_window(part, window, settings, segmenter)], window, settings, segmenter).result()[0]
 
 
 def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
@@ -53,8 +71,7 @@ def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segme
     if not laid:
         return 0, 0
     at = max(laid, key=lambda across: int(answer.valid[intersection(across, window).slices(window)].sum()))
-    chip = read_window(part, at, settings, segmenter.bundle.stride)
-    beside = infer_window(chip, at, settings, segmenter)
+    beside = infer_window(part, at, settings, segmenter)
     common = intersection(at, window)
     here, there = common.slices(window), common.slices(at)
     differs = answer.building[here] != beside.building[there]

@@ -31,6 +31,7 @@ class Settings:
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
     precision: str = "auto"  # see Segmenter
+    decode: str = "cpu"  # or device, or auto: that where it is a GPU
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
 

@@ -1,8 +1,9 @@
 """Pixels on disk: read a chip and what of it is valid, write a GeoTIFF. The only module that touches them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import rasterio
@@ -21,6 +22,7 @@ from seg_core.tiling import Window, align, fold, intersection, split
 
 Pixels = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
+T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
 # GDAL's options for a GeoTIFF, by what a person calls the codec.
@@ -46,9 +48,14 @@ def read_chip(
     names the two values that become 0 and 255. Raises ReadError where the file can't be read; an object store that does
     not answer is asked again, after a growing pause.
     """
+    return ask_again(lambda fresh: _read_chip(scene, grid or scene, window, scale, fresh))
+
+
+def ask_again(read: Callable[[bool], T]) -> T:
+    """What `read` returns; asked again, for what is fresh, where an object store does not answer. Raises ReadError."""
     for attempt, pause in enumerate((*PAUSES, None), 1):
         try:
-            return _read_chip(scene, grid or scene, window, scale, fresh=attempt > 1)
+            return read(attempt > 1)
         except UnansweredError as error:
             error.attempts = attempt
             if pause is None:
@@ -61,7 +68,7 @@ def _read_chip(
     scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, fresh: bool
 ) -> tuple[Pixels, Valid]:
     box, rows, cols = fold(window, grid.height, grid.width)
-    with _open_grid(scene, grid, fresh) as dataset:
+    with open_grid(scene, grid, fresh) as dataset:
         raw, valid = _read(dataset, box, scene, grid)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
     if box != window:
@@ -70,8 +77,8 @@ def _read_chip(
 
 
 @contextmanager
-def _open_grid(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
-    """The file on a grid: as it is, or warped to it where that is not the file's own."""
+def open_grid(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
+    """The file on a grid: as it is, or warped to it where that is not the file's own. Raises ReadError."""
     with open_image(scene.uri, fresh) as dataset:
         end = position(tuple(dataset.transform)[:6], *dataset.shape)
         if not np.allclose(end, position(scene.transform, scene.height, scene.width), rtol=1e-9):
@@ -143,13 +150,12 @@ def _read(dataset: DatasetReader, box: Window, scene: Scene, grid: Scene) -> tup
 
 
 def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np.generic], Valid]:
-    window = RasterioWindow(box.col_off, box.row_off, box.width, box.height)
     if _is_left_out(dataset, box, scene):
         return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
-    valid = _read_mask(dataset, window, scene)
+    valid = read_mask(dataset, box, scene)
     if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
         return np.zeros((len(scene.bands), *valid.shape), scene.dtype), valid
-    pixels = dataset.read(list(scene.bands), window=window)
+    pixels = dataset.read(list(scene.bands), window=_as_rasterio(box))
     if scene.nodata is not None and not np.isnan(scene.nodata):
         # One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
         valid &= (pixels != scene.nodata).any(axis=0)
@@ -177,14 +183,18 @@ def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
     )
 
 
-def _read_mask(dataset: DatasetReader, window: RasterioWindow, scene: Scene) -> Valid:
+def read_mask(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
     """What the alpha band or the mask says, where there is one."""
     alpha = _alpha_band(dataset)
     if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
-        return np.asarray(dataset.read(alpha, window=window) > 0)
+        return np.asarray(dataset.read(alpha, window=_as_rasterio(box)) > 0)
     if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
-        return np.asarray(dataset.read_masks(scene.bands[0], window=window) > 0)
-    return np.ones((window.height, window.width), np.bool_)
+        return np.asarray(dataset.read_masks(scene.bands[0], window=_as_rasterio(box)) > 0)
+    return np.ones((box.height, box.width), np.bool_)
+
+
+def _as_rasterio(window: Window) -> RasterioWindow:
+    return RasterioWindow(window.col_off, window.row_off, window.width, window.height)
 
 
 def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels:
@@ -254,5 +264,4 @@ def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str
         for at in split(Window(0, 0, side, side), 2048):
             rows = np.arange(at.row_off, at.row_off + at.height) % height
             cols = np.arange(at.col_off, at.col_off + at.width) % width
-            window = RasterioWindow(at.col_off, at.row_off, at.width, at.height)
-            dataset.write(pixels[:, rows[:, None], cols], window=window)
+            dataset.write(pixels[:, rows[:, None], cols], window=_as_rasterio(at))

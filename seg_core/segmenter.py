@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
-from seg_core.errors import SegError
+from seg_core.errors import ReadError, SegError
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
 from seg_core.tiling import round_up
 
@@ -35,7 +35,14 @@ MAX_COMPILED = 4  # sizes
 MAX_BATCH = 64  # chips
 GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
 
-Staged = tuple[Tensor, Tensor]  # a chip `uint8 (bands, h, w)` and its validity `bool (h, w)`, where a device fetches it
+
+class Staged(NamedTuple):
+    """A chip where the device has it at hand."""
+
+    image: Tensor  # `uint8 (bands, h, w)`: pinned in the host's memory, or on the device
+    valid: Tensor  # `bool (h, w)`, on the host
+    ready: Any = None  # the event after which the image is there, where the device makes it
+    decoded: bool = False  # whether the device made it, from JPEG streams
 
 
 class Answer(NamedTuple):
@@ -126,13 +133,51 @@ class Segmenter:
         """
         if not valid.any():
             return np.zeros((height, width), np.float32)
-        chips, masks = self._upload([self.stage(pixels, valid)])
-        return np.asarray(self._probability(chips, masks, halo, height, width)[0].cpu().numpy())
+        images, masks = self._upload([self.stage(pixels, valid)])
+        return np.asarray(self._probability(images, masks, halo, height, width)[0].cpu().numpy())
 
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
         """A chip where the device fetches it from without the host's help; from any thread."""
-        tensors = torch.from_numpy(pixels), torch.from_numpy(valid)
-        return (tensors[0].pin_memory(), tensors[1].pin_memory()) if self.on_gpu else tensors
+        return Staged(self._pin(pixels), self._pin(valid))
+
+    def _pin(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).pin_memory() if self.on_gpu else torch.from_numpy(array)
+
+    @torch.inference_mode()
+    def stage_blocks(
+        self,
+        blocks: Sequence[NDArray[np.uint8]],
+        places: Sequence[tuple[int, int]],
+        canvas: tuple[int, int],
+        bands: Sequence[int],
+        rows: NDArray[np.intp],
+        cols: NDArray[np.intp],
+        valid: NDArray[np.bool_],
+    ) -> Staged:
+        """A chip that the device decodes, from jpeg.Streams; from any thread.
+
+        On a GPU by its JPEG engine. It differs from what GDAL decodes by the rounding of colours that were stored at
+        half the resolution. Raises ReadError where a block is damaged.
+        """
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        mode = ImageReadMode.RGB if max(bands) else ImageReadMode.GRAY
+        streams = [torch.from_numpy(np.array(block)) for block in blocks]
+        with self._copying():
+            whole = torch.zeros(3 if max(bands) else 1, *canvas, dtype=torch.uint8, device=self.device)
+            try:
+                images = decode_jpeg(streams, mode=mode, device=self.device) if streams else []
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ReadError(f"a block can't be decoded: {str(error).splitlines()[0]}") from error
+            for (row, col), image in zip(places, images, strict=True):
+                height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
+                whole[:, row : row + height, col : col + width] = image[:, :height, :width]
+            across, down = (torch.from_numpy(each).to(self.device) for each in (cols, rows))
+            image = whole[list(bands)].index_select(1, down).index_select(2, across)
+            ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
+        return Staged(image, self._pin(valid), ready, decoded=True)
 
     @torch.inference_mode()
     def start(self, chips: Sequence[Staged], cut: Cut) -> "Pending":
@@ -142,8 +187,8 @@ class Segmenter:
         """
         began = time.perf_counter()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.on_gpu else []
-        size = (len(chips), *chips[0][0].shape, cut)
-        some = [number for number, (_, valid) in enumerate(chips) if valid.any()]
+        size = (len(chips), *chips[0].image.shape, cut)
+        some = [number for number, chip in enumerate(chips) if chip.valid.any()]
         found: tuple[Tensor, ...] = ()
         if some:
             images, masks = self._upload([chips[number] for number in some])
@@ -188,12 +233,15 @@ class Segmenter:
             return True
         return False
 
-    def _upload(self, chips: Sequence[Staged]) -> Staged:
+    def _upload(self, chips: Sequence[Staged]) -> tuple[Tensor, Tensor]:
         """Chips as one batch on the device, `(n, bands, h, w)` and `(n, h, w)`; copied while it computes."""
-        copying: AbstractContextManager[Any] = torch.cuda.stream(self.copies) if self.copies else nullcontext()
-        with copying:
+        with self._copying():
+            for chip in chips:
+                if chip.ready is not None:
+                    chip.ready.wait()
             images, masks = (
-                torch.stack([chip[part].to(self.device, non_blocking=True) for chip in chips]) for part in (0, 1)
+                torch.stack([each.to(self.device, non_blocking=True) for each in part])
+                for part in ([chip.image for chip in chips], [chip.valid for chip in chips])
             )
         if self.copies:
             stream = torch.cuda.current_stream(self.device)
@@ -201,6 +249,10 @@ class Segmenter:
             for each in (images, masks):
                 each.record_stream(stream)  # else their memory might be given away before the stream is done with it
         return images, masks
+
+    def _copying(self) -> AbstractContextManager[Any]:
+        """What is done within goes on beside the network's work, and in turns with other such things."""
+        return torch.cuda.stream(self.copies) if self.copies else nullcontext()
 
     def _to_host(self, found: Tensor) -> Tensor:
         """A tensor on its way to the host."""
@@ -277,8 +329,8 @@ class Pending:
         cut, places = self.cut, {number: place for place, number in enumerate(self.some)}
         tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
         answers = []
-        for number, (_, mask) in enumerate(self.chips):
-            valid = mask[_inside(cut.halo, cut.height, cut.width)].numpy()
+        for number, chip in enumerate(self.chips):
+            valid = chip.valid[_inside(cut.halo, cut.height, cut.width)].numpy()
             if number not in places:
                 nothing = np.zeros((cut.height, cut.width), np.uint8)
                 answers.append(Answer(nothing > 0, valid, np.zeros(tiles), nothing if cut.keep_probability else None))

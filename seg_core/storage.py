@@ -11,7 +11,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from operator import methodcaller
 from pathlib import Path
@@ -19,7 +19,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from seg_core.errors import SegError
+from seg_core.errors import ReadError, SegError, UnansweredError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -244,6 +244,39 @@ def _download(client: Any, bucket: str, key: str) -> bytes:
     config = TransferConfig(use_threads=False, num_download_attempts=ATTEMPTS)
     client.download_fileobj(bucket, key, content, Config=config)
     return content.getvalue()
+
+
+def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list[bytes]:
+    """Pieces of a file, each by its offset and size; those with less than `near` bytes between are fetched at once.
+
+    Raises ReadError where they can't be read, UnansweredError where an object store does not give them.
+    """
+    system, inside = filesystem(path)
+    found: dict[tuple[int, int], bytes] = {}
+    try:
+        with system.open_input_file(inside) as file:
+            for group in _neighbours(ranges, near):
+                first, last = group[0][0], max(offset + size for offset, size in group)
+                content = file.read_at(last - first, first)
+                found |= {(offset, size): content[offset - first :][:size] for offset, size in group}
+    except OSError as error:
+        kind = UnansweredError if is_remote(path) else ReadError
+        raise kind(f"{path}: can't be read: {error}") from error
+    if any(len(found[at]) < at[1] for at in ranges):
+        raise ReadError(f"{path}: ends before its data does")
+    return [found[at] for at in ranges]
+
+
+def _neighbours(ranges: Sequence[tuple[int, int]], near: int) -> Iterator[list[tuple[int, int]]]:
+    """Ranges by their offset, in groups whose members are near each other."""
+    group: list[tuple[int, int]] = []
+    for offset, size in sorted(ranges):
+        if group and offset - max(start + length for start, length in group) > near:
+            yield group
+            group = []
+        group.append((offset, size))
+    if group:
+        yield group
 
 
 def publish(path: str | Path, content: bytes) -> None:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 GENERAL = ["--debug", "--help", "--no-sign-request"]
 REGION = [
     "--bands",
+    "--decode",
     "--halo",
     "--keep-probability",
     "--precision",
@@ -380,6 +381,7 @@ def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: Make
         "resample": False,
         "scale": None,
         "bands": None,
+        "decode": "cpu",
         "keep_probability": True,
         "precision": "auto",
         "mosaic": False,

@@ -536,7 +536,7 @@ def test_blocks_that_a_sparse_file_leaves_out_are_missing_and_not_read(
     for window in (scene.window, Window(100, 60, 90, 80), Window(192, 128, 100, 70)):
         _, valid = read_chip(scene, window)
         assert (valid == expected[window.slices(scene.window)]).all()
-    monkeypatch.setattr("seg_core.raster._read_mask", None)  # what reads pixels begins with it
+    monkeypatch.setattr("seg_core.raster.read_mask", None)  # what reads pixels begins with it
     if nodata is not None:
         pixels, valid = read_chip(scene, Window(-40, 130, 160, 90))
         assert pixels.shape == (3, 160, 90)

@@ -1,0 +1,121 @@
+"""The JPEG streams inside a GeoTIFF, as they are: for a decoder that is faster than GDAL's, such as a GPU's.
+
+    file ─▶ ┌───┬───┬───┐
+            │ ┌─┼───┼─┐ │   the blocks that a chip touches are fetched whole, and not decoded;
+            ├─┼─┼───┼─┼─┤   whoever decodes them pastes them together and cuts out the chip
+            │ └─┼───┼─┘ │
+            └───┴───┴───┘
+
+Each block of such a file is a JPEG image whose tables, which all blocks share, are kept apart (TIFF Technical Note 2).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.enums import Compression, Interleaving, MaskFlags
+from rasterio.io import DatasetReader
+
+from seg_core.errors import ReadError
+from seg_core.raster import Valid, ask_again, open_grid, read_mask
+from seg_core.scenes import Scene
+from seg_core.storage import read_ranges
+from seg_core.tiling import Window, fold
+
+NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
+START = b"\xff\xd8"  # of a JPEG stream
+# Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess.
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+COLOURS = {"RGB": b"\x00", "YCbCr": b"\x01"}
+
+
+class Streams(NamedTuple):
+    """A chip before it is decoded."""
+
+    blocks: list[NDArray[np.uint8]]  # each a JPEG image
+    places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
+    canvas: tuple[int, int]  # height and width that the blocks make together
+    bands: tuple[int, ...]  # of the blocks, counted from 0
+    rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
+    cols: NDArray[np.intp]
+    valid: Valid  # `bool (height, width)` of the chip
+
+
+def read_streams(scene: Scene, window: Window) -> Streams | None:
+    """What `seg_core.raster.read_chip` would decode for a window; None of a file that it takes GDAL to read.
+
+    Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask. Raises
+    ReadError where the file can't be read.
+    """
+    if scene.resampled or scene.nodata is not None:
+        return None
+    return ask_again(lambda fresh: _read_streams(scene, window, fresh))
+
+
+def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
+    box, rows, cols = fold(window, scene.height, scene.width)
+    with open_grid(scene, scene, fresh) as dataset:
+        if not _is_served(dataset):
+            return None
+        valid = read_mask(dataset, box, scene)
+        height, width = dataset.block_shapes[0]
+        top, left = box.row_off // height * height, box.col_off // width * width
+        found = list(_find_blocks(dataset, box)) if valid.any() else []
+        head = _head(dataset)
+    content = read_ranges(scene.uri, [at for _, at in found], NEAR)
+    blocks = []
+    for stream in content:
+        if not stream.startswith(START):
+            raise ReadError(f"{scene.uri}: a block of it is no JPEG image")
+        blocks.append(np.frombuffer(head + stream[len(START) :], np.uint8))
+    return Streams(
+        blocks=blocks,
+        places=[(row * height - top, col * width - left) for (row, col), _ in found],
+        canvas=(box.bottom - top, box.right - left),
+        bands=tuple(band - 1 for band in scene.bands),
+        rows=rows + (box.row_off - top),
+        cols=cols + (box.col_off - left),
+        valid=valid[rows[:, None], cols],
+    )
+
+
+def _is_served(dataset: DatasetReader) -> bool:
+    flags = {flag for band in dataset.mask_flag_enums for flag in band}
+    return (
+        dataset.driver == "GTiff"
+        and dataset.compression == Compression.jpeg
+        and dataset.dtypes[0] == "uint8"
+        and dataset.count in {1, 3}
+        and (dataset.count == 1 or dataset.interleaving == Interleaving.pixel)
+        and _colour_space(dataset) in COLOURS
+        and flags <= {MaskFlags.all_valid, MaskFlags.per_dataset}
+    )
+
+
+def _colour_space(dataset: DatasetReader) -> str:
+    """What the components of a block are; RGB where GDAL names nothing else."""
+    return str(dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE", "RGB"))
+
+
+def _head(dataset: DatasetReader) -> bytes:
+    """What a block's stream lacks at its beginning to be an image of its own."""
+    tables = bytes.fromhex(dataset.get_tag_item("JPEGTABLES", "TIFF", bidx=1) or "")
+    colour = ADOBE + COLOURS[_colour_space(dataset)] if dataset.count == 3 else b""
+    return START + colour + tables[2:-2]  # without the marks of their beginning and end
+
+
+def _find_blocks(dataset: DatasetReader, box: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Row and column of each block that the box touches, and where in the file it is: offset and size.
+
+    Those that a sparse file leaves out are not among them: they are 0, as GDAL reads them.
+    """
+    height, width = dataset.block_shapes[0]
+    for row in range(box.row_off // height, -(-box.bottom // height)):
+        for col in range(box.col_off // width, -(-box.right // width)):
+            offset, size = (
+                int(dataset.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=1) or 0)
+                for name in ("OFFSET", "SIZE")
+            )
+            if offset and size:
+                yield (row, col), (offset, size)

@@ -1,0 +1,228 @@
+"""JPEG streams inside GeoTIFFs, decoded by the device: the pixels that GDAL reads, but for the rounding of colours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, write_untrained
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+from test_segment import rows_of, seg
+
+from seg_core.errors import ReadError
+from seg_core.jpeg import read_streams
+from seg_core.raster import read_chip
+from seg_core.run import read_plan
+from seg_core.scenes import Scene, read_scene
+from seg_core.segmenter import Segmenter
+from seg_core.storage import publish, read_ranges
+from seg_core.tiling import Window
+from seg_core.town import draw_town
+
+HEIGHT, WIDTH = 300, 420
+WINDOWS = [Window(0, 0, HEIGHT, WIDTH), Window(-40, -30, 200, 130), Window(130, 250, 200, 200), Window(200, 300, 10, 7)]
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return Segmenter(write_untrained(str(tmp_path_factory.mktemp("bundles") / "bundle"), width=4, depth=2), "cpu")
+
+
+def write_jpeg(path: Path, bands: int = 3, valid: NDArray[np.bool_] | None = None, **options: Any) -> Scene:
+    """Write a town as a GeoTIFF of JPEG blocks."""
+    pixels = np.moveaxis(draw_town(512, 512, seed=3)[0], -1, 0)[:, :HEIGHT, :WIDTH]
+    pixels = pixels[[0, 1, 2, 0][:bands]]
+    options = {
+        "tiled": True,
+        "blockxsize": 128,
+        "blockysize": 64,
+        "interleave": "pixel",
+        "photometric": "ycbcr",
+        **options,
+    }
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=HEIGHT,
+            width=WIDTH,
+            count=bands,
+            dtype=options.pop("dtype", "uint8"),
+            crs=UTM,
+            transform=Affine(*NORTH_UP),
+            compress=options.pop("compress", "jpeg"),
+            **options,
+        ) as dataset,
+    ):
+        dataset.write(pixels)
+        if valid is not None:
+            dataset.write_mask(valid)
+    return read_scene(str(path), path.name)
+
+
+def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    streams = read_streams(scene, window)
+    assert streams is not None
+    staged = segmenter.stage_blocks(*streams)
+    assert staged.decoded
+    return staged.image.numpy(), staged.valid.numpy()
+
+
+def assert_near(segmenter: Segmenter, scene: Scene, window: Window, *, room: float = 1.5) -> None:
+    """The device's pixels are GDAL's, but for rounding; what is valid is the same."""
+    pixels, valid = decode(segmenter, scene, window)
+    expected, holds = read_chip(scene, window)
+    assert (pixels.shape, pixels.dtype) == (expected.shape, expected.dtype)
+    assert np.array_equal(valid, holds)
+    assert expected[:, holds].std() > 10
+    assert np.abs(pixels.astype(int) - expected)[:, holds].mean() < room
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"photometric": "rgb"},  # colours at full resolution
+        {"jpeg_quality": 40},
+        {"jpegtablesmode": 0},  # each block with tables of its own
+        {"jpegtablesmode": 3},
+        {"tiled": False, "blockysize": 16},
+        {"bands": 1, "photometric": "minisblack"},
+    ],
+)
+def test_a_chip_decoded_by_the_device_is_what_gdal_reads(
+    tmp_path: Path, segmenter: Segmenter, window: Window, options: dict[str, Any]
+) -> None:
+    assert_near(segmenter, write_jpeg(tmp_path / "a.tif", **options), window)
+
+
+def test_bands_are_those_that_were_asked_for(tmp_path: Path, segmenter: Segmenter) -> None:
+    scene = write_jpeg(tmp_path / "a.tif")
+    for bands in ((3, 2, 1), (2,)):
+        assert_near(segmenter, Scene(**{**vars(scene), "bands": bands}), WINDOWS[0])
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_an_internal_mask_says_what_is_valid(tmp_path: Path, segmenter: Segmenter, window: Window) -> None:
+    valid = np.ones((HEIGHT, WIDTH), np.bool_)
+    valid[:150, :200] = False
+    assert_near(segmenter, write_jpeg(tmp_path / "a.tif", valid=valid), window)
+
+
+def test_of_a_chip_without_a_valid_pixel_no_block_is_fetched(tmp_path: Path, segmenter: Segmenter) -> None:
+    scene = write_jpeg(tmp_path / "a.tif", valid=np.zeros((HEIGHT, WIDTH), np.bool_))
+    streams = read_streams(scene, WINDOWS[0])
+    assert streams is not None
+    assert streams.blocks == []
+    pixels, valid = decode(segmenter, scene, WINDOWS[0])
+    assert not pixels.any()
+    assert not valid.any()
+
+
+def test_blocks_that_a_sparse_file_leaves_out_are_zero(tmp_path: Path, segmenter: Segmenter) -> None:
+    path = tmp_path / "a.tif"
+    options = {"tiled": True, "blockxsize": 128, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=HEIGHT, width=WIDTH, count=3, dtype="uint8", sparse_ok=True, crs=UTM,
+        transform=Affine(*NORTH_UP), interleave="pixel", **options,
+    ) as dataset:  # fmt: skip
+        dataset.write(np.full((3, 64, 128), 90, np.uint8), window=rasterio.windows.Window(128, 64, 128, 64))
+    scene = read_scene(str(path), "a.tif")
+    streams = read_streams(scene, WINDOWS[0])
+    assert streams is not None
+    assert streams.places == [(64, 128)]
+    pixels, _ = decode(segmenter, scene, WINDOWS[0])
+    assert np.abs(pixels.astype(int) - read_chip(scene, WINDOWS[0])[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compress": "deflate", "photometric": "rgb"},
+        {"nodata": 0},
+        {"interleave": "band", "photometric": "rgb"},
+        {"bands": 4, "photometric": "rgb", "alpha": "yes"},
+        {"bands": 2, "photometric": "minisblack"},
+    ],
+)
+def test_what_it_takes_gdal_to_read_is_left_to_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert read_streams(write_jpeg(tmp_path / "a.tif", **options), WINDOWS[0]) is None
+
+
+def test_a_resampled_scene_is_left_to_gdal(tmp_path: Path) -> None:
+    scene = write_jpeg(tmp_path / "a.tif")
+    assert read_streams(Scene(**{**vars(scene), "gsd_m": 2.0}), WINDOWS[0]) is None
+
+
+def test_real_imagery_is_decoded_as_gdal_does(shared: Path, segmenter: Segmenter) -> None:
+    path = next(iter(sorted((shared / "massachusetts-buildings" / "val").iterdir())))
+    scene = read_scene(str(path), path.name)
+    for window in (scene.window, Window(-96, -96, 704, 704), Window(1000, 1000, 600, 600)):
+        assert_near(segmenter, scene, window, room=1.0)
+
+
+def test_a_damaged_block_is_a_read_error(tmp_path: Path, segmenter: Segmenter) -> None:
+    scene = write_jpeg(tmp_path / "a.tif")
+    streams = read_streams(scene, WINDOWS[0])
+    assert streams is not None
+    broken = [block[: len(block) // 3] if at else np.zeros_like(block) for at, block in enumerate(streams.blocks)]
+    with pytest.raises(ReadError, match="a block can't be decoded"):
+        segmenter.stage_blocks(broken, *streams[1:])
+    Path(scene.uri).write_bytes(Path(scene.uri).read_bytes()[:-20_000])
+    with pytest.raises(ReadError, match=r"a\.tif: ends before its data does"):
+        read_streams(scene, WINDOWS[0])
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+@pytest.mark.parametrize("near", [0, 10, 1000])
+def test_pieces_of_a_file_are_read_in_their_order(where: str, near: int, tmp_path: Path, s3: str) -> None:
+    content = np.random.default_rng(0).bytes(500)
+    path = f"{s3}/pieces.bin" if where == "s3" else str(tmp_path / "pieces.bin")
+    publish(path, content)
+    ranges = [(300, 50), (0, 10), (12, 8), (20, 1), (310, 5), (499, 1), (40, 0)]
+    assert read_ranges(path, ranges, near) == [content[offset : offset + size] for offset, size in ranges]
+    assert read_ranges(path, [], near) == []
+    with pytest.raises(ReadError, match=r"pieces\.bin: ends before its data does"):
+        read_ranges(path, [(490, 20)], near)
+    with pytest.raises(ReadError, match=r"none\.bin: can't be read"):
+        read_ranges(path.replace("pieces", "none"), [(0, 1)], near)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_who_decodes_is_a_setting_of_the_run_and_what_it_leaves_to_the_cpu_is_said(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "region").mkdir()
+    scene = write_jpeg(tmp_path / "region" / "jpeg.tif")
+    command = ["segment", tmp_path / "region", "--model", make_bundle(), "--tile-size", "64", "--part", "256"]
+    command += ["--window", "128"]
+    _, err = seg(capsys, *command, "--out", tmp_path / "run", "--decode", "device")
+    assert "decoded by the CPU" not in err
+    assert read_plan(str(tmp_path / "run")).settings.decode == "device"
+    assert json.loads(seg(capsys, "verify", tmp_path / "run", "--deep", "--json")[0])["rechecked"] > 1
+    _, err = seg(capsys, *command, "--out", tmp_path / "run", code=2)
+    assert "decode device there, cpu now" in err
+    seg(capsys, *command, "--out", tmp_path / "cpu")
+    pairs = list(zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "cpu"), strict=True))
+    assert all(abs(one["mean_probability"] - two["mean_probability"]) < 0.05 for one, two in pairs)
+    assert any(one["mask"] != two["mask"] for one, two in pairs)
+
+    make_scene("region/plain.tif", 100, 100)
+    _, err = seg(capsys, *command, "--out", tmp_path / "both", "--decode", "device")
+    assert "1 windows were decoded by the CPU: --decode device is for JPEG GeoTIFFs" in err
+
+    content = bytearray(Path(scene.uri).read_bytes())
+    with rasterio.open(scene.uri) as dataset:
+        offset = int(dataset.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+    content[offset : offset + 2] = b"no"
+    Path(scene.uri).write_bytes(content)
+    seg(capsys, *command, "--out", tmp_path / "damaged", "--decode", "device", code=1)
+    failed = [row for row in rows_of(tmp_path / "damaged") if row["status"] == "failed"]
+    assert {(row["error_class"], row["scene_id"]) for row in failed} == {("ReadError", "jpeg.tif")}
+    assert failed[0]["error"].endswith("jpeg.tif: a block of it is no JPEG image")
