@@ -9,8 +9,8 @@ import os
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,12 +23,12 @@ from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import ReadError
 from seg_core.plan import Part, Settings, choose_depth
 from seg_core.results import write_part
-from seg_core.tiling import Window, chip_window, round_up, split
+from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
 if TYPE_CHECKING:
     from seg_core.segmenter import Answer, Pending, Staged
 
-PUBLISHING = 2  # parts that may wait for storage while others are segmented
+WAITING = 32  # windows of a part whose rows are not made yet
 
 Job = tuple[Part, Window]
 MakeRows = Callable[[], Iterable[Row]]
@@ -59,7 +59,8 @@ class PartSegmenter:
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
-        self.out, self.settings, self.window, self.session = out, settings, window, session
+        self.out, self.settings, self.planned, self.session = out, settings, window, session
+        self.window = window  # smaller ones once the device's memory has run out
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
         self.on_cpu = 0  # windows that the device has not decoded
@@ -76,29 +77,36 @@ class PartSegmenter:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
         publishing: deque[Future[Row]] = deque()
-        for part, rows in self.parts_rows(parts):
+        known = self.readers.map(lambda part: begin(self.out, part.key, self.session), parts)
+        careful = {part.key: attempt for part, attempt in zip(parts, known, strict=True) if attempt is not None}
+        self.watched -= frozenset(careful)  # a neighbour could end the process in another window's name
+        for part, rows in self.parts_rows(parts, careful):
             publishing.append(self.writers.submit(self.publish, part, rows))
-            while len(publishing) > PUBLISHING:
-                yield self.receipt(publishing.popleft().result(), started)
-                started = time.time()
+            # What a careful part has come to must be known before another window can end the process.
+            while len(publishing) > (0 if part.key in careful else self.segmenter.in_flight):
+                yield (receipt := self.receipt(publishing.popleft().result(), started))
+                started = receipt["ended"]
         for each in publishing:
-            yield self.receipt(each.result(), started)
-            started = time.time()
+            yield (receipt := self.receipt(each.result(), started))
+            started = receipt["ended"]
 
-    def parts_rows(self, parts: Sequence[Part]) -> Iterator[tuple[Part, list[Future[list[Row]]]]]:
+    def parts_rows(
+        self, parts: Sequence[Part], careful: Mapping[str, Attempt]
+    ) -> Iterator[tuple[Part, list[Future[list[Row]]]]]:
         """Each part with the rows of its windows, which are being made."""
         size = self.window
-        known = list(self.readers.map(lambda part: begin(self.out, part.key, self.session), parts))
-        plain = [part for part, attempt in zip(parts, known, strict=True) if attempt is None]
+        plain = [part for part in parts if part.key not in careful]
         made = self.infer([(part, window) for part in plain for window in split(part.window, size)])
-        for part, attempt in zip(parts, known, strict=True):
-            windows = split(part.window, size)
-            if attempt is None:
-                each = (next(made) for _ in windows)
-            else:
-                self.watched -= {part.key}  # a neighbour could end the process in this window's name
-                each = (partial(iter, self.careful_rows(part, window, attempt)) for window in windows)
-            yield part, [self.writers.submit(self.make, rows) for rows in each]
+        for part in parts:
+            rows: list[Future[list[Row]]] = []
+            for window in split(part.window, size):
+                if part.key in careful:
+                    make_rows: MakeRows = partial(iter, self.careful_rows(part, window, careful[part.key]))
+                else:
+                    make_rows = next(made)
+                rows.append(self.writers.submit(self.make, make_rows))
+                wait(rows[:-WAITING])
+            yield part, rows
 
     def make(self, rows: MakeRows) -> list[Row]:
         """Rows that are made now."""
@@ -112,17 +120,19 @@ class PartSegmenter:
             write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
             end(self.out, part.key)
         return {
-            "windows": len(made),
+            "windows": num_splits(part.window, self.planned),
             "pixels": part.window.height * part.window.width,
             "failed": sum(row["status"] == "failed" for row in rows),
+            "ended": time.time(),
         }
 
     def receipt(self, published: Row, started: float) -> Row:
         """What the driver is told of a part."""
         seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
-        times = {"started": started, "ended": time.time(), **self.clock.take()}
         on_cpu, self.on_cpu = self.on_cpu, 0
-        return {**published, **times, **seams, "on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name}
+        of_all = {"on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name}
+        times = {"started": started, "ended": max(started, published["ended"]), **self.clock.take()}
+        return {**published, **times, **seams, **of_all}
 
     def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
         """For each window, in order, what makes its rows."""
@@ -171,6 +181,7 @@ class PartSegmenter:
         except ReadError as error:
             return Failure(type(error).__name__, str(error), error.attempts)
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
+            self.end_if_lost()
             return Failure(type(error).__name__, f"{part.scene.uri}: {error}")
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
@@ -182,7 +193,7 @@ class PartSegmenter:
         try:
             pending = start_windows([chip for _, chip in batch], batch[0][0][1], self.settings, self.segmenter)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
-            return self.segment_less(batch, error)
+            return self.segment_less(batch, error.with_traceback(None))  # whose frames hold what was on the device
         return self.finish(batch, pending)
 
     def finish(self, batch: Chips, pending: "Pending") -> Iterator[MakeRows]:
@@ -190,7 +201,7 @@ class PartSegmenter:
         try:
             answers = pending.result()
         except RuntimeError as error:
-            yield from self.segment_less(batch, error)
+            yield from self.segment_less(batch, error.with_traceback(None))
             return
         self.clock.add("model", pending.seconds)
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
@@ -201,15 +212,21 @@ class PartSegmenter:
 
     def segment_less(self, batch: Chips, error: Exception) -> Iterator[MakeRows]:
         """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
-        if self.segmenter.is_lost():
-            os._exit(1)  # a new process takes the parts up again, and finds the window that does it
+        self.end_if_lost()
         self.segmenter.free_memory()
         if len(batch) == 1:
             yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
             return
-        self.batch = half = len(batch) // 2
+        half = len(batch) // 2
+        if _is_of_memory(error):
+            self.batch = half
         for first in range(0, len(batch), half):
             yield from self.start(batch[first : first + half])
+
+    def end_if_lost(self) -> None:
+        """End the process where it has lost its device: a new one takes its parts up, and finds the cause."""
+        if self.segmenter.is_lost():
+            os._exit(1)
 
     def watch(self, part: Part, window: Window, answer: "Answer") -> None:
         """Note how well the window fits its neighbour."""
@@ -230,8 +247,7 @@ class PartSegmenter:
         """The rows of a window that is too much for the device: of windows half as wide, from here on."""
         settings = self.settings
         half = round_up(max(window.height, window.width) // 2, settings.tile_size)
-        out_of_memory = "memory" in str(error).lower() or isinstance(error, MemoryError)
-        if not out_of_memory or settings.window is not None or half >= max(window.height, window.width):
+        if not _is_of_memory(error) or settings.window is not None or half >= max(window.height, window.width):
             failure = Failure(
                 type(error).__name__, f"{part.scene.uri}: {(str(error) or 'out of memory').splitlines()[0]}"
             )
@@ -250,3 +266,7 @@ class PartSegmenter:
             return failed_rows(part.scene, window, self.settings.tile_size, failure)
         touch(self.out, part.key, attempt, name)
         return self.rows(part, window)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return "memory" in str(error).lower() or isinstance(error, MemoryError)

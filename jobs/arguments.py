@@ -28,6 +28,13 @@ def bands(text: str) -> tuple[int, ...]:
         raise ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text}: say a number from 0 on")
+    return int(text)
+
+
 def number(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or not int(text):

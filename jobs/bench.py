@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, cycle
+from statistics import median
 from typing import Any
 
 import ray
@@ -27,26 +28,38 @@ SAMPLE = 64  # parts, at most, that the stages are measured on
 Figures = dict[str, Any]
 
 
-def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: float) -> Figures:
+def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: float, rounds: int) -> Figures:
     """Useful megapixels a second of each stage alone, of a loop by hand and of the whole pipe, start-up apart.
 
-    Each runs for about `seconds` at least. The pipe segments the plan's parts over and over, into runs in `folder`.
+    Each runs for about `seconds` at least, in each of so many rounds: figures are the medians, so that a machine that
+    others use too does not favour any. The pipe segments the plan's parts over and over, into runs in `folder`.
     """
     began = time.time()
     with ray_session(speed.address, verbose=speed.verbose):
         bench = Bench(plan, model, folder, speed)
         ready = time.time() - began
-        rates = bench.stages(("decode", "copy", "model", "loop"), seconds)
-        slower = min(("decode", "model"), key=lambda name: rates[name])
-        pipe = bench.pipe(pixels=seconds * rates[slower] * 1e6)
-    pipe["start_up_s"] = round(pipe["start_up_s"] + ready, 3)
+        found = [_round(bench, seconds) for _ in range(rounds)]
+    found[0]["start_up_s"] = round(found[0]["start_up_s"] + ready, 3)  # only the first one starts Ray
+    medians = {
+        name: None if None in (each := [figures[name] for figures in found]) else median(each)
+        for name in found[0]
+        if name not in {"slower", "start_up_s"}
+    }
+    slower = Counter(figures["slower"] for figures in found).most_common(1)[0][0]
+    return {**medians, "start_up_s": found[0]["start_up_s"], "slower": slower, "rounds": rounds, **bench.describe()}
+
+
+def _round(bench: "Bench", seconds: float) -> Figures:
+    """All rates once."""
+    rates = bench.stages(("decode", "copy", "model", "loop"), seconds)
+    slower = min(("decode", "model"), key=lambda name: rates[name])
+    pipe = bench.pipe(pixels=seconds * rates[slower] * 1e6)
     return {
-        **{f"{name}_mpx_s": rates[name] for name in rates},
+        **{f"{name}_mpx_s": rate for name, rate in rates.items()},
         **pipe,
-        "slower": slower,
         "efficiency": round(pipe["pipe_mpx_s"] / rates[slower], 3),
         "pipe_to_loop": round(pipe["pipe_mpx_s"] / rates["loop"], 3),
-        **bench.describe(),
+        "slower": slower,
     }
 
 
@@ -162,7 +175,6 @@ def steady_rate(receipts: Sequence[Row]) -> float:
     first, last = max(began for began, _ in spans.values()), min(ended for _, ended in spans.values())
     if last <= first:  # they followed each other
         first, last = min(began for began, _ in spans.values()), max(ended for _, ended in spans.values())
-    inside = [
-        max(0.0, min(r["ended"], last) - max(r["started"], first)) / (r["ended"] - r["started"]) for r in receipts
-    ]
-    return float(sum(r["pixels"] * share for r, share in zip(receipts, inside, strict=True)) / (last - first) / 1e6)
+    inside = [max(0.0, min(r["ended"], last) - max(r["started"], first)) for r in receipts]
+    shares = [seconds / max(r["ended"] - r["started"], 1e-9) for seconds, r in zip(inside, receipts, strict=True)]
+    return float(sum(r["pixels"] * share for r, share in zip(receipts, shares, strict=True)) / (last - first) / 1e6)

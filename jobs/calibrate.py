@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.stages import Windows
-from jobs.windows import start_windows
+from jobs.stages import Job
+from jobs.windows import stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.plan import Plan
-from seg_core.segmenter import Segmenter
+from seg_core.segmenter import Segmenter, Staged
 from seg_core.tiling import split
 
 SAMPLE = 8  # windows
@@ -39,17 +39,17 @@ def calibrate(
         islice(((part, at) for part in plan.parts() for at in split(part.window, window)), every // 2, None, every)
     )
     pixels = sum(at.height * at.width for _, at in jobs)
-    windows = Windows(jobs, plan.settings, segmenter.bundle.stride)
+
+    def stage(job: Job) -> Staged:
+        return stage_window(*job, plan.settings, segmenter)
+
     with ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        chips = list(ahead(pool, windows.__getitem__, range(len(jobs)), readers))
+        chips = list(zip(jobs, ahead(pool, stage, jobs, readers), strict=True))
         decode = pixels / (time.perf_counter() - started)
-    for chip in (chips[:1], chips):  # the first one warms up
+    for some in (chips[:1], chips):  # the first one warms up
         started = time.perf_counter()
-        under_way = [
-            start_windows([segmenter.stage(image, valid)], jobs[number][1], plan.settings, segmenter)
-            for image, valid, number in chip
-        ]
+        under_way = [start_windows([chip], window, plan.settings, segmenter) for (_, window), chip in some]
         for each in under_way:
             each.result()
     rates = {"decode": decode, "model": pixels / (time.perf_counter() - started)}

@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, bands, number, number_or_auto, numbers
+from jobs.arguments import actors, bands, count, number, number_or_auto, numbers
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
@@ -172,7 +172,7 @@ def _segment(commands: Commands) -> None:
     parser = _command(commands, "segment", "Segment a region with Ray Data: masks and coverage of each tile.")
     _region(parser)
     parser.add_argument("--out", required=True, metavar="RUN", help="folder for the results; the same command resumes")
-    parser.add_argument("--max-failures", type=int, metavar="N", help="end the run when more tiles than N have failed")
+    parser.add_argument("--max-failures", type=count, metavar="N", help="end the run when more tiles than N fail")
     _speed(parser)
 
 
@@ -233,7 +233,8 @@ def _bench(commands: Commands) -> None:
     )
     parser = _command(kinds, "segment", "The whole pipe against each of its stages alone and a loop by hand.")
     parser.set_defaults(command="bench_segment")
-    _bench_region(parser, "how long each stage is measured at least (60)", 60.0)
+    _bench_region(parser, "how long each stage is measured at least, in each round (20)", 20.0)
+    parser.add_argument("--rounds", type=number, default=3, metavar="N", help="how often; medians are shown (3)")
     parser = _command(kinds, "scale", "How rate and memory grow with the number of windows, of actors, and the window.")
     parser.set_defaults(command="bench_scale")
     _bench_region(parser, "how long each stage alone is measured at least (10)", 10.0)
@@ -311,8 +312,8 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     )
     group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
     _precision(group)
-    text = "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: a GPU's JPEG engine; auto: that on a GPU"
-    group.add_argument("--decode", choices=("cpu", "device", "auto"), default="cpu", help=text)
+    text = "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: where the model is, a GPU's JPEG engine"
+    group.add_argument("--decode", choices=("cpu", "device"), default="cpu", help=text)
     group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
@@ -334,7 +335,7 @@ def _speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     text = "windows that are inferred together; auto: as many as a GPU is faster with, on a CPU 1"
     group.add_argument("--batch", type=number_or_auto, metavar="N|auto", help=text)
-    text = "torch.compile, where the precision is bfloat16; auto: on a GPU, for sizes of windows that take long enough"
+    text = "torch.compile, for what needn't be exact; auto: on a GPU, for sizes of windows that take long enough"
     group.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=text)
     _address(parser)
 

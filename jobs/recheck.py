@@ -6,12 +6,14 @@ import random
 import torch
 
 from jobs.windows import infer_window, window_rows
+from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row
 from seg_core.errors import ReadError, SegError
 from seg_core.plan import Part, choose_window
 from seg_core.results import part_path, read_part
 from seg_core.run import read_plan, read_record
 from seg_core.segmenter import Segmenter
+from seg_core.storage import exists
 from seg_core.tiling import Window, overlap, split
 
 MEMORY = 2**31  # bytes to segment a window in
@@ -23,11 +25,14 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
 
     Returns how many there were, and for the name of each part file that differs a line for each difference.
 
-    The model is the one that `run.json` names, or its copy at `model`. Raises SegError where that is another.
+    The model is at `model`, or where `run.json` says, or the one that comes with the package where nothing is there.
+    Raises SegError where that is another.
     """
     plan, record = read_plan(run), read_record(run)
     torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
-    segmenter = Segmenter(model or record["model"]["uri"], device, precision=plan.settings.precision)
+    named = record["model"]["uri"]
+    copied = model is None and not exists(named) and read_bundle(BUILT_IN).hash == plan.model
+    segmenter = Segmenter(BUILT_IN if copied else model or named, device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:
         raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
     window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)

@@ -195,7 +195,7 @@ def bench_segment(args: Namespace) -> int:
     from jobs.bench import bench_segment as run
 
     with _bench_region(args) as (planned, folder):
-        show(run(planned, model_of(args), folder, _speed(args), args.seconds), args.json)
+        show(run(planned, model_of(args), folder, _speed(args), args.seconds, args.rounds), args.json)
     return 0
 
 

@@ -1,6 +1,7 @@
 """One window of a part: its chip, what the model makes of it, its tiles' rows, and how well it fits its neighbour."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,14 +32,11 @@ def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
 
     Raises ReadError where it can't be read.
     """
-    wanted = settings.decode == "device" or (settings.decode == "auto" and segmenter.on_gpu)
-    if wanted and not part.sources and settings.scale is None:
+    if settings.decode == "device" and not part.sources and settings.scale is None:
         streams = read_streams(part.scene, chip_window(window, settings.halo, segmenter.bundle.stride))
         if streams is not None:
-            try:
+            with suppress(ReadError):  # what its JPEG engine does not know, or is damaged: GDAL says which
                 return segmenter.stage_blocks(*streams)
-            except ReadError as error:
-                raise ReadError(f"{part.scene.uri}: {error}") from error
     return segmenter.stage(*read_window(part, window, settings, segmenter.bundle.stride))
 
 

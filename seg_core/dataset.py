@@ -240,10 +240,11 @@ def cut(sample: Sample, size: int, halo: int) -> Iterator[Sample]:
 
 
 def augmentation(kind: str, size: int) -> Any:
-    """An albumentations pipeline that ends in crops of `size` px; `kind` is `none`, `light` or `strong`.
+    """An albumentations pipeline that ends in crops of `size` px; `kind` is `none`, `exposure`, `light` or `strong`.
 
-    `light`: flips and quarter turns, brightness and contrast. `strong`: further, for half of the crops, scale and
-    rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift of each band.
+    `exposure`: brightness and contrast. `light`: further, flips and quarter turns. `strong`: further, for half of the
+    crops, scale and rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift
+    of each band.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
     import albumentations as alb
@@ -252,8 +253,10 @@ def augmentation(kind: str, size: int) -> Any:
     if kind == "strong":
         warp = alb.Affine(scale=(1 / SCALE, SCALE), keep_ratio=True, rotate=(-TURN, TURN), fill_mask=MISSING, p=0.5)
         steps += [warp, alb.CenterCrop(size, size)]
+    if kind in {"light", "strong"}:
+        steps += [alb.D4(p=1)]
     if kind != "none":
-        steps += [alb.D4(p=1), alb.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)]
+        steps += [alb.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)]
     if kind == "strong":
         steps += [alb.RandomGamma((75, 135), p=0.5), alb.HueSaturationValue(8, 25, 0, p=0.5), alb.RGBShift(p=0.5)]
     return alb.Compose(steps)
@@ -275,7 +278,7 @@ class Crops:
     size: int  # px a side
     batch: int  # over all workers
     min_valid: float
-    augment: str  # none, light or strong
+    augment: str  # see `augmentation`
     seed: int
 
     def __call__(self, epoch: int, step: int, rank: int, world: int) -> Sample:

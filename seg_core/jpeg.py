@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from rasterio.enums import Compression, Interleaving, MaskFlags
 from rasterio.io import DatasetReader
 
-from seg_core.errors import ReadError
 from seg_core.raster import Valid, ask_again, open_grid, read_mask
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
 from seg_core.tiling import Window, fold
 
+MAX_BLOCK = 2**22  # px; larger ones are strips, of which a chip needs a small part
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
 START = b"\xff\xd8"  # of a JPEG stream
-# Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess.
+# Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess. TIFF has a tag of
+# its own for that, and what else the stream may say of it does not count.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+MARK, SCAN, COLOUR_SEGMENTS = 0xFF, 0xDA, {0xE0, 0xEE}
 COLOURS = {"RGB": b"\x00", "YCbCr": b"\x01"}
 
 
@@ -36,7 +38,8 @@ class Streams(NamedTuple):
     blocks: list[NDArray[np.uint8]]  # each a JPEG image
     places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
     canvas: tuple[int, int]  # height and width that the blocks make together
-    bands: tuple[int, ...]  # of the blocks, counted from 0
+    components: int  # of each block: 1 or 3
+    bands: tuple[int, ...]  # of them, counted from 0
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
     cols: NDArray[np.intp]
     valid: Valid  # `bool (height, width)` of the chip
@@ -46,7 +49,7 @@ def read_streams(scene: Scene, window: Window) -> Streams | None:
     """What `seg_core.raster.read_chip` would decode for a window; None of a file that it takes GDAL to read.
 
     Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask. Raises
-    ReadError where the file can't be read.
+    ReadError where the file can't be read, but for its JPEG streams.
     """
     if scene.resampled or scene.nodata is not None:
         return None
@@ -62,17 +65,15 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
-        head = _head(dataset)
+        head, components = _head(dataset), dataset.count
     content = read_ranges(scene.uri, [at for _, at in found], NEAR)
-    blocks = []
-    for stream in content:
-        if not stream.startswith(START):
-            raise ReadError(f"{scene.uri}: a block of it is no JPEG image")
-        blocks.append(np.frombuffer(head + stream[len(START) :], np.uint8))
+    if not all(stream.startswith(START) for stream in content):
+        return None  # GDAL says what is wrong with it
     return Streams(
-        blocks=blocks,
+        blocks=[np.frombuffer(head + _without_colour(stream), np.uint8) for stream in content],
         places=[(row * height - top, col * width - left) for (row, col), _ in found],
         canvas=(box.bottom - top, box.right - left),
+        components=components,
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
@@ -81,6 +82,7 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
 
 
 def _is_served(dataset: DatasetReader) -> bool:
+    height, width = dataset.block_shapes[0]
     flags = {flag for band in dataset.mask_flag_enums for flag in band}
     return (
         dataset.driver == "GTiff"
@@ -89,6 +91,8 @@ def _is_served(dataset: DatasetReader) -> bool:
         and dataset.count in {1, 3}
         and (dataset.count == 1 or dataset.interleaving == Interleaving.pixel)
         and _colour_space(dataset) in COLOURS
+        and height * width <= MAX_BLOCK
+        and (height % 8 == 0 or height == dataset.height)  # else GDAL shows the rows of a strip as blocks
         and flags <= {MaskFlags.all_valid, MaskFlags.per_dataset}
     )
 
@@ -102,7 +106,18 @@ def _head(dataset: DatasetReader) -> bytes:
     """What a block's stream lacks at its beginning to be an image of its own."""
     tables = bytes.fromhex(dataset.get_tag_item("JPEGTABLES", "TIFF", bidx=1) or "")
     colour = ADOBE + COLOURS[_colour_space(dataset)] if dataset.count == 3 else b""
-    return START + colour + tables[2:-2]  # without the marks of their beginning and end
+    return START + colour + _without_colour(tables[:-2])  # without the mark of their end
+
+
+def _without_colour(stream: bytes) -> bytes:
+    """A stream without the mark of its beginning, and without JFIF's and Adobe's segments before its first scan."""
+    kept, at = [], len(START)
+    while at + 4 <= len(stream) and stream[at] == MARK and stream[at + 1] != SCAN:
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] not in COLOUR_SEGMENTS:
+            kept.append(stream[at:end])
+        at = end
+    return b"".join([*kept, stream[at:]])
 
 
 def _find_blocks(dataset: DatasetReader, box: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

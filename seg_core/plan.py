@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,9 +31,14 @@ class Settings:
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
     precision: str = "auto"  # see Segmenter
-    decode: str = "cpu"  # or device, or auto: that where it is a GPU
+    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
+
+    def named(self) -> dict[str, Any]:
+        """Those that are not what they are by default: a setting that comes later leaves older runs what they are."""
+        default = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
 
     def check(self, stride: int) -> None:
         """Raise SegError for values that can't work with a model of that stride."""
@@ -135,7 +140,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash of scenes, settings and model."""
-        return _digest([[asdict(s) for s in self.scenes], asdict(self.settings), self.model])
+        return _digest([[asdict(s) for s in self.scenes], self.settings.named(), self.model])
 
 
 def _digest(content: Any) -> str:

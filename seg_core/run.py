@@ -4,7 +4,7 @@ import json
 import posixpath
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from seg_core import __version__
@@ -129,8 +129,10 @@ def read_plan(run: str) -> Plan:
 def _refuse_differences(out: str, record: dict[str, Any], plan: Plan) -> None:
     if record["plan"]["fingerprint"] == plan.fingerprint:
         return
-    there, here = record["settings"], json.loads(json.dumps(asdict(plan.settings)))
-    differing = [f"{name} {there.get(name)} there, {here[name]} now" for name in here if there.get(name) != here[name]]
+    here = json.loads(json.dumps(asdict(plan.settings)))
+    # A setting that is newer than the run had its default then.
+    there = {field.name: field.default for field in fields(Settings)} | record["settings"]
+    differing = [f"{name} {there[name]} there, {here[name]} now" for name in here if there[name] != here[name]]
     if record["model"]["hash"] != plan.model:
         differing.append(f"model {record['model']['hash'][:8]} there, {plan.model[:8]} now")
     if not differing:

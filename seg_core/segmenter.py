@@ -6,6 +6,7 @@ Between pinned memory and host all is done on the device, on which several batch
 """
 
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 
 # Probabilities are added up in this unit, in which they are whole numbers: the sum does not depend on their order.
 SUM_UNIT = 2.0**-24
+NOT_FINITE = -(2.0**50)  # in that unit, more than a tile's pixels come to
 COMPILE_AFTER = 20.0  # s on chips of one size: about as long as it takes to compile for them
 MAX_COMPILED = 4  # sizes
 MAX_BATCH = 64  # chips
@@ -115,8 +117,8 @@ class Segmenter:
         self.layout = torch.contiguous_format if self.exact else torch.channels_last
         self.model = model.to(self.device).to(memory_format=self.layout)
         self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
-        self.copies = torch.cuda.Stream(self.device) if self.on_gpu else None
-        self.in_flight = 2 if self.on_gpu else 0  # batches that may be under way while the next one is prepared
+        self.streams = threading.local()  # of CUDA, one a thread
+        self.in_flight = 2 if self.on_gpu else 0  # how much may be under way while more is prepared
         self.compile_after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
         if self.exact:
             self.compile_after = None
@@ -149,6 +151,7 @@ class Segmenter:
         blocks: Sequence[NDArray[np.uint8]],
         places: Sequence[tuple[int, int]],
         canvas: tuple[int, int],
+        components: int,
         bands: Sequence[int],
         rows: NDArray[np.intp],
         cols: NDArray[np.intp],
@@ -157,20 +160,12 @@ class Segmenter:
         """A chip that the device decodes, from jpeg.Streams; from any thread.
 
         On a GPU by its JPEG engine. It differs from what GDAL decodes by the rounding of colours that were stored at
-        half the resolution. Raises ReadError where a block is damaged.
+        half the resolution. Raises ReadError where a block can't be decoded.
         """
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        mode = ImageReadMode.RGB if max(bands) else ImageReadMode.GRAY
         streams = [torch.from_numpy(np.array(block)) for block in blocks]
         with self._copying():
-            whole = torch.zeros(3 if max(bands) else 1, *canvas, dtype=torch.uint8, device=self.device)
-            try:
-                images = decode_jpeg(streams, mode=mode, device=self.device) if streams else []
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise ReadError(f"a block can't be decoded: {str(error).splitlines()[0]}") from error
+            whole = torch.zeros(components, *canvas, dtype=torch.uint8, device=self.device)
+            images = self._decode(streams, components) if streams else []
             for (row, col), image in zip(places, images, strict=True):
                 height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
                 whole[:, row : row + height, col : col + width] = image[:, :height, :width]
@@ -179,6 +174,27 @@ class Segmenter:
             ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
         return Staged(image, self._pin(valid), ready, decoded=True)
 
+    def _decode(self, streams: list[Tensor], components: int) -> list[Tensor]:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        mode = ImageReadMode.RGB if components > 1 else ImageReadMode.GRAY
+        for again in (False, True):
+            if self.on_gpu:
+                # The engine writes at once, perhaps into memory that what is queued here still reads
+                # (https://github.com/pytorch/vision/pull/9606).
+                torch.cuda.current_stream(self.device).synchronize()
+            try:
+                images: list[Tensor] = decode_jpeg(streams, mode=mode, device=self.device)
+            except RuntimeError as error:
+                if "memory" not in str(error).lower():
+                    raise ReadError(f"a block can't be decoded: {str(error).splitlines()[0]}") from error
+                if again:
+                    raise
+            else:
+                return images
+            self.free_memory()
+        raise AssertionError("the second attempt returns or raises")
+
     @torch.inference_mode()
     def start(self, chips: Sequence[Staged], cut: Cut) -> "Pending":
         """Segment chips of one size together. A GPU is then at work on them, and further ones may be started.
@@ -186,18 +202,24 @@ class Segmenter:
         Raises RuntimeError or MemoryError where they are too much for the device.
         """
         began = time.perf_counter()
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.on_gpu else []
-        size = (len(chips), *chips[0].image.shape, cut)
         some = [number for number, chip in enumerate(chips) if chip.valid.any()]
+        size = (len(some), *chips[0].image.shape, cut)
+        events: list[Any] = []
         found: tuple[Tensor, ...] = ()
         if some:
             images, masks = self._upload([chips[number] for number in some])
-            for event in events[:1]:
-                event.record()
+            events += self._note_time()
             found = tuple(self._to_host(each) for each in self._run(size, images, masks, cut))
-            for event in events[1:]:
-                event.record()
+            events += self._note_time()
         return Pending(self, chips, cut, some, found, events, size, time.perf_counter() - began)
+
+    def _note_time(self) -> list[Any]:
+        """An event of the GPU at this place in its work; none on a CPU, which is done with it by now."""
+        if not self.on_gpu:
+            return []
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return [event]
 
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
@@ -239,20 +261,26 @@ class Segmenter:
             for chip in chips:
                 if chip.ready is not None:
                     chip.ready.wait()
+                    chip.image.record_stream(torch.cuda.current_stream(self.device))
             images, masks = (
                 torch.stack([each.to(self.device, non_blocking=True) for each in part])
                 for part in ([chip.image for chip in chips], [chip.valid for chip in chips])
             )
-        if self.copies:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_stream(self.copies)
+            uploaded = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
+        if uploaded is not None:
+            uploaded.wait()
             for each in (images, masks):
-                each.record_stream(stream)  # else their memory might be given away before the stream is done with it
+                # Else their memory might be given away before the network is done with it.
+                each.record_stream(torch.cuda.current_stream(self.device))
         return images, masks
 
     def _copying(self) -> AbstractContextManager[Any]:
-        """What is done within goes on beside the network's work, and in turns with other such things."""
-        return torch.cuda.stream(self.copies) if self.copies else nullcontext()
+        """What is done within goes on beside the network's work, and beside that of other threads."""
+        if not self.on_gpu:
+            return nullcontext()
+        if not hasattr(self.streams, "own"):
+            self.streams.own = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self.streams.own)
 
     def _to_host(self, found: Tensor) -> Tensor:
         """A tensor on its way to the host."""
@@ -268,7 +296,7 @@ class Segmenter:
         if size in self.compiled:
             return tuple(self.compiled[size](images, masks, cut))
         waited = self.compile_after is not None and self.spent[size] >= self.compile_after
-        if waited and size[0] == len(images) and len(self.compiled) < MAX_COMPILED:
+        if waited and len(self.compiled) < MAX_COMPILED:
             compiled = torch.compile(self._answer, dynamic=False)
             try:
                 answer = tuple(compiled(images, masks, cut))
@@ -321,8 +349,8 @@ class Pending:
     seconds: float  # that the device took; while it is at work, those that it took to start it
 
     def result(self) -> list[Answer]:
-        """Wait for the answers, one a chip. Raises RuntimeError where the device fails."""
-        if self.events and self.some:
+        """Wait for the answers, one a chip. Raises RuntimeError where the device fails, or the answer is no number."""
+        if self.events:
             self.events[1].synchronize()
             self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
         self.segmenter.spent[self.size] += self.seconds
@@ -336,6 +364,8 @@ class Pending:
                 answers.append(Answer(nothing > 0, valid, np.zeros(tiles), nothing if cut.keep_probability else None))
                 continue
             bits, sums, *levels = (each[places[number]].numpy() for each in self.found)
+            if (sums < 0).any():
+                raise RuntimeError("the network's answer is not finite")
             building = np.unpackbits(bits, axis=-1, count=cut.width).view(np.bool_)
             answers.append(Answer(building, valid, sums * SUM_UNIT, levels[0] if levels else None))
         return answers
@@ -348,14 +378,14 @@ def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:
 def pack(bits: Tensor) -> Tensor:
     """`bool (n, h, w)` as `uint8 (n, h, w / 8)` rounded up, the first pixel in the highest bit, as np.packbits does."""
     padded = F.pad(bits.byte(), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    places = 128 >> torch.arange(8, dtype=torch.uint8, device=bits.device)
     packed: Tensor = (padded * places).sum(dim=-1, dtype=torch.uint8)
     return packed
 
 
 def sum_tiles(probability: Tensor, valid: Tensor, tile_size: int) -> Tensor:
-    """Sums over the valid pixels of each tile, `int64 (n, tile rows, tile columns)`, in SUM_UNIT."""
-    units = (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().long()
+    """Sums over the valid pixels of each tile, `int64 (n, tile rows, tile columns)`, in SUM_UNIT; below 0 for NaN."""
+    units = (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().nan_to_num(NOT_FINITE).long()
     height, width = units.shape[-2:]
     padded = F.pad(units, (0, round_up(width, tile_size) - width, 0, round_up(height, tile_size) - height))
     rows: Tensor = padded.unflatten(-1, (-1, tile_size)).sum(-1)
@@ -369,10 +399,10 @@ def find_batch(time_batch: Callable[[int], float], free_memory: Callable[[], Non
     while best <= most:
         try:
             found = best / time_batch(best)
-        except torch.OutOfMemoryError:
-            free_memory()
+        except RuntimeError:  # not of memory alone: some routines have a largest size
             break
         if found < GAIN * rate:
             break
         best, rate = 2 * best, found
+    free_memory()
     return max(1, best // 2)

@@ -255,15 +255,17 @@ def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list
     found: dict[tuple[int, int], bytes] = {}
     try:
         with system.open_input_file(inside) as file:
+            if any(offset + size > file.size() for offset, size in ranges):
+                raise ReadError(f"{path}: ends before its data does")
             for group in _neighbours(ranges, near):
                 first, last = group[0][0], max(offset + size for offset, size in group)
-                content = file.read_at(last - first, first)
-                found |= {(offset, size): content[offset - first :][:size] for offset, size in group}
+                content = memoryview(file.read_at(last - first, first))
+                found |= {(offset, size): bytes(content[offset - first :][:size]) for offset, size in group}
+    except (FileNotFoundError, PermissionError) as error:
+        raise ReadError(f"{path}: can't be read: {error}") from error
     except OSError as error:
         kind = UnansweredError if is_remote(path) else ReadError
         raise kind(f"{path}: can't be read: {error}") from error
-    if any(len(found[at]) < at[1] for at in ranges):
-        raise ReadError(f"{path}: ends before its data does")
     return [found[at] for at in ranges]
 
 

@@ -35,7 +35,9 @@ Json = dict[str, Any]
 def test_all_stages_a_loop_and_the_pipe_are_measured_in_one_run(
     make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = seg(capsys, "bench", "segment", "--model", make_bundle(), *TINY, "--device", "cpu", "--json")
+    out, err = seg(
+        capsys, "bench", "segment", "--model", make_bundle(), *TINY, "--rounds", "1", "--device", "cpu", "--json"
+    )
     found = json.loads(out)
     assert err == ""
     rates = {name: found[f"{name}_mpx_s"] for name in ("decode", "model", "loop", "pipe")}

@@ -17,6 +17,7 @@ def test_it_is_small_and_says_how_it_was_trained() -> None:
     assert bundle.context_px is not None
     assert bundle.context_px <= bundle.halo  # so that windows leave no seams
     provenance = bundle.provenance
+    assert provenance["settings"]["augment"] == "light"  # turned every way: it must not matter where the sun stood
     assert provenance["settings"]["epochs"] >= provenance["epoch"] > 0
     assert provenance["images"] == {"train": 106, "val": 9}
     assert len(provenance["data_fingerprint"]) == 64

@@ -329,7 +329,7 @@ def make_crops(samples: Sequence[Sample], **fields: Any) -> Crops:
     return Crops(samples=samples, **{**options, **fields})
 
 
-every_augmentation = pytest.mark.parametrize("augment", ["none", "light", "strong"])
+every_augmentation = pytest.mark.parametrize("augment", ["none", "exposure", "light", "strong"])
 
 
 @every_augmentation
@@ -409,7 +409,7 @@ def test_crops_are_cut_from_image_and_label_at_the_same_place() -> None:
     assert (batch.image[..., :2] == corners[:, None, None] + np.mgrid[:16, :16].transpose(1, 2, 0)).all()
 
 
-@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("augment", ["none", "exposure", "light"])
 def test_images_smaller_than_a_crop_are_padded_with_missing_pixels(augment: str) -> None:
     small = random_sample(0, 10, 12, missing=0.0)
     batch = make_crops([small], min_valid=0.0, augment=augment)(1, 0, 0, 1)
@@ -472,6 +472,17 @@ def test_without_augmentation_nothing_changes() -> None:
     assert np.array_equal(changed["mask"], sample.label)
 
 
+def test_exposure_changes_brightness_and_moves_nothing() -> None:
+    sample = random_sample(0)
+    augment = augmentation("exposure", SIDE)
+    augment.set_random_seed(1)
+    changes = [augment(image=sample.image, mask=sample.label) for _ in range(20)]
+    assert all(np.array_equal(changed["mask"], sample.label) for changed in changes)
+    assert len({changed["image"].tobytes() for changed in changes}) > 5
+    order = np.argsort(sample.image, axis=None)
+    assert all((np.diff(changed["image"].reshape(-1)[order].astype(int)) >= 0).all() for changed in changes)
+
+
 def test_augmented_crops_change_brightness_but_not_what_is_where() -> None:
     label = np.tile(np.array([0, 1], np.uint8), (20, 10))
     sample = Sample(np.stack([60 + 90 * label] * 3, axis=-1), label)
@@ -527,7 +538,7 @@ def test_a_turned_and_shrunk_crop_is_still_filled(size: int) -> None:
     assert (tight.label == MISSING).any()
 
 
-@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("augment", ["none", "exposure", "light"])
 def test_other_crops_are_made_from_their_own_pixels_alone(augment: str) -> None:
     assert source_size(augment, 48) == 48
 

@@ -22,7 +22,7 @@ from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
-from seg_core.run import changed_scenes, now, open_run, parts_to_do, read_plan, read_record, write_record
+from seg_core.run import changed_scenes, find_run, now, open_run, parts_to_do, read_plan, read_record, write_record
 from seg_core.tiling import Window, split
 from seg_core.verify import verify
 
@@ -287,6 +287,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "bands": None,
         "keep_probability": False,
         "precision": "auto",
+        "decode": "cpu",
         "mosaic": False,
         "window": None,
     }
@@ -548,3 +549,16 @@ def test_the_hand_built_run_has_what_its_tests_count_on(whole: Path) -> None:
     assert len({row["building_px"] for row in rows}) > len(rows) // 2
     assert {asdict(s)["crs"] for s in plan.scenes} == {UTM}
     assert Window(0, 0, 64, 64) in {part.window for part in plan.parts()}
+
+
+def test_a_run_from_before_there_was_a_setting_goes_on(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    path = Path(run) / "run.json"
+    record = json.loads(path.read_text())
+    for name in ("decode", "precision", "mosaic"):
+        del record["settings"][name]
+    path.write_text(json.dumps(record))
+    assert read_plan(run).fingerprint == record["plan"]["fingerprint"]
+    assert find_run(run, plan) is not None
+    with pytest.raises(SegError, match="decode cpu there, device now"):
+        find_run(run, replace(plan, settings=replace(plan.settings, decode="device")))

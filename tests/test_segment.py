@@ -198,6 +198,22 @@ def test_windows_segmented_again_say_what_is_stored(
     assert "part-none.parquet: no part of" in err
 
 
+def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_elsewhere(
+    region: str,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, run = make_bundle(), tmp_path / "run"
+    seg(capsys, "segment", region, "--model", model, "--out", run, *SMALL)
+    Path(model).rename(tmp_path / "elsewhere")
+    _, err = seg(capsys, "verify", run, "--deep", "1", code=2)
+    assert model in err
+    monkeypatch.setattr("jobs.recheck.BUILT_IN", str(tmp_path / "elsewhere"))
+    assert json.loads(seg(capsys, "verify", run, "--deep", "1", "--json")[0])["rechecked"] == 1
+
+
 def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_again(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,9 +173,9 @@ def staged(segmenter: Segmenter, number: int) -> list[Staged]:
 
 
 def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
-    for answer, (pixels, valid) in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
-        probability = plain(pixels.numpy(), valid.numpy(), 16, 40, 61)
-        expected = answer_of(probability, valid[16:56, 16:77].numpy(), 32, keep=True)
+    for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
+        probability = plain(chip.image.numpy(), chip.valid.numpy(), 16, 40, 61)
+        expected = answer_of(probability, chip.valid[16:56, 16:77].numpy(), 32, keep=True)
         for found, wanted in zip(answer, expected, strict=True):
             assert found is not None
             assert found.dtype == wanted.dtype
@@ -240,10 +240,26 @@ def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
     assert found({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}) == 8  # the most
     assert found({1: 1.0, 2: 1.2, 4: 2.3, 8: 4.5}) == 2
     assert found({1: 1.0, 2: 2.0, 4: 2.1}) == 1
-    assert freed == []
     assert found({1: 1.0, 2: 1.0, 4: 1.0}) == 4
     assert found({}) == 1
-    assert freed == [True, True]
+    assert len(freed) == 5  # what the probe has taken is given back
+
+
+@pytest.mark.parametrize("where", ["valid", "missing"])
+def test_an_answer_that_is_no_number_is_an_error_where_it_counts(
+    plain: Segmenter, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probability = torch.full((1, 40, 61), 0.25)
+    probability[0, 39, 60] = torch.nan
+    monkeypatch.setattr(Segmenter, "_probability", lambda *_: probability)
+    valid = np.ones((40, 61), np.bool_)
+    valid[39, 60] = where == "valid"
+    pending = plain.start([plain.stage(np.zeros((3, 40, 61), np.uint8), valid)], Cut(0, 40, 61, 32, 0.5))
+    if where == "valid":
+        with pytest.raises(RuntimeError, match="the network's answer is not finite"):
+            pending.result()
+    else:
+        assert pending.result()[0].sums.sum() == pytest.approx(0.25 * (40 * 61 - 1))
 
 
 def compiling(bundle: str, how: str) -> Segmenter:
@@ -252,12 +268,12 @@ def compiling(bundle: str, how: str) -> Segmenter:
 
 def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
     plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
-    chips = staged(plain, 2)
+    chips = staged(plain, 3)  # of which two hold something valid
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
             assert (one.building == other.building).mean() > 0.99
             np.testing.assert_allclose(one.sums, other.sums, rtol=0.01)
-    assert len(compiled.compiled) == 1
+    assert [size[0] for size in compiled.compiled] == [2]
     assert "uncompiled" not in capsys.readouterr().err
 
 
