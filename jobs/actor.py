@@ -67,11 +67,11 @@ class PartSegmenter:
         self.readers, self.writers = (ThreadPoolExecutor(number) for number in (crew.readers, crew.writers))
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Receipts of a batch of parts."""
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        """The receipt of each of a batch of parts."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        receipts = list(self.segment_parts([Part.from_row(row) for row in rows]))
-        return {key: [receipt[key] for receipt in receipts] for key in receipts[0]}
+        for receipt in self.segment_parts([Part.from_row(row) for row in rows]):
+            yield {key: [value] for key, value in receipt.items()}
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""

@@ -28,7 +28,10 @@ from seg_core.tiling import num_splits
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
 ONLY = "--decode device is for JPEG GeoTIFFs of 8 bits without nodata value, alpha band, --mosaic or --resample"
-TASK_PIXELS = 2**24  # a Ray task costs the driver some 30 ms, so small parts share one
+# A Ray task costs the driver some 30 ms, and at its end an actor has nothing to read ahead: parts share one that takes
+# seconds. When a process dies, those of its task are done again.
+TASK_PIXELS = 2**26
+TASK_PIXELS_GPU = 2**31
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
 SEAM_PARTS = 32  # in which a border between windows is looked at
 
@@ -99,18 +102,16 @@ def run_pipe(
 ) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
     pixels = sum(part.window.height * part.window.width for part in todo)
-    enough = max(TASK_PIXELS, 2 * crew.readers * window**2)  # so that all readers have something to do
+    enough = TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS
     tasks = min(len(todo), max(2 * crew.most, min(pixels // enough, MAX_TASKS)))
     watched = frozenset(part.key for part in todo[:: -(-len(todo) // SEAM_PARTS)])
-    return (
-        ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks)
-        .map_batches(
-            PartSegmenter,
-            fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
-            batch_size=len(todo) // tasks,
-            compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
-            num_cpus=crew.num_cpus,
-            num_gpus=crew.num_gpus or None,
-        )
-        .iter_rows()
+    receipts = ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks).map_batches(
+        PartSegmenter,
+        fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
+        batch_size=len(todo) // tasks,
+        compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
+        num_cpus=crew.num_cpus,
+        num_gpus=crew.num_gpus or None,
     )
+    receipts.context.target_max_block_size = 1  # bytes: each receipt comes as soon as its part is published
+    return receipts.iter_rows()
