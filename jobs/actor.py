@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch
 from jobs.session import Crew, Speed
-from jobs.windows import seam, stage_window, start_windows, window_rows
+from jobs.windows import Job, seam, stage_window, start_windows, window_rows
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 WAITING = 32  # windows of a part whose rows are not made yet
 
-Job = tuple[Part, Window]
 MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
 Unreadable: TypeAlias = tuple[Job, Failure]

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.stages import Job
-from jobs.windows import stage_window, start_windows
+from jobs.windows import Job, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.plan import Plan
 from seg_core.segmenter import Segmenter, Staged

@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import read_window, stage_window, start_windows
+from jobs.windows import Job, read_window, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
 from seg_core.plan import Part, Settings, choose_depth
 from seg_core.segmenter import Pending, Segmenter, load_model
-from seg_core.tiling import Window, split
-
-Job = tuple[Part, Window]
+from seg_core.tiling import split
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SEAM = 32  # px on this side of a border that are looked at
 
+Job = tuple[Part, Window]
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 

@@ -10,6 +10,7 @@ import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, write_untrained
 from numpy.typing import NDArray
 from rasterio.transform import Affine
+from test_raster import write_raw
 from test_segment import rows_of, seg
 
 from seg_core.errors import ReadError
@@ -34,35 +35,9 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
 def write_jpeg(path: Path, bands: int = 3, valid: NDArray[np.bool_] | None = None, **options: Any) -> Scene:
     """Write a town as a GeoTIFF of JPEG blocks."""
     pixels = np.moveaxis(draw_town(512, 512, seed=3)[0], -1, 0)[:, :HEIGHT, :WIDTH]
-    pixels = pixels[[0, 1, 2, 0][:bands]]
-    options = {
-        "tiled": True,
-        "blockxsize": 128,
-        "blockysize": 64,
-        "interleave": "pixel",
-        "photometric": "ycbcr",
-        **options,
-    }
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            height=HEIGHT,
-            width=WIDTH,
-            count=bands,
-            dtype=options.pop("dtype", "uint8"),
-            crs=UTM,
-            transform=Affine(*NORTH_UP),
-            compress=options.pop("compress", "jpeg"),
-            **options,
-        ) as dataset,
-    ):
-        dataset.write(pixels)
-        if valid is not None:
-            dataset.write_mask(valid)
-    return read_scene(str(path), path.name)
+    blocks = {"tiled": True, "blockxsize": 128, "blockysize": 64, "interleave": "pixel"}
+    options = {**blocks, "compress": "jpeg", "photometric": "ycbcr", **options}
+    return write_raw(path, pixels[[0, 1, 2, 0][:bands]], mask=valid, **options)
 
 
 def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -147,7 +122,7 @@ def test_blocks_that_a_sparse_file_leaves_out_are_zero(tmp_path: Path, segmenter
         {"compress": "deflate", "photometric": "rgb"},
         {"nodata": 0},
         {"interleave": "band", "photometric": "rgb"},
-        {"bands": 4, "photometric": "rgb", "alpha": "yes"},
+        {"bands": 4, "photometric": "rgb", "ALPHA": "yes"},
         {"bands": 2, "photometric": "minisblack"},
     ],
 )

@@ -32,9 +32,15 @@ Holes = NDArray[np.bool_]
 
 
 def write_raw(
-    path: Path, pixels: Pixels, *, nodata: float | None = None, alpha: Pixels | None = None, mask: Holes | None = None
+    path: Path,
+    pixels: Pixels,
+    *,
+    nodata: float | None = None,
+    alpha: Pixels | None = None,
+    mask: Holes | None = None,
+    **options: Any,
 ) -> Scene:
-    """Write a GeoTIFF with an alpha band or an internal mask, which write_geotiff does not offer."""
+    """Write a GeoTIFF with an alpha band, an internal mask or GDAL's options, which write_geotiff does not offer."""
     bands, height, width = pixels.shape
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
@@ -49,6 +55,7 @@ def write_raw(
             crs=UTM,
             transform=Affine(*NORTH_UP),
             nodata=nodata,
+            **options,
         ) as dataset,
     ):
         if alpha is not None:
