@@ -9,7 +9,9 @@
 Each block of such a file is a JPEG image whose tables, which all blocks share, are kept apart (TIFF Technical Note 2).
 """
 
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from seg_core.tiling import Window, fold
 
 MAX_BLOCK = 2**22  # px; larger ones are strips, of which a chip needs a small part
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
+KEPT = 2**25  # bytes of streams that a process keeps, for the windows beside the one that they were fetched for
 START = b"\xff\xd8"  # of a JPEG stream
 # Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess. TIFF has a tag of
 # its own for that, and what else the stream may say of it does not count.
@@ -43,6 +46,36 @@ class Streams(NamedTuple):
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
     cols: NDArray[np.intp]
     valid: Valid  # `bool (height, width)` of the chip
+
+
+class Kept:
+    """The pieces of files that were used last, up to so many bytes; for any thread."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.size = room, 0
+        self.pieces: OrderedDict[tuple[Scene, tuple[int, int]], bytes] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def read(self, scene: Scene, ranges: Sequence[tuple[int, int]], fresh: bool = False) -> list[bytes]:
+        """Pieces of a scene's file, each by its offset and size; those that are kept are not fetched, unless `fresh`.
+
+        Raises what `seg_core.storage.read_ranges` does.
+        """
+        with self.lock:
+            found = {} if fresh else {at: self.pieces[scene, at] for at in ranges if (scene, at) in self.pieces}
+        missing = [at for at in ranges if at not in found]
+        if missing:
+            found |= zip(missing, read_ranges(scene.uri, missing, NEAR), strict=True)
+        with self.lock:
+            for at, piece in found.items():
+                self.size += len(piece) - len(self.pieces.pop((scene, at), b""))
+                self.pieces[scene, at] = piece
+            while self.size > self.room:
+                self.size -= len(self.pieces.popitem(last=False)[1])
+        return [found[at] for at in ranges]
+
+
+_kept = Kept(KEPT)
 
 
 def read_streams(scene: Scene, window: Window) -> Streams | None:
@@ -66,7 +99,7 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
         head, components = _head(dataset), dataset.count
-    content = read_ranges(scene.uri, [at for _, at in found], NEAR)
+    content = _kept.read(scene, [at for _, at in found], fresh)
     if not all(stream.startswith(START) for stream in content):
         return None  # GDAL says what is wrong with it
     return Streams(

@@ -1,6 +1,8 @@
 """JPEG streams inside GeoTIFFs, decoded by the device: the pixels that GDAL reads, but for the rounding of colours."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from test_raster import write_raw
 from test_segment import rows_of, seg
 
 from seg_core.errors import ReadError
-from seg_core.jpeg import _without_colour, read_streams
+from seg_core.jpeg import Kept, _without_colour, read_streams
 from seg_core.raster import read_chip
 from seg_core.run import read_plan
 from seg_core.scenes import Scene, read_scene
@@ -174,9 +176,35 @@ def test_a_damaged_block_is_a_read_error(tmp_path: Path, segmenter: Segmenter) -
     broken = [block[: len(block) // 3] if at else np.zeros_like(block) for at, block in enumerate(streams.blocks)]
     with pytest.raises(ReadError, match="a block can't be decoded"):
         segmenter.stage_blocks(broken, *streams[1:])
-    Path(scene.uri).write_bytes(Path(scene.uri).read_bytes()[:-20_000])
-    with pytest.raises(ReadError, match=r"a\.tif: ends before its data does"):
-        read_streams(scene, WINDOWS[0])
+    (tmp_path / "b.tif").write_bytes(Path(scene.uri).read_bytes()[:-20_000])
+    with pytest.raises(ReadError, match=r"b\.tif: ends before its data does"):
+        read_streams(replace(scene, uri=str(tmp_path / "b.tif")), WINDOWS[0])
+
+
+def test_windows_beside_each_other_share_what_was_read(tmp_path: Path) -> None:
+    scene = write_jpeg(tmp_path / "a.tif")
+    content, path = Path(scene.uri).read_bytes(), Path(scene.uri)
+    first, second, third = (0, 300), (300, 300), (600, 300)
+    kept = Kept(700)
+    assert kept.read(scene, [first, second]) == [content[:300], content[300:600]]
+    path.write_bytes(bytes(len(content)))  # from here on, what is read is 0
+    assert kept.read(scene, [second, third, first]) == [content[300:600], bytes(300), content[:300]]
+    assert (kept.size, len(kept.pieces)) == (600, 2)  # the second, first used in that call, had to go
+    assert kept.read(scene, [second]) == [bytes(300)]
+    assert kept.read(replace(scene, size=scene.size + 1), [first]) == [bytes(300)]  # another state of the file
+    assert kept.read(scene, [first], fresh=True) == [bytes(300)]
+    assert (kept.size, len(kept.pieces)) == (600, 2)
+
+
+def test_several_threads_share_what_is_kept(tmp_path: Path) -> None:
+    scene = write_jpeg(tmp_path / "a.tif")
+    content, kept = Path(scene.uri).read_bytes(), Kept(1000)
+    rng = np.random.default_rng(0)
+    asked = [[(int(at), 100) for at in rng.integers(0, 20, 4) * 50] for _ in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda ranges: kept.read(scene, ranges), asked))
+    assert found == [[content[at : at + size] for at, size in ranges] for ranges in asked]
+    assert kept.size == sum(map(len, kept.pieces.values())) <= 1000
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])
