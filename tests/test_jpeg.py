@@ -192,7 +192,9 @@ def test_windows_beside_each_other_share_what_was_read(tmp_path: Path) -> None:
     assert (kept.size, len(kept.pieces)) == (600, 2)  # the second, first used in that call, had to go
     assert kept.read(scene, [second]) == [bytes(300)]
     assert kept.read(replace(scene, size=scene.size + 1), [first]) == [bytes(300)]  # another state of the file
-    assert kept.read(scene, [first], fresh=True) == [bytes(300)]
+    path.write_bytes(content)
+    assert kept.read(scene, [second]) == [bytes(300)]
+    assert kept.read(scene, [second], fresh=True) == [content[300:600]]
     assert (kept.size, len(kept.pieces)) == (600, 2)
 
 
