@@ -14,8 +14,11 @@ import ray
 from seg_core.errors import SegError
 from seg_core.storage import SHARED
 
-# torch asks for huge pages: without them half the time of inference on a CPU goes into page faults.
-WORKER_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
+# glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
+# same memory anew for the next layer: workers keep it, in huge pages.
+WORKER_ENVIRONMENT = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+}
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 
