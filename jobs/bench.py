@@ -25,6 +25,7 @@ from seg_core.tiling import num_splits
 
 LEAST_PARTS = 3  # of an actor: one to warm up, and two to measure
 SAMPLE = 64  # parts, at most, that the stages are measured on
+STAGES = ("decode", "copy", "model", "loop")  # methods of Stages
 Figures = dict[str, Any]
 
 
@@ -50,10 +51,15 @@ def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: fl
 
 
 def _round(bench: "Bench", seconds: float) -> Figures:
-    """All rates once."""
-    rates = bench.stages(("decode", "copy", "model", "loop"), seconds)
-    slower = min(("decode", "model"), key=lambda name: rates[name])
-    pipe = bench.pipe(pixels=seconds * rates[slower] * 1e6)
+    """All rates once: of the stages half before the pipe and half after it, in the opposite order.
+
+    A machine that gets faster or slower meanwhile thus favours none of them.
+    """
+    before = bench.stages(STAGES, seconds / 2)
+    slower = min(("decode", "model"), key=before.__getitem__)
+    pipe = bench.pipe(pixels=seconds * before[slower] * 1e6)
+    after = bench.stages(STAGES[::-1], seconds / 2)
+    rates = {name: None if before[name] is None else round((before[name] + after[name]) / 2, 3) for name in STAGES}
     return {
         **{f"{name}_mpx_s": rate for name, rate in rates.items()},
         **pipe,

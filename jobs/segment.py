@@ -33,7 +33,8 @@ ONLY = "--decode device is for JPEG GeoTIFFs of 8 bits without nodata value, alp
 TASK_PIXELS = 2**26
 TASK_PIXELS_GPU = 2**31
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
-SEAM_PARTS = 32  # in which a border between windows is looked at
+SEAM_PARTS = 32  # at most, in which a border between windows is looked at
+SEAM_EVERY = 4  # parts: to look at one costs a fiftieth of the part
 
 
 def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def run_pipe(
     pixels = sum(part.window.height * part.window.width for part in todo)
     enough = TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS
     tasks = min(len(todo), max(2 * crew.most, min(pixels // enough, MAX_TASKS)))
-    watched = frozenset(part.key for part in todo[:: -(-len(todo) // SEAM_PARTS)])
+    watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])
     receipts = ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks).map_batches(
         PartSegmenter,
         fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
