@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jobs.busy import Stopwatch
+from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
 from jobs.windows import Job, seam, stage_window, start_windows, window_rows
-from seg_core.ahead import ahead
+from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import ReadError
@@ -63,7 +63,7 @@ class PartSegmenter:
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
         self.on_cpu = 0  # windows that the device has not decoded
-        self.readers, self.writers = (ThreadPoolExecutor(number) for number in (crew.readers, crew.writers))
+        self.readers, self.writers = crew.readers, ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
@@ -76,7 +76,7 @@ class PartSegmenter:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
         publishing: deque[Future[Row]] = deque()
-        known = self.readers.map(lambda part: begin(self.out, part.key, self.session), parts)
+        known = for_each(lambda part: begin(self.out, part.key, self.session), parts)
         careful = {part.key: attempt for part, attempt in zip(parts, known, strict=True) if attempt is not None}
         self.watched -= frozenset(careful)  # a neighbour could end the process in another window's name
         for part, rows in self.parts_rows(parts, careful):
@@ -129,7 +129,7 @@ class PartSegmenter:
         """What the driver is told of a part."""
         seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
         on_cpu, self.on_cpu = self.on_cpu, 0
-        of_all = {"on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name}
+        of_all = {"on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name, "readers": self.readers}
         times = {"started": started, "ended": max(started, published["ended"]), **self.clock.take()}
         return {**published, **times, **seams, **of_all}
 
@@ -137,14 +137,15 @@ class PartSegmenter:
         """For each window, in order, what makes its rows."""
         if self.batch is None and work:
             self.batch = self.choose_batch(work)
-        at_once = max(self.crew.readers, self.batch or 1)
+        self.readers = enough_readers(self.crew.readers, self.crew.cores, self.clock.seconds)
+        at_once = max(self.readers, self.batch or 1)
         depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.crew.memory, at_once)
-        chips = zip(work, ahead(self.readers, self.read, work, depth), strict=True)
         flying: deque[Iterator[MakeRows]] = deque()
-        for batch in self.batches(chips):
-            flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
-            while len(flying) > self.segmenter.in_flight:
-                yield from flying.popleft()
+        with ThreadPoolExecutor(self.readers) as readers:
+            for batch in self.batches(zip(work, ahead(readers, self.read, work, depth), strict=True)):
+                flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
+                while len(flying) > self.segmenter.in_flight:
+                    yield from flying.popleft()
         for each in flying:
             yield from each
 

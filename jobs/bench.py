@@ -104,8 +104,8 @@ class Bench:
     numbers = count()  # of runs, so that each has a folder of its own
 
     def __init__(self, plan: Plan, model: str, folder: str, speed: Speed) -> None:
-        self.plan, self.model, self.folder = plan, model, folder
         self.crew: Crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
+        self.plan, self.model, self.folder = plan.decided(on_gpu=self.crew.num_gpus > 0), model, folder
         at_once = speed.compiling == "auto" and self.crew.num_gpus > 0  # before a clock runs
         self.speed = replace(speed, compiling="yes") if at_once else speed
         self.window = choose_window(speed.window, plan.settings, read_bundle(model), self.crew.memory)

@@ -7,6 +7,7 @@
 An actor's wall time runs from its first receipt's start to its last one's end.
 """
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 STAGES = ("reading", "model", "writing")
+SPARE = 1.25  # times as many threads as just keep up
+MAX_READERS = 64
+CROWDED = 0.9  # of the cores: threads that compute more than that would only take turns
 # Nothing was busy for that share of the time: the actors waited for the start of tasks, or for single long reads.
 IDLE = 0.5
 ADVICE = {
@@ -35,20 +39,22 @@ def widen(spans: Spans, receipt: Mapping[str, Any]) -> None:
 
 
 class Stopwatch:
-    """Seconds that the threads of an actor spent, by stage."""
+    """Seconds that the threads of an actor spent, by stage; and, as `STAGE_cpu`, how much of it they computed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.told: dict[str, float] = defaultdict(float)  # of them, what was taken
         self.lock = threading.Lock()
 
     @contextmanager
     def on(self, stage: str) -> Iterator[None]:
         """Count the time that the block takes."""
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
             self.add(stage, time.perf_counter() - started)
+            self.add(f"{stage}_cpu", time.thread_time() - computed)
 
     def add(self, stage: str, seconds: float) -> None:
         """Count time that was measured elsewhere."""
@@ -58,9 +64,19 @@ class Stopwatch:
     def take(self) -> dict[str, float]:
         """The seconds counted since they were last taken."""
         with self.lock:
-            taken = {stage: self.seconds[stage] for stage in STAGES}
-            self.seconds.clear()
+            taken = {stage: self.seconds[stage] - self.told[stage] for stage in STAGES}
+            self.told.update(self.seconds)
         return taken
+
+
+def enough_readers(least: int, cores: int, seconds: Mapping[str, float]) -> int:
+    """How many threads must read, so that the model does not wait, by what was counted over some windows.
+
+    Threads that decode are worth no more than the cores; of those that wait for a store, many more can do so at once.
+    """
+    read, computed, inferred = (max(seconds[name], 1e-9) for name in ("reading", "reading_cpu", "model"))
+    wanted, room = SPARE * read / inferred, CROWDED * cores * read / computed
+    return max(least, math.ceil(min(wanted, room, MAX_READERS)))
 
 
 class Busy:
@@ -68,18 +84,20 @@ class Busy:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.readers = 0
         self.spans: Spans = {}
 
     def add(self, receipt: Mapping[str, Any]) -> None:
         """Count a receipt."""
         for stage in STAGES:
             self.seconds[stage] += receipt[stage]
+        self.readers = max(self.readers, receipt["readers"])
         widen(self.spans, receipt)
 
-    def figures(self, readers: int, writers: int) -> dict[str, Any]:
+    def figures(self, writers: int) -> dict[str, Any]:
         """The share of time that each stage was busy, which one limited, and what to change, in a sentence."""
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
-        room = {"reading": wall * readers, "model": wall, "writing": wall * writers}
+        room = {"reading": wall * self.readers, "model": wall, "writing": wall * writers}
         shares = {stage: min(1.0, round(self.seconds[stage] / room[stage], 3)) for stage in STAGES}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"

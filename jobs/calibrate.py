@@ -28,6 +28,7 @@ def calibrate(
     """
     segmenter, cpus = Segmenter(model, device, precision=plan.settings.precision), os.cpu_count() or 1
     on_gpu = segmenter.device.type == "cuda"
+    plan = plan.decided(on_gpu)
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)

@@ -312,8 +312,11 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     )
     group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
     _precision(group)
-    text = "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: where the model is, a GPU's JPEG engine"
-    group.add_argument("--decode", choices=("cpu", "device"), default="cpu", help=text)
+    text = (
+        "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: where the model is, a GPU's JPEG engine; "
+        "auto: device where a run begins on GPUs, else cpu"
+    )
+    group.add_argument("--decode", choices=("cpu", "device", "auto"), default="cpu", help=text)
     group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"

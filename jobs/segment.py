@@ -6,6 +6,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from seg_core.errors import JobError
 from seg_core.lease import hold
 from seg_core.plan import Part, Plan, Settings, choose_window
 from seg_core.query import summary
-from seg_core.run import changed_scenes, find_run, now, open_run, parts_to_do, write_record
+from seg_core.run import as_begun, changed_scenes, find_run, now, open_run, parts_to_do, write_record
 from seg_core.storage import make_folder
 from seg_core.tiling import num_splits
 
@@ -42,6 +43,22 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
 
     Raises SegError where `out` holds something else than this run, JobError where it can't be finished.
     """
+    with _decided(as_begun(out, plan), out, speed) as decided:
+        return _segment(decided, model, out, speed)
+
+
+@contextmanager
+def _decided(plan: Plan, out: str, speed: Speed) -> Iterator[Plan]:
+    """The plan with `decode auto` decided by whether it will have GPUs: only Ray, which then runs, knows."""
+    if plan.settings.decode != "auto":
+        yield plan
+        return
+    find_run(out, plan)  # what is refused is refused before
+    with ray_session(speed.address, verbose=speed.verbose):
+        yield plan.decided(on_gpu=make_crew(speed.actors, speed.gpus_per_actor, speed.device).num_gpus > 0)
+
+
+def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
     record = find_run(out, plan)
     for scene in changed_scenes(out, plan) if record else ():
         print(f"{scene.scene_id} has changed since: its tiles are done again", file=sys.stderr)
@@ -68,7 +85,7 @@ def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                 progress.end()
                 if plan.settings.decode != "cpu" and on_cpu:
                     print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
-                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.readers, crew.writers)}
+                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.writers)}
                 print(record["bottleneck"]["advice"], file=sys.stderr)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if todo or not record["finished"]:

@@ -95,8 +95,13 @@ class Crew:
     num_cpus: int  # what Ray reserves
     num_gpus: float
     threads: int  # for torch
-    readers: int  # threads that read windows
+    readers: int  # threads that read windows at first: see enough_readers
     memory: int  # bytes of a node's memory that one actor may count on
+
+    @property
+    def cores(self) -> int:
+        """Cores of a node that one actor may count on."""
+        return self.num_cpus + 1
 
     @property
     def writers(self) -> int:

@@ -31,7 +31,7 @@ class Settings:
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
     precision: str = "auto"  # see Segmenter
-    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is
+    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.decided
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
 
@@ -94,6 +94,12 @@ class Plan:
     def images(self) -> tuple[Scene, ...]:
         """What tiles are cut from: the scenes, or the one image that they make together."""
         return self.scenes[:1] if self.settings.mosaic else self.scenes
+
+    def decided(self, on_gpu: bool) -> "Plan":
+        """With `decode auto` decided: a GPU decodes, other devices do not."""
+        if self.settings.decode != "auto":
+            return self
+        return replace(self, settings=replace(self.settings, decode="device" if on_gpu else "cpu"))
 
     def parts(self) -> Iterator[Part]:
         """All parts, image by image. Of a mosaic, those that hold a pixel of some scene."""

@@ -36,6 +36,13 @@ def find_run(out: str, plan: Plan) -> dict[str, Any] | None:
     return None
 
 
+def as_begun(out: str, plan: Plan) -> Plan:
+    """The plan with `decode auto` decided as it was when the run at `out` began, where there is one."""
+    if plan.settings.decode != "auto" or stat(f"{out}/run.json") is None:
+        return plan
+    return plan.decided(on_gpu=read_record(out)["settings"].get("decode") == "device")
+
+
 def open_run(out: str, plan: Plan, model_uri: str) -> dict[str, Any]:
     """The record of the run at `out`, made there if there is none. Raises SegError as `find_run` does."""
     record = find_run(out, plan)

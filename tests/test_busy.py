@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from jobs.busy import ADVICE, STAGES, Busy, Stopwatch
+from jobs.busy import ADVICE, STAGES, Busy, Stopwatch, enough_readers
 from jobs.cli import main
 
 
 def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
-    return {"actor": actor, "started": started, "ended": ended, **dict.fromkeys(STAGES, 0.0), **seconds}
+    return {"actor": actor, "started": started, "ended": ended, "readers": 2, **dict.fromkeys(STAGES, 0.0), **seconds}
 
 
-def figures(*receipts: dict[str, Any], readers: int = 2, writers: int = 1) -> dict[str, Any]:
+def figures(*receipts: dict[str, Any], writers: int = 1) -> dict[str, Any]:
     busy = Busy()
     for each in receipts:
         busy.add(each)
-    return busy.figures(readers, writers)
+    return busy.figures(writers)
 
 
 def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
@@ -68,6 +68,25 @@ def test_a_stopwatch_adds_up_threads_and_starts_again_once_taken() -> None:
     assert taken["reading"] >= 0.2
     assert taken["model"] == taken["writing"] == 0.0
     assert set(watch.take().values()) == {0.0}
+    assert watch.seconds["reading"] == taken["reading"] > 10 * watch.seconds["reading_cpu"]  # asleep
+
+
+@pytest.mark.parametrize(
+    ("read", "computed", "inferred", "readers"),
+    [
+        (0.0, 0.0, 0.0, 4),  # nothing is known yet
+        (1.0, 1.0, 10.0, 4),  # one would do
+        (100.0, 100.0, 10.0, 4),  # decoding limits: there are no more cores
+        (80.0, 40.0, 8.0, 8),  # beside others, on half of a core each
+        (80.0, 4.0, 10.0, 10),  # waiting for a store
+        (800.0, 4.0, 1.0, 64),
+        (10.0, 0.1, 0.0, 64),  # nothing was valid
+    ],
+)
+def test_as_many_threads_read_as_the_model_needs_and_the_cores_can_serve(
+    read: float, computed: float, inferred: float, readers: int
+) -> None:
+    assert enough_readers(4, 4, {"reading": read, "reading_cpu": computed, "model": inferred}) == readers
 
 
 @pytest.mark.usefixtures("ray_cluster")

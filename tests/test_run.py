@@ -22,7 +22,17 @@ from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
-from seg_core.run import changed_scenes, find_run, now, open_run, parts_to_do, read_plan, read_record, write_record
+from seg_core.run import (
+    as_begun,
+    changed_scenes,
+    find_run,
+    now,
+    open_run,
+    parts_to_do,
+    read_plan,
+    read_record,
+    write_record,
+)
 from seg_core.tiling import Window, split
 from seg_core.verify import verify
 
@@ -562,3 +572,17 @@ def test_a_run_from_before_there_was_a_setting_goes_on(tmp_path: Path) -> None:
     assert find_run(run, plan) is not None
     with pytest.raises(SegError, match="decode cpu there, device now"):
         find_run(run, replace(plan, settings=replace(plan.settings, decode="device")))
+
+
+def test_who_decodes_is_decided_when_a_run_begins(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)  # decoded by the CPU
+    assert plan.decided(on_gpu=True) == plan
+    left_open = replace(plan, settings=replace(plan.settings, decode="auto"))
+    new = str(tmp_path / "new")
+    assert as_begun(new, left_open) == left_open
+    for on_gpu, decode in ((True, "device"), (False, "cpu")):
+        assert left_open.decided(on_gpu).settings.decode == decode
+    open_run(new, left_open.decided(on_gpu=True), "model")
+    assert as_begun(new, left_open).settings.decode == "device"
+    assert as_begun(run, left_open) == plan
+    assert as_begun(new, plan) == plan  # which is then refused
