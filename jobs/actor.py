@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from seg_core.segmenter import Answer, Pending, Staged
 
 WAITING = 32  # windows of a part whose rows are not made yet
+FEW = 4  # windows for each reading thread
 
 MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
@@ -134,7 +135,13 @@ class PartSegmenter:
         return {**published, **times, **seams, **of_all}
 
     def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
-        """For each window, in order, what makes its rows."""
+        """For each window, in order, what makes its rows. The first few show how many threads must read."""
+        few = 0 if self.clock.seconds["model"] else FEW * self.crew.readers
+        for stretch in (work[:few], work[few:]):
+            yield from self.infer_stretch(stretch)
+
+    def infer_stretch(self, work: Sequence[Job]) -> Iterator[MakeRows]:
+        """The same with as many threads as were found to be needed."""
         if self.batch is None and work:
             self.batch = self.choose_batch(work)
         self.readers = enough_readers(self.crew.readers, self.crew.cores, self.clock.seconds)

@@ -63,7 +63,7 @@ class Stages:
         self.largest = largest, *self.windows[largest][:2]
 
     def decode(self, seconds: float) -> float:
-        """Reading, with the threads and as far ahead as in a run."""
+        """Reading, with as many threads and as far ahead as a run begins with."""
 
         def stage(job: Job) -> int:
             stage_window(*job, self.settings, self.segmenter)

@@ -99,8 +99,8 @@ def answer_of(
 
 
 def outside_environment() -> dict[str, str]:
-    """This process's environment, with the interpreter's folder first on the path and none of Ray's settings."""
-    ray_free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    """This process's environment, with the interpreter's folder first on the path and no settings of Ray or workers."""
+    ray_free = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLIBC_"))}
     return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 

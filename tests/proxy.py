@@ -4,6 +4,7 @@ import random
 import socket
 import socketserver
 import threading
+import time
 from typing import Any, Self
 
 CHUNK = 65536
@@ -13,7 +14,8 @@ BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\
 class Proxy(socketserver.ThreadingTCPServer):
     """Passes bytes on between 127.0.0.1:`port` and `upstream`, a port of the same machine.
 
-    Of the connections, the share `refused` is answered with 503; after each 64 kB the share `cut` is broken off.
+    Of the connections, the share `refused` is answered with 503; after each 64 kB the share `cut` is broken off. What
+    is asked is passed on `delay` seconds later.
     """
 
     daemon_threads = True
@@ -21,7 +23,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
     def __init__(self, upstream: int, refused: float = 0.0, cut: float = 0.0, seed: int = 0) -> None:
         self.upstream, self.refused, self.cut = upstream, refused, cut
-        self.random = random.Random(seed)
+        self.random, self.delay = random.Random(seed), 0.0
         self.received = self.num_refused = self.num_cut = 0  # bytes from the server, connections
         super().__init__(("127.0.0.1", 0), _Connection)
         self.port: int = self.server_address[1]
@@ -51,8 +53,9 @@ class _Connection(socketserver.BaseRequestHandler):
             self.request.sendall(BUSY)
             return
         with socket.create_connection(("127.0.0.1", proxy.upstream)) as server:
+            time.sleep(proxy.delay)
             server.sendall(first)
-            threading.Thread(target=_pass_on, args=(self.request, server), daemon=True).start()
+            threading.Thread(target=_pass_on, args=(self.request, server, proxy), daemon=True).start()
             while data := server.recv(CHUNK):
                 proxy.received += len(data)
                 if proxy.random.random() < proxy.cut:
@@ -62,9 +65,10 @@ class _Connection(socketserver.BaseRequestHandler):
                 self.request.sendall(data)
 
 
-def _pass_on(client: socket.socket, server: socket.socket) -> None:
+def _pass_on(client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
     try:
         while data := client.recv(CHUNK):
+            time.sleep(proxy.delay)
             server.sendall(data)
         server.shutdown(socket.SHUT_WR)
     except OSError:

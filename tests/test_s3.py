@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 from conftest import MakeBundle, MakeScene
 from proxy import Proxy
+from test_failures import CREW, SPEED
 from test_segment import SMALL, seg
 from test_storage import other_environment  # noqa: F401 - a fixture
 
+from jobs.actor import PartSegmenter
 from seg_core import storage
+from seg_core.bundle import read_bundle
+from seg_core.plan import Settings, make_plan
 from seg_core.raster import read_chip
 from seg_core.region import read_region
 from seg_core.results import published_parts, read_part
+from seg_core.run import open_run
 from seg_core.scenes import read_scene
 from seg_core.tiling import Window
 
@@ -171,3 +176,17 @@ def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
     _, err = seg(capsys, *command, *SMALL, code=2)
     assert err == "seg: s3://nowhere-at-all/run: no such bucket\n"
     assert s3
+
+
+def test_more_threads_read_where_the_store_is_slow_to_answer(
+    s3: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, proxied: Proxy
+) -> None:
+    settings, model = Settings(tile_size=256, part=512, halo=24, threshold=0.5), make_bundle()
+    path = make_scene("slow.tif", 512, SIDE)
+    plan, _ = make_plan(read_region([put(path, f"{s3}/slow/slow.tif")])[0], read_bundle(model), settings)
+    run = str(tmp_path / "run")
+    open_run(run, plan, model)
+    segmenter = PartSegmenter(model, run, settings, 256, CREW, SPEED, "s")
+    proxied.delay = 0.5
+    used = [receipt["readers"] for receipt in segmenter.segment_parts(list(plan.parts()))]
+    assert CREW.readers < used[-1]
