@@ -15,9 +15,11 @@ from seg_core.errors import SegError
 from seg_core.storage import SHARED
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
-# same memory anew for the next layer: workers keep it, in huge pages.
+# same memory anew for the next layer: workers keep it, in huge pages. And a thread of torch's that waits for another
+# would spin on a core that a reading thread could use.
 WORKER_ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
