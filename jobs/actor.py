@@ -6,6 +6,7 @@ Readers and writers are threads: GDAL, OpenCV and Arrow release the interpreter'
 """
 
 import os
+import sys
 import time
 import uuid
 from collections import Counter, deque
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import Job, seam, stage_window, start_windows, window_rows
+from jobs.windows import Job, fit_window, seam, stage_window, start_windows, window_rows
 from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from seg_core.segmenter import Answer, Pending, Staged
 
 WAITING = 32  # windows of a part whose rows are not made yet
+UNPUBLISHED = 8  # parts that are being published beside a GPU
+SWITCH = (
+    5e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else it is ten times that
+)
 FEW = 4  # windows for each reading thread
 
 MakeRows = Callable[[], Iterable[Row]]
@@ -58,13 +63,16 @@ class PartSegmenter:
 
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
+        sys.setswitchinterval(SWITCH)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         self.out, self.settings, self.planned, self.session = out, settings, window, session
-        self.window = window  # smaller ones once the device's memory has run out
+        # Smaller ones once the device's memory has run out.
+        self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
         self.on_cpu = 0  # windows that the device has not decoded
-        self.readers, self.writers = crew.readers, ThreadPoolExecutor(crew.writers)
+        self.least = self.readers = crew.readers_to(settings.decode)
+        self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
@@ -83,7 +91,8 @@ class PartSegmenter:
         for part, rows in self.parts_rows(parts, careful):
             publishing.append(self.writers.submit(self.publish, part, rows))
             # What a careful part has come to must be known before another window can end the process.
-            while len(publishing) > (0 if part.key in careful else self.segmenter.in_flight):
+            beside = UNPUBLISHED if self.segmenter.on_gpu and part.key not in careful else 0
+            while len(publishing) > beside:
                 yield (receipt := self.receipt(publishing.popleft().result(), started))
                 started = receipt["ended"]
         for each in publishing:
@@ -136,7 +145,7 @@ class PartSegmenter:
 
     def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
         """For each window, in order, what makes its rows. The first few show how many threads must read."""
-        few = 0 if self.clock.seconds["model"] else FEW * self.crew.readers
+        few = 0 if self.clock.seconds["model"] else FEW * self.least
         for stretch in (work[:few], work[few:]):
             yield from self.infer_stretch(stretch)
 
@@ -144,7 +153,7 @@ class PartSegmenter:
         """The same with as many threads as were found to be needed."""
         if self.batch is None and work:
             self.batch = self.choose_batch(work)
-        self.readers = enough_readers(self.crew.readers, self.crew.cores, self.clock.seconds)
+        self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
         at_once = max(self.readers, self.batch or 1)
         depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.crew.memory, at_once)
         flying: deque[Iterator[MakeRows]] = deque()

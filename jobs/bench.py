@@ -108,7 +108,7 @@ class Bench:
         self.plan, self.model, self.folder = plan.decided(on_gpu=self.crew.num_gpus > 0), model, folder
         at_once = speed.compiling == "auto" and self.crew.num_gpus > 0  # before a clock runs
         self.speed = replace(speed, compiling="yes") if at_once else speed
-        self.window = choose_window(speed.window, plan.settings, read_bundle(model), self.crew.memory)
+        self.window = choose_window(speed.window, plan.settings, read_bundle(model), self.crew.window_memory)
         self.parts = list(plan.parts())
 
     def describe(self) -> Figures:

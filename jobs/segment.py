@@ -34,6 +34,7 @@ ONLY = "--decode device is for JPEG GeoTIFFs of 8 bits without nodata value, alp
 TASK_PIXELS = 2**26
 TASK_PIXELS_GPU = 2**31
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
+RECEIPTS = 2**10  # of an actor that the driver has not taken yet
 SEAM_PARTS = 32  # at most, in which a border between windows is looked at
 SEAM_EVERY = 4  # parts: to look at one costs a fiftieth of the part
 
@@ -67,7 +68,7 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
     if todo:
         with ray_session(speed.address, verbose=speed.verbose):
             crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
-            window = choose_window(speed.window, plan.settings, read_bundle(model), crew.memory)
+            window = choose_window(speed.window, plan.settings, read_bundle(model), crew.window_memory)
             make_folder(out)
             with hold(out) as check:
                 record = open_run(out, plan, model)
@@ -132,4 +133,6 @@ def run_pipe(
         num_gpus=crew.num_gpus or None,
     )
     receipts.context.target_max_block_size = 1  # bytes: each receipt comes as soon as its part is published
+    # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
+    receipts.context._max_num_blocks_in_streaming_gen_buffer = RECEIPTS  # noqa: SLF001 - there is no other way
     return receipts.iter_rows()

@@ -1,6 +1,7 @@
 """Connect to a Ray cluster, or start one inside this process, and size the work to it."""
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -22,6 +23,7 @@ WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
+READERS_TO_GPU = 4
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 
 
@@ -104,6 +106,15 @@ class Crew:
     def cores(self) -> int:
         """Cores of a node that one actor may count on."""
         return self.num_cpus + 1
+
+    def readers_to(self, decode: str) -> int:
+        """Threads that read at first; a few keep a GPU's JPEG engine busy, which serves one at a time."""
+        return min(self.readers, READERS_TO_GPU) if decode == "device" and self.num_gpus else self.readers
+
+    @property
+    def window_memory(self) -> float:
+        """Bytes that windows must fit in; of a GPU only the actor on it knows how many it has."""
+        return math.inf if self.num_gpus else self.memory
 
     @property
     def writers(self) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import Job, read_window, stage_window, start_windows
+from jobs.windows import Job, fit_window, read_window, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
@@ -54,9 +54,11 @@ class Stages:
     ) -> None:
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings, self.readers, self.batch = model, settings, crew.readers, speed.batch
+        self.path, self.settings, self.batch = model, settings, speed.batch
+        self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
-        self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, crew.readers)
+        window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
+        self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, self.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))

@@ -11,7 +11,7 @@ from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
 from seg_core.jpeg import read_streams
 from seg_core.mosaic import read_image
-from seg_core.plan import Part, Settings
+from seg_core.plan import Part, Settings, choose_window
 from seg_core.tiling import Window, chip_window, intersection, round_up, split
 
 if TYPE_CHECKING:
@@ -41,17 +41,27 @@ def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
     return segmenter.stage(*read_window(part, window, settings, segmenter.bundle.stride))
 
 
-def start_windows(chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter") -> "Pending":
-    """Begin to segment the chips of windows of one size, of which one is named."""
+def start_windows(
+    chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
+) -> "Pending":
+    """Begin to segment the chips of windows of one size, of which one is named, and which may come seldom."""
     from seg_core.segmenter import Cut
 
     wanted = settings.tile_size, settings.threshold, settings.keep_probability
-    return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted))
+    return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted), seldom)
+
+
+def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "Segmenter", gpus: float) -> int:
+    """The side of windows in px: as planned, or smaller ones where none is `wanted` and the share of a GPU is small."""
+    if segmenter.memory is None:
+        return window
+    return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
-    """What the model says of a window's own pixels. Raises ReadError where they can't be read."""
-    return start_windows([stage_window(part, window, settings, segmenter)], window, settings, segmenter).result()[0]
+    """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
+    chips = [stage_window(part, window, settings, segmenter)]
+    return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
 
 
 def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:

@@ -55,17 +55,16 @@ def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) 
 
 def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
     tiles = list(split(window, tile_size))
-    polygons = [None] * len(tiles) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
-    for tile, polygon in zip(tiles, polygons, strict=True):
+    polygons = np.full(len(tiles), None) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
+    geometries, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons).tolist()
+    for tile, geometry, box in zip(tiles, geometries, boxes, strict=True):
         yield {
             "scene_id": scene.scene_id,
             "tile_row": tile.row_off // tile_size,
             "tile_col": tile.col_off // tile_size,
             **tile._asdict(),
-            "geometry": None if polygon is None else shapely.to_wkb(polygon),
-            "bbox": None
-            if polygon is None
-            else dict(zip(("xmin", "ymin", "xmax", "ymax"), polygon.bounds, strict=True)),
+            "geometry": geometry,
+            "bbox": None if geometry is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
         }
 
 

@@ -22,7 +22,7 @@ from rasterio.io import DatasetReader
 from seg_core.raster import Valid, ask_again, open_grid, read_mask
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
-from seg_core.tiling import Window, fold
+from seg_core.tiling import Window, fold, unfold
 
 MAX_BLOCK = 2**22  # px; larger ones are strips, of which a chip needs a small part
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
@@ -42,6 +42,7 @@ class Streams(NamedTuple):
     places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
     canvas: tuple[int, int]  # height and width that the blocks make together
     components: int  # of each block: 1 or 3
+    rgb: bool  # whether three are colours as they are, and not YCbCr
     bands: tuple[int, ...]  # of them, counted from 0
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
     cols: NDArray[np.intp]
@@ -98,7 +99,7 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
-        head, components = _head(dataset), dataset.count
+        head, components, rgb = _head(dataset), dataset.count, _colour_space(dataset) == "RGB"
     content = _kept.read(scene, [at for _, at in found], fresh)
     if not all(stream.startswith(START) for stream in content):
         return None  # GDAL says what is wrong with it
@@ -107,10 +108,11 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
         places=[(row * height - top, col * width - left) for (row, col), _ in found],
         canvas=(box.bottom - top, box.right - left),
         components=components,
+        rgb=rgb,
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
-        valid=valid[rows[:, None], cols],
+        valid=valid if box == window else unfold(valid, rows, cols),
     )
 
 

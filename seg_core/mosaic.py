@@ -19,7 +19,7 @@ from seg_core.geometry import pixel_at, pixel_size, position
 from seg_core.raster import Pixels, Valid, read_chip
 from seg_core.scenes import Scene, mean_gsd
 from seg_core.storage import folder_of
-from seg_core.tiling import Window, fold, intersection, overlap, shifted
+from seg_core.tiling import Window, fold, intersection, overlap, shifted, unfold
 
 MOSAIC = "mosaic"  # scene_id of the whole; those of files have a suffix
 TOLERANCE = 0.01  # px that a scene may lie off the grid
@@ -118,6 +118,4 @@ def read_image(
         fresh = holds & ~valid[target]
         pixels[:, *target][:, fresh] = found[:, fresh]
         valid[target] |= fresh
-    if box == window:
-        return pixels, valid
-    return np.ascontiguousarray(pixels[:, rows[:, None], cols]), valid[rows[:, None], cols]
+    return (pixels, valid) if box == window else (unfold(pixels, rows, cols), unfold(valid, rows, cols))

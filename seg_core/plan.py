@@ -201,8 +201,11 @@ def _fit(
     return served, refused
 
 
-def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory: int) -> int:
-    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory."""
+def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory: float) -> int:
+    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory.
+
+    That is the memory, in bytes, of what computes.
+    """
     wanted = settings.window or wanted
     if wanted is not None:
         return min(wanted, settings.part)

@@ -18,7 +18,7 @@ from seg_core.errors import ReadError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
 from seg_core.scenes import Scene, has_mask, open_image
 from seg_core.storage import is_remote
-from seg_core.tiling import Window, align, fold, intersection, split
+from seg_core.tiling import Window, align, fold, intersection, split, unfold
 
 Pixels = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
@@ -72,7 +72,7 @@ def _read_chip(
         raw, valid = _read(dataset, box, scene, grid)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
     if box != window:
-        pixels, valid = np.ascontiguousarray(pixels[:, rows[:, None], cols]), valid[rows[:, None], cols]
+        pixels, valid = unfold(pixels, rows, cols), unfold(valid, rows, cols)
     return pixels, valid
 
 

@@ -118,11 +118,11 @@ class Segmenter:
         self.model = model.to(self.device).to(memory_format=self.layout)
         self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
         self.streams = threading.local()  # of CUDA, one a thread
-        self.in_flight = 2 if self.on_gpu else 0  # how much may be under way while more is prepared
+        self.in_flight = 4 if self.on_gpu else 0  # how much may be under way while more is prepared
         self.compile_after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
         if self.exact:
             self.compile_after = None
-        self.compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.compiled: dict[tuple[Any, ...] | None, Callable[..., tuple[Tensor, ...]]] = {}
         self.spent: defaultdict[tuple[Any, ...], float] = defaultdict(float)  # seconds, by the size of chips
 
     @torch.inference_mode()
@@ -152,6 +152,7 @@ class Segmenter:
         places: Sequence[tuple[int, int]],
         canvas: tuple[int, int],
         components: int,
+        rgb: bool,
         bands: Sequence[int],
         rows: NDArray[np.intp],
         cols: NDArray[np.intp],
@@ -165,7 +166,7 @@ class Segmenter:
         streams = [torch.from_numpy(np.array(block)) for block in blocks]
         with self._copying():
             whole = torch.zeros(components, *canvas, dtype=torch.uint8, device=self.device)
-            images = self._decode(streams, components) if streams else []
+            images = self._decode(streams, components, rgb) if streams else []
             for (row, col), image in zip(places, images, strict=True):
                 height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
                 whole[:, row : row + height, col : col + width] = image[:, :height, :width]
@@ -174,10 +175,12 @@ class Segmenter:
             ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
         return Staged(image, self._pin(valid), ready, decoded=True)
 
-    def _decode(self, streams: list[Tensor], components: int) -> list[Tensor]:
+    def _decode(self, streams: list[Tensor], components: int, rgb: bool) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        mode = ImageReadMode.RGB if components > 1 else ImageReadMode.GRAY
+        # A GPU's engine takes what it is to make RGB of for YCbCr, whatever Adobe's marker says.
+        of_three = ImageReadMode.UNCHANGED if rgb else ImageReadMode.RGB
+        mode = of_three if components == 3 else ImageReadMode.GRAY
         for again in (False, True):
             if self.on_gpu:
                 # The engine writes at once, perhaps into memory that what is queued here still reads
@@ -196,14 +199,15 @@ class Segmenter:
         raise AssertionError("the second attempt returns or raises")
 
     @torch.inference_mode()
-    def start(self, chips: Sequence[Staged], cut: Cut) -> "Pending":
+    def start(self, chips: Sequence[Staged], cut: Cut, seldom: bool = False) -> "Pending":
         """Segment chips of one size together. A GPU is then at work on them, and further ones may be started.
 
-        Raises RuntimeError or MemoryError where they are too much for the device.
+        For chips whose size comes `seldom` nothing is compiled. Raises RuntimeError or MemoryError where they are too
+        much for the device.
         """
         began = time.perf_counter()
         some = [number for number, chip in enumerate(chips) if chip.valid.any()]
-        size = (len(some), *chips[0].image.shape, cut)
+        size = None if seldom else (len(some), *chips[0].image.shape, cut)
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
         if some:
@@ -220,6 +224,11 @@ class Segmenter:
         event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record(torch.cuda.current_stream(self.device))
         return [event]
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that the GPU has in all; None on a CPU."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else None
 
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
@@ -288,18 +297,18 @@ class Segmenter:
             return found
         return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
 
-    def _run(self, size: tuple[Any, ...], images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+    def _run(self, size: tuple[Any, ...] | None, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
         """The answer to a batch, by a network that is compiled for its size where that pays."""
         if self.exact:  # oneDNN adds up in another order where there are several
             each = [self._answer(*chip, cut) for chip in zip(images.split(1), masks.split(1), strict=True)]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
         if size in self.compiled:
-            return tuple(self.compiled[size](images, masks, cut))
-        waited = self.compile_after is not None and self.spent[size] >= self.compile_after
+            return self.compiled[size](images, masks, cut)
+        waited = size and self.compile_after is not None and self.spent[size] >= self.compile_after
         if waited and len(self.compiled) < MAX_COMPILED:
-            compiled = torch.compile(self._answer, dynamic=False)
+            compiled = self._compile()
             try:
-                answer = tuple(compiled(images, masks, cut))
+                answer = compiled(images, masks, cut)
             except Exception as error:  # there are as many reasons as there are compilers
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -310,6 +319,16 @@ class Segmenter:
                 self.compiled[size] = compiled
                 return answer
         return self._answer(images, masks, cut)
+
+    def _compile(self) -> Callable[[Tensor, Tensor, Cut], tuple[Tensor, ...]]:
+        """The network for one size: cuDNN, too, tries which of its routines is fastest for that."""
+        compiled = torch.compile(self._answer, dynamic=False)
+
+        def run(images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                return tuple(compiled(images, masks, cut))
+
+        return run
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
         """Bits of building, sums over tiles, and perhaps probabilities, of the windows of a batch."""
@@ -345,7 +364,7 @@ class Pending:
     some: list[int]  # the chips in which anything is valid: the others were not inferred
     found: tuple[Tensor, ...]
     events: list[Any]  # of CUDA: when it began, and ended
-    size: tuple[Any, ...]
+    size: tuple[Any, ...] | None  # of the batch, unless it comes seldom
     seconds: float  # that the device took; while it is at work, those that it took to start it
 
     def result(self) -> list[Answer]:
@@ -353,7 +372,8 @@ class Pending:
         if self.events:
             self.events[1].synchronize()
             self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
-        self.segmenter.spent[self.size] += self.seconds
+        if self.size is not None:
+            self.segmenter.spent[self.size] += self.seconds
         cut, places = self.cut, {number: place for place, number in enumerate(self.some)}
         tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
         answers = []

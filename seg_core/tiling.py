@@ -22,7 +22,7 @@ scene's, and the network computes the same values for a pixel whatever window it
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 # px a side. A CPU's convolution routines add up in another order where the input is small; from about this size on they
 # don't, so that a pixel's value is the same to the last bit in a window of any size.
 MIN_CHIP = 512
+
+T = TypeVar("T", bound=np.generic)
 
 
 class Window(NamedTuple):
@@ -140,3 +142,8 @@ def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.in
     top, left = int(rows.min()), int(cols.min())
     inside = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
     return inside, rows - top, cols - left
+
+
+def unfold(image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T]:
+    """Those rows and columns of `(..., height, width)`: axis by axis, in a fifth of the time of both at once."""
+    return image.take(rows, axis=-2).take(cols, axis=-1)
