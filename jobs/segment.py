@@ -28,7 +28,10 @@ from seg_core.tiling import num_splits
 
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
-ONLY = "--decode device is for JPEG GeoTIFFs of 8 bits without nodata value, alpha band, --mosaic or --resample"
+ONLY = (
+    "--decode device is for JPEG GeoTIFFs of 8 bits, on a GPU YCbCr ones, without nodata value, alpha band, --mosaic or"
+    " --resample"
+)
 # A Ray task costs the driver some 30 ms, and at its end an actor has nothing to read ahead: parts share one that takes
 # seconds. When a process dies, those of its task are done again.
 TASK_PIXELS = 2**26

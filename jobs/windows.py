@@ -34,7 +34,8 @@ def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
     Raises ReadError where it can't be read.
     """
     if settings.decode == "device" and not part.sources and settings.scale is None:
-        streams = read_streams(part.scene, chip_window(window, settings.halo, segmenter.bundle.stride))
+        chip = chip_window(window, settings.halo, segmenter.bundle.stride)
+        streams = read_streams(part.scene, chip, segmenter.decodes_rgb)
         if streams is not None:
             with suppress(ReadError):  # what its JPEG engine does not know, or is damaged: GDAL says which
                 return segmenter.stage_blocks(*streams)

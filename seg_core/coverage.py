@@ -39,26 +39,27 @@ def tile_rows(
     probabilities of each tile's valid pixels, `(tile rows, tile columns)`; `levels` the probabilities in 255ths, where
     they are to be kept.
     """
-    for row in _places(scene, window, tile_size):
+    for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         figures = measure(building[at], valid[at], float(sums[top // tile_size, left // tile_size]))
         kept = {"probability": None if levels is None else encode_png(levels[at])}
-        yield {"status": "done", **row, **figures, **_areas(row, figures), **kept}
+        yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
 
 
 def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) -> Iterator[Row]:
     """Rows of a window that could not be segmented, status `failed`: where the tiles are, and no figures."""
-    for row in _places(scene, window, tile_size):
+    for row, _ in _places(scene, window, tile_size):
         yield {"status": "failed", **failure._asdict(), **row}
 
 
-def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
+def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row, shapely.Polygon | None]]:
+    """Where each tile is, and its footprint."""
     tiles = list(split(window, tile_size))
     polygons = np.full(len(tiles), None) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
     geometries, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons).tolist()
-    for tile, geometry, box in zip(tiles, geometries, boxes, strict=True):
-        yield {
+    for tile, polygon, geometry, box in zip(tiles, polygons, geometries, boxes, strict=True):
+        row = {
             "scene_id": scene.scene_id,
             "tile_row": tile.row_off // tile_size,
             "tile_col": tile.col_off // tile_size,
@@ -66,6 +67,7 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[Row]:
             "geometry": geometry,
             "bbox": None if geometry is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
         }
+        yield row, polygon
 
 
 def measure(building: NDArray[np.bool_], valid: NDArray[np.bool_], probability_sum: float) -> Row:
@@ -82,11 +84,11 @@ def measure(building: NDArray[np.bool_], valid: NDArray[np.bool_], probability_s
     }
 
 
-def _areas(row: Row, figures: Row) -> Row:
+def _areas(row: Row, polygon: shapely.Polygon | None, figures: Row) -> Row:
     """Ground areas. A pixel's share of the tile's area is taken as even over the tile."""
-    if row["geometry"] is None:
+    if polygon is None:
         return {"area_m2": None, "building_m2": None}
-    pixel_m2 = area_m2(shapely.from_wkb(row["geometry"])) / (row["height"] * row["width"])
+    pixel_m2 = area_m2(polygon) / (row["height"] * row["width"])
     return {"area_m2": figures["valid_px"] * pixel_m2, "building_m2": figures["building_px"] * pixel_m2}
 
 

@@ -96,4 +96,5 @@ def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int,
 
 def area_m2(polygon: shapely.Polygon) -> float:
     """Geodesic area of a lon/lat polygon in square metres."""
-    return abs(float(GEOD.geometry_area_perimeter(polygon)[0]))
+    lon, lat = shapely.get_coordinates(polygon).T
+    return abs(float(GEOD.polygon_area_perimeter(lon, lat)[0]))

@@ -42,7 +42,6 @@ class Streams(NamedTuple):
     places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
     canvas: tuple[int, int]  # height and width that the blocks make together
     components: int  # of each block: 1 or 3
-    rgb: bool  # whether three are colours as they are, and not YCbCr
     bands: tuple[int, ...]  # of them, counted from 0
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
     cols: NDArray[np.intp]
@@ -79,27 +78,27 @@ class Kept:
 _kept = Kept(KEPT)
 
 
-def read_streams(scene: Scene, window: Window) -> Streams | None:
+def read_streams(scene: Scene, window: Window, rgb: bool = True) -> Streams | None:
     """What `seg_core.raster.read_chip` would decode for a window; None of a file that it takes GDAL to read.
 
-    Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask. Raises
-    ReadError where the file can't be read, but for its JPEG streams.
+    Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask; those whose
+    three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its JPEG streams.
     """
     if scene.resampled or scene.nodata is not None:
         return None
-    return ask_again(lambda fresh: _read_streams(scene, window, fresh))
+    return ask_again(lambda fresh: _read_streams(scene, window, rgb, fresh))
 
 
-def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
+def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Streams | None:
     box, rows, cols = fold(window, scene.height, scene.width)
     with open_grid(scene, scene, fresh) as dataset:
-        if not _is_served(dataset):
+        if not _is_served(dataset, rgb):
             return None
         valid = read_mask(dataset, box, scene)
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
-        head, components, rgb = _head(dataset), dataset.count, _colour_space(dataset) == "RGB"
+        head, components = _head(dataset), dataset.count
     content = _kept.read(scene, [at for _, at in found], fresh)
     if not all(stream.startswith(START) for stream in content):
         return None  # GDAL says what is wrong with it
@@ -108,7 +107,6 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
         places=[(row * height - top, col * width - left) for (row, col), _ in found],
         canvas=(box.bottom - top, box.right - left),
         components=components,
-        rgb=rgb,
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
@@ -116,7 +114,7 @@ def _read_streams(scene: Scene, window: Window, fresh: bool) -> Streams | None:
     )
 
 
-def _is_served(dataset: DatasetReader) -> bool:
+def _is_served(dataset: DatasetReader, rgb: bool) -> bool:
     height, width = dataset.block_shapes[0]
     flags = {flag for band in dataset.mask_flag_enums for flag in band}
     return (
@@ -124,7 +122,10 @@ def _is_served(dataset: DatasetReader) -> bool:
         and dataset.compression == Compression.jpeg
         and dataset.dtypes[0] == "uint8"
         and dataset.count in {1, 3}
-        and (dataset.count == 1 or dataset.interleaving == Interleaving.pixel)
+        and (
+            dataset.count == 1
+            or (dataset.interleaving == Interleaving.pixel and (rgb or _colour_space(dataset) != "RGB"))
+        )
         and _colour_space(dataset) in COLOURS
         and height * width <= MAX_BLOCK
         and (height % 8 == 0 or height == dataset.height)  # else GDAL shows the rows of a strip as blocks

@@ -122,7 +122,8 @@ class Segmenter:
         self.compile_after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
         if self.exact:
             self.compile_after = None
-        self.compiled: dict[tuple[Any, ...] | None, Callable[..., tuple[Tensor, ...]]] = {}
+        self.compiled: dict[tuple[Any, ...] | None, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {}
+        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # of memory, which all of them share
         self.spent: defaultdict[tuple[Any, ...], float] = defaultdict(float)  # seconds, by the size of chips
 
     @torch.inference_mode()
@@ -152,7 +153,6 @@ class Segmenter:
         places: Sequence[tuple[int, int]],
         canvas: tuple[int, int],
         components: int,
-        rgb: bool,
         bands: Sequence[int],
         rows: NDArray[np.intp],
         cols: NDArray[np.intp],
@@ -166,7 +166,7 @@ class Segmenter:
         streams = [torch.from_numpy(np.array(block)) for block in blocks]
         with self._copying():
             whole = torch.zeros(components, *canvas, dtype=torch.uint8, device=self.device)
-            images = self._decode(streams, components, rgb) if streams else []
+            images = self._decode(streams, components) if streams else []
             for (row, col), image in zip(places, images, strict=True):
                 height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
                 whole[:, row : row + height, col : col + width] = image[:, :height, :width]
@@ -175,12 +175,10 @@ class Segmenter:
             ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
         return Staged(image, self._pin(valid), ready, decoded=True)
 
-    def _decode(self, streams: list[Tensor], components: int, rgb: bool) -> list[Tensor]:
+    def _decode(self, streams: list[Tensor], components: int) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        # A GPU's engine takes what it is to make RGB of for YCbCr, whatever Adobe's marker says.
-        of_three = ImageReadMode.UNCHANGED if rgb else ImageReadMode.RGB
-        mode = of_three if components == 3 else ImageReadMode.GRAY
+        mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
         for again in (False, True):
             if self.on_gpu:
                 # The engine writes at once, perhaps into memory that what is queued here still reads
@@ -229,6 +227,11 @@ class Segmenter:
     def memory(self) -> int | None:
         """Bytes that the GPU has in all; None on a CPU."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else None
+
+    @property
+    def decodes_rgb(self) -> bool:
+        """Whether JPEG streams may hold RGB: a GPU's engine takes it for YCbCr, whatever Adobe's marker says."""
+        return not self.on_gpu
 
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
@@ -303,12 +306,11 @@ class Segmenter:
             each = [self._answer(*chip, cut) for chip in zip(images.split(1), masks.split(1), strict=True)]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
         if size in self.compiled:
-            return self.compiled[size](images, masks, cut)
+            return self.compiled[size](images, masks)
         waited = size and self.compile_after is not None and self.spent[size] >= self.compile_after
         if waited and len(self.compiled) < MAX_COMPILED:
-            compiled = self._compile()
             try:
-                answer = compiled(images, masks, cut)
+                compiled = self._compile(images, masks, cut)
             except Exception as error:  # there are as many reasons as there are compilers
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -317,18 +319,35 @@ class Segmenter:
                 self.compile_after = None
             else:
                 self.compiled[size] = compiled
-                return answer
+                return compiled(images, masks)
         return self._answer(images, masks, cut)
 
-    def _compile(self) -> Callable[[Tensor, Tensor, Cut], tuple[Tensor, ...]]:
-        """The network for one size: cuDNN, too, tries which of its routines is fastest for that."""
+    def _compile(self, images: Tensor, masks: Tensor, cut: Cut) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+        """The network for batches of one size. On a GPU cuDNN, too, tries which of its routines are fastest for it.
+
+        There it is recorded as well (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs): a single call
+        starts all of it, where each of some hundred would wait for threads that read and write. Its answer is in the
+        same place each time, until the next call.
+        """
         compiled = torch.compile(self._answer, dynamic=False)
+        if not self.on_gpu:
+            compiled(images, masks, cut)
+            return lambda images, masks: tuple(compiled(images, masks, cut))
+        images, masks = images.clone(), masks.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            compiled(images, masks, cut)
+            # Other threads copy meanwhile, and allocate.
+            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+                found = compiled(images, masks, cut)
 
-        def run(images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-                return tuple(compiled(images, masks, cut))
+        def replay(new_images: Tensor, new_masks: Tensor) -> tuple[Tensor, ...]:
+            images.copy_(new_images)
+            masks.copy_(new_masks)
+            graph.replay()
+            return tuple(found)
 
-        return run
+        return replay
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
         """Bits of building, sums over tiles, and perhaps probabilities, of the windows of a batch."""
