@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 WAITING = 32  # windows of a part whose rows are not made yet
 UNPUBLISHED = 8  # parts that are being published beside a GPU
-SWITCH = (
-    5e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else it is ten times that
-)
+SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
 FEW = 4  # windows for each reading thread
 
 MakeRows = Callable[[], Iterable[Row]]

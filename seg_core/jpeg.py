@@ -82,7 +82,7 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> Streams | No
     """What `seg_core.raster.read_chip` would decode for a window; None of a file that it takes GDAL to read.
 
     Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask; those whose
-    three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its JPEG streams.
+    three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its streams.
     """
     if scene.resampled or scene.nodata is not None:
         return None
