@@ -72,7 +72,7 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
 
 def measure(building: NDArray[np.bool_], valid: NDArray[np.bool_], probability_sum: float) -> Row:
     """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
-    num_valid, num_building = int(np.count_nonzero(valid)), int(np.count_nonzero(building))
+    num_valid, num_building = (cv2.countNonZero(each.view(np.uint8)) for each in (valid, building))
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
     return {

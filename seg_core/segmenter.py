@@ -43,6 +43,7 @@ class Staged(NamedTuple):
 
     image: Tensor  # `uint8 (bands, h, w)`: pinned in the host's memory, or on the device
     valid: Tensor  # `bool (h, w)`, on the host
+    holds: bool  # whether anything is valid
     ready: Any = None  # the event after which the image is there, where the device makes it
     decoded: bool = False  # whether the device made it, from JPEG streams
 
@@ -141,7 +142,7 @@ class Segmenter:
 
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
         """A chip where the device fetches it from without the host's help; from any thread."""
-        return Staged(self._pin(pixels), self._pin(valid))
+        return Staged(self._pin(pixels), self._pin(valid), bool(valid.any()))
 
     def _pin(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).pin_memory() if self.on_gpu else torch.from_numpy(array)
@@ -173,7 +174,7 @@ class Segmenter:
             across, down = (torch.from_numpy(each).to(self.device) for each in (cols, rows))
             image = whole[list(bands)].index_select(1, down).index_select(2, across)
             ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
-        return Staged(image, self._pin(valid), ready, decoded=True)
+        return Staged(image, self._pin(valid), bool(valid.any()), ready, decoded=True)
 
     def _decode(self, streams: list[Tensor], components: int) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
@@ -204,7 +205,7 @@ class Segmenter:
         much for the device.
         """
         began = time.perf_counter()
-        some = [number for number, chip in enumerate(chips) if chip.valid.any()]
+        some = [number for number, chip in enumerate(chips) if chip.holds]
         size = None if seldom else (len(some), *chips[0].image.shape, cut)
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
