@@ -1,9 +1,11 @@
 """Fixtures: real imagery where it is, tiny rasters and models made on the spot, one Ray for the whole session."""
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +107,11 @@ def outside_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens on, and below those that connections are given."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            return port
 
 
 def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **fields: Any) -> str:

@@ -15,8 +15,10 @@ from rasterio.transform import Affine
 from test_raster import write_raw
 from test_segment import rows_of, seg
 
+from jobs.windows import stage_window
 from seg_core.errors import ReadError
 from seg_core.jpeg import Kept, _without_colour, read_streams
+from seg_core.plan import Settings, make_plan
 from seg_core.raster import read_chip
 from seg_core.run import read_plan
 from seg_core.scenes import Scene, read_scene
@@ -130,6 +132,18 @@ def test_blocks_that_a_sparse_file_leaves_out_are_zero(tmp_path: Path, segmenter
 )
 def test_what_it_takes_gdal_to_read_is_left_to_it(tmp_path: Path, options: dict[str, Any]) -> None:
     assert read_streams(write_jpeg(tmp_path / "a.tif", **options), WINDOWS[0]) is None
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_a_gpu_that_takes_rgb_for_ycbcr_is_given_none(
+    tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, photometric: str
+) -> None:
+    scene = write_jpeg(tmp_path / "a.tif", photometric=photometric)
+    settings = Settings(halo=16, threshold=0.5, decode="device")
+    part = next(make_plan([scene], segmenter.bundle, settings)[0].parts())
+    for knows, decoded in ((True, True), (False, photometric == "ycbcr")):
+        monkeypatch.setattr(Segmenter, "decodes_rgb", knows)
+        assert stage_window(part, part.window, settings, segmenter).decoded == decoded
 
 
 def test_a_resampled_scene_is_left_to_gdal(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """With test-time augmentation a probability is the mean over the eight symmetries of a square."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from conftest import MakeBundle, answer_of, write_untrained
 from numpy.typing import NDArray
 
+from jobs.windows import fit_window
 from seg_core.errors import SegError
+from seg_core.plan import Settings
 from seg_core.segmenter import SUM_UNIT, VIEWS, Cut, Segmenter, Staged, choose_device, find_batch, pack, sum_tiles
 from seg_core.tiling import Window, chip_window, reflect, split
 
@@ -320,3 +323,30 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
     exact = Segmenter(bundle, "cpu", compiling="yes")
     exact.start(chips, CUT).result()
     assert (exact.exact, asked) == (True, [1])
+
+
+def test_chips_whose_size_comes_seldom_are_not_compiled_for(bundle: str) -> None:
+    segmenter = compiling(bundle, "yes")
+    segmenter.start(staged(segmenter, 2), CUT, seldom=True).result()
+    assert (segmenter.compiled, dict(segmenter.spent)) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted", "gpus", "expected"),
+    [
+        (None, None, 1.0, 256),  # on a CPU as planned, by the memory of the node
+        (2**40, None, 1.0, 256),
+        (2**40, None, 2.0, 256),
+        (2 * (128 + 32) ** 2 * 100, None, 1.0, 128),  # window and halo, 100 bytes a pixel, in half of the GPU's memory
+        (4 * (128 + 32) ** 2 * 100, None, 0.5, 128),  # of the actor's share of it
+        (2 * (128 + 32) ** 2 * 100, 256, 1.0, 256),  # as asked for
+    ],
+)
+def test_windows_fit_the_memory_of_the_gpu(
+    bundle: str, monkeypatch: pytest.MonkeyPatch, memory: int | None, wanted: int | None, gpus: float, expected: int
+) -> None:
+    segmenter = Segmenter(bundle, "cpu")
+    segmenter.bundle = replace(segmenter.bundle, activation_bytes_per_px=100)
+    monkeypatch.setattr(Segmenter, "memory", memory)
+    settings = Settings(tile_size=64, part=512, halo=16, threshold=0.5)
+    assert fit_window(256, wanted, settings, segmenter, gpus) == expected

@@ -1,10 +1,12 @@
 """Actors are sized to the cluster: how many, and what each has of its node. Its processes keep their memory."""
 
+import math
 import resource
 from typing import Any
 
 import pytest
 import ray
+from ray.data import DataContext
 
 from jobs.session import make_crew
 from seg_core.errors import SegError
@@ -29,6 +31,7 @@ def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[di
     crew = make_crew(None, 1.0, "auto")
     assert (crew.least, crew.most, crew.num_cpus, crew.num_gpus) == (1, 1, 1, 0)
     assert (crew.threads, crew.readers, crew.memory) == (2, 2, 16 * GIB)
+    assert (crew.readers_to("device"), crew.window_memory) == (2, 16 * GIB)
 
 
 def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
@@ -43,6 +46,8 @@ def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]])
     crew = make_crew(None, 1.0, "auto")
     assert (crew.most, crew.num_gpus, crew.num_cpus, crew.readers) == (2, 1.0, 15, 16)
     assert crew.memory == 32 * GIB
+    assert (crew.readers_to("cpu"), crew.readers_to("device")) == (16, 4)  # a GPU's JPEG engine needs few
+    assert crew.window_memory == math.inf  # its own is what counts
     shared = make_crew(None, 0.5, "cuda")
     assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
 
@@ -56,6 +61,10 @@ def test_more_than_the_cluster_has_is_refused(cluster: list[dict[str, Any]]) -> 
     cluster.clear()
     with pytest.raises(SegError, match="no node"):
         make_crew(None, 1.0, "auto")
+
+
+def test_ray_lets_an_actor_be_ahead_of_the_driver_where_it_is_asked_to() -> None:
+    assert DataContext()._max_num_blocks_in_streaming_gen_buffer is not None
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seg_core.tiling import Window, chip_window, num_splits, reflect, round_up, split
+from seg_core.tiling import Window, chip_window, fold, num_splits, reflect, round_up, split, unfold
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -150,3 +150,18 @@ def test_inside_the_scene_reflection_changes_nothing() -> None:
 
 def test_an_axis_of_one_pixel_repeats_it() -> None:
     assert reflect(-96, 97, 1).tolist() == [0] * 193
+
+
+SIDES = st.integers(1, 70)
+
+
+@given(SIDES, SIDES, st.integers(-60, 60), st.integers(-60, 60), st.integers(1, 90), st.integers(1, 90))
+def test_a_folded_window_unfolds_to_what_numpy_pads(
+    height: int, width: int, top: int, left: int, rows: int, cols: int
+) -> None:
+    image = np.arange(2 * height * width).reshape(2, height, width)
+    inside, down, across = fold(Window(top, left, rows, cols), height, width)
+    found = unfold(image[:, *inside.slices(Window(0, 0, height, width))], down, across)
+    expected = image[:, reflect(top, top + rows, height)[:, None], reflect(left, left + cols, width)]
+    assert np.array_equal(found, expected)
+    assert found.flags.c_contiguous
