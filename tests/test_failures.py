@@ -96,11 +96,11 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
 def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, set()
 
-    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut) -> Pending:
+    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
         seen.add(cut.width)
         if cut.width > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return start(self, chips, cut)
+        return start(self, chips, cut, seldom)
 
     monkeypatch.setattr(Segmenter, "start", small)
     assert work(made) == whole
@@ -121,9 +121,9 @@ def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
 ) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, []
 
-    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut) -> Pending:
+    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
         seen.append(len(chips))
-        pending = start(self, chips, cut)
+        pending = start(self, chips, cut, seldom)
         if len(chips) > 1 and fails == "when begun":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return replace(pending, found=()) if len(chips) > 1 else pending
@@ -180,7 +180,7 @@ from jobs.actor import PartSegmenter
 from jobs.session import Crew, Speed
 from seg_core.run import read_plan
 from seg_core.segmenter import Segmenter
-def start(self, chips, cut):
+def start(self, chips, cut, seldom):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
