@@ -23,7 +23,7 @@ CROWDED = 0.9  # of the cores: threads that compute more than that would only ta
 IDLE = 0.5
 ADVICE = {
     "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
-    "model": "add devices (--actors on a larger cluster), two actors a GPU (--gpus-per-actor 0.5), or a narrower model",
+    "model": "add devices (--actors on a larger cluster), or use a narrower model",
     "writing": "add actors (--actors), or leave out --keep-probability",
     "waiting": "give each actor more to do: larger parts (--part), more scenes in one run, or fewer actors",
 }
