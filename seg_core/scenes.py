@@ -44,7 +44,8 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
 MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
-MASKS = (".msk", ".ovr")  # files beside an image that GDAL opens with it
+MASK = ".msk"
+BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
@@ -58,7 +59,7 @@ class Scene:
     scene_id: str  # path relative to the region's common folder, unique in a run
     uri: str
     size: int  # bytes
-    version: str  # what tells one state of the file from another: see storage.Stat
+    version: str  # what tells one state of the file from another, and of a mask beside it: see storage.Stat
     height: int  # pixels
     width: int
     bands: tuple[int, ...]  # the colour bands, numbered from 1: all but alpha
@@ -126,7 +127,7 @@ def _check_header(uri: str, dataset: DatasetReader) -> None:
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
     for path in dataset.files[1:] if not is_remote(uri) else ():
-        if path.lower().endswith(MASKS) and not _begins(path, TIFF):
+        if path.lower().endswith(BESIDE) and not _begins(path, TIFF):
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
 
 
@@ -177,7 +178,7 @@ def read_scene(uri: str, scene_id: str) -> Scene:
             scene_id=scene_id,
             uri=uri,
             size=found.size,
-            version=found.version,
+            version=" ".join([found.version, *_mask_versions(uri, dataset)]),
             height=dataset.height,
             width=dataset.width,
             bands=tuple(i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c != ColorInterp.alpha),
@@ -189,6 +190,13 @@ def read_scene(uri: str, scene_id: str) -> Scene:
             gsd_m=gsd_m,
             source_gsd_m=gsd_m,
         )
+
+
+def _mask_versions(uri: str, dataset: DatasetReader) -> Iterator[str]:
+    """What tells one state of a mask that lies beside an image from another."""
+    for path in dataset.files[1:] if not is_remote(uri) else ():
+        if path.lower().endswith(MASK) and (found := stat(path)) is not None:
+            yield found.version
 
 
 def has_mask(dataset: DatasetReader) -> bool:

@@ -9,6 +9,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -431,7 +432,7 @@ def test_a_mask_beside_a_scene_that_names_other_files_is_refused(tmp_path: Path,
         read_chip(scene, scene.window)
 
 
-def test_a_mask_beside_a_scene_says_what_is_valid(tmp_path: Path) -> None:
+def test_a_mask_beside_a_scene_says_what_is_valid_and_is_part_of_its_state(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", noise())
     valid = noise(1)[0] > 100
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(tmp_path / "a.tif", "r+") as dataset:
@@ -439,6 +440,11 @@ def test_a_mask_beside_a_scene_says_what_is_valid(tmp_path: Path) -> None:
     assert (tmp_path / "a.tif.msk").exists()
     scene = read_scene(str(tmp_path / "a.tif"), "a.tif")
     assert np.array_equal(read_chip(scene, scene.window)[1], valid)
+    assert read_scene(str(tmp_path / "a.tif"), "a.tif") == scene
+    os.utime(tmp_path / "a.tif.msk", ns=(0, 1))
+    changed = read_scene(str(tmp_path / "a.tif"), "a.tif")
+    assert changed != scene  # so that its tiles are done again
+    assert replace(changed, version=scene.version) == scene
 
 
 WMS = "<GDAL_WMS><Service name='TMS'><ServerUrl>http://127.0.0.1:9/${z}</ServerUrl></Service></GDAL_WMS>"
