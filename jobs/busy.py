@@ -21,9 +21,12 @@ MAX_READERS = 64
 CROWDED = 0.9  # of the cores: threads that compute more than that would only take turns
 # Nothing was busy for that share of the time: the actors waited for the start of tasks, or for single long reads.
 IDLE = 0.5
+# The most that a GPU is busy for where it waits, again and again, for the one process that reads and starts for it.
+HELD_UP = 0.8
 ADVICE = {
     "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
     "model": "add devices (--actors on a larger cluster), or use a narrower model",
+    "process": "let two of them share each GPU (--gpus-per-actor 0.5)",
     "writing": "add actors (--actors), or leave out --keep-probability",
     "waiting": "give each actor more to do: larger parts (--part), more scenes in one run, or fewer actors",
 }
@@ -94,12 +97,17 @@ class Busy:
         self.readers = max(self.readers, receipt["readers"])
         widen(self.spans, receipt)
 
-    def figures(self, writers: int) -> dict[str, Any]:
-        """The share of time that each stage was busy, which one limited, and what to change, in a sentence."""
+    def figures(self, writers: int, gpus: float) -> dict[str, Any]:
+        """The share of time that each stage was busy, which one limited, and what to change, in a sentence.
+
+        Of an actor that has so many writing threads and GPUs.
+        """
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
         room = {"reading": wall * self.readers, "model": wall, "writing": wall * writers}
         shares = {stage: min(1.0, round(self.seconds[stage] / room[stage], 3)) for stage in STAGES}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"
+        if gpus >= 1 and limit == "model" and shares[most] < HELD_UP:
+            limit = "process"
         found = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
         return {**shares, "limit": limit, "advice": f"{limit} limits (busy: {found}): {ADVICE[limit]}"}

@@ -89,14 +89,21 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                 progress.end()
                 if plan.settings.decode != "cpu" and on_cpu:
                     print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
-                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.writers)}
+                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.writers, crew.num_gpus)}
                 print(record["bottleneck"]["advice"], file=sys.stderr)
+                _finish(record, out, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
-    if todo or not record["finished"]:
-        seconds = round(record.get("seconds", 0) + time.time() - started, 3)
-        record |= {"finished": now(), "seconds": seconds, "counts": summary(out)}
-        write_record(out, record)
+    if not record["finished"]:  # the driver was killed after the last part
+        with hold(out):
+            _finish(record, out, started)
     return {**record, "num_new": len(todo)}
+
+
+def _finish(record: dict[str, Any], out: str, started: float) -> None:
+    """Note in the record of a run that all of its parts are there."""
+    seconds = round(record.get("seconds", 0) + time.time() - started, 3)
+    record |= {"finished": now(), "seconds": seconds, "counts": summary(out)}
+    write_record(out, record)
 
 
 def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Iterator[Row]:

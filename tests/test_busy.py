@@ -17,11 +17,11 @@ def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **secon
     return {"actor": actor, "started": started, "ended": ended, "readers": 2, **dict.fromkeys(STAGES, 0.0), **seconds}
 
 
-def figures(*receipts: dict[str, Any], writers: int = 1) -> dict[str, Any]:
+def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0) -> dict[str, Any]:
     busy = Busy()
     for each in receipts:
         busy.add(each)
-    return busy.figures(writers)
+    return busy.figures(writers, gpus)
 
 
 def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
@@ -53,6 +53,22 @@ def test_the_busiest_stage_limits_and_its_remedy_is_named(seconds: dict[str, flo
     assert found["advice"].startswith(f"{limit} limits (busy: reading ")
     assert found["advice"].endswith(ADVICE[limit])
     assert "\n" not in found["advice"]
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "limit"),
+    [
+        (9.0, 1.0, "model"),
+        (6.0, 1.0, "process"),
+        (6.0, 0.5, "model"),  # it is shared already
+        (6.0, 0.0, "model"),
+        (4.0, 1.0, "waiting"),  # a run that is over before it got going
+    ],
+)
+def test_a_gpu_that_waits_for_its_only_process_is_to_be_shared(model: float, gpus: float, limit: str) -> None:
+    found = figures(receipt(reading=3, model=model), gpus=gpus)
+    assert found["limit"] == limit
+    assert ("--gpus-per-actor 0.5" in found["advice"]) == (limit == "process")
 
 
 def test_a_stopwatch_adds_up_threads_and_starts_again_once_taken() -> None:
