@@ -18,7 +18,7 @@ from seg_core.metrics import scores
 from seg_core.picture import assemble_mask, assemble_panels, paint_coverage, paint_mask
 from seg_core.plan import Settings, make_plan
 from seg_core.query import query
-from seg_core.raster import read_image, write_geotiff
+from seg_core.raster import read_whole, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import published_parts, read_part
 from seg_core.scoring import score_run
@@ -104,8 +104,8 @@ def segment_scene(out: str) -> None:
 
 def draw_picture(out: str) -> None:
     """Image, truth, prediction and coverage grid."""
-    image = np.asarray(read_image(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
-    truth = read_image(f"{out}/truth.tif")[0] == 1
+    image = np.asarray(read_whole(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
+    truth = read_whole(f"{out}/truth.tif")[0] == 1
     rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
     panels = [
         ("image", image),

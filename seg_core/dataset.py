@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
-from seg_core.raster import read_chip, read_image
+from seg_core.raster import read_chip, read_whole
 from seg_core.scenes import SUFFIXES, Scene, read_scene
 from seg_core.tiling import Window, intersection, round_up, split
 
@@ -129,7 +129,7 @@ def read_label(path: str, classes: Classes, valid: NDArray[np.bool_]) -> Label:
 
     A label of one band is read as grey: the value v stands for the colour (v, v, v).
     """
-    raw = read_image(path)
+    raw = read_whole(path)
     if raw.shape[1:] != valid.shape:
         (height, width), (rows, cols) = raw.shape[1:], valid.shape
         raise SegError(f"{path}: this label measures {width} x {height} px, its image {cols} x {rows}")

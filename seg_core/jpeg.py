@@ -110,7 +110,7 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Strea
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
-        valid=valid if box == window else unfold(valid, rows, cols),
+        valid=unfold(valid, rows, cols),
     )
 
 

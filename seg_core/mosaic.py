@@ -118,4 +118,4 @@ def read_image(
         fresh = holds & ~valid[target]
         pixels[:, *target][:, fresh] = found[:, fresh]
         valid[target] |= fresh
-    return (pixels, valid) if box == window else (unfold(pixels, rows, cols), unfold(valid, rows, cols))
+    return unfold(pixels, rows, cols), unfold(valid, rows, cols)

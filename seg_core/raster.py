@@ -71,9 +71,7 @@ def _read_chip(
     with open_grid(scene, grid, fresh) as dataset:
         raw, valid = _read(dataset, box, scene, grid)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
-    if box != window:
-        pixels, valid = unfold(pixels, rows, cols), unfold(valid, rows, cols)
-    return pixels, valid
+    return unfold(pixels, rows, cols), unfold(valid, rows, cols)
 
 
 @contextmanager
@@ -203,7 +201,7 @@ def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels
     return np.asarray(np.nan_to_num(stretched, nan=0.0).round(), np.uint8)
 
 
-def read_image(uri: str) -> NDArray[np.generic]:
+def read_whole(uri: str) -> NDArray[np.generic]:
     """All bands of a whole file, `(bands, height, width)`, as they are. Raises ReadError."""
     with open_image(uri) as dataset:
         return np.asarray(dataset.read())

@@ -145,5 +145,11 @@ def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.in
 
 
 def unfold(image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T]:
-    """Those rows and columns of `(..., height, width)`: axis by axis, in a fifth of the time of both at once."""
-    return image.take(rows, axis=-2).take(cols, axis=-1)
+    """Those rows and columns of `(..., height, width)`: axis by axis, in a fifth of the time of both at once.
+
+    The image itself where they are all that it has.
+    """
+    for axis, wanted in ((-2, rows), (-1, cols)):
+        if not np.array_equal(wanted, np.arange(image.shape[axis])):
+            image = image.take(wanted, axis)
+    return image

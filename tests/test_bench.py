@@ -21,7 +21,7 @@ from jobs.stages import Stages
 from jobs.terminal import show
 from seg_core.bundle import read_bundle
 from seg_core.plan import Settings, make_plan
-from seg_core.raster import CODECS, read_chip, read_image
+from seg_core.raster import CODECS, read_chip, read_whole
 from seg_core.region import read_region
 from seg_core.scenes import read_scene
 from seg_core.storage import walk
@@ -145,7 +145,7 @@ def test_a_town_is_made_in_every_codec_without_a_missing_pixel(
         assert (compression, dataset.block_shapes[0]) == (codec, (512, 512))
     pixels, valid = read_chip(read_scene(path, "scene.tif"), Window(0, 0, 700, 700))
     assert valid.all()
-    lossless = read_image(make_town(str(tmp_path), "none", 700, read_bundle(make_bundle("again"))))
+    lossless = read_whole(make_town(str(tmp_path), "none", 700, read_bundle(make_bundle("again"))))
     assert not (lossless == 255).all(axis=0).any()  # as a town is where it is missing
     assert np.abs(pixels.astype(int) - lossless).mean() < (6 if codec == "jpeg" else 1e-9)
 
@@ -156,7 +156,7 @@ def test_a_made_scene_repeats_its_town_and_has_the_bands_and_pixel_size_of_the_m
     monkeypatch.setattr("jobs.made.TOWN", 128)
     bundle = read_bundle(make_bundle(bands=4, gsd_m=0.5))
     path = make_town(str(tmp_path), "zstd", 300, bundle)
-    pixels = read_image(path)
+    pixels = read_whole(path)
     assert pixels.shape == (4, 300, 300)
     assert (pixels[:, 128:256, :128] == pixels[:, :128, 128:256]).all()
     assert read_scene(path, "scene.tif").gsd_m == pytest.approx(0.5, rel=0.01)

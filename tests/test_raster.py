@@ -15,7 +15,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from seg_core.errors import ReadError
 from seg_core.geometry import Transform
-from seg_core.raster import read_chip, read_image, write_geotiff
+from seg_core.raster import read_chip, read_whole, write_geotiff
 from seg_core.scenes import Scene, read_scene, resample_grid
 from seg_core.tiling import Window
 
@@ -244,7 +244,7 @@ def test_scale_does_not_change_what_is_valid(tmp_path: Path) -> None:
 def test_bands_are_read_in_the_order_asked_for(make_scene: MakeScene) -> None:
     path = make_scene(bands=4)
     scene = read_scene(path, "a")
-    whole = read_image(path)
+    whole = read_whole(path)
     chosen = Scene(**{**vars(scene), "bands": (4, 1, 1)})
     assert np.array_equal(read_chip(chosen, scene.window)[0], whole[[3, 0, 0]])
 
@@ -504,7 +504,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, dtype: str) -> None:
     pixels, _ = draw(dtype)
     path = str(tmp_path / "a.tif")
     write_geotiff(path, pixels, crs=UTM, transform=NORTH_UP, nodata=7)
-    assert np.array_equal(read_image(path), pixels)
+    assert np.array_equal(read_whole(path), pixels)
     scene = read_scene(path, "a.tif")
     assert (scene.height, scene.width, scene.bands, scene.dtype) == (13, 17, (1, 2, 3), dtype)
     assert (scene.crs, scene.transform, scene.nodata) == (UTM, NORTH_UP, 7.0)
