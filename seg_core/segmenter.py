@@ -5,10 +5,8 @@
 Between pinned memory and host all is done on the device, on which several batches may be under way.
 """
 
-import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
+from seg_core.compiled import AFTER, Compiled
 from seg_core.errors import ReadError, SegError
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
 from seg_core.tiling import round_up
@@ -32,8 +31,6 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 # Probabilities are added up in this unit, in which they are whole numbers: the sum does not depend on their order.
 SUM_UNIT = 2.0**-24
 NOT_FINITE = -(2.0**50)  # in that unit, more than a tile's pixels come to
-COMPILE_AFTER = 20.0  # s on chips of one size: about as long as it takes to compile for them
-MAX_COMPILED = 4  # sizes
 MAX_BATCH = 64  # chips
 GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
 
@@ -120,12 +117,8 @@ class Segmenter:
         self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
         self.streams = threading.local()  # of CUDA, one a thread
         self.in_flight = 4 if self.on_gpu else 0  # how much may be under way while more is prepared
-        self.compile_after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
-        if self.exact:
-            self.compile_after = None
-        self.compiled: dict[tuple[Any, ...] | None, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {}
-        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # of memory, which all of them share
-        self.spent: defaultdict[tuple[Any, ...], float] = defaultdict(float)  # seconds, by the size of chips
+        after = {"no": None, "auto": AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
+        self.compiled = Compiled(self._answer, after, self.on_gpu)
 
     @torch.inference_mode()
     def __call__(
@@ -171,8 +164,9 @@ class Segmenter:
             for (row, col), image in zip(places, images, strict=True):
                 height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
                 whole[:, row : row + height, col : col + width] = image[:, :height, :width]
-            across, down = (torch.from_numpy(each).to(self.device) for each in (cols, rows))
-            image = whole[list(bands)].index_select(1, down).index_select(2, across)
+            image = whole
+            for axis, wanted in enumerate((np.array(bands), rows, cols)):
+                image = _take(image, axis, wanted)
             ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
         return Staged(image, self._pin(valid), bool(valid.any()), ready, decoded=True)
 
@@ -302,53 +296,11 @@ class Segmenter:
         return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
 
     def _run(self, size: tuple[Any, ...] | None, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-        """The answer to a batch, by a network that is compiled for its size where that pays."""
+        """The answer to a batch; what is not exact may be compiled for its size."""
         if self.exact:  # oneDNN adds up in another order where there are several
             each = [self._answer(*chip, cut) for chip in zip(images.split(1), masks.split(1), strict=True)]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
-        if size in self.compiled:
-            return self.compiled[size](images, masks)
-        waited = size and self.compile_after is not None and self.spent[size] >= self.compile_after
-        if waited and len(self.compiled) < MAX_COMPILED:
-            try:
-                compiled = self._compile(images, masks, cut)
-            except Exception as error:  # there are as many reasons as there are compilers
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
-                self.compile_after = None
-            else:
-                self.compiled[size] = compiled
-                return compiled(images, masks)
-        return self._answer(images, masks, cut)
-
-    def _compile(self, images: Tensor, masks: Tensor, cut: Cut) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-        """The network for batches of one size. On a GPU cuDNN, too, tries which of its routines are fastest for it.
-
-        There it is recorded as well (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs): a single call
-        starts all of it, where each of some hundred would wait for threads that read and write. Its answer is in the
-        same place each time, until the next call.
-        """
-        compiled = torch.compile(self._answer, dynamic=False)
-        if not self.on_gpu:
-            compiled(images, masks, cut)
-            return lambda images, masks: tuple(compiled(images, masks, cut))
-        images, masks = images.clone(), masks.clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            compiled(images, masks, cut)
-            # Other threads copy meanwhile, and allocate.
-            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
-                found = compiled(images, masks, cut)
-
-        def replay(new_images: Tensor, new_masks: Tensor) -> tuple[Tensor, ...]:
-            images.copy_(new_images)
-            masks.copy_(new_masks)
-            graph.replay()
-            return tuple(found)
-
-        return replay
+        return self.compiled(size, images, masks, cut)
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
         """Bits of building, sums over tiles, and perhaps probabilities, of the windows of a batch."""
@@ -393,7 +345,7 @@ class Pending:
             self.events[1].synchronize()
             self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
         if self.size is not None:
-            self.segmenter.spent[self.size] += self.seconds
+            self.segmenter.compiled.spent[self.size] += self.seconds
         cut, places = self.cut, {number: place for place, number in enumerate(self.some)}
         tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
         answers = []
@@ -409,6 +361,13 @@ class Pending:
             building = np.unpackbits(bits, axis=-1, count=cut.width).view(np.bool_)
             answers.append(Answer(building, valid, sums * SUM_UNIT, levels[0] if levels else None))
         return answers
+
+
+def _take(image: Tensor, axis: int, places: NDArray[np.intp]) -> Tensor:
+    """What is at those places of an axis: a view where each follows the last."""
+    if (np.diff(places) == 1).all():
+        return image.narrow(axis, int(places[0]), len(places))
+    return image.index_select(axis, torch.from_numpy(places).to(image.device))
 
 
 def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:

@@ -276,7 +276,7 @@ def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys:
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
             assert (one.building == other.building).mean() > 0.99
             np.testing.assert_allclose(one.sums, other.sums, rtol=0.01)
-    assert [size[0] for size in compiled.compiled] == [2]
+    assert [size[0] for size in compiled.compiled.sizes] == [2]
     assert "uncompiled" not in capsys.readouterr().err
 
 
@@ -309,12 +309,12 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
 
     monkeypatch.setattr(torch, "compile", note)
     segmenter = compiling(bundle, "auto")
-    assert segmenter.compile_after is None  # on a CPU
-    segmenter.compile_after = 1.0
+    assert segmenter.compiled.after is None  # on a CPU
+    segmenter.compiled.after = 1.0
     chips = staged(segmenter, 2)
     segmenter.start(chips, CUT).result()
-    for size in segmenter.spent:
-        segmenter.spent[size] = 1.0
+    for size in segmenter.compiled.spent:
+        segmenter.compiled.spent[size] = 1.0
     segmenter.start(chips, CUT._replace(width=60)).result()
     assert asked == []
     for _ in range(2):
@@ -328,7 +328,7 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
 def test_chips_whose_size_comes_seldom_are_not_compiled_for(bundle: str) -> None:
     segmenter = compiling(bundle, "yes")
     segmenter.start(staged(segmenter, 2), CUT, seldom=True).result()
-    assert (segmenter.compiled, dict(segmenter.spent)) == ({}, {})
+    assert (segmenter.compiled.sizes, dict(segmenter.compiled.spent)) == ({}, {})
 
 
 @pytest.mark.parametrize(
