@@ -83,7 +83,9 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
                     seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
                     busy.add(receipt)
-                    record["exact"] = record.get("exact", True) and receipt["exact"]
+                    if record.get("exact", True) and not receipt["exact"]:
+                        record["exact"] = False
+                        write_record(out, record)  # now: another device may finish what this one began
                     check()
                     on_cpu += receipt["on_cpu"]
                 progress.end()

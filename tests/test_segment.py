@@ -302,6 +302,18 @@ def test_bfloat16_is_a_setting_of_the_run(
     assert "precision bfloat16 there, auto now" in err
 
 
+def test_a_run_that_ends_early_has_noted_that_its_rows_are_rounded(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(make_scene(height=300, width=300))
+    path.write_bytes(path.read_bytes()[:200_000])
+    command = ["segment", path, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL, "--precision", "bfloat16"]
+    _, err = seg(capsys, *command, "--max-failures", "0", code=1)
+    assert "more than --max-failures 0" in err
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert (record["finished"], record["exact"]) == (None, False)
+
+
 def test_the_seam_is_looked_at_where_there_is_data(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
