@@ -20,8 +20,15 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = "EPSG:32633"
 NORTH_UP = (1.0, 0.0, 400_000.0, 0.0, -1.0, 5_800_000.0)
 
+LONG = {"test_chaos.py", "test_train.py", "test_demo.py", "test_submit.py", "test_bounds.py", "test_brookline.py"}
+
 MakeBundle = Callable[..., str]
 MakeScene = Callable[..., str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that of several processes none is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")

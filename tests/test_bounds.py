@@ -79,7 +79,7 @@ def scenes(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
 
 
 def test_memory_does_not_grow_with_the_scene(scenes: dict[int, Path], make_bundle: MakeBundle, tmp_path: Path) -> None:
-    model = make_bundle()
+    model = make_bundle(width=2, depth=1)
     found = {}
     for side, scene in scenes.items():
         out = str(tmp_path / str(side))

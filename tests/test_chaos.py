@@ -29,7 +29,8 @@ from seg_core.results import published_parts, read_part
 
 pytestmark = pytest.mark.chaos
 
-OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128"]
+HALO = 24
+OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128", "--halo", str(HALO)]
 SIDE, WINDOWS, PARTS = 1060, 81, 25
 
 Job = subprocess.Popen[str]
@@ -44,7 +45,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels[:, 200:700, 300:660] = 255
     (folder / "scenes").mkdir()
     write_geotiff(str(folder / "scenes" / "a.tif"), pixels, crs=UTM, transform=NORTH_UP, nodata=255)
-    write_untrained(str(folder / "model"), width=4, depth=2)
+    write_untrained(str(folder / "model"), width=2, depth=1)
     return folder
 
 
@@ -158,8 +159,7 @@ if os.environ.get("DEADLY"):
 
 def test_a_window_that_kills_its_process(region: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(DEADLY)
-    run, halo = region / "deadly", 24
-    place = f"{1024 - halo} {256 - halo}"
+    run, place = region / "deadly", f"{1024 - HALO} {256 - HALO}"
     err = finish(start(region, run, PYTHONPATH=str(tmp_path), DEADLY=place), code=1)
     assert "2 tiles failed" in err
     failed = [row for row in rows_of(run) if row["status"] == "failed"]

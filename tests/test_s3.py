@@ -67,12 +67,12 @@ def test_a_window_of_a_scene_fetches_little_more_than_its_blocks(
 
 def test_a_listing_is_handed_on_page_by_page(s3: str, proxied: Proxy) -> None:
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda number: storage.publish(f"{s3}/many/{number:04d}", b""), range(1001)))
+        list(pool.map(lambda number: storage.publish(f"{s3}/pages/{number:04d}", b""), range(1001)))
     before = proxied.received
-    names = storage.walk(f"{s3}/many")
+    names = storage.walk(f"{s3}/pages")
     first = next(names)
     page = proxied.received - before
-    assert [first, *names] == [f"{s3}/many/{number:04d}" for number in range(1001)]
+    assert [first, *names] == [f"{s3}/pages/{number:04d}" for number in range(1001)]
     assert page < proxied.received - before < 1.1 * page  # one name, on a page that had not been asked for yet
 
 
