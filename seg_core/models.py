@@ -2,13 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seg_core.errors import SegError
@@ -67,16 +68,31 @@ def _check_name(what: str, name: str, known: Any) -> None:
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """The network, in eval mode, with each batch norm made part of the convolution before it: the same function.
 
-    It saves a pass over memory a layer. Where no nn.Sequential says that one follows the other, both stay.
+    It saves a pass over memory a layer. Both stay where either is used elsewhere too, or the way to them can't be seen.
     """
-    for block in list(model.modules()):
-        if type(block).forward is not nn.Sequential.forward:
-            continue
-        for (first, conv), (second, norm) in pairwise(list(block.named_children())):
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:  # what is derived from them may do more
-                setattr(block, first, fuse_conv_bn_eval(conv, norm))
-                setattr(block, second, nn.Identity())
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for owner, graph in list(_graphs(model)):
+        calls = [node for node in graph.nodes if node.op == "call_module"]
+        times = Counter(node.target for node in calls)
+        for call in calls:
+            before = call.args[0]
+            if before not in calls or len(before.users) > 1:
+                continue
+            conv, norm = (owner.get_submodule(str(each.target)) for each in (before, call))
+            once = times[before.target] == times[call.target] == places[id(conv)] == places[id(norm)] == 1
+            if once and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:  # what is derived may do more
+                owner.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+                owner.set_submodule(str(call.target), nn.Identity())
     return model
+
+
+def _graphs(module: nn.Module) -> Iterator[tuple[nn.Module, Graph]]:
+    """What a module calls, as a graph; of one whose way depends on its input, those of its children."""
+    try:
+        yield module, Tracer().trace(module)
+    except Exception:  # whatever its code makes of an input that has no values
+        for child in module.children():
+            yield from _graphs(child)
 
 
 @dataclass(frozen=True)
