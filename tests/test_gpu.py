@@ -1,0 +1,131 @@
+"""What a GPU does is what the CPU does, but for rounding. For machines that have one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from test_jpeg import WINDOWS, write_jpeg
+
+from jobs.actor import PartSegmenter
+from jobs.session import Crew, Speed
+from seg_core.bundle import BUILT_IN, read_bundle
+from seg_core.coverage import Row
+from seg_core.jpeg import read_streams
+from seg_core.plan import Settings, make_plan
+from seg_core.raster import read_chip
+from seg_core.region import read_region
+from seg_core.results import part_path, read_part
+from seg_core.run import open_run
+from seg_core.segmenter import Answer, Cut, Segmenter, Staged
+from seg_core.tiling import Window
+from seg_core.town import draw_town
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
+
+HALO, SIDE = 96, 704
+CUT = Cut(HALO, SIDE - 2 * HALO, SIDE - 2 * HALO, 256, 0.5)
+Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+@pytest.fixture(scope="module")
+def chips() -> list[Chip]:
+    """Three chips of a town, each with a missing corner."""
+    chips = []
+    for seed in range(3):
+        image, _, valid = draw_town(SIDE, SIDE, seed)
+        chips.append((np.ascontiguousarray(np.moveaxis(image, -1, 0)), valid))
+    return chips
+
+
+def staged(segmenter: Segmenter, chips: Sequence[Chip]) -> list[Staged]:
+    return [segmenter.stage(*chip) for chip in chips]
+
+
+def share_that_differs(ones: Sequence[Answer], others: Sequence[Answer]) -> float:
+    """Of all pixels; what is valid must be the same."""
+    assert all(np.array_equal(one.valid, other.valid) for one, other in zip(ones, others, strict=True))
+    differing = [one.building != other.building for one, other in zip(ones, others, strict=True)]
+    assert 0.01 < np.mean([one.building for one in ones]) < 0.9
+    return float(np.mean(differing))
+
+
+def test_probabilities_are_those_of_the_cpu(chips: list[Chip]) -> None:
+    found, expected = (Segmenter(BUILT_IN, device, precision="float32") for device in (DEVICE, "cpu"))
+    for pixels, valid in chips:
+        window = HALO, SIDE - 2 * HALO, SIDE - 2 * HALO
+        np.testing.assert_allclose(found(pixels, valid, *window), expected(pixels, valid, *window), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_several_batches_under_way_at_once_have_the_masks_and_sums_of_the_cpu(
+    chips: list[Chip], precision: str
+) -> None:
+    segmenter, cpu = Segmenter(BUILT_IN, DEVICE, precision=precision), Segmenter(BUILT_IN, "cpu")
+    batches = [chips, chips[::-1], chips[1:] + chips[:1]]
+    pending = [segmenter.start(staged(segmenter, batch), CUT) for batch in batches]
+    for batch, each in zip(batches, pending, strict=True):
+        found, expected = each.result(), cpu.start(staged(cpu, batch), CUT).result()
+        assert share_that_differs(found, expected) < (0.001 if precision == "float32" else 0.005)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.sums, other.sums, rtol=0.02)
+
+
+def test_a_compiled_network_answers_each_batch_as_the_network_does(chips: list[Chip]) -> None:
+    plain, compiled = (
+        Segmenter(BUILT_IN, DEVICE, precision="bfloat16", compiling=compiling) for compiling in ("no", "yes")
+    )
+    for batch in (chips[:1], chips[1:2], chips[2:]):
+        found = compiled.start(staged(compiled, batch), CUT).result()
+        assert share_that_differs(found, plain.start(staged(plain, batch), CUT).result()) < 0.002
+    assert len(compiled.compiled.sizes) == 1
+
+
+def test_a_batch_is_found() -> None:
+    found = Segmenter(BUILT_IN, DEVICE).find_batch(3, 512, 512)
+    assert found & (found - 1) == 0  # a power of two
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path, window: Window) -> None:
+    segmenter, scene = Segmenter(BUILT_IN, DEVICE), write_jpeg(tmp_path / "a.tif")
+    streams = read_streams(scene, window, segmenter.decodes_rgb)
+    assert streams is not None
+    chip = segmenter.stage_blocks(*streams)
+    if chip.ready is not None:
+        chip.ready.synchronize()
+    expected, valid = read_chip(scene, window)
+    assert np.array_equal(chip.valid.numpy(), valid)
+    assert np.abs(chip.image.cpu().numpy().astype(int) - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("decode", ["cpu", "device"])
+def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decode: str) -> None:
+    (tmp_path / "scenes").mkdir()
+    write_jpeg(tmp_path / "scenes/a.tif")
+    found, expected = (
+        segment(tmp_path, device, Settings(tile_size=64, part=256, halo=HALO, threshold=0.5, decode=decode))
+        for device in (DEVICE, "cpu")
+    )
+    assert [row["valid_px"] for row in found] == [row["valid_px"] for row in expected]
+    off = sum(abs(one["building_px"] - other["building_px"]) for one, other in zip(found, expected, strict=True))
+    building = sum(row["building_px"] for row in expected)
+    assert building > 0
+    assert off < 0.05 * building
+
+
+def segment(folder: Path, device: str, settings: Settings) -> list[Row]:
+    """Segment the scenes of a folder in this process; the rows, all of which are done."""
+    plan, refused = make_plan(read_region([str(folder / "scenes")])[0], read_bundle(BUILT_IN), settings)
+    assert not refused
+    out = str(folder / device)
+    open_run(out, plan, BUILT_IN)
+    gpus = int(device == DEVICE)
+    crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=4, memory=2**32)
+    actor = PartSegmenter(BUILT_IN, out, settings, 128, crew, Speed(device=device), "s")
+    parts = list(plan.parts())
+    assert [receipt["failed"] for receipt in actor.segment_parts(parts)] == [0] * len(parts)
+    return [row for part in parts for row in read_part(part_path(out, part.key))]
