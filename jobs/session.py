@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +26,7 @@ WORKER_ENVIRONMENT = {
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
+DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 
 
@@ -57,7 +60,28 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         try:
             yield
         finally:
+            wait_for_data()
             ray.shutdown()
+
+
+def wait_for_data() -> None:
+    """Wait until the threads of Ray Data have ended, of which some outlive what they worked for by a tenth of a second.
+
+    One that meets a Ray which is shut down ends the process, without a word and with exit code 1.
+    """
+    deadline = time.monotonic() + DATA_THREADS
+    for thread in data_threads():
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def data_threads() -> list[threading.Thread]:
+    """The threads of this process that are Ray Data's, but for those that it leaves asleep for good."""
+    found = {thread: getattr(thread, "_target", None) or type(thread) for thread in threading.enumerate()}
+    return [
+        thread
+        for thread, made in found.items()
+        if made.__module__.startswith("ray.data.") and thread.name != "Prefetcher"
+    ]
 
 
 @contextmanager

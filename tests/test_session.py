@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from jobs.session import make_crew
+from jobs.session import data_threads, make_crew, wait_for_data
 from seg_core.errors import SegError
 
 GIB = 2**30
@@ -80,3 +80,13 @@ def test_a_worker_does_not_fetch_memory_anew_that_it_has_freed() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert ray.get(count_faults.remote()) < 1000  # of 160,000 pages
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_threads_of_ray_data_do_not_outlive_a_session() -> None:
+    rows = iter(ray.data.range(100, override_num_blocks=10).iter_rows())
+    next(rows)
+    assert data_threads()
+    rows.close()
+    wait_for_data()
+    assert data_threads() == []
