@@ -75,18 +75,19 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
             make_folder(out)
             with hold(out) as check:
                 record = open_run(out, plan, model)
+                record.setdefault("exact", True)
                 seams = Counter(record.get("seams") or {})
                 progress = Progress(sum(num_splits(part.window, window) for part in todo))
                 busy, on_cpu = Busy(), 0
                 pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed)
                 for receipt in _watch(pipe, out, speed.max_failures):
+                    check()
                     progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
                     seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
                     busy.add(receipt)
-                    if record.get("exact", True) and not receipt["exact"]:
+                    if record["exact"] and not receipt["exact"]:
                         record["exact"] = False
                         write_record(out, record)  # now: another device may finish what this one began
-                    check()
                     on_cpu += receipt["on_cpu"]
                 progress.end()
                 if plan.settings.decode != "cpu" and on_cpu:

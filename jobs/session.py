@@ -26,8 +26,8 @@ WORKER_ENVIRONMENT = {
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
-DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
+DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def data_threads() -> list[threading.Thread]:
     return [
         thread
         for thread, made in found.items()
-        if made.__module__.startswith("ray.data.") and thread.name != "Prefetcher"
+        if str(made.__module__).startswith("ray.data.") and thread.name != "Prefetcher"
     ]
 
 

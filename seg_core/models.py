@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Tracer
+from torch.fx.experimental.optimization import matches_module_pattern
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seg_core.errors import SegError
@@ -72,17 +73,18 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for owner, graph in list(_graphs(model)):
-        calls = [node for node in graph.nodes if node.op == "call_module"]
-        times = Counter(node.target for node in calls)
-        for call in calls:
-            before = call.args[0]
-            if before not in calls or len(before.users) > 1:
+        modules = dict(owner.named_modules())
+        times = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        for call in graph.nodes:
+            # The types themselves: what is derived from them may do more.
+            if not matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), call, modules):
                 continue
-            conv, norm = (owner.get_submodule(str(each.target)) for each in (before, call))
+            before = call.args[0]
+            conv, norm = modules[before.target], modules[call.target]
             once = times[before.target] == times[call.target] == places[id(conv)] == places[id(norm)] == 1
-            if once and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:  # what is derived may do more
-                owner.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-                owner.set_submodule(str(call.target), nn.Identity())
+            if once and len(before.users) == 1:
+                owner.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+                owner.set_submodule(call.target, nn.Identity())
     return model
 
 

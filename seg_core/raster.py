@@ -16,7 +16,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from seg_core.errors import ReadError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
-from seg_core.scenes import Scene, has_mask, open_image
+from seg_core.scenes import Scene, files_beside, has_mask, open_image
 from seg_core.storage import is_remote
 from seg_core.tiling import Window, align, fold, intersection, split, unfold
 
@@ -118,7 +118,7 @@ def _near(dataset: DatasetReader, scene: Scene, grid: Scene, fresh: bool) -> Ite
     factors = dataset.overviews(scene.bands[0])
     fitting = [level for level, factor in enumerate(factors) if factor <= room]
     masked = scene.masked and _alpha_band(dataset) is None
-    beside = any(path.lower().endswith(".ovr") for path in dataset.files)
+    beside = files_beside(scene.uri, dataset, ".ovr")
     if not fitting or masked or beside or any(dataset.overviews(band) != factors for band in dataset.indexes):
         yield dataset
         return

@@ -126,9 +126,17 @@ def _check_header(uri: str, dataset: DatasetReader) -> None:
             f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
-    for path in dataset.files[1:] if not is_remote(uri) else ():
-        if path.lower().endswith(BESIDE) and not _begins(path, TIFF):
+    for path in files_beside(uri, dataset, BESIDE):
+        if not _begins(path, TIFF):
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
+
+
+def files_beside(uri: str, dataset: DatasetReader, endings: str | tuple[str, ...]) -> list[str]:
+    """The files beside an image on disk, with one of those endings, that GDAL opens with it.
+
+    Of one in a store not even their names are asked for: GDAL would send a request for each.
+    """
+    return [] if is_remote(uri) else [path for path in dataset.files[1:] if path.lower().endswith(endings)]
 
 
 def _begins(path: str, with_any: tuple[bytes, ...]) -> bool:
@@ -167,6 +175,7 @@ def read_scene(uri: str, scene_id: str) -> Scene:
     except UnicodeEncodeError as error:
         raise ReadError(f"{uri}: its name is not UTF-8: rename it") from error
     with open_image(uri) as dataset:
+        masks = [stat(path) for path in files_beside(uri, dataset, MASK)]
         crs = _crs_text(dataset)
         transform: Transform = tuple(dataset.transform)[:6]
         try:
@@ -178,7 +187,7 @@ def read_scene(uri: str, scene_id: str) -> Scene:
             scene_id=scene_id,
             uri=uri,
             size=found.size,
-            version=" ".join([found.version, *_mask_versions(uri, dataset)]),
+            version=" ".join(each.version for each in (found, *masks) if each),
             height=dataset.height,
             width=dataset.width,
             bands=tuple(i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c != ColorInterp.alpha),
@@ -190,13 +199,6 @@ def read_scene(uri: str, scene_id: str) -> Scene:
             gsd_m=gsd_m,
             source_gsd_m=gsd_m,
         )
-
-
-def _mask_versions(uri: str, dataset: DatasetReader) -> Iterator[str]:
-    """What tells one state of a mask that lies beside an image from another."""
-    for path in dataset.files[1:] if not is_remote(uri) else ():
-        if path.lower().endswith(MASK) and (found := stat(path)) is not None:
-            yield found.version
 
 
 def has_mask(dataset: DatasetReader) -> bool:

@@ -154,7 +154,15 @@ class Wayward(nn.Sequential):
         return self[1](out) if x.mean() > 0 else out
 
 
-@pytest.mark.parametrize("kind", [Backwards, Twice, Shared, Wayward])
+class Named(nn.Sequential):
+    """It hands its layers what they take by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self[1](input=self[0](input=x))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Backwards, Twice, Shared, Wayward, Named])
 @torch.inference_mode()
 def test_a_batch_norm_that_is_not_a_convolution_s_alone_is_left(kind: type[nn.Sequential]) -> None:
     model = randomised(kind(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))

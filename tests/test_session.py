@@ -2,6 +2,7 @@
 
 import math
 import resource
+import threading
 from typing import Any
 
 import pytest
@@ -87,6 +88,10 @@ def test_threads_of_ray_data_do_not_outlive_a_session() -> None:
     rows = iter(ray.data.range(100, override_num_blocks=10).iter_rows())
     next(rows)
     assert data_threads()
+    lock = threading.Lock()
+    lock.acquire()
+    threading.Thread(target=lock.acquire, daemon=True).start()  # of no module
     rows.close()
     wait_for_data()
     assert data_threads() == []
+    lock.release()

@@ -33,8 +33,8 @@ from seg_core.segmenter import load_model
 from seg_core.unet import UNet
 
 TINY: dict[str, Any] = {"width": 4, "depth": 2, "steps": 6, "batch": 4, "epochs": 4, "crop": 128, "ema": 0.9}
-# Crops are made by the workers themselves: processes for them would take longer to start than there is to do.
-FLAGS = [text for name, value in {**TINY, "readers": 0}.items() for text in (f"--{name}", str(value))]
+TINY["readers"] = 0  # the workers make the crops: processes for them would take longer to start than there is to do
+FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
 
 
 def start(dataset: Path, folder: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
@@ -139,7 +139,7 @@ def read_png(png: bytes | None) -> np.ndarray[Any, Any]:
 
 
 def settings_of(**changes: Any) -> TrainSettings:
-    return make_settings("large", None, [TINY, {"readers": 0}, changes])
+    return make_settings("large", None, [TINY, changes])
 
 
 def run(dataset: Path, folder: Path, **changes: Any) -> Bundle:
