@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -28,6 +30,8 @@ CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further c
 READERS_TO_GPU = 4
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
+KNOCK = 5.0  # s that the head of a cluster is given to answer
+JOB_TRIES = 3  # at the cluster that started this job, which a busy head may not find for half a minute
 
 
 @contextmanager
@@ -40,6 +44,7 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
     if ray.is_initialized():
         yield
         return
+    tries = 1 if address else JOB_TRIES
     address = address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
     os.environ.update(WORKER_ENVIRONMENT)  # inherited by a Ray that starts here
@@ -49,19 +54,37 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         try:
             with nullcontext() if verbose else _hushed():
                 if address:
-                    shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-                    ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+                    _join(address, tries, options)
                 else:
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             where = f"--address {address}: no Ray cluster answers there" if address else "Ray can't be started here"
-            raise SegError(f"{where} ({str(error).splitlines()[0]})") from error
+            cause = str(error.__cause__ or "").strip()  # may hold a traceback
+            reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
+            raise SegError(f"{where} ({reason})") from error
         try:
             yield
         finally:
             wait_for_data()
             ray.shutdown()
+
+
+def _join(address: str, tries: int, options: dict[str, Any]) -> None:
+    """Connect to a cluster. Of a port where nobody listens Ray would hope for ten minutes that a head starts there."""
+    where = urlsplit(f"//{address}")
+    if where.hostname and where.port:
+        socket.create_connection((where.hostname, where.port), KNOCK).close()
+    os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112 - Ray spells it so
+    shared = {name: os.environ[name] for name in SHARED if name in os.environ}
+    for attempt in range(1, tries + 1):
+        try:
+            ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+        except ConnectionError:
+            if attempt == tries:
+                raise
+        else:
+            return
 
 
 def wait_for_data() -> None:

@@ -3,13 +3,14 @@
 import math
 import resource
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import ray
+from conftest import free_port
 from ray.data import DataContext
 
-from jobs.session import data_threads, make_crew, wait_for_data
+from jobs.session import JOB_TRIES, data_threads, make_crew, ray_session, wait_for_data
 from seg_core.errors import SegError
 
 GIB = 2**30
@@ -95,3 +96,49 @@ def test_threads_of_ray_data_do_not_outlive_a_session() -> None:
     wait_for_data()
     assert data_threads() == []
     lock.release()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that is not connected yet, though this one may be."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "1")  # set while connecting, and taken back here
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        (f"127.0.0.1:{free_port()}", "Connection refused"),
+        ("127.0.0.1:99999", "Port out of range"),
+        ("nobody.invalid:6379", "not known|name resolution"),
+        ("http://127.0.0.1:8265", "Invalid Ray address"),
+    ],
+)
+def test_an_address_where_no_cluster_answers_is_named_at_once(address: str, reason: str) -> None:
+    with (
+        pytest.raises(SegError, match=f"--address {address}: no Ray cluster answers there .*({reason})"),
+        ray_session(address),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(("address", "tries"), [(None, JOB_TRIES), ("auto", 1)])
+def test_a_submitted_job_knocks_again_at_the_cluster_that_started_it(
+    address: str | None, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def busy(where: str, **_: Any) -> NoReturn:
+        seen.append(where)
+        raise ConnectionError("Failed to connect") from RuntimeError("Traceback\n  line\nGCS cannot find the node\n")
+
+    monkeypatch.setattr(ray, "init", busy)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with (
+        pytest.raises(SegError, match=r"no Ray cluster answers there \(GCS cannot find the node\)"),
+        ray_session(address),
+    ):
+        pass
+    assert seen == ["auto"] * tries
