@@ -146,6 +146,16 @@ def read_scenes(run: str) -> list[Scene]:
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
     """The rows of a part. Raises SegError where the file can't be read or has other columns."""
+    return list(_read_table(path, columns).to_pylist())
+
+
+def read_versioned(path: str) -> tuple[list[Row], str]:
+    """The rows of a part, and the version of the scene that they are of; raises SegError as `read_part` does."""
+    table = _read_table(path, None)
+    return list(table.to_pylist()), (table.schema.metadata or {}).get(VERSION, b"").decode()
+
+
+def _read_table(path: str, columns: Sequence[str] | None) -> pa.Table:
     system, inside = filesystem(path)
     name = posixpath.basename(path)
     try:
@@ -155,7 +165,7 @@ def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
         raise SegError(f"{name}: can't be read: {error}") from error
     if columns is None and not table.schema.equals(TILES):
         raise SegError(f"{name}: its columns are not those of a tiles table")
-    return list(table.to_pylist())
+    return table
 
 
 def published_parts(run: str) -> list[str]:

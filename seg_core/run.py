@@ -58,6 +58,7 @@ def open_run(out: str, plan: Plan, model_uri: str) -> dict[str, Any]:
     elif record["plan"]["fingerprint"] != plan.fingerprint:
         _take_over(out, plan)
         record["plan"] = {"fingerprint": plan.fingerprint, **plan.counts}
+        record.pop("seams", None)  # perhaps of borders that are no more
         write_record(out, record)
     return record
 

@@ -11,7 +11,7 @@ from seg_core.ahead import for_each
 from seg_core.coverage import Row, decode_mask
 from seg_core.errors import SegError
 from seg_core.plan import Part, Plan
-from seg_core.results import part_path, published_parts, read_part, read_state
+from seg_core.results import part_path, published_parts, read_versioned
 from seg_core.run import read_plan, read_record
 from seg_core.storage import remove
 from seg_core.tiling import split
@@ -75,7 +75,7 @@ def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Ve
     if path not in there:
         return Verdict(problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
     try:
-        rows, state = read_part(path), read_state(path)
+        rows, version = read_versioned(path)
     except SegError as error:
         return Verdict(problems=[str(error)], bad_parts=[path])
     planned = {tuple(tile) for tile in split(part.window, plan.settings.tile_size)}
@@ -83,7 +83,7 @@ def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Ve
     problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
     problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
     problems += [f"{name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
-    if state is None or state[1] != part.version:
+    if version != part.version:
         problems.append(f"{name}: is of another state of {part.scene.scene_id} than the one that is planned")
     for row in rows:
         problems += [f"{name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)]

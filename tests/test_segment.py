@@ -314,15 +314,16 @@ def test_a_run_that_ends_early_has_noted_that_its_rows_are_rounded(
     assert (record["finished"], record["exact"]) == (None, False)
 
 
-def test_the_seam_is_looked_at_where_there_is_data(
+def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 250, (3, 128, 256)).astype(np.uint8)
     pixels[:, :64] = 255  # the first tile beside the border holds nothing
-    model, scene = make_bundle(), make_scene(pixels=pixels, nodata=255)
-    out, _ = seg(capsys, "segment", scene, "--model", model, "--out", tmp_path / "run", *SMALL, "--json")
+    scene = make_scene(pixels=pixels, nodata=255)
+    command = ["segment", scene, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL, "--json"]
+    out, _ = seg(capsys, *command)
     assert json.loads(out)["seam_disagreement"] == 0.0
     pixels[:, :, 60:] = 255  # now no tile beside it holds any
-    scene = make_scene("empty.tif", pixels=pixels, nodata=255)
-    out, _ = seg(capsys, "segment", scene, "--model", model, "--out", tmp_path / "none", *SMALL, "--json")
+    make_scene(pixels=pixels, nodata=255)
+    out, _ = seg(capsys, *command)
     assert json.loads(out)["seam_disagreement"] is None

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import pytest
 import ray
-from conftest import free_port
 from ray.data import DataContext
 
 from jobs.session import JOB_TRIES, data_threads, make_crew, ray_session, wait_for_data
@@ -109,7 +108,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        (f"127.0.0.1:{free_port()}", "Connection refused"),
+        ("127.0.0.1:1", "Connection refused"),
         ("127.0.0.1:99999", "Port out of range"),
         ("nobody.invalid:6379", "not known|name resolution"),
         ("http://127.0.0.1:8265", "Invalid Ray address"),
