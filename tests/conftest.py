@@ -20,6 +20,11 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = "EPSG:32633"
 NORTH_UP = (1.0, 0.0, 400_000.0, 0.0, -1.0, 5_800_000.0)
 
+# Of the ports below those that connections are given, the ones for this of several test processes, shuffled.
+OWN = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+PORTS = iter(secrets.SystemRandom().sample(range(20_000 + OWN, 32_000, PROCESSES), 1_000))
+
 LONG = {"test_chaos.py", "test_train.py", "test_demo.py", "test_submit.py", "test_bounds.py", "test_brookline.py"}
 
 MakeBundle = Callable[..., str]
@@ -114,11 +119,12 @@ def outside_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, and below those that connections are given."""
-    while True:
+    """A port of this machine that nobody listens on, nor was told of: servers take seconds until they listen."""
+    for port in PORTS:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port is left")
 
 
 def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **fields: Any) -> str:
