@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from seg_core.bundle import Bundle, write_bundle
 from seg_core.raster import write_geotiff
 
+# Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = "EPSG:32633"
 NORTH_UP = (1.0, 0.0, 400_000.0, 0.0, -1.0, 5_800_000.0)
@@ -114,7 +117,7 @@ def answer_of(
 
 def outside_environment() -> dict[str, str]:
     """This process's environment, with the interpreter's folder first on the path and no settings of Ray or workers."""
-    ray_free = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLIBC_"))}
+    ray_free = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLIBC_", "OMP_"))}
     return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
