@@ -44,8 +44,7 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
     if ray.is_initialized():
         yield
         return
-    tries = 1 if address else JOB_TRIES
-    address = address or os.environ.get("RAY_ADDRESS")
+    given, address = address, address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
     os.environ.update(WORKER_ENVIRONMENT)  # inherited by a Ray that starts here
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
@@ -54,12 +53,13 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         try:
             with nullcontext() if verbose else _hushed():
                 if address:
-                    _join(address, tries, options)
+                    _join(address, 1 if given else JOB_TRIES, options)
                 else:
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
         except (OSError, ValueError) as error:
-            where = f"--address {address}: no Ray cluster answers there" if address else "Ray can't be started here"
+            named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
+            where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
             cause = str(error.__cause__ or "").strip()  # may hold a traceback
             reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
             raise SegError(f"{where} ({reason})") from error

@@ -123,9 +123,11 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(address: str, reas
 
 
 @pytest.mark.usefixtures("without_ray")
-@pytest.mark.parametrize(("address", "tries"), [(None, JOB_TRIES), ("auto", 1)])
+@pytest.mark.parametrize(
+    ("address", "named", "tries"), [(None, "RAY_ADDRESS=auto", JOB_TRIES), ("auto", "--address auto", 1)]
+)
 def test_a_submitted_job_knocks_again_at_the_cluster_that_started_it(
-    address: str | None, tries: int, monkeypatch: pytest.MonkeyPatch
+    address: str | None, named: str, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
@@ -136,7 +138,7 @@ def test_a_submitted_job_knocks_again_at_the_cluster_that_started_it(
     monkeypatch.setattr(ray, "init", busy)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with (
-        pytest.raises(SegError, match=r"no Ray cluster answers there \(GCS cannot find the node\)"),
+        pytest.raises(SegError, match=rf"^{named}: no Ray cluster answers there \(GCS cannot find the node\)"),
         ray_session(address),
     ):
         pass
