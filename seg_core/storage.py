@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import sys
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
@@ -31,7 +32,9 @@ S3 = "s3://"
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
+THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
 ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
+TOLD = 4  # attempts, after a few seconds, of which a line says so
 TIMEOUT = 10  # s to connect; and without a byte before a request is given up
 
 
@@ -86,7 +89,7 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
             "GDAL_HTTP_MULTIPLEX": "YES",  # many requests over one connection where the server speaks HTTP/2
             "GDAL_HTTP_MAX_RETRY": 6,  # half a minute in all
             "GDAL_HTTP_RETRY_DELAY": 0.5,  # s, doubled each time
-            "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
+            "GDAL_HTTP_RETRY_CODES": ",".join(map(str, THROTTLED)),
             "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
             "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
             "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
@@ -154,6 +157,7 @@ def _client() -> Any:
     session = boto3.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     client.meta.events.register("before-send.s3", _dont_expect)
+    client.meta.events.register("needs-retry.s3", _say_so)
     return client
 
 
@@ -165,9 +169,22 @@ def _dont_expect(request: Any, **_: Any) -> None:
     request.headers.pop("Expect", None)
 
 
+def _say_so(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
+    """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
+    if attempts == TOLD and (response is None or response[0].status_code in THROTTLED):
+        _say_once(
+            f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
+        )
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _ask(path: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
     """The answer of S3, or None for an error of a code in `none`. Raises SegError, in one line, for all others."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         return request(_client())
@@ -176,11 +193,14 @@ def _ask(path: str, request: Callable[[Any], T], none: Collection[str] = ("404",
         if code in none:
             return None
         raise SegError(f"{path}: {_REASONS.get(code, f'S3 answers {code}')}") from error
+    except NoCredentialsError as error:
+        raise SegError(f"{path}: {_NOBODY}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore
         raise SegError(f"{path}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
 
 
 _DENIED = "access denied: these credentials are unknown or don't allow it (public buckets: --no-sign-request)"
+_NOBODY = "no credentials: see AWS_ACCESS_KEY_ID or AWS_PROFILE (public buckets: --no-sign-request)"
 _UNKNOWN = "these credentials are not known to S3: see AWS_ACCESS_KEY_ID or AWS_PROFILE"
 _EXPIRED = "the credentials have expired: log in again"
 _REASONS = {

@@ -20,6 +20,7 @@ from test_storage import other_environment  # noqa: F401 - a fixture
 from jobs.actor import PartSegmenter
 from seg_core import storage
 from seg_core.bundle import read_bundle
+from seg_core.errors import SegError
 from seg_core.plan import Settings, make_plan
 from seg_core.raster import read_chip
 from seg_core.region import read_region
@@ -90,6 +91,27 @@ def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scen
         assert storage.read_bytes(f"{s3}/unreliable/{number}") == b"x" * 100_000
     assert proxied.num_refused > 3
     assert proxied.num_cut > 2
+
+
+@pytest.mark.parametrize(("refused", "what"), [(1.0, "asks to slow down"), (None, "does not answer")])
+def test_a_store_that_keeps_somebody_waiting_is_named_once(
+    s3: str,
+    proxied: Proxy,
+    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    refused: float | None,
+    what: str,
+) -> None:
+    other_environment.setattr(storage, "ATTEMPTS", storage.TOLD + 1)
+    if refused is None:
+        proxied.server_close()
+    else:
+        proxied.refused = refused
+    for name in ("a", "b"):
+        with pytest.raises(SegError, match=f"{name}: "):
+            storage.read_bytes(f"{s3}/{name}")
+    line = f"S3 at http://127.0.0.1:{proxied.port} {what}: trying for two minutes\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("name", ["a b.tif", "50%.tif", "x#1.tif", "über.tif", "two\nlines.tif", "q?.tif"])

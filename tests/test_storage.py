@@ -122,6 +122,9 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
     try:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             other_environment.delenv(name)
+        storage._client.cache_clear()
+        with pytest.raises(SegError, match=f"^{s3}/open/a: no credentials: .*--no-sign-request"):
+            read_bytes(f"{s3}/open/a")
         other_environment.setenv("AWS_NO_SIGN_REQUEST", "YES")
         storage._client.cache_clear()
         assert read_bytes(f"{s3}/open/a") == b"a"
