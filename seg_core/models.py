@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Tracer
-from torch.fx.experimental.optimization import matches_module_pattern
+from torch.fx import Graph, Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seg_core.errors import SegError
@@ -76,15 +75,17 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         modules = dict(owner.named_modules())
         times = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for call in graph.nodes:
-            # The types themselves: what is derived from them may do more.
-            if not matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), call, modules):
+            before = call.args[0] if call.args else None
+            if not isinstance(before, Node) or {before.op, call.op} != {"call_module"}:
                 continue
-            before = call.args[0]
-            conv, norm = modules[before.target], modules[call.target]
+            conv, norm = modules[str(before.target)], modules[str(call.target)]
+            # The types themselves: what is derived from them may do more.
+            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+                continue
             once = times[before.target] == times[call.target] == places[id(conv)] == places[id(norm)] == 1
             if once and len(before.users) == 1:
-                owner.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-                owner.set_submodule(call.target, nn.Identity())
+                owner.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+                owner.set_submodule(str(call.target), nn.Identity())
     return model
 
 

@@ -255,7 +255,6 @@ def test_who_decodes_is_a_setting_of_the_run_and_what_it_leaves_to_the_cpu_is_sa
     seg(capsys, *command, "--out", tmp_path / "cpu")
     pairs = list(zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "cpu"), strict=True))
     assert all(abs(one["mean_probability"] - two["mean_probability"]) < 0.05 for one, two in pairs)
-    assert any(one["mask"] != two["mask"] for one, two in pairs)
     for begun in ("run", "cpu"):  # as each of them began
         assert "nothing to do" in seg(capsys, *command, "--out", tmp_path / begun, "--decode", "auto")[1]
     seg(capsys, *command, "--out", tmp_path / "auto", "--decode", "auto")
