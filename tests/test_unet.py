@@ -138,7 +138,7 @@ def test_pixels_of_a_patch_come_out_where_they_went_in() -> None:
         layer.weight.zero_()
         layer.weight[range(4), range(4), 1, 1] = 1
     for layer in (norm, other):
-        layer.eval().eps = 1e-20  # not 0, which later versions of torch refuse
+        layer.eval().eps = 1e-20  # not 0, which some versions of torch refuse
     model.head.weight.zero_()
     model.head.weight[range(4), range(4)] = 1
     model.head.bias.zero_()
