@@ -72,7 +72,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for owner, graph in list(_graphs(model)):
-        modules = dict(owner.named_modules())
+        modules = dict(owner.named_modules(remove_duplicate=False))
         times = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for call in graph.nodes:
             before = call.args[0] if call.args else None
