@@ -7,7 +7,7 @@ RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -113,9 +113,7 @@ def read_state(path: str) -> tuple[bool, str] | None:
         return None
     index = TILES.names.index("status")
     groups = [footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups)]
-    return all(group is not None and group.max == "done" for group in groups), (footer.metadata or {}).get(
-        VERSION, b""
-    ).decode()
+    return all(group is not None and group.max == "done" for group in groups), _version(footer.metadata)
 
 
 def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
@@ -152,7 +150,11 @@ def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
 def read_versioned(path: str) -> tuple[list[Row], str]:
     """The rows of a part, and the version of the scene that they are of; raises SegError as `read_part` does."""
     table = _read_table(path, None)
-    return list(table.to_pylist()), (table.schema.metadata or {}).get(VERSION, b"").decode()
+    return list(table.to_pylist()), _version(table.schema.metadata)
+
+
+def _version(metadata: Mapping[bytes, bytes] | None) -> str:
+    return (metadata or {}).get(VERSION, b"").decode()
 
 
 def _read_table(path: str, columns: Sequence[str] | None) -> pa.Table:
