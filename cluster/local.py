@@ -9,6 +9,9 @@ import argparse
 import signal
 import socket
 import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
@@ -24,24 +27,28 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus)}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(args.nodes - 1):
-            cluster.add_node(**node_options(args.cpus))
-        cluster.wait_for_nodes()
-        print(f"http://{cluster.head_node.webui_url}", flush=True)
-        stopped.wait()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short: it is in the paths of sockets
+        head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus, folder)}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        # A job is told the address that this file in its cluster's folder holds; in the folder that every Ray on this
+        # machine shares by default it may be another's, and without the file the job gets any of them.
+        Path(folder, "ray_current_cluster").write_text(cluster.address)
+        try:
+            for _ in range(args.nodes - 1):
+                cluster.add_node(**node_options(args.cpus, folder))
+            cluster.wait_for_nodes()
+            print(f"http://{cluster.head_node.webui_url}", flush=True)
+            stopped.wait()
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
-def node_options(cpus: int) -> dict[str, int]:
+def node_options(cpus: int, folder: str) -> dict[str, Any]:
     """Options of a node. Its agent, which starts jobs, gets a port of its own: any Ray on this machine wants 52365."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return {"num_cpus": cpus, "dashboard_agent_listen_port": probe.getsockname()[1]}
+        return {"num_cpus": cpus, "dashboard_agent_listen_port": probe.getsockname()[1], "temp_dir": folder}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ READERS_TO_GPU = 4
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 KNOCK = 5.0  # s that the head of a cluster is given to answer
-JOB_TRIES = 3  # at the cluster that started this job, which a busy head may not find for half a minute
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         try:
             with nullcontext() if verbose else _hushed():
                 if address:
-                    _join(address, 1 if given else JOB_TRIES, options)
+                    _join(address, options)
                 else:
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
@@ -70,21 +69,14 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
             ray.shutdown()
 
 
-def _join(address: str, tries: int, options: dict[str, Any]) -> None:
+def _join(address: str, options: dict[str, Any]) -> None:
     """Connect to a cluster. Of a port where nobody listens Ray would hope for ten minutes that a head starts there."""
     where = urlsplit(f"//{address}")
     if where.hostname and where.port:
         socket.create_connection((where.hostname, where.port), KNOCK).close()
     os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112 - Ray spells it so
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-    for attempt in range(1, tries + 1):
-        try:
-            ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
-        except ConnectionError:
-            if attempt == tries:
-                raise
-        else:
-            return
+    ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
 
 
 def wait_for_data() -> None:

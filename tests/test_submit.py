@@ -1,15 +1,19 @@
 """The same commands on a cluster of two nodes, through Ray's job submission API."""
 
+import asyncio
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
+from ray.job_submission import JobSubmissionClient
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -17,11 +21,25 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a two-node cluster that lives as long as this module's tests."""
-    folder = tmp_path_factory.mktemp("cluster")
+    with local_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as address:
+        yield address
+
+
+@contextmanager
+def local_cluster(folder: Path, nodes: int) -> Iterator[str]:
     port = free_port()
     with (folder / "log").open("wb") as log:
         cluster = subprocess.Popen(
-            [sys.executable, REPOSITORY / "cluster" / "local.py", "--nodes", "2", "--cpus", "1", "--port", str(port)],
+            [
+                sys.executable,
+                REPOSITORY / "cluster/local.py",
+                "--nodes",
+                str(nodes),
+                "--cpus",
+                "1",
+                "--port",
+                str(port),
+            ],
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
@@ -111,6 +129,20 @@ def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, shared: Path, 
     found = seg("submit", "--address", dashboard, "--", "train", "--data", ".", "--out", "b", *narrow, folder=tmp_path)
     assert "epoch 1 of 1" in found.stdout
     assert (tmp_path / "b" / "model.json").is_file()
+
+
+def test_a_job_runs_on_the_cluster_that_it_was_given_to_beside_another_ray(dashboard: str, tmp_path: Path) -> None:
+    def told(address: str) -> str:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(entrypoint="echo told $RAY_ADDRESS")
+        found = "".join(asyncio.run(read(client.tail_job_logs(job))))
+        return re.findall(r"^told (\S+:\d+)$", found, re.MULTILINE)[0]
+
+    async def read(lines: AsyncIterator[str]) -> list[str]:
+        return [line async for line in lines]
+
+    with local_cluster(tmp_path, nodes=1) as other:
+        assert told(dashboard) != told(other)
 
 
 def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
