@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from seg_core.errors import SegError
 from seg_core.storage import SHARED
@@ -30,6 +31,7 @@ CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further c
 READERS_TO_GPU = 4
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
+TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 KNOCK = 5.0  # s that the head of a cluster is given to answer
 
 
@@ -56,10 +58,12 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
                 else:
                     cpus = max(num_cpus, os.cpu_count() or 1)
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AuthenticationError) as error:
             named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
             where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
             cause = str(error.__cause__ or "").strip()  # may hold a traceback
+            if address and "AuthenticationError" in f"{type(error).__name__} {cause}":
+                raise SegError(f"{named}: {TURNED_AWAY}") from error
             reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
             raise SegError(f"{where} ({reason})") from error
         try:

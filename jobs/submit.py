@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
 
 import jobs
 import seg_core
+from jobs.session import TURNED_AWAY
 from seg_core.errors import SegError
 
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
+SILENCED = ["ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"]  # they tell of each upload
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
@@ -25,9 +28,12 @@ def connect(address: str | None) -> JobSubmissionClient:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise SegError(f"--address {address}: {TURNED_AWAY}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of each package that it uploads
+    for name in SILENCED:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return client
 
 

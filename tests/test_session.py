@@ -2,14 +2,17 @@
 
 import math
 import resource
+import subprocess
+import sys
 import threading
 from typing import Any, NoReturn
 
 import pytest
 import ray
+from conftest import outside_environment
 from ray.data import DataContext
 
-from jobs.session import data_threads, make_crew, ray_session, wait_for_data
+from jobs.session import TURNED_AWAY, data_threads, make_crew, ray_session, wait_for_data
 from seg_core.errors import SegError
 
 GIB = 2**30
@@ -120,6 +123,17 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(address: str, reas
         ray_session(address),
     ):
         pass
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in() -> None:
+    address = ray.get_runtime_context().gcs_address
+    connect = f"from jobs.session import ray_session\nwith ray_session({address!r}): pass"
+    for key in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}):
+        environment = {**outside_environment(), **key}
+        command = [sys.executable, "-c", connect]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert f"SegError: --address {address}: {TURNED_AWAY}" in found.stderr
 
 
 @pytest.mark.usefixtures("without_ray")

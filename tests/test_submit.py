@@ -15,6 +15,8 @@ import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
 from ray.job_submission import JobSubmissionClient
 
+from jobs.session import TURNED_AWAY
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -26,7 +28,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def local_cluster(folder: Path, nodes: int) -> Iterator[str]:
+def local_cluster(folder: Path, nodes: int, **environment: str) -> Iterator[str]:
     port = free_port()
     with (folder / "log").open("wb") as log:
         cluster = subprocess.Popen(
@@ -43,7 +45,7 @@ def local_cluster(folder: Path, nodes: int) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            env=outside_environment(),
+            env={**outside_environment(), **environment},
         )
         try:
             assert cluster.stdout is not None
@@ -55,12 +57,12 @@ def local_cluster(folder: Path, nodes: int) -> Iterator[str]:
             assert cluster.wait(60) == 0
 
 
-def seg(*command: object, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def seg(*command: object, folder: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `seg` as a user would, from a folder of theirs."""
     found = subprocess.run(
         ["seg", *map(str, command)],
         cwd=folder,
-        env=outside_environment(),
+        env={**outside_environment(), **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -83,6 +85,7 @@ def test_a_submitted_job_gives_the_rows_of_a_local_run(
     command = ["segment", "../region", "--model", "../model", *SMALL, "--out"]
     followed = seg("submit", "--address", dashboard, "--", *command, "remote", folder=elsewhere)
     assert "of 6 windows" in followed.stdout
+    assert "INFO" not in followed.stderr
     seg(*command, "local", folder=elsewhere)
     parts = {path.name: path.read_bytes() for path in (elsewhere / "local" / "tiles").iterdir()}
     assert len(parts) == 6
@@ -143,6 +146,16 @@ def test_a_job_runs_on_the_cluster_that_it_was_given_to_beside_another_ray(dashb
 
     with local_cluster(tmp_path, nodes=1) as other:
         assert told(dashboard) != told(other)
+
+
+def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in(tmp_path: Path) -> None:
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
+    with local_cluster(tmp_path, nodes=1, **key) as address:
+        listing = ["jobs", "--address", address, "--json"]
+        for wrong in ({}, {**key, "RAY_AUTH_TOKEN": "fedcba9876543210"}):
+            found = seg(*listing, folder=tmp_path, code=2, **wrong)
+            assert found.stderr == f"seg: --address {address}: {TURNED_AWAY}\n"
+        assert json.loads(seg(*listing, folder=tmp_path, **key).stdout) == {"jobs": []}
 
 
 def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
