@@ -27,13 +27,14 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short: it is in the paths of sockets
+    # The folder's name is short, for it is in the paths of sockets; a process that ends may still write into it.
+    with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus, folder)}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        # A job is told the address that this file in its cluster's folder holds; in the folder that every Ray on this
-        # machine shares by default it may be another's, and without the file the job gets any of them.
-        Path(folder, "ray_current_cluster").write_text(cluster.address)
         try:
+            # A job is told the address that this file in its cluster's folder holds: in the folder that every Ray on
+            # this machine shares by default it may be another's, and without the file a job gets any of them.
+            Path(folder, "ray_current_cluster").write_text(cluster.address)
             for _ in range(args.nodes - 1):
                 cluster.add_node(**node_options(args.cpus, folder))
             cluster.wait_for_nodes()
