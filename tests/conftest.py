@@ -115,10 +115,13 @@ def answer_of(
     return building, valid, np.array(sums), (probability * 255).round().astype(np.uint8) if keep else None
 
 
-def outside_environment() -> dict[str, str]:
-    """This process's environment, with the interpreter's folder first on the path and no settings of Ray or workers."""
+def outside_environment(**further: str) -> dict[str, str]:
+    """This process's environment without settings of Ray or workers, the interpreter's folder first on the path.
+
+    On top come `further` variables.
+    """
     ray_free = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLIBC_", "OMP_"))}
-    return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return {**ray_free, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **further}
 
 
 def free_port() -> int:

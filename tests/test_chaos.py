@@ -53,7 +53,7 @@ def start(folder: Path, run: object, *options: object, scenes: object = "scenes"
     return subprocess.Popen(
         ["seg", "segment", str(scenes), "--model", "model", "--out", str(run), *OPTIONS, *map(str, options)],
         cwd=folder,
-        env={**outside_environment(), **environment},
+        env=outside_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -292,6 +292,5 @@ def test_a_store_that_is_stopped_for_a_while(
 def verified(run: str, **environment: str) -> bool:
     """Whether seg verify says that the run is complete."""
     command = ["seg", "verify", run, "--json"]
-    environment = {**outside_environment(), **environment}
-    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = subprocess.run(command, env=outside_environment(**environment), check=True, capture_output=True, text=True)
     return json.loads(found.stdout)["complete"] is True

@@ -130,9 +130,8 @@ def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in() -> None:
     address = ray.get_runtime_context().gcs_address
     connect = f"from jobs.session import ray_session\nwith ray_session({address!r}): pass"
     for key in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}):
-        environment = {**outside_environment(), **key}
         command = [sys.executable, "-c", connect]
-        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        found = subprocess.run(command, env=outside_environment(**key), capture_output=True, text=True, check=False)
         assert f"SegError: --address {address}: {TURNED_AWAY}" in found.stderr
 
 

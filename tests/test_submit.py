@@ -1,21 +1,20 @@
 """The same commands on a cluster of two nodes, through Ray's job submission API."""
 
-import asyncio
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
-from ray.job_submission import JobSubmissionClient
 
 from jobs.session import TURNED_AWAY
+from jobs.submit import connect, follow
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -32,20 +31,11 @@ def local_cluster(folder: Path, nodes: int, **environment: str) -> Iterator[str]
     port = free_port()
     with (folder / "log").open("wb") as log:
         cluster = subprocess.Popen(
-            [
-                sys.executable,
-                REPOSITORY / "cluster/local.py",
-                "--nodes",
-                str(nodes),
-                "--cpus",
-                "1",
-                "--port",
-                str(port),
-            ],
+            [sys.executable, REPOSITORY / "cluster/local.py", *f"--nodes {nodes} --cpus 1 --port {port}".split()],
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            env={**outside_environment(), **environment},
+            env=outside_environment(**environment),
         )
         try:
             assert cluster.stdout is not None
@@ -62,7 +52,7 @@ def seg(*command: object, folder: Path, code: int = 0, **environment: str) -> su
     found = subprocess.run(
         ["seg", *map(str, command)],
         cwd=folder,
-        env={**outside_environment(), **environment},
+        env=outside_environment(**environment),
         capture_output=True,
         text=True,
         timeout=300,
@@ -136,13 +126,9 @@ def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, shared: Path, 
 
 def test_a_job_runs_on_the_cluster_that_it_was_given_to_beside_another_ray(dashboard: str, tmp_path: Path) -> None:
     def told(address: str) -> str:
-        client = JobSubmissionClient(address)
+        client = connect(address)
         job = client.submit_job(entrypoint="echo told $RAY_ADDRESS")
-        found = "".join(asyncio.run(read(client.tail_job_logs(job))))
-        return re.findall(r"^told (\S+:\d+)$", found, re.MULTILINE)[0]
-
-    async def read(lines: AsyncIterator[str]) -> list[str]:
-        return [line async for line in lines]
+        return re.findall(r"^told (\S+:\d+)$", "".join(follow(client, job)), re.MULTILINE)[0]
 
     with local_cluster(tmp_path, nodes=1) as other:
         assert told(dashboard) != told(other)

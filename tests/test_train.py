@@ -41,7 +41,7 @@ def start(dataset: Path, folder: Path, *flags: str, **environment: str) -> subpr
     return subprocess.Popen(
         ["seg", "train", "--data", str(dataset), "--out", "bundle", *FLAGS, *flags],
         cwd=folder,
-        env={**outside_environment(), "OMP_NUM_THREADS": "1", **environment},
+        env=outside_environment(OMP_NUM_THREADS="1", **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
