@@ -1,6 +1,7 @@
 """Bulk segmentation through the command line, on one Ray for the session."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import MakeBundle, MakeScene, answer_of
+from numpy.typing import NDArray
 
 from jobs.cli import main
-from seg_core.coverage import Failure, decode_mask, failed_rows, tile_rows
+from seg_core.coverage import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
 from seg_core.raster import read_chip
 from seg_core.results import part_path, published_parts, read_part, write_part
 from seg_core.run import read_plan
@@ -169,6 +171,17 @@ def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
     assert part_bytes(tmp_path / "run") == whole
 
 
+def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> None:
+    """Write the rows of a run again, with their masks encoded by that function."""
+    plan = read_plan(str(run))
+    for part in plan.parts():
+        rows = read_part(part_path(str(run), part.key))
+        for row in rows:
+            if row["mask"] is not None:
+                row["mask"] = encode(decode_mask(row["mask"], row["height"], row["width"]))
+        write_part(str(run), part.key, rows, plan.model, part.version)
+
+
 def test_windows_segmented_again_say_what_is_stored(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +195,12 @@ def test_windows_segmented_again_say_what_is_stored(
     assert "the run was made with" in err
 
     plan = read_plan(str(run))
+    remake_masks(run, lambda mask: encode_png(mask.astype(np.uint8) * 255))  # as another version may write them
+    seg(capsys, "verify", run, "--deep")
+    remake_masks(run, lambda mask: encode_mask(mask[::-1]))  # with as many pixels of building
+    seg(capsys, "verify", run)
+    assert "valid px stored" in seg(capsys, "verify", run, "--deep", code=1)[0]
+
     for part in plan.parts():  # rows that add up, and are wrong
         _, valid = read_chip(part.scene, part.window)
         rows = tile_rows(part.scene, part.window, 64, *answer_of(valid.astype(np.float32), valid, 64))
