@@ -13,7 +13,7 @@ import torch
 from jobs.readers import AHEAD, Share, choose_readers, iter_batches
 from jobs.session import ray_session
 from jobs.settings import TrainSettings
-from jobs.train import decode, describe_model
+from jobs.train import decode, describe_model, steps_an_epoch
 from jobs.worker import make_learner
 from seg_core.dataset import find_pairs, read_classes
 from seg_core.models import build_model
@@ -31,10 +31,12 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     device, readers = choose_device("auto"), choose_readers(settings.readers, 1)
     torch.set_num_threads(os.cpu_count() or 1)
     network = build_model(header["architecture"])
-    learner = make_learner(settings, header, network, device, 10 * num_steps, settings.batch)
+    pairs = find_pairs(data, "train")
+    steps = max(10 * num_steps, steps_an_epoch(settings, len(pairs)))
+    learner = make_learner(settings, header, network, device, steps, settings.batch)
     learner.network.train()
     with ray_session(None):
-        samples = [ref for ref, _ in decode(find_pairs(data, "train"), classes)]
+        samples = [ref for ref, _ in decode(pairs, classes)]
         feed = iter_batches(Share(settings, num_steps), samples, range(sys.maxsize), readers, device)
         seconds = _time_steps(learner, feed, num_steps, AHEAD * max(1, readers))
     pixels = num_steps * settings.batch * settings.crop**2

@@ -66,7 +66,7 @@ class TrainSettings:
     min_workers: int = _speed(0, "go on with as few when nodes are lost, and with more when they return; 0: never")
     readers: int = _speed(-1, "processes a worker has to make crops, 0: makes them itself; -1: by the cores")
     accumulate: int = _speed(0, "pieces a worker's share of a batch is taken in; 0: as many as memory demands")
-    compile: str = _speed("auto", "torch.compile; auto: on GPUs", ("auto", "yes", "no"))
+    compile: str = _speed("auto", "torch.compile; auto: on GPUs, where it pays", ("auto", "yes", "no"))
     keep: int = _speed(2, "best checkpoints to keep, besides the last")
 
 

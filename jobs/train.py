@@ -72,7 +72,7 @@ def train(
             "settings": settings,
             "header": header,
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
-            "steps": settings.steps or -(-len(pairs["train"]) // settings.batch),
+            "steps": steps_an_epoch(settings, len(pairs["train"])),
         }
         print(_announcement(config, work), file=sys.stderr, flush=True)
         best = _fit(config, work)
@@ -103,6 +103,11 @@ def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
         "classes": classes.names,
         "building": classes.building,
     }
+
+
+def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:
+    """How many steps an epoch has: as many as were asked for, or else take one crop of each image."""
+    return settings.steps or -(-num_images // settings.batch)
 
 
 def _check_room(settings: TrainSettings) -> None:

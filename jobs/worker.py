@@ -26,6 +26,7 @@ from seg_core.training import Batch, Learner, epochs, make_average, make_optimiz
 
 VALIDATION_SIDE = 2048  # px; larger validation images are taken in windows, so that memory is bounded
 SPARE = 0.8  # share of the memory that a step is planned to fill
+COMPILED = 10**10  # px of a training run, which take a GPU a few minutes; to compile takes one or two
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -140,8 +141,7 @@ def make_learner(
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device).to(memory_format=torch.channels_last)
     average = make_average(network, settings.ema) if settings.ema else None
-    auto = device.type == "cuda" and not settings.sync_batchnorm  # whose exchange breaks the graph in pieces
-    if settings.compile == "yes" or (settings.compile == "auto" and auto):
+    if is_compiled(settings, device, settings.epochs * steps * settings.batch * settings.crop**2):
         network.compile()
     optimizer = make_optimizer(settings.optimizer, network, settings.lr, settings.weight_decay)
     return Learner(
@@ -161,6 +161,14 @@ def make_learner(
         seed=settings.seed,
         average=average,
     )
+
+
+def is_compiled(settings: TrainSettings, device: torch.device, pixels: int) -> bool:
+    """Whether to compile a network that is to be trained on so many pixels: as told, or else where that pays."""
+    if settings.compile != "auto":
+        return settings.compile == "yes"
+    # The exchange of synchronised batch norm breaks the graph in pieces.
+    return device.type == "cuda" and not settings.sync_batchnorm and pixels >= COMPILED
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from jobs.readers import Share, choose_readers, iter_batches
 from jobs.record import Record
 from jobs.settings import TrainSettings, difference, make_settings
 from jobs.train import decode, train
-from jobs.worker import choose_micro_batch, make_learner
+from jobs.worker import COMPILED, choose_micro_batch, is_compiled, make_learner
 from seg_core.bundle import Bundle, read_bundle, read_weights
 from seg_core.dataset import Crops, Sample, find_pairs, read_classes
 from seg_core.errors import JobError, SegError
@@ -299,6 +299,15 @@ def test_the_loss_is_the_one_of_the_settings() -> None:
     learner = make_learner(settings, header, UNet(width=2, depth=1), torch.device("cpu"), 1, 1)
     logits, labels = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
     assert torch.equal(learner.loss(logits, labels), make_loss("bce+lovasz", 0.1, 2.0)(logits, labels))
+
+
+def test_only_long_training_on_a_gpu_is_compiled_unless_told() -> None:
+    short, long, cpu, gpu = COMPILED - 1, COMPILED, torch.device("cpu"), torch.device("cuda")
+    auto = settings_of()
+    assert [is_compiled(auto, device, pixels) for device in (cpu, gpu) for pixels in (short, long)] == [0, 0, 0, 1]
+    assert not is_compiled(settings_of(sync_batchnorm=True), gpu, long)
+    assert is_compiled(settings_of(compile="yes"), cpu, short)
+    assert not is_compiled(settings_of(compile="no"), gpu, long)
 
 
 def test_a_batch_is_cut_into_even_pieces_that_fit() -> None:
