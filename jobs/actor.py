@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_window, seam, stage_window, start_windows, window_rows
+from jobs.windows import Job, chips_memory, fit_window, seam, stage_window, start_windows, window_rows
 from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
@@ -66,6 +66,7 @@ class PartSegmenter:
         self.out, self.settings, self.planned, self.session = out, settings, window, session
         # Smaller ones once the device's memory has run out.
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
+        self.memory = chips_memory(crew.memory, self.segmenter, crew.num_gpus)
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
         self.on_cpu = 0  # windows that the device has not decoded
@@ -153,7 +154,7 @@ class PartSegmenter:
             self.batch = self.choose_batch(work)
         self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
         at_once = max(self.readers, self.batch or 1)
-        depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.crew.memory, at_once)
+        depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.memory, at_once)
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(self.readers) as readers:
             for batch in self.batches(zip(work, ahead(readers, self.read, work, depth), strict=True)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_window, read_window, stage_window, start_windows
+from jobs.windows import Job, chips_memory, fit_window, read_window, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
@@ -58,14 +58,15 @@ class Stages:
         self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        self.depth = choose_depth(window, settings, self.segmenter.bundle, crew.memory, self.readers)
+        memory = chips_memory(crew.memory, self.segmenter, crew.num_gpus)
+        self.depth = choose_depth(window, settings, self.segmenter.bundle, memory, self.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
         self.largest = largest, *self.windows[largest][:2]
 
     def decode(self, seconds: float) -> float:
-        """Reading, with as many threads and as far ahead as a run begins with."""
+        """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
 
         def stage(job: Job) -> int:
             stage_window(*job, self.settings, self.segmenter)
@@ -90,7 +91,7 @@ class Stages:
         return _rate(iter(run, None), seconds)
 
     def model(self, seconds: float) -> float:
-        """Segmenting one chip that is in memory again and again; on a GPU with its way there and back."""
+        """Segmenting one chip that the device has at hand again and again; with its answer on the way to the host."""
         number, pixels, valid = self.largest
         _, at = self.windows.jobs[number]
         chip = self.segmenter.stage(pixels, valid)

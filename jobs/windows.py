@@ -38,7 +38,7 @@ def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
         streams = read_streams(part.scene, chip, segmenter.decodes_rgb)
         if streams is not None:
             with suppress(ReadError):  # what its JPEG engine does not know, or is damaged: GDAL says which
-                return segmenter.stage_blocks(*streams)
+                return segmenter.stage_streams(streams)
     return segmenter.stage(*read_window(part, window, settings, segmenter.bundle.stride))
 
 
@@ -57,6 +57,11 @@ def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "
     if segmenter.memory is None:
         return window
     return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
+
+
+def chips_memory(memory: int, segmenter: "Segmenter", gpus: float) -> int:
+    """Bytes of which chips that wait may take some: of the host's memory, and of the share of a GPU half."""
+    return memory if segmenter.memory is None else int(min(memory, segmenter.memory * min(1.0, gpus) / 2))
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":

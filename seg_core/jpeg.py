@@ -22,9 +22,10 @@ from rasterio.io import DatasetReader
 from seg_core.raster import Valid, ask_again, open_grid, read_mask
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
-from seg_core.tiling import Window, fold, unfold
+from seg_core.tiling import Window, fold, round_up, unfold
 
 MAX_BLOCK = 2**22  # px; larger ones are strips, of which a chip needs a small part
+MAX_CANVAS = 2**26  # px that the blocks of a chip make together; more are those of a very wide image in strips
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
 KEPT = 2**25  # bytes of streams that a process keeps, for the windows beside the one that they were fetched for
 START = b"\xff\xd8"  # of a JPEG stream
@@ -40,7 +41,8 @@ class Streams(NamedTuple):
 
     blocks: list[NDArray[np.uint8]]  # each a JPEG image
     places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
-    canvas: tuple[int, int]  # height and width that the blocks make together
+    block: tuple[int, int]  # height and width of each
+    canvas: tuple[int, int]  # that the blocks make together
     components: int  # of each block: 1 or 3
     bands: tuple[int, ...]  # of them, counted from 0
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
@@ -97,14 +99,18 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Strea
         valid = read_mask(dataset, box, scene)
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
+        wide = round_up(box.right - left, width)
+        if (box.bottom - top) * wide > MAX_CANVAS:
+            return None
         found = list(_find_blocks(dataset, box)) if valid.any() else []
         head, components = _head(dataset), dataset.count
     content = _kept.read(scene, [at for _, at in found], fresh)
     if not all(stream.startswith(START) for stream in content):
         return None  # GDAL says what is wrong with it
     return Streams(
-        blocks=[np.frombuffer(head + _without_colour(stream), np.uint8) for stream in content],
+        blocks=[np.frombuffer(bytearray().join([head, *_without_colour(stream)]), np.uint8) for stream in content],
         places=[(row * height - top, col * width - left) for (row, col), _ in found],
+        block=(height, width),
         canvas=(box.bottom - top, box.right - left),
         components=components,
         bands=tuple(band - 1 for band in scene.bands),
@@ -142,18 +148,18 @@ def _head(dataset: DatasetReader) -> bytes:
     """What a block's stream lacks at its beginning to be an image of its own."""
     tables = bytes.fromhex(dataset.get_tag_item("JPEGTABLES", "TIFF", bidx=1) or "")
     colour = ADOBE + COLOURS[_colour_space(dataset)] if dataset.count == 3 else b""
-    return START + colour + _without_colour(tables[:-2])  # without the mark of their end
+    return b"".join([START, colour, *_without_colour(tables[:-2])])  # without the mark of their end
 
 
-def _without_colour(stream: bytes) -> bytes:
+def _without_colour(stream: bytes) -> list[memoryview]:
     """A stream without the mark of its beginning, and without JFIF's and Adobe's segments before its first scan."""
-    kept, at = [], len(START)
+    kept, whole, at = [], memoryview(stream), len(START)
     while at + 4 <= len(stream) and stream[at] == MARK and stream[at + 1] != SCAN:
         end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
         if stream[at + 1] not in COLOUR_SEGMENTS:
-            kept.append(stream[at:end])
+            kept.append(whole[at:end])
         at = end
-    return b"".join([*kept, stream[at:]])
+    return [*kept, whole[at:]]
 
 
 def _find_blocks(dataset: DatasetReader, box: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

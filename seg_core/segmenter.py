@@ -1,14 +1,12 @@
 """From a bundle to what it says of chips: the building probability, or the figures that tiles' rows are made of.
 
-    chip ─ stage ─▶ pinned memory ─▶ normalise ─▶ network ─▶ cut out the window ─▶ threshold ─▶ bits, sums ─▶ host
+    chip ─ stage ─▶ device ─▶ normalise ─▶ network ─▶ cut out the window ─▶ threshold ─▶ bits, sums ─▶ host
 
-Between pinned memory and host all is done on the device, on which several batches may be under way.
+From there to the host all is done on the device, on which several batches may be under way.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +19,9 @@ from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.compiled import AFTER, Compiled
-from seg_core.errors import ReadError, SegError
+from seg_core.decoder import Decoder
+from seg_core.errors import SegError
+from seg_core.jpeg import Streams
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
 from seg_core.tiling import round_up
 
@@ -38,11 +38,12 @@ GAIN = 1.05  # by which more chips at once must be faster to be worth their memo
 class Staged(NamedTuple):
     """A chip where the device has it at hand."""
 
-    image: Tensor  # `uint8 (bands, h, w)`: pinned in the host's memory, or on the device
-    valid: Tensor  # `bool (h, w)`, on the host
+    image: Tensor  # `uint8 (bands, h, w)`: on the device, or in pinned memory of the host where that had no room
+    mask: Tensor  # what of it is valid, `bool (h, w)`, likewise
+    valid: NDArray[np.bool_]  # the same, on the host
     holds: bool  # whether anything is valid
-    ready: Any = None  # the event after which the image is there, where the device makes it
-    decoded: bool = False  # whether the device made it, from JPEG streams
+    ready: Any = None  # the event of a GPU after which they are there
+    decoded: bool = False  # whether the device made the image, from JPEG streams
 
 
 class Answer(NamedTuple):
@@ -115,7 +116,9 @@ class Segmenter:
         self.layout = torch.contiguous_format if self.exact else torch.channels_last
         self.model = model.to(self.device).to(memory_format=self.layout)
         self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
-        self.streams = threading.local()  # of CUDA, one a thread
+        self.decoder = Decoder(self.device, self.free_memory)
+        # What copies takes little, and goes before the network's work.
+        self.copies = torch.cuda.Stream(self.device, priority=-1) if self.on_gpu else None
         self.in_flight = 4 if self.on_gpu else 0  # how much may be under way while more is prepared
         after = {"no": None, "auto": AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
         self.compiled = Compiled(self._answer, after, self.on_gpu)
@@ -130,66 +133,33 @@ class Segmenter:
         """
         if not valid.any():
             return np.zeros((height, width), np.float32)
-        images, masks = self._upload([self.stage(pixels, valid)])
+        images, masks = self._gather([self.stage(pixels, valid)])
         return np.asarray(self._probability(images, masks, halo, height, width)[0].cpu().numpy())
 
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
-        """A chip where the device fetches it from without the host's help; from any thread."""
-        return Staged(self._pin(pixels), self._pin(valid), bool(valid.any()))
+        """A chip on the device, or on its way there while that computes; from any thread."""
+        return self._place(torch.from_numpy(pixels), valid)
 
-    def _pin(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).pin_memory() if self.on_gpu else torch.from_numpy(array)
+    def stage_streams(self, streams: Streams) -> Staged:
+        """The same for a chip that the device decodes. Raises ReadError where it can't."""
+        image, decoded = self.decoder(streams)
+        return self._place(image, streams.valid, decoded)._replace(decoded=True)
 
     @torch.inference_mode()
-    def stage_blocks(
-        self,
-        blocks: Sequence[NDArray[np.uint8]],
-        places: Sequence[tuple[int, int]],
-        canvas: tuple[int, int],
-        components: int,
-        bands: Sequence[int],
-        rows: NDArray[np.intp],
-        cols: NDArray[np.intp],
-        valid: NDArray[np.bool_],
-    ) -> Staged:
-        """A chip that the device decodes, from jpeg.Streams; from any thread.
-
-        On a GPU by its JPEG engine. It differs from what GDAL decodes by the rounding of colours that were stored at
-        half the resolution. Raises ReadError where a block can't be decoded.
-        """
-        streams = [torch.from_numpy(np.array(block)) for block in blocks]
-        with self._copying():
-            whole = torch.zeros(components, *canvas, dtype=torch.uint8, device=self.device)
-            images = self._decode(streams, components) if streams else []
-            for (row, col), image in zip(places, images, strict=True):
-                height, width = min(image.shape[1], canvas[0] - row), min(image.shape[2], canvas[1] - col)
-                whole[:, row : row + height, col : col + width] = image[:, :height, :width]
-            image = whole
-            for axis, wanted in enumerate((np.array(bands), rows, cols)):
-                image = _take(image, axis, wanted)
-            ready = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
-        return Staged(image, self._pin(valid), bool(valid.any()), ready, decoded=True)
-
-    def _decode(self, streams: list[Tensor], components: int) -> list[Tensor]:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
-        for again in (False, True):
-            if self.on_gpu:
-                # The engine writes at once, perhaps into memory that what is queued here still reads
-                # (https://github.com/pytorch/vision/pull/9606).
-                torch.cuda.current_stream(self.device).synchronize()
+    def _place(self, image: Tensor, valid: NDArray[np.bool_], after: Any = None) -> Staged:
+        """A chip; its image may be on the device already, after an event."""
+        mask, holds = torch.from_numpy(valid), bool(valid.any())
+        if self.copies is None or not holds:
+            return Staged(image, mask, valid, holds)
+        pinned = [each if each.is_cuda else each.pin_memory() for each in (image, mask)]
+        with torch.cuda.stream(self.copies):
+            if after is not None:
+                after.wait(self.copies)
             try:
-                images: list[Tensor] = decode_jpeg(streams, mode=mode, device=self.device)
-            except RuntimeError as error:
-                if "memory" not in str(error).lower():
-                    raise ReadError(f"a block can't be decoded: {str(error).splitlines()[0]}") from error
-                if again:
-                    raise
-            else:
-                return images
-            self.free_memory()
-        raise AssertionError("the second attempt returns or raises")
+                image, mask = (each.to(self.device, non_blocking=True) for each in pinned)
+            except torch.OutOfMemoryError:
+                image, mask = pinned
+            return Staged(image, mask, valid, holds, self.copies.record_event())
 
     @torch.inference_mode()
     def start(self, chips: Sequence[Staged], cut: Cut, seldom: bool = False) -> "Pending":
@@ -204,7 +174,7 @@ class Segmenter:
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
         if some:
-            images, masks = self._upload([chips[number] for number in some])
+            images, masks = self._gather([chips[number] for number in some])
             events += self._note_time()
             found = tuple(self._to_host(each) for each in self._run(size, images, masks, cut))
             events += self._note_time()
@@ -262,32 +232,22 @@ class Segmenter:
             return True
         return False
 
-    def _upload(self, chips: Sequence[Staged]) -> tuple[Tensor, Tensor]:
-        """Chips as one batch on the device, `(n, bands, h, w)` and `(n, h, w)`; copied while it computes."""
-        with self._copying():
-            for chip in chips:
-                if chip.ready is not None:
-                    chip.ready.wait()
-                    chip.image.record_stream(torch.cuda.current_stream(self.device))
-            images, masks = (
-                torch.stack([each.to(self.device, non_blocking=True) for each in part])
-                for part in ([chip.image for chip in chips], [chip.valid for chip in chips])
-            )
-            uploaded = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
-        if uploaded is not None:
-            uploaded.wait()
-            for each in (images, masks):
+    def _gather(self, chips: Sequence[Staged]) -> tuple[Tensor, Tensor]:
+        """Chips as one batch on the device, `(n, bands, h, w)` and `(n, h, w)`."""
+        for chip in chips:
+            if chip.ready is not None:
+                chip.ready.wait(torch.cuda.current_stream(self.device))
+        images, masks = (
+            [each.to(self.device, non_blocking=True) for each in part]
+            for part in ([chip.image for chip in chips], [chip.mask for chip in chips])
+        )
+        if self.on_gpu:
+            for each in (*images, *masks):
                 # Else their memory might be given away before the network is done with it.
                 each.record_stream(torch.cuda.current_stream(self.device))
-        return images, masks
-
-    def _copying(self) -> AbstractContextManager[Any]:
-        """What is done within goes on beside the network's work, and beside that of other threads."""
-        if not self.on_gpu:
-            return nullcontext()
-        if not hasattr(self.streams, "own"):
-            self.streams.own = torch.cuda.Stream(self.device)
-        return torch.cuda.stream(self.streams.own)
+        if len(chips) == 1:
+            return images[0].unsqueeze(0), masks[0].unsqueeze(0)
+        return torch.stack(images), torch.stack(masks)
 
     def _to_host(self, found: Tensor) -> Tensor:
         """A tensor on its way to the host."""
@@ -331,7 +291,7 @@ class Pending:
     """The answer to a batch, that the device may still be at work on."""
 
     segmenter: Segmenter
-    chips: Sequence[Staged]  # kept until the device has fetched them
+    chips: Sequence[Staged]
     cut: Cut
     some: list[int]  # the chips in which anything is valid: the others were not inferred
     found: tuple[Tensor, ...]
@@ -350,7 +310,7 @@ class Pending:
         tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
         answers = []
         for number, chip in enumerate(self.chips):
-            valid = chip.valid[_inside(cut.halo, cut.height, cut.width)].numpy()
+            valid = chip.valid[_inside(cut.halo, cut.height, cut.width)]
             if number not in places:
                 nothing = np.zeros((cut.height, cut.width), np.uint8)
                 answers.append(Answer(nothing > 0, valid, np.zeros(tiles), nothing if cut.keep_probability else None))
@@ -361,13 +321,6 @@ class Pending:
             building = np.unpackbits(bits, axis=-1, count=cut.width).view(np.bool_)
             answers.append(Answer(building, valid, sums * SUM_UNIT, levels[0] if levels else None))
         return answers
-
-
-def _take(image: Tensor, axis: int, places: NDArray[np.intp]) -> Tensor:
-    """What is at those places of an axis: a view where each follows the last."""
-    if (np.diff(places) == 1).all():
-        return image.narrow(axis, int(places[0]), len(places))
-    return image.index_select(axis, torch.from_numpy(places).to(image.device))
 
 
 def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:

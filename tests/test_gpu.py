@@ -1,11 +1,14 @@
 """What a GPU does is what the CPU does, but for rounding. For machines that have one."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import UTM
 from numpy.typing import NDArray
 from test_jpeg import WINDOWS, write_jpeg
 
@@ -15,12 +18,13 @@ from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row
 from seg_core.jpeg import read_streams
 from seg_core.plan import Settings, make_plan
-from seg_core.raster import read_chip
+from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import part_path, read_part
 from seg_core.run import open_run
+from seg_core.scenes import Scene
 from seg_core.segmenter import Answer, Cut, Segmenter, Staged
-from seg_core.tiling import Window
+from seg_core.tiling import Window, fold, unfold
 from seg_core.town import draw_town
 
 DEVICE = "cuda"
@@ -89,27 +93,40 @@ def test_a_batch_is_found() -> None:
     assert found & (found - 1) == 0  # a power of two
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path, window: Window) -> None:
-    segmenter, scene = Segmenter(BUILT_IN, DEVICE), write_jpeg(tmp_path / "a.tif")
+def decode(segmenter: Segmenter, scene: Scene, window: Window) -> NDArray[np.uint8]:
+    """The pixels of a chip, decoded by the device."""
     streams = read_streams(scene, window, segmenter.decodes_rgb)
     assert streams is not None
-    chip = segmenter.stage_blocks(*streams)
+    chip = segmenter.stage_streams(streams)
     if chip.ready is not None:
         chip.ready.synchronize()
-    expected, valid = read_chip(scene, window)
-    assert np.array_equal(chip.valid.numpy(), valid)
-    assert np.abs(chip.image.cpu().numpy().astype(int) - expected).mean() < 1.5
+    return chip.image.cpu().numpy()
 
 
-@pytest.mark.parametrize("decode", ["cpu", "device"])
-def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decode: str) -> None:
-    (tmp_path / "scenes").mkdir()
-    write_jpeg(tmp_path / "scenes/a.tif")
-    found, expected = (
-        segment(tmp_path, device, Settings(tile_size=64, part=256, halo=HALO, threshold=0.5, decode=decode))
-        for device in (DEVICE, "cpu")
-    )
+def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path) -> None:
+    segmenter, scene = Segmenter(BUILT_IN, DEVICE), write_jpeg(tmp_path / "a.tif")
+    whole = decode(segmenter, scene, scene.window)
+    assert np.abs(whole.astype(int) - read_chip(scene, scene.window)[0]).mean() < 1.5
+    windows = WINDOWS * 8
+    with ThreadPoolExecutor(8) as pool:  # so that several are decoded together
+        found = list(pool.map(lambda window: decode(segmenter, scene, window), windows))
+    for window, chip in zip(windows, found, strict=True):
+        box, rows, cols = fold(window, scene.height, scene.width)
+        assert np.array_equal(chip, unfold(whole[:, *box.slices(scene.window)], rows, cols))
+
+
+@pytest.mark.parametrize("decoder", ["cpu", "device"])
+def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> None:
+    jpeg, plain = tmp_path / "jpeg", tmp_path / "plain"
+    for folder in (jpeg, plain):
+        folder.mkdir()
+    scene = write_jpeg(jpeg / "a.tif")
+    on_cpu = decoder == "cpu"
+    pixels = read_chip(scene, scene.window)[0] if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
+    write_geotiff(str(plain / "a.tif"), pixels, crs=UTM, transform=scene.transform)
+    settings = Settings(tile_size=64, part=256, halo=HALO, threshold=0.5)
+    found = segment(jpeg, DEVICE, replace(settings, decode=decoder))
+    expected = segment(plain, "cpu", settings)
     assert [row["valid_px"] for row in found] == [row["valid_px"] for row in expected]
     off = sum(abs(one["building_px"] - other["building_px"]) for one, other in zip(found, expected, strict=True))
     building = sum(row["building_px"] for row in expected)
@@ -119,9 +136,9 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decode: str) -> None
 
 def segment(folder: Path, device: str, settings: Settings) -> list[Row]:
     """Segment the scenes of a folder in this process; the rows, all of which are done."""
-    plan, refused = make_plan(read_region([str(folder / "scenes")])[0], read_bundle(BUILT_IN), settings)
+    plan, refused = make_plan(read_region([str(folder)])[0], read_bundle(BUILT_IN), settings)
     assert not refused
-    out = str(folder / device)
+    out = f"{folder}-run"
     open_run(out, plan, BUILT_IN)
     gpus = int(device == DEVICE)
     crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=4, memory=2**32)

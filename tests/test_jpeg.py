@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, write_untrained
 from numpy.typing import NDArray
 from rasterio.transform import Affine
@@ -16,6 +17,7 @@ from test_raster import write_raw
 from test_segment import rows_of, seg
 
 from jobs.windows import stage_window
+from seg_core import jpeg
 from seg_core.errors import ReadError
 from seg_core.jpeg import Kept, _without_colour, read_streams
 from seg_core.plan import Settings, make_plan
@@ -47,9 +49,9 @@ def write_jpeg(path: Path, bands: int = 3, valid: NDArray[np.bool_] | None = Non
 def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     streams = read_streams(scene, window)
     assert streams is not None
-    staged = segmenter.stage_blocks(*streams)
+    staged = segmenter.stage_streams(streams)
     assert staged.decoded
-    return staged.image.numpy(), staged.valid.numpy()
+    return staged.image.numpy(), staged.valid
 
 
 def assert_near(segmenter: Segmenter, scene: Scene, window: Window, *, room: float = 1.5) -> None:
@@ -79,6 +81,27 @@ def test_a_chip_decoded_by_the_device_is_what_gdal_reads(
     tmp_path: Path, segmenter: Segmenter, window: Window, options: dict[str, Any]
 ) -> None:
     assert_near(segmenter, write_jpeg(tmp_path / "a.tif", **options), window)
+
+
+def test_chips_decoded_together_are_those_decoded_alone(tmp_path: Path, segmenter: Segmenter) -> None:
+    colour, grey = write_jpeg(tmp_path / "a.tif"), write_jpeg(tmp_path / "b.tif", bands=1, photometric="minisblack")
+    empty = write_jpeg(tmp_path / "c.tif", valid=np.zeros((HEIGHT, WIDTH), np.bool_))
+    chips = [read_streams(scene, window) for window in WINDOWS for scene in (colour, empty, grey)]
+    together = segmenter.decoder.decode([chip for chip in chips if chip is not None])
+    for chip, found in zip(chips, together, strict=True):
+        assert chip is not None
+        assert torch.equal(found.image, segmenter.decoder(chip).image)
+
+
+@pytest.mark.parametrize("size", [{"blockxsize": 64}, {"blockxsize": 256}, {"blockysize": 32}, {"blockysize": 128}])
+def test_a_block_of_another_size_is_a_read_error(tmp_path: Path, segmenter: Segmenter, size: dict[str, int]) -> None:
+    streams = read_streams(write_jpeg(tmp_path / "a.tif"), WINDOWS[0])
+    other = read_streams(write_jpeg(tmp_path / "b.tif", **size), WINDOWS[0])
+    assert streams is not None
+    assert other is not None
+    mixed = [other.blocks[0], *streams.blocks[1:]]
+    with pytest.raises(ReadError, match="it is not of 128 x 64 px"):
+        segmenter.stage_streams(streams._replace(blocks=mixed))
 
 
 def test_bands_are_those_that_were_asked_for(tmp_path: Path, segmenter: Segmenter) -> None:
@@ -146,6 +169,14 @@ def test_a_gpu_that_takes_rgb_for_ycbcr_is_given_none(
         assert stage_window(part, part.window, settings, segmenter).decoded == decoded
 
 
+def test_so_is_a_very_wide_image_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the blocks of a chip are many times as large as the chip."""
+    scene = write_jpeg(tmp_path / "a.tif", tiled=False, blockysize=16)
+    for room, served in ((64 * WIDTH, True), (64 * WIDTH - 1, False)):
+        monkeypatch.setattr(jpeg, "MAX_CANVAS", room)
+        assert (read_streams(scene, Window(16, 200, 64, 64)) is not None) == served
+
+
 def test_a_resampled_scene_is_left_to_gdal(tmp_path: Path) -> None:
     scene = write_jpeg(tmp_path / "a.tif")
     assert read_streams(Scene(**{**vars(scene), "gsd_m": 2.0}), WINDOWS[0]) is None
@@ -180,7 +211,8 @@ def test_what_a_block_says_of_its_colours_does_not_count(tmp_path: Path) -> None
         offset, size = (int(dataset.get_tag_item(f"BLOCK_{name}_0_0", "TIFF", bidx=1)) for name in ("OFFSET", "SIZE"))
     plain = Path(scene.uri).read_bytes()[offset : offset + size]
     jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-    assert _without_colour(plain[:2] + jfif + plain[2:]) == _without_colour(plain) == plain[2:]
+    without = [b"".join(_without_colour(stream)) for stream in (plain[:2] + jfif + plain[2:], plain)]
+    assert without == [plain[2:]] * 2
 
 
 def test_a_damaged_block_is_a_read_error(tmp_path: Path, segmenter: Segmenter) -> None:
@@ -189,7 +221,7 @@ def test_a_damaged_block_is_a_read_error(tmp_path: Path, segmenter: Segmenter) -
     assert streams is not None
     broken = [block[: len(block) // 3] if at else np.zeros_like(block) for at, block in enumerate(streams.blocks)]
     with pytest.raises(ReadError, match="a block can't be decoded"):
-        segmenter.stage_blocks(broken, *streams[1:])
+        segmenter.stage_streams(streams._replace(blocks=broken))
     (tmp_path / "b.tif").write_bytes(Path(scene.uri).read_bytes()[:-20_000])
     with pytest.raises(ReadError, match=r"b\.tif: ends before its data does"):
         read_streams(replace(scene, uri=str(tmp_path / "b.tif")), WINDOWS[0])

@@ -177,8 +177,8 @@ def staged(segmenter: Segmenter, number: int) -> list[Staged]:
 
 def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
     for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
-        probability = plain(chip.image.numpy(), chip.valid.numpy(), 16, 40, 61)
-        expected = answer_of(probability, chip.valid[16:56, 16:77].numpy(), 32, keep=True)
+        probability = plain(chip.image.numpy(), chip.valid, 16, 40, 61)
+        expected = answer_of(probability, chip.valid[16:56, 16:77], 32, keep=True)
         for found, wanted in zip(answer, expected, strict=True):
             assert found is not None
             assert found.dtype == wanted.dtype

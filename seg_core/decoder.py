@@ -1,0 +1,105 @@
+"""JPEG streams to the pixels of chips, decoded where the model is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seg_core.errors import ReadError
+from seg_core.jpeg import Streams
+from seg_core.together import Together
+
+MOST = 16  # chips that are decoded together
+
+
+class Decoded(NamedTuple):
+    """The pixels of a chip on the device."""
+
+    image: Tensor  # `uint8 (bands, h, w)`
+    ready: Any  # the event of a GPU after which they are there; None on a CPU
+
+
+class Decoder:
+    """Decodes chips on a device; for any thread.
+
+    A GPU's JPEG engine serves one call at a time, and much of what a call costs does not depend on what it is given:
+    chips that are asked for meanwhile are decoded together.
+    """
+
+    def __init__(self, device: torch.device, free_memory: Callable[[], None]) -> None:
+        self.device, self.free_memory = device, free_memory
+        self.on_gpu = device.type == "cuda"
+        # What joins blocks takes little, and goes before the network's work: else the engine would wait for that.
+        self.stream = torch.cuda.Stream(device, priority=-1) if self.on_gpu else None
+        self.together = Together(self.decode, MOST)
+
+    def __call__(self, chip: Streams) -> Decoded:
+        """Decode a chip.
+
+        It differs from what GDAL decodes by the rounding of colours that were stored at half the resolution. Raises
+        ReadError where a block can't be decoded.
+        """
+        return self.together(chip) if self.on_gpu else self.decode([chip])[0]
+
+    def decode(self, chips: Sequence[Streams]) -> list[Decoded]:
+        """The same for several chips; for one thread at a time."""
+        for _ in range(2):
+            try:
+                return self._decode(chips)
+            except RuntimeError as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+            # Outside the clause: the error's frames hold blocks on the device.
+            if "memory" not in reason.lower():
+                break
+            self.free_memory()
+        raise ReadError(f"a block can't be decoded: {reason}")
+
+    @torch.inference_mode()
+    def _decode(self, chips: Sequence[Streams]) -> list[Decoded]:
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            images = {number: iter(self._decode_blocks(chips, number)) for number in {c.components for c in chips}}
+            joined = [self._join(chip, [next(images[chip.components]) for _ in chip.blocks]) for chip in chips]
+            ready = None if self.stream is None else self.stream.record_event()
+        return [Decoded(image, ready) for image in joined]
+
+    def _decode_blocks(self, chips: Sequence[Streams], components: int) -> list[Tensor]:
+        """All blocks of those chips whose blocks have so many components, each `uint8 (components, h, w)`."""
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        if self.stream is not None:
+            # The engine writes at once, perhaps into memory that what is queued here still reads
+            # (https://github.com/pytorch/vision/pull/9606).
+            self.stream.synchronize()
+        streams = [torch.from_numpy(block) for chip in chips if chip.components == components for block in chip.blocks]
+        if not streams:
+            return []
+        mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
+        images: list[Tensor] = decode_jpeg(streams, mode=mode, device=self.device)
+        return images
+
+    def _join(self, chip: Streams, images: Sequence[Tensor]) -> Tensor:
+        """The chip that blocks make together; those that are not there are 0."""
+        (height, width), found = chip.block, dict(zip(chip.places, images, strict=True))
+        nothing = torch.zeros(chip.components, height, width, dtype=torch.uint8, device=self.device)
+        lines = []
+        for row in range(0, chip.canvas[0], height):
+            high = min(height, chip.canvas[0] - row)  # the last strip of a file may end there
+            line = [found.get((row, col), nothing) for col in range(0, chip.canvas[1], width)]
+            if any(not high <= block.shape[1] <= height or block.shape[2] != width for block in line):
+                raise ReadError(f"a block can't be decoded: it is not of {width} x {height} px")
+            lines.append(torch.cat([block[:, :high] for block in line], 2))
+        image = torch.cat(lines, 1)
+        for axis, wanted in enumerate((np.array(chip.bands), chip.rows, chip.cols)):
+            image = _take(image, axis, wanted)
+        return image.contiguous()  # of what the blocks hold beside the chip nothing is kept
+
+
+def _take(image: Tensor, axis: int, places: NDArray[np.intp]) -> Tensor:
+    """What is at those places of an axis: a view where each follows the last."""
+    if (np.diff(places) == 1).all():
+        return image.narrow(axis, int(places[0]), len(places))
+    return image.index_select(axis, torch.from_numpy(places).to(image.device))

@@ -1,0 +1,78 @@
+"""One call for what many threads ask for at once."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from seg_core.together import Together
+
+
+def test_what_is_asked_for_meanwhile_goes_into_the_next_call_and_each_gets_its_own() -> None:
+    calls: list[list[int]] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def square(numbers: Sequence[int]) -> list[int]:
+        calls.append(list(numbers))
+        begun.set()
+        assert go_on.wait(60)
+        return [number**2 for number in numbers]
+
+    together = Together(square, most=4)
+    with ThreadPoolExecutor(10) as pool:
+        first = pool.submit(together, 10)
+        assert begun.wait(60)
+        others = [pool.submit(together, number) for number in range(9)]
+        while len(together.waiting) < len(others):
+            assert not any(other.done() for other in others)
+        go_on.set()
+        assert first.result(60) == 100
+        assert [other.result(60) for other in others] == [number**2 for number in range(9)]
+    assert [len(call) for call in calls] == [1, 4, 4, 1]
+    assert sorted(number for call in calls[1:] for number in call) == list(range(9))
+
+
+def test_it_runs_once_at_a_time() -> None:
+    running, overlaps = threading.Lock(), []
+
+    def alone(numbers: Sequence[int]) -> Sequence[int]:
+        if not running.acquire(blocking=False):
+            overlaps.append(numbers)
+            return numbers
+        time.sleep(0.001)
+        running.release()
+        return list(numbers)
+
+    together = Together(alone, most=3)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(together, range(100))) == list(range(100))
+    assert not overlaps
+
+
+def test_those_at_fault_fail_and_no_others() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def refuse_odd(numbers: Sequence[int]) -> Sequence[int]:
+        begun.set()
+        assert go_on.wait(60)
+        if odd := [number for number in numbers if number % 2]:
+            raise ValueError(odd[0])
+        return list(numbers)
+
+    together = Together(refuse_odd, most=8)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(together, 0)
+        assert begun.wait(60)
+        others = [pool.submit(together, number) for number in range(1, 7)]
+        while len(together.waiting) < len(others):
+            pass
+        go_on.set()
+        assert first.result(60) == 0
+        for number, other in enumerate(others, 1):
+            if number % 2:
+                with pytest.raises(ValueError, match=f"^{number}$"):
+                    other.result(60)
+            else:
+                assert other.result(60) == number
