@@ -203,20 +203,23 @@ class PartSegmenter:
         """What makes the rows of a window that can't be read."""
         yield partial(failed_rows, job[0].scene, job[1], self.settings.tile_size, failure)
 
-    def start(self, batch: Chips) -> Iterator[MakeRows]:
-        """Begin to segment a batch; what makes the rows of each of its windows, once the device is done with it."""
+    def start(self, batch: Chips, again: bool = False) -> Iterator[MakeRows]:
+        """Begin to segment a batch; what makes the rows of each of its windows, once the device is done with it.
+
+        A single window that does not fit beside others is tried `again`, once.
+        """
         try:
             pending = start_windows([chip for _, chip in batch], batch[0][0][1], self.settings, self.segmenter)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
-            return self.segment_less(batch, error.with_traceback(None))  # whose frames hold what was on the device
-        return self.finish(batch, pending)
+            return self.segment_less(batch, error.with_traceback(None), again)  # whose frames hold what the device held
+        return self.finish(batch, pending, again)
 
-    def finish(self, batch: Chips, pending: "Pending") -> Iterator[MakeRows]:
+    def finish(self, batch: Chips, pending: "Pending", again: bool) -> Iterator[MakeRows]:
         """The same for a batch that was begun."""
         try:
             answers = pending.result()
         except RuntimeError as error:
-            yield from self.segment_less(batch, error.with_traceback(None))
+            yield from self.segment_less(batch, error.with_traceback(None), again)
             return
         self.clock.add("model", pending.seconds)
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
@@ -225,10 +228,13 @@ class PartSegmenter:
                 self.watch(part, window, answer)
             yield partial(window_rows, part, window, answer, self.settings)
 
-    def segment_less(self, batch: Chips, error: Exception) -> Iterator[MakeRows]:
+    def segment_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
         """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
         self.end_if_lost()
         self.segmenter.free_memory()
+        if len(batch) == 1 and _is_of_memory(error) and not again:
+            yield from self.start(batch, again=True)  # those that were begun before it have left the device
+            return
         if len(batch) == 1:
             yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
             return

@@ -107,6 +107,22 @@ def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypa
     assert seen == {128, 64, 116, 52}
 
 
+def test_a_window_that_fits_once_others_have_left_the_device_is_not_halved(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, start, seen = undisturbed(made), Segmenter.start, []
+
+    def crowded(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+        seen.append(cut.width)
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return start(self, chips, cut, seldom)
+
+    monkeypatch.setattr(Segmenter, "start", crowded)
+    assert work(made) == whole
+    assert sorted(seen) == sorted([128] * 7 + [116] * 2)
+
+
 def test_a_tile_that_is_too_much_for_the_device_is_a_failure(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
