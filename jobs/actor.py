@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import Job, chips_memory, fit_window, seam, stage_window, start_windows, window_rows
+from jobs.windows import Job, fit_depth, fit_window, seam, stage_window, start_windows, window_rows
 from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import ReadError
-from seg_core.plan import Part, Settings, choose_depth
+from seg_core.plan import Part, Settings
 from seg_core.results import write_part
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
@@ -66,7 +66,6 @@ class PartSegmenter:
         self.out, self.settings, self.planned, self.session = out, settings, window, session
         # Smaller ones once the device's memory has run out.
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        self.memory = chips_memory(crew.memory, self.segmenter, crew.num_gpus)
         self.crew, self.batch = crew, speed.batch
         self.watched, self.seams = watched, Counter[str]()
         self.on_cpu = 0  # windows that the device has not decoded
@@ -154,7 +153,7 @@ class PartSegmenter:
             self.batch = self.choose_batch(work)
         self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
         at_once = max(self.readers, self.batch or 1)
-        depth = choose_depth(self.window, self.settings, self.segmenter.bundle, self.memory, at_once)
+        depth = fit_depth(self.window, self.settings, self.segmenter, self.crew, at_once)
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(self.readers) as readers:
             for batch in self.batches(zip(work, ahead(readers, self.read, work, depth), strict=True)):
@@ -232,11 +231,11 @@ class PartSegmenter:
         """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
         self.end_if_lost()
         self.segmenter.free_memory()
-        if len(batch) == 1 and _is_of_memory(error) and not again:
-            yield from self.start(batch, again=True)  # those that were begun before it have left the device
-            return
         if len(batch) == 1:
-            yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
+            if _is_of_memory(error) and not again:
+                yield from self.start(batch, again=True)  # those that were begun before it have left the device
+            else:
+                yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
             return
         half = len(batch) // 2
         if _is_of_memory(error):

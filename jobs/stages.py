@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import Job, chips_memory, fit_window, read_window, stage_window, start_windows
+from jobs.windows import Job, fit_depth, fit_window, read_window, stage_window, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
-from seg_core.plan import Part, Settings, choose_depth
+from seg_core.plan import Part, Settings
 from seg_core.segmenter import Pending, Segmenter, load_model
 from seg_core.tiling import split
 
@@ -58,8 +58,7 @@ class Stages:
         self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        memory = chips_memory(crew.memory, self.segmenter, crew.num_gpus)
-        self.depth = choose_depth(window, settings, self.segmenter.bundle, memory, self.readers)
+        self.depth = fit_depth(window, settings, self.segmenter, crew, self.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))

@@ -1,5 +1,6 @@
 """One window of a part: its chip, what the model makes of it, its tiles' rows, and how well it fits its neighbour."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
 from seg_core.jpeg import read_streams
 from seg_core.mosaic import read_image
-from seg_core.plan import Part, Settings, choose_window
+from seg_core.plan import Part, Settings, choose_depth, choose_window
 from seg_core.tiling import Window, chip_window, intersection, round_up, split
 
 if TYPE_CHECKING:
+    from jobs.session import Crew  # Ray comes with it
     from seg_core.segmenter import Answer, Pending, Segmenter, Staged  # torch comes with it, and the driver needs none
 
 SEAM = 32  # px on this side of a border that are looked at
@@ -59,9 +61,10 @@ def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "
     return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
 
 
-def chips_memory(memory: int, segmenter: "Segmenter", gpus: float) -> int:
-    """Bytes of which chips that wait may take some: of the host's memory, and of the share of a GPU half."""
-    return memory if segmenter.memory is None else int(min(memory, segmenter.memory * min(1.0, gpus) / 2))
+def fit_depth(window: int, settings: Settings, segmenter: "Segmenter", crew: "Crew", at_once: int) -> int:
+    """How many chips may wait for the model, in the memory of the host and half of the share of a GPU."""
+    on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, crew.num_gpus) / 2
+    return choose_depth(window, settings, segmenter.bundle, int(min(crew.memory, on_device)), at_once)
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":

@@ -10,21 +10,19 @@ import pytest
 import torch
 from conftest import UTM
 from numpy.typing import NDArray
-from test_jpeg import WINDOWS, write_jpeg
+from test_jpeg import WINDOWS, decode, write_jpeg
 
 from jobs.actor import PartSegmenter
 from jobs.session import Crew, Speed
 from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row
-from seg_core.jpeg import read_streams
 from seg_core.plan import Settings, make_plan
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import part_path, read_part
 from seg_core.run import open_run
-from seg_core.scenes import Scene
 from seg_core.segmenter import Answer, Cut, Segmenter, Staged
-from seg_core.tiling import Window, fold, unfold
+from seg_core.tiling import fold, unfold
 from seg_core.town import draw_town
 
 DEVICE = "cuda"
@@ -93,24 +91,14 @@ def test_a_batch_is_found() -> None:
     assert found & (found - 1) == 0  # a power of two
 
 
-def decode(segmenter: Segmenter, scene: Scene, window: Window) -> NDArray[np.uint8]:
-    """The pixels of a chip, decoded by the device."""
-    streams = read_streams(scene, window, segmenter.decodes_rgb)
-    assert streams is not None
-    chip = segmenter.stage_streams(streams)
-    if chip.ready is not None:
-        chip.ready.synchronize()
-    return chip.image.cpu().numpy()
-
-
 def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path) -> None:
     segmenter, scene = Segmenter(BUILT_IN, DEVICE), write_jpeg(tmp_path / "a.tif")
-    whole = decode(segmenter, scene, scene.window)
+    whole, _ = decode(segmenter, scene, scene.window)
     assert np.abs(whole.astype(int) - read_chip(scene, scene.window)[0]).mean() < 1.5
     windows = WINDOWS * 8
     with ThreadPoolExecutor(8) as pool:  # so that several are decoded together
         found = list(pool.map(lambda window: decode(segmenter, scene, window), windows))
-    for window, chip in zip(windows, found, strict=True):
+    for window, (chip, _) in zip(windows, found, strict=True):
         box, rows, cols = fold(window, scene.height, scene.width)
         assert np.array_equal(chip, unfold(whole[:, *box.slices(scene.window)], rows, cols))
 
@@ -122,7 +110,7 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> Non
         folder.mkdir()
     scene = write_jpeg(jpeg / "a.tif")
     on_cpu = decoder == "cpu"
-    pixels = read_chip(scene, scene.window)[0] if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
+    pixels, _ = read_chip(scene, scene.window) if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
     write_geotiff(str(plain / "a.tif"), pixels, crs=UTM, transform=scene.transform)
     settings = Settings(tile_size=64, part=256, halo=HALO, threshold=0.5)
     found = segment(jpeg, DEVICE, replace(settings, decode=decoder))

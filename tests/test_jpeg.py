@@ -47,11 +47,14 @@ def write_jpeg(path: Path, bands: int = 3, valid: NDArray[np.bool_] | None = Non
 
 
 def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    streams = read_streams(scene, window)
+    """The pixels of a chip, decoded by the device, and which of them hold data."""
+    streams = read_streams(scene, window, segmenter.decodes_rgb)
     assert streams is not None
     staged = segmenter.stage_streams(streams)
     assert staged.decoded
-    return staged.image.numpy(), staged.valid
+    if staged.ready is not None:
+        staged.ready.synchronize()
+    return staged.image.cpu().numpy(), staged.valid
 
 
 def assert_near(segmenter: Segmenter, scene: Scene, window: Window, *, room: float = 1.5) -> None:
