@@ -13,15 +13,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_depth, fit_window, seam, stage_window, start_windows, window_rows
+from jobs.windows import Job, fit_reads, fit_window, seam, squares, stage_windows, start_windows, window_rows
 from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
-from seg_core.errors import ReadError
+from seg_core.errors import ReadError, UnansweredError
 from seg_core.plan import Part, Settings
 from seg_core.results import write_part
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
@@ -153,10 +154,11 @@ class PartSegmenter:
             self.batch = self.choose_batch(work)
         self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
         at_once = max(self.readers, self.batch or 1)
-        depth = fit_depth(self.window, self.settings, self.segmenter, self.crew, at_once)
+        side, depth = fit_reads(self.window, self.settings, self.segmenter, self.crew, at_once)
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(self.readers) as readers:
-            for batch in self.batches(zip(work, ahead(readers, self.read, work, depth), strict=True)):
+            chips = chain.from_iterable(ahead(readers, self.read, squares(work, side), depth))
+            for batch in self.batches(zip(work, chips, strict=True)):
                 flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
                 while len(flying) > self.segmenter.in_flight:
                     yield from flying.popleft()
@@ -186,17 +188,20 @@ class PartSegmenter:
         if batch:
             yield batch
 
-    def read(self, work: Job) -> "Staged | Failure":
-        """The chip of a window, or why it can't be read."""
-        part, window = work
+    def read(self, jobs: Sequence[Job]) -> "Sequence[Staged | Failure]":
+        """The chip of each of some windows of one part, which are read at once, or why it can't be read."""
         try:
             with self.clock.on("reading"):
-                return stage_window(part, window, self.settings, self.segmenter)
+                return stage_windows(jobs, self.settings, self.segmenter)
         except ReadError as error:
-            return Failure(type(error).__name__, str(error), error.attempts)
+            failure = Failure(type(error).__name__, str(error), error.attempts)
+            of_all = isinstance(error, UnansweredError)
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
             self.end_if_lost()
-            return Failure(type(error).__name__, f"{part.scene.uri}: {error}")
+            failure, of_all = Failure(type(error).__name__, f"{jobs[0][0].scene.uri}: {error}"), False
+        if of_all or len(jobs) == 1:
+            return [failure] * len(jobs)
+        return [found for job in jobs for found in self.read([job])]
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
         """What makes the rows of a window that can't be read."""
@@ -259,7 +264,7 @@ class PartSegmenter:
     def rows(self, part: Part, window: Window) -> Iterable[Row]:
         """The rows of a window that is segmented at once, with no other beside it."""
         job = part, window
-        chip = self.read(job)
+        (chip,) = self.read([job])
         segmented = self.give_up(job, chip) if isinstance(chip, Failure) else self.start([(job, chip)])
         return [row for make_rows in segmented for row in make_rows()]
 

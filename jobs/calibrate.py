@@ -2,18 +2,19 @@
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.windows import Job, stage_window, start_windows
+from jobs.windows import Job, squares, stage_windows, start_windows
 from seg_core.ahead import ahead
-from seg_core.plan import Plan
+from seg_core.plan import Plan, largest_square
 from seg_core.segmenter import Segmenter, Staged
-from seg_core.tiling import split
+from seg_core.tiling import Window, split
 
 SAMPLE = 8  # windows
 SECONDS_PER_HOUR = 3600
@@ -32,33 +33,34 @@ def calibrate(
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)
-    total = plan.num_windows(window)
-    every = -(-total // SAMPLE)
-    # From the middle of each stretch, for the first and last windows of a scene are the small ones.
-    jobs = list(
-        islice(((part, at) for part in plan.parts() for at in split(part.window, window)), every // 2, None, every)
-    )
-    pixels = sum(at.height * at.width for _, at in jobs)
+    every = -(-plan.counts["parts"] // SAMPLE)
+    # From the middle of each stretch, for the first and last parts of a scene are the small ones.
+    parts = list(islice(plan.parts(), every // 2, None, every))
+    side = largest_square(window)
+    chosen = [squares([(part, at) for at in split(part.window, window)], side)[0] for part in parts]
 
-    def stage(job: Job) -> Staged:
-        return stage_window(*job, plan.settings, segmenter)
+    def stage(jobs: Sequence[Job]) -> list[tuple[Window, Staged]]:
+        return list(zip((at for _, at in jobs), stage_windows(jobs, plan.settings, segmenter), strict=True))
 
     with ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        chips = list(zip(jobs, ahead(pool, stage, jobs, readers), strict=True))
-        decode = pixels / (time.perf_counter() - started)
+        read = list(ahead(pool, stage, chosen, readers))
+        decode = sum(at.height * at.width for square in read for at, _ in square) / (time.perf_counter() - started)
+    # Of each square the first, then the second ones.
+    chips = [each for each in chain.from_iterable(zip_longest(*read)) if each is not None][:SAMPLE]
     for some in (chips[:1], chips):  # the first one warms up
         started = time.perf_counter()
-        under_way = [start_windows([chip], window, plan.settings, segmenter) for (_, window), chip in some]
+        under_way = [start_windows([chip], at, plan.settings, segmenter) for at, chip in some]
         for each in under_way:
             each.result()
+    pixels = sum(at.height * at.width for at, _ in chips)
     rates = {"decode": decode, "model": pixels / (time.perf_counter() - started)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or here
     device_hours = plan.counts["pixels"] / rates[limit] / SECONDS_PER_HOUR
     return {
         **{f"{name}_mpx_s": round(rate / 1e6, 6) for name, rate in rates.items()},
-        "calibrated_on": len(jobs),
+        "calibrated_on": len(chips),
         "limit": limit,
         "devices": number_of_devices,
         "hours": device_hours / number_of_devices,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_depth, fit_window, read_window, stage_window, start_windows
+from jobs.windows import Job, fit_reads, fit_window, read_window, squares, stage_windows, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
@@ -58,8 +58,9 @@ class Stages:
         self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        self.depth = fit_depth(window, settings, self.segmenter, crew, self.readers)
+        side, self.depth = fit_reads(window, settings, self.segmenter, crew, self.readers)
         jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
+        self.squares = squares(jobs, side)
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
         self.largest = largest, *self.windows[largest][:2]
@@ -67,12 +68,12 @@ class Stages:
     def decode(self, seconds: float) -> float:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
 
-        def stage(job: Job) -> int:
-            stage_window(*job, self.settings, self.segmenter)
-            return _size(job)
+        def stage(jobs: Sequence[Job]) -> int:
+            stage_windows(jobs, self.settings, self.segmenter)
+            return sum(map(_size, jobs))
 
         with ThreadPoolExecutor(self.readers) as pool:
-            return _rate(ahead(pool, stage, cycle(self.windows.jobs), self.depth), seconds)
+            return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds)
 
     def copy(self, seconds: float) -> float | None:
         """Bringing one chip to the device again and again; None where the device is the host."""

@@ -1,8 +1,8 @@
-"""One window of a part: its chip, what the model makes of it, its tiles' rows, and how well it fits its neighbour."""
+"""Windows of a part: their chips, what the model makes of them, their tiles' rows, and how well neighbours fit."""
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +12,8 @@ from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
 from seg_core.jpeg import read_streams
 from seg_core.mosaic import read_image
-from seg_core.plan import Part, Settings, choose_depth, choose_window
-from seg_core.tiling import Window, chip_window, intersection, round_up, split
+from seg_core.plan import Part, Settings, choose_reads, choose_window
+from seg_core.tiling import Window, chip_window, hull, intersection, round_up, split
 
 if TYPE_CHECKING:
     from jobs.session import Crew  # Ray comes with it
@@ -30,18 +30,50 @@ def read_window(part: Part, window: Window, settings: Settings, stride: int) -> 
     return read_image(part.scene, part.sources, chip_window(window, settings.halo, stride), settings.scale)
 
 
-def stage_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Staged":
-    """The chip of a window where the device has it at hand; decoded by it, where that is wanted and can be.
+def squares(jobs: Sequence[Job], side: int) -> list[list[Job]]:
+    """What is read at once of windows in their order: those that follow each other in a square of `side` px of a part.
 
-    Raises ReadError where it can't be read.
+    Neighbours share blocks of their file, which are decoded once then.
     """
-    if settings.decode == "device" and not part.sources and settings.scale is None:
-        chip = chip_window(window, settings.halo, segmenter.bundle.stride)
-        streams = read_streams(part.scene, chip, segmenter.decodes_rgb)
-        if streams is not None:
-            with suppress(ReadError):  # what its JPEG engine does not know, or is damaged: GDAL says which
-                return segmenter.stage_streams(streams)
-    return segmenter.stage(*read_window(part, window, settings, segmenter.bundle.stride))
+
+    def square(job: Job) -> tuple[str, int, int]:
+        part, window = job
+        return part.key, (window.row_off - part.window.row_off) // side, (window.col_off - part.window.col_off) // side
+
+    return [list(together) for _, together in groupby(jobs, square)]
+
+
+def stage_windows(jobs: Sequence[Job], settings: Settings, segmenter: "Segmenter") -> "list[Staged]":
+    """The chips of windows of one part, read at once, where the device has them at hand.
+
+    It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read.
+    """
+    part = jobs[0][0]
+    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in jobs]
+    whole = hull(chips)
+    staged = _decode_chip(part, whole, settings, segmenter, alone=len(jobs) == 1)
+    if staged is None:
+        staged = segmenter.stage(*read_image(part.scene, part.sources, whole, settings.scale))
+    return [staged.cut(chip.slices(whole)) for chip in chips]
+
+
+def _decode_chip(part: Part, chip: Window, settings: Settings, segmenter: "Segmenter", alone: bool) -> "Staged | None":
+    """A chip that the device decodes; None where it is not to. Raises ReadError where it can't be read.
+
+    What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But only of a window
+    `alone`: who decodes the others must not depend on what is read with them.
+    """
+    if settings.decode != "device" or part.sources or settings.scale is not None:
+        return None
+    streams = read_streams(part.scene, chip, segmenter.decodes_rgb)
+    if streams is None:
+        return None
+    try:
+        return segmenter.stage_streams(streams)
+    except ReadError:
+        if alone:
+            return None
+        raise
 
 
 def start_windows(
@@ -61,15 +93,15 @@ def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "
     return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
 
 
-def fit_depth(window: int, settings: Settings, segmenter: "Segmenter", crew: "Crew", at_once: int) -> int:
-    """How many chips may wait for the model, in the memory of the host and half of the share of a GPU."""
+def fit_reads(window: int, settings: Settings, segmenter: "Segmenter", crew: "Crew", at_once: int) -> tuple[int, int]:
+    """The side of `squares`, and how many may wait, in the memory of the host and half of the share of a GPU."""
     on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, crew.num_gpus) / 2
-    return choose_depth(window, settings, segmenter.bundle, int(min(crew.memory, on_device)), at_once)
+    return choose_reads(window, settings, segmenter.bundle, int(min(crew.memory, on_device)), at_once)
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
     """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
-    chips = [stage_window(part, window, settings, segmenter)]
+    chips = stage_windows([(part, window)], settings, segmenter)
     return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
 
 

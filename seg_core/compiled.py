@@ -48,8 +48,14 @@ class Compiled:
         if self.on_gpu:
             self.sizes[size] = replay = self._record(compiled, images, masks, *rest)
             return replay(images, masks)
-        found: Answer = compiled(images, masks, *rest)
-        self.sizes[size] = lambda images, masks: compiled(images, masks, *rest)
+
+        def run(images: Tensor, masks: Tensor) -> Answer:
+            # Pieces of larger chips lie otherwise in memory, for which it would compile anew.
+            found: Answer = compiled(images.contiguous(), masks.contiguous(), *rest)
+            return found
+
+        found = run(images, masks)
+        self.sizes[size] = run
         return found
 
     def _record(

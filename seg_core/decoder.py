@@ -11,9 +11,10 @@ from torch import Tensor
 
 from seg_core.errors import ReadError
 from seg_core.jpeg import Streams
+from seg_core.tiling import unfold
 from seg_core.together import Together
 
-MOST = 16  # chips that are decoded together
+MOST = 4  # chips that are decoded together; each may be that of several windows
 
 
 class Decoded(NamedTuple):
@@ -79,7 +80,7 @@ class Decoder:
             return []
         mode = ImageReadMode.RGB if components == 3 else ImageReadMode.GRAY
         images: list[Tensor] = decode_jpeg(streams, mode=mode, device=self.device)
-        return images
+        return [image.contiguous() for image in images]  # a CPU's come pixel by pixel
 
     def _join(self, chip: Streams, images: Sequence[Tensor]) -> Tensor:
         """The chip that blocks make together; those that are not there are 0."""
@@ -92,9 +93,10 @@ class Decoder:
             if any(not high <= block.shape[1] <= height or block.shape[2] != width for block in line):
                 raise ReadError(f"a block can't be decoded: it is not of {width} x {height} px")
             lines.append(torch.cat([block[:, :high] for block in line], 2))
-        image = torch.cat(lines, 1)
-        for axis, wanted in enumerate((np.array(chip.bands), chip.rows, chip.cols)):
-            image = _take(image, axis, wanted)
+        image = _take(torch.cat(lines, 1), 0, np.array(chip.bands))
+        if not self.on_gpu:
+            return torch.from_numpy(unfold(image.numpy(), chip.rows, chip.cols))
+        image = _take(_take(image, 1, chip.rows), 2, chip.cols)
         return image.contiguous()  # of what the blocks hold beside the chip nothing is kept
 
 

@@ -22,10 +22,10 @@ from rasterio.io import DatasetReader
 from seg_core.raster import Valid, ask_again, open_grid, read_mask
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
-from seg_core.tiling import Window, fold, round_up, unfold
+from seg_core.tiling import Window, fold, unfold
 
-MAX_BLOCK = 2**22  # px; larger ones are strips, of which a chip needs a small part
-MAX_CANVAS = 2**26  # px that the blocks of a chip make together; more are those of a very wide image in strips
+# px; larger or wider blocks are strips, of which a chip needs a small part.
+MAX_BLOCK, MAX_WIDTH = 2**22, 2**13
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
 KEPT = 2**25  # bytes of streams that a process keeps, for the windows beside the one that they were fetched for
 START = b"\xff\xd8"  # of a JPEG stream
@@ -99,9 +99,6 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Strea
         valid = read_mask(dataset, box, scene)
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
-        wide = round_up(box.right - left, width)
-        if (box.bottom - top) * wide > MAX_CANVAS:
-            return None
         found = list(_find_blocks(dataset, box)) if valid.any() else []
         head, components = _head(dataset), dataset.count
     content = _kept.read(scene, [at for _, at in found], fresh)
@@ -134,6 +131,7 @@ def _is_served(dataset: DatasetReader, rgb: bool) -> bool:
         )
         and _colour_space(dataset) in COLOURS
         and height * width <= MAX_BLOCK
+        and width <= MAX_WIDTH
         and (height % 8 == 0 or height == dataset.height)  # else GDAL shows the rows of a strip as blocks
         and flags <= {MaskFlags.all_valid, MaskFlags.per_dataset}
     )

@@ -19,7 +19,7 @@ from seg_core.geometry import pixel_at, pixel_size, position
 from seg_core.raster import Pixels, Valid, read_chip
 from seg_core.scenes import Scene, mean_gsd
 from seg_core.storage import folder_of
-from seg_core.tiling import Window, fold, intersection, overlap, shifted, unfold
+from seg_core.tiling import Window, fold, hull, intersection, overlap, shifted, unfold
 
 MOSAIC = "mosaic"  # scene_id of the whole; those of files have a suffix
 TOLERANCE = 0.01  # px that a scene may lie off the grid
@@ -33,9 +33,7 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
     first = next((scene for scene in scenes if scene.crs is not None), scenes[0])
     why = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
     pieces = [scene for scene in scenes if why[scene.scene_id] is None]
-    places = [place(scene, first) for scene in pieces] or [first.window]
-    top, left = min(at.row_off for at in places), min(at.col_off for at in places)
-    height, width = max(at.bottom for at in places) - top, max(at.right for at in places) - left
+    top, left, height, width = hull([place(scene, first) for scene in pieces] or [first.window])
     a, b, _, d, e, _ = first.transform
     x, y = position(first.transform, top, left)
     transform = (a, b, float(x), d, e, float(y))

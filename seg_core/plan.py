@@ -16,6 +16,7 @@ from seg_core.scenes import Scene, fit_to_model
 from seg_core.tiling import MIN_CHIP, Window, align, grown, intersection, num_splits, overlap, split
 
 MAX_WINDOW = 2048  # px; beyond it the halo costs little, and memory much
+READ = 4096  # px that are read at once, where memory allows: windows beside each other share blocks of their file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,10 +215,24 @@ def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory
     return max(fitting, default=settings.tile_size)
 
 
-def choose_depth(window: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> int:
-    """How many chips may wait for the model: two for each that is read at once, in at most an eighth of the memory."""
-    chip = (window + 2 * settings.halo) ** 2 * (bundle.bands + 1)  # bytes; one a pixel says what is valid
-    return max(1, min(2 * at_once, memory // 8 // chip))
+def largest_square(window: int) -> int:
+    """The side in px of the squares of windows that are read at once where there is memory enough."""
+    return max(1, READ // window) * window
+
+
+def choose_reads(window: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> tuple[int, int]:
+    """The side in px of the squares of windows that are read at once, and how many of them may wait for the model.
+
+    Two for each of the `at_once` that are being read, in at most an eighth of the memory in bytes. Where that does not
+    hold more than one for each, squares are single windows.
+    """
+    side, depth = window, 0
+    for side in (largest_square(window), window):
+        chip = (side + 2 * settings.halo) ** 2 * (bundle.bands + 1)  # bytes; one a pixel says what is valid
+        depth = min(2 * at_once, memory // 8 // chip)
+        if depth > at_once:
+            break
+    return side, max(1, depth)
 
 
 def _largest_window(settings: Settings) -> int:

@@ -45,6 +45,11 @@ class Staged(NamedTuple):
     ready: Any = None  # the event of a GPU after which they are there
     decoded: bool = False  # whether the device made the image, from JPEG streams
 
+    def cut(self, at: tuple[slice, slice]) -> "Staged":
+        """A chip that is a piece of this one, and shares its memory."""
+        valid = self.valid[at]
+        return self._replace(image=self.image[:, *at], mask=self.mask[at], valid=valid, holds=bool(valid.any()))
+
 
 class Answer(NamedTuple):
     """What a model says of a window: see coverage.tile_rows."""

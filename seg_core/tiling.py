@@ -21,7 +21,8 @@ Because the window's and the halo's offsets are multiples of the stride, every c
 scene's, and the network computes the same values for a pixel whatever window it is in.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -73,6 +74,12 @@ def intersection(one: Window, other: Window) -> Window:
     """What two windows have in common; a height or width of 0 or less where that is nothing."""
     top, left = max(one.row_off, other.row_off), max(one.col_off, other.col_off)
     return Window(top, left, min(one.bottom, other.bottom) - top, min(one.right, other.right) - left)
+
+
+def hull(windows: Iterable[Window]) -> Window:
+    """The smallest window that holds all of one or more."""
+    tops, lefts, bottoms, rights = zip(*((at.row_off, at.col_off, at.bottom, at.right) for at in windows), strict=True)
+    return Window(min(tops), min(lefts), max(bottoms) - min(tops), max(rights) - min(lefts))
 
 
 def shifted(window: Window, rows: int, cols: int) -> Window:
@@ -145,11 +152,24 @@ def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.in
 
 
 def unfold(image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T]:
-    """Those rows and columns of `(..., height, width)`: axis by axis, in a fifth of the time of both at once.
+    """Those rows and columns of `(..., height, width)`; the image itself where they are all that it has.
 
-    The image itself where they are all that it has.
+    What is not reflected is copied at once: to take it pixel by pixel would cost as much as to decode it.
     """
-    for axis, wanted in ((-2, rows), (-1, cols)):
-        if not np.array_equal(wanted, np.arange(image.shape[axis])):
-            image = image.take(wanted, axis)
-    return image
+    if all(np.array_equal(wanted, np.arange(has)) for wanted, has in zip((rows, cols), image.shape[-2:], strict=True)):
+        return image
+    (down, from_rows), (across, from_cols) = map(_stretch, (rows, cols))
+    found = np.empty((*image.shape[:-2], len(rows), len(cols)), image.dtype)
+    found[..., down, across] = image[..., from_rows, from_cols]
+    for beside in (slice(0, across.start), slice(across.stop, None)):
+        found[..., down, beside] = image[..., from_rows, :].take(cols[beside], -1)
+    for beyond in (slice(0, down.start), slice(down.stop, None)):
+        found[..., beyond, :] = image.take(rows[beyond], -2).take(cols, -1)
+    return found
+
+
+def _stretch(wanted: NDArray[np.intp]) -> tuple[slice, slice]:
+    """The longest stretch of places that follow each other: where it is among them, and what it is."""
+    ends = [0, *np.flatnonzero(np.diff(wanted) != 1) + 1, len(wanted)]
+    first, last = max(pairwise(ends), key=lambda stretch: stretch[1] - stretch[0])
+    return slice(first, last), slice(wanted[first], wanted[last - 1] + 1)

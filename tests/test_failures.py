@@ -17,6 +17,7 @@ from jobs.actor import PartSegmenter
 from jobs.session import Crew, Speed
 from seg_core import attempts, mosaic
 from seg_core.bundle import read_bundle
+from seg_core.errors import UnansweredError
 from seg_core.plan import Part, Plan, Settings, make_plan
 from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part
@@ -74,16 +75,18 @@ def failed_places(rows: Rows) -> set[tuple[int, int]]:
 def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, read = undisturbed(made), mosaic.read_chip
+    whole, read, asked = undisturbed(made), mosaic.read_chip, []
 
     def broken(scene: Any, at: Window, scale: Any) -> Any:
-        if (at.row_off, at.col_off) == (128 - 24, -24):
+        asked.append(at)
+        if at.col_off < 0 and at.bottom > 500:  # chips measure 512 px at least
             raise MemoryError("array is too big")
         return read(scene, at, scale)
 
     monkeypatch.setattr(mosaic, "read_chip", broken)
     rows = work(made)
     assert failed_places(rows) == {(128, 0), (128, 64), (192, 0), (192, 64)}
+    assert len(asked) == 6  # the windows of both parts at once, then those of the first one alone
     failed = [row for row in rows if row["status"] == "failed"]
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("MemoryError", 1)}
     assert all("a.tif: array is too big" in row["error"] for row in failed)
@@ -91,6 +94,28 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
     assert verify(made[2]).holds
     monkeypatch.undo()
     assert work(made) == whole
+
+
+def test_a_store_that_does_not_answer_is_not_asked_for_each_window(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, read, asked = undisturbed(made), mosaic.read_chip, []
+
+    def silent(scene: Any, at: Window, scale: Any) -> Any:
+        asked.append(at)
+        if at.col_off < 0:
+            error = UnansweredError("a.tif: no answer")
+            error.attempts = 6
+            raise error
+        return read(scene, at, scale)
+
+    monkeypatch.setattr(mosaic, "read_chip", silent)
+    rows = work(made)
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert {(row["col_off"] < 256, row["error_class"], row["attempts"]) for row in failed} == {
+        (True, "UnansweredError", 6)
+    }
+    assert len(failed) == 16
+    assert len(asked) == 2
+    assert_the_rest_is_done(rows, whole)
 
 
 def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +205,7 @@ from seg_core import mosaic
 from seg_core.run import read_plan
 read = mosaic.read_chip
 def deadly(scene, at, scale):
-    if (at.row_off, at.col_off) == (128 - 24, 128 - 24):
+    if at.bottom > 500 and at.right > 500 and at.col_off < 200:  # chips measure 512 px at least
         os.kill(os.getpid(), signal.SIGSEGV)
     return read(scene, at, scale)
 mosaic.read_chip = deadly

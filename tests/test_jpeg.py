@@ -16,7 +16,7 @@ from rasterio.transform import Affine
 from test_raster import write_raw
 from test_segment import rows_of, seg
 
-from jobs.windows import stage_window
+from jobs.windows import stage_windows
 from seg_core import jpeg
 from seg_core.errors import ReadError
 from seg_core.jpeg import Kept, _without_colour, read_streams
@@ -169,14 +169,14 @@ def test_a_gpu_that_takes_rgb_for_ycbcr_is_given_none(
     part = next(make_plan([scene], segmenter.bundle, settings)[0].parts())
     for knows, decoded in ((True, True), (False, photometric == "ycbcr")):
         monkeypatch.setattr(Segmenter, "decodes_rgb", knows)
-        assert stage_window(part, part.window, settings, segmenter).decoded == decoded
+        assert stage_windows([(part, part.window)], settings, segmenter)[0].decoded == decoded
 
 
 def test_so_is_a_very_wide_image_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which the blocks of a chip are many times as large as the chip."""
     scene = write_jpeg(tmp_path / "a.tif", tiled=False, blockysize=16)
-    for room, served in ((64 * WIDTH, True), (64 * WIDTH - 1, False)):
-        monkeypatch.setattr(jpeg, "MAX_CANVAS", room)
+    for room, served in ((WIDTH, True), (WIDTH - 1, False)):
+        monkeypatch.setattr(jpeg, "MAX_WIDTH", room)
         assert (read_streams(scene, Window(16, 200, 64, 64)) is not None) == served
 
 

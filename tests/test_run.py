@@ -17,7 +17,7 @@ from conftest import NORTH_UP, UTM, MakeScene, answer_of
 from seg_core.bundle import Bundle, read_bundle, write_bundle
 from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
-from seg_core.plan import Part, Plan, Settings, choose_depth, choose_window, make_plan
+from seg_core.plan import READ, Part, Plan, Settings, choose_reads, choose_window, make_plan
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
@@ -225,19 +225,23 @@ def test_a_window_is_as_asked_or_as_large_as_half_the_memory_allows(
 
 
 @pytest.mark.parametrize(
-    ("readers", "chips_in_memory", "expected"),
+    ("window", "side", "readers", "chips_in_memory", "expected"),
     [
-        (2, 2**20, 4),  # two for each thread that reads
-        (16, 2**20, 32),
-        (16, 8 * 5, 5),  # as many as an eighth of the memory holds
-        (2, 0, 1),  # never none
+        (64, READ, 2, 2**20, (READ, 4)),  # two for each thread that reads
+        (64, READ, 16, 2**20, (READ, 32)),
+        (64, READ, 16, 8 * 17, (READ, 17)),  # as many as an eighth of the memory holds
+        (64, READ, 16, 8 * 16, (64, 32)),  # no more than one for each: windows alone
+        (64, 64, 16, 8 * 5, (64, 5)),
+        (64, 64, 2, 0, (64, 1)),  # never none
+        (1536, 3072, 2, 2**20, (3072, 4)),  # whole windows
+        (READ + 64, READ + 64, 2, 2**20, (READ + 64, 4)),
     ],
 )
-def test_chips_that_wait_are_bounded_by_readers_and_memory(
-    bundle: Bundle, readers: int, chips_in_memory: int, expected: int
+def test_what_is_read_at_once_and_waits_is_bounded_by_readers_and_memory(
+    bundle: Bundle, window: int, side: int, readers: int, chips_in_memory: int, expected: tuple[int, int]
 ) -> None:
-    chip = (64 + 32) ** 2 * (bundle.bands + 1)
-    assert choose_depth(64, SETTINGS, bundle, chips_in_memory * chip, readers) == expected
+    chip = (side + 32) ** 2 * (bundle.bands + 1)
+    assert choose_reads(window, SETTINGS, bundle, chips_in_memory * chip, readers) == expected
 
 
 @pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])

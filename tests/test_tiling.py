@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seg_core.tiling import Window, chip_window, fold, num_splits, reflect, round_up, split, unfold
+from seg_core.tiling import Window, chip_window, fold, hull, num_splits, reflect, round_up, split, unfold
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -146,6 +146,14 @@ def test_reflection_repeats_no_edge_and_moves_pixel_by_pixel(size: int, start: i
 def test_inside_the_scene_reflection_changes_nothing() -> None:
     assert reflect(0, 5, 5).tolist() == [0, 1, 2, 3, 4]
     assert reflect(-2, 7, 5).tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
+
+
+@given(st.lists(st.builds(Window, *[st.integers(-60, 60)] * 2, *[st.integers(1, 90)] * 2), min_size=1, max_size=5))
+def test_the_hull_of_windows_touches_them_on_every_side(windows: list[Window]) -> None:
+    found = hull(windows)
+    assert hull([found, *windows]) == found
+    for side, furthest in (("row_off", min), ("col_off", min), ("bottom", max), ("right", max)):
+        assert getattr(found, side) == furthest(getattr(at, side) for at in windows)
 
 
 def test_an_axis_of_one_pixel_repeats_it() -> None:
