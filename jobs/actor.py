@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_reads, fit_window, seam, squares, stage_windows, start_windows, window_rows
+from jobs.windows import fit_squares, fit_window, seam, stage_windows, start_windows, window_rows
 from seg_core.ahead import ahead, for_each
 from seg_core.attempts import Attempt, begin, end, touch
 from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import ReadError, UnansweredError
-from seg_core.plan import Part, Settings
+from seg_core.plan import Job, Part, Settings, Square
 from seg_core.results import write_part
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
@@ -104,7 +104,7 @@ class PartSegmenter:
         """Each part with the rows of its windows, which are being made."""
         size = self.window
         plain = [part for part in parts if part.key not in careful]
-        made = self.infer([(part, window) for part in plain for window in split(part.window, size)])
+        made = self.infer(plain, size)
         for part in parts:
             rows: list[Future[list[Row]]] = []
             for window in split(part.window, size):
@@ -142,33 +142,39 @@ class PartSegmenter:
         times = {"started": started, "ended": max(started, published["ended"]), **self.clock.take()}
         return {**published, **times, **seams, **of_all}
 
-    def infer(self, work: Sequence[Job]) -> Iterator[MakeRows]:
-        """For each window, in order, what makes its rows. The first few show how many threads must read."""
-        few = 0 if self.clock.seconds["model"] else FEW * self.least
-        for stretch in (work[:few], work[few:]):
-            yield from self.infer_stretch(stretch)
+    def infer(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
+        """What makes the rows of windows of that size: for each part as many as it has, in any order.
 
-    def infer_stretch(self, work: Sequence[Job]) -> Iterator[MakeRows]:
+        The first few show how many threads must read.
+        """
+        windows, few = 0, 0
+        while few < len(parts) and windows < FEW * self.least and not self.clock.seconds["model"]:
+            windows, few = windows + num_splits(parts[few].window, size), few + 1
+        for stretch in (parts[:few], parts[few:]):
+            yield from self.infer_stretch(stretch, size)
+
+    def infer_stretch(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
         """The same with as many threads as were found to be needed."""
-        if self.batch is None and work:
-            self.batch = self.choose_batch(work)
+        if not parts:
+            return
+        if self.batch is None:
+            self.batch = self.choose_batch([window for part in parts for window in split(part.window, size)])
         self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
-        at_once = max(self.readers, self.batch or 1)
-        side, depth = fit_reads(self.window, self.settings, self.segmenter, self.crew, at_once)
+        squares, depth = fit_squares(parts, size, self.settings, self.segmenter, self.crew, self.readers, self.batch)
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(self.readers) as readers:
-            chips = chain.from_iterable(ahead(readers, self.read, squares(work, side), depth))
-            for batch in self.batches(zip(work, chips, strict=True)):
+            chips = chain.from_iterable(ahead(readers, self.read, squares, depth))
+            for batch in self.batches(zip(chain.from_iterable(squares), chips, strict=True)):
                 flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
                 while len(flying) > self.segmenter.in_flight:
                     yield from flying.popleft()
         for each in flying:
             yield from each
 
-    def choose_batch(self, work: Sequence[Job]) -> int:
+    def choose_batch(self, windows: Sequence[Window]) -> int:
         """How many of the largest windows to segment at once."""
         bundle = self.segmenter.bundle
-        largest = max((window for _, window in work), key=lambda window: window.height * window.width)
+        largest = max(windows, key=lambda window: window.height * window.width)
         chip = chip_window(largest, self.settings.halo, bundle.stride)
         return self.segmenter.find_batch(bundle.bands, chip.height, chip.width)
 
@@ -188,20 +194,21 @@ class PartSegmenter:
         if batch:
             yield batch
 
-    def read(self, jobs: Sequence[Job]) -> "Sequence[Staged | Failure]":
-        """The chip of each of some windows of one part, which are read at once, or why it can't be read."""
+    def read(self, square: Square) -> "Sequence[Staged | Failure]":
+        """The chip of each window of a square, or why it can't be read."""
+        part, _ = square[0]
         try:
             with self.clock.on("reading"):
-                return stage_windows(jobs, self.settings, self.segmenter)
+                return stage_windows(square, self.settings, self.segmenter)
         except ReadError as error:
             failure = Failure(type(error).__name__, str(error), error.attempts)
-            of_all = isinstance(error, UnansweredError)
+            of_all = isinstance(error, UnansweredError) and not part.sources  # else it may be some windows' alone
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
             self.end_if_lost()
-            failure, of_all = Failure(type(error).__name__, f"{jobs[0][0].scene.uri}: {error}"), False
-        if of_all or len(jobs) == 1:
-            return [failure] * len(jobs)
-        return [found for job in jobs for found in self.read([job])]
+            failure, of_all = Failure(type(error).__name__, f"{part.scene.uri}: {error}"), False
+        if of_all or len(square) == 1:
+            return [failure] * len(square)
+        return [found for job in square for found in self.read([job])]
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
         """What makes the rows of a window that can't be read."""

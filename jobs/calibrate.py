@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, zip_longest
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.windows import Job, squares, stage_windows, start_windows
+from jobs.windows import stage_windows, start_windows
 from seg_core.ahead import ahead
-from seg_core.plan import Plan, largest_square
-from seg_core.segmenter import Segmenter, Staged
-from seg_core.tiling import Window, split
+from seg_core.plan import Plan, Square, largest_square, squares
+from seg_core.segmenter import Segmenter
 
 SAMPLE = 8  # windows
 SECONDS_PER_HOUR = 3600
@@ -36,21 +34,21 @@ def calibrate(
     every = -(-plan.counts["parts"] // SAMPLE)
     # From the middle of each stretch, for the first and last parts of a scene are the small ones.
     parts = list(islice(plan.parts(), every // 2, None, every))
-    side = largest_square(window)
-    chosen = [squares([(part, at) for at in split(part.window, window)], side)[0] for part in parts]
+    chosen = [squares([part], window, largest_square(window))[0] for part in parts]
 
-    def stage(jobs: Sequence[Job]) -> list[tuple[Window, Staged]]:
-        return list(zip((at for _, at in jobs), stage_windows(jobs, plan.settings, segmenter), strict=True))
+    def read(square: Square) -> int:
+        stage_windows(square, plan.settings, segmenter)
+        return sum(at.height * at.width for _, at in square)
 
     with ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        read = list(ahead(pool, stage, chosen, readers))
-        decode = sum(at.height * at.width for square in read for at, _ in square) / (time.perf_counter() - started)
+        decode = sum(ahead(pool, read, chosen, readers)) / (time.perf_counter() - started)
     # Of each square the first, then the second ones.
-    chips = [each for each in chain.from_iterable(zip_longest(*read)) if each is not None][:SAMPLE]
+    jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None][:SAMPLE]
+    chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)) for part, at in jobs]
     for some in (chips[:1], chips):  # the first one warms up
         started = time.perf_counter()
-        under_way = [start_windows([chip], at, plan.settings, segmenter) for at, chip in some]
+        under_way = [start_windows(chip, at, plan.settings, segmenter) for at, chip in some]
         for each in under_way:
             each.result()
     pixels = sum(at.height * at.width for at, _ in chips)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import Job, fit_reads, fit_window, read_window, squares, stage_windows, start_windows
+from jobs.windows import fit_squares, fit_window, read_window, stage_windows, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
-from seg_core.plan import Part, Settings
+from seg_core.plan import Job, Part, Settings, Square
 from seg_core.segmenter import Pending, Segmenter, load_model
 from seg_core.tiling import split
 
@@ -58,9 +58,11 @@ class Stages:
         self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
         window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        side, self.depth = fit_reads(window, settings, self.segmenter, crew, self.readers)
-        jobs = [(part, at) for part in map(Part.from_row, parts) for at in split(part.window, window)]
-        self.squares = squares(jobs, side)
+        known = [Part.from_row(part) for part in parts]
+        jobs = [(part, at) for part in known for at in split(part.window, window)]
+        # They are read again and again: as a run reads that has more of them than threads.
+        many = known * -(-2 * self.readers // len(known))
+        self.squares, self.depth = fit_squares(many, window, settings, self.segmenter, crew, self.readers)
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
         self.largest = largest, *self.windows[largest][:2]
@@ -68,9 +70,9 @@ class Stages:
     def decode(self, seconds: float) -> float:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
 
-        def stage(jobs: Sequence[Job]) -> int:
-            stage_windows(jobs, self.settings, self.segmenter)
-            return sum(map(_size, jobs))
+        def stage(square: Square) -> int:
+            stage_windows(square, self.settings, self.segmenter)
+            return sum(at.height * at.width for _, at in square)
 
         with ThreadPoolExecutor(self.readers) as pool:
             return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
 from seg_core.jpeg import read_streams
 from seg_core.mosaic import read_image
-from seg_core.plan import Part, Settings, choose_reads, choose_window
+from seg_core.plan import Part, Settings, Square, choose_squares, choose_window
 from seg_core.tiling import Window, chip_window, hull, intersection, round_up, split
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 SEAM = 32  # px on this side of a border that are looked at
 
-Job = tuple[Part, Window]
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
@@ -30,28 +28,15 @@ def read_window(part: Part, window: Window, settings: Settings, stride: int) -> 
     return read_image(part.scene, part.sources, chip_window(window, settings.halo, stride), settings.scale)
 
 
-def squares(jobs: Sequence[Job], side: int) -> list[list[Job]]:
-    """What is read at once of windows in their order: those that follow each other in a square of `side` px of a part.
-
-    Neighbours share blocks of their file, which are decoded once then.
-    """
-
-    def square(job: Job) -> tuple[str, int, int]:
-        part, window = job
-        return part.key, (window.row_off - part.window.row_off) // side, (window.col_off - part.window.col_off) // side
-
-    return [list(together) for _, together in groupby(jobs, square)]
-
-
-def stage_windows(jobs: Sequence[Job], settings: Settings, segmenter: "Segmenter") -> "list[Staged]":
-    """The chips of windows of one part, read at once, where the device has them at hand.
+def stage_windows(square: Square, settings: Settings, segmenter: "Segmenter") -> "list[Staged]":
+    """The chips of windows that are read at once, where the device has them at hand.
 
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read.
     """
-    part = jobs[0][0]
-    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in jobs]
+    part = square[0][0]
+    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in square]
     whole = hull(chips)
-    staged = _decode_chip(part, whole, settings, segmenter, alone=len(jobs) == 1)
+    staged = _decode_chip(part, whole, settings, segmenter, alone=len(square) == 1)
     if staged is None:
         staged = segmenter.stage(*read_image(part.scene, part.sources, whole, settings.scale))
     return [staged.cut(chip.slices(whole)) for chip in chips]
@@ -93,10 +78,19 @@ def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "
     return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
 
 
-def fit_reads(window: int, settings: Settings, segmenter: "Segmenter", crew: "Crew", at_once: int) -> tuple[int, int]:
-    """The side of `squares`, and how many may wait, in the memory of the host and half of the share of a GPU."""
+def fit_squares(
+    parts: Sequence[Part],
+    window: int,
+    settings: Settings,
+    segmenter: "Segmenter",
+    crew: "Crew",
+    readers: int,
+    batch: int | None = None,
+) -> tuple[list[Square], int]:
+    """What `choose_squares` finds for the memory of the host and half of the share of a GPU."""
     on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, crew.num_gpus) / 2
-    return choose_reads(window, settings, segmenter.bundle, int(min(crew.memory, on_device)), at_once)
+    memory = int(min(crew.memory, on_device))
+    return choose_squares(parts, window, settings, segmenter.bundle, memory, readers, batch or 1)
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":

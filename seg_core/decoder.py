@@ -14,7 +14,7 @@ from seg_core.jpeg import Streams
 from seg_core.tiling import unfold
 from seg_core.together import Together
 
-MOST = 4  # chips that are decoded together; each may be that of several windows
+MOST = 8  # chips that are decoded together; each may be that of several windows
 
 
 class Decoded(NamedTuple):

@@ -27,7 +27,7 @@ from seg_core.tiling import Window, fold, unfold
 # px; larger or wider blocks are strips, of which a chip needs a small part.
 MAX_BLOCK, MAX_WIDTH = 2**22, 2**13
 NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
-KEPT = 2**25  # bytes of streams that a process keeps, for the windows beside the one that they were fetched for
+KEPT = 2**25  # bytes of streams that a process keeps, for what is beside the chip that they were fetched for
 START = b"\xff\xd8"  # of a JPEG stream
 # Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess. TIFF has a tag of
 # its own for that, and what else the stream may say of it does not count.

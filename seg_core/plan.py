@@ -16,7 +16,7 @@ from seg_core.scenes import Scene, fit_to_model
 from seg_core.tiling import MIN_CHIP, Window, align, grown, intersection, num_splits, overlap, split
 
 MAX_WINDOW = 2048  # px; beyond it the halo costs little, and memory much
-READ = 4096  # px that are read at once, where memory allows: windows beside each other share blocks of their file
+READ = 4096  # px a side of what is read at once: windows beside each other share blocks of their file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,24 +215,53 @@ def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory
     return max(fitting, default=settings.tile_size)
 
 
+def choose_depth(side: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> int:
+    """How many squares of `side` px may wait for the model: two for each that is read at once.
+
+    In at most an eighth of the memory, in bytes.
+    """
+    # Bytes a pixel: one says what is valid. Scaled, a band may be of four, and is stretched in as many.
+    each = bundle.bands * (1 if settings.scale is None else 9) + 1
+    return max(1, min(2 * at_once, memory // 8 // (each * (min(side, settings.part) + 2 * settings.halo) ** 2)))
+
+
+Job = tuple[Part, Window]
+Square = list[Job]  # windows of one part that are read at once
+
+
 def largest_square(window: int) -> int:
-    """The side in px of the squares of windows that are read at once where there is memory enough."""
+    """The side in px of the largest squares."""
     return max(1, READ // window) * window
 
 
-def choose_reads(window: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> tuple[int, int]:
-    """The side in px of the squares of windows that are read at once, and how many of them may wait for the model.
+def squares(parts: Sequence[Part], window: int, side: int) -> list[Square]:
+    """Windows of parts, by what is read at once: squares of up to `side` px."""
+    blocks = [(part, block) for part in parts for block in split(part.window, side)]
+    return [[(part, at) for at in split(block, window)] for part, block in blocks]
 
-    Two for each of the `at_once` that are being read, in at most an eighth of the memory in bytes. Where that does not
-    hold more than one for each, squares are single windows.
+
+def choose_squares(
+    parts: Sequence[Part],
+    window: int,
+    settings: Settings,
+    bundle: Bundle,
+    memory: int,
+    readers: int,
+    batch: int = 1,
+) -> tuple[list[Square], int]:
+    """What is read at once of parts whose windows are of that size in px, and how many of it may wait for the model.
+
+    Blocks of a file that windows share are decoded once then. They are as large as READ, or smaller ones by halves, so
+    that there are two for each of the `readers`, and `memory` in bytes for more than one for each.
     """
-    side, depth = window, 0
-    for side in (largest_square(window), window):
-        chip = (side + 2 * settings.halo) ** 2 * (bundle.bands + 1)  # bytes; one a pixel says what is valid
-        depth = min(2 * at_once, memory // 8 // chip)
-        if depth > at_once:
-            break
-    return side, max(1, depth)
+    side = largest_square(window)
+    while True:
+        found = squares(parts, window, side)
+        at_once = max(readers, -(-batch // (side // window) ** 2))
+        depth = choose_depth(side, settings, bundle, memory, at_once)
+        if side == window or (len(found) >= 2 * readers and depth > readers):
+            return found, depth
+        side = max(1, side // window // 2) * window
 
 
 def _largest_window(settings: Settings) -> int:

@@ -150,10 +150,17 @@ def _read(dataset: DatasetReader, box: Window, scene: Scene, grid: Scene) -> tup
 def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np.generic], Valid]:
     if _is_left_out(dataset, box, scene):
         return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
-    valid = read_mask(dataset, box, scene)
-    if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
-        return np.zeros((len(scene.bands), *valid.shape), scene.dtype), valid
-    pixels = dataset.read(list(scene.bands), window=_as_rasterio(box))
+    alpha, window = _alpha_band(dataset), _as_rasterio(box)
+    if alpha is not None:
+        # As a band: GDAL's masks leave alpha out where there is a nodata value too. And with the colours, which are
+        # mostly in the same blocks: those would be decoded for each.
+        found = dataset.read([*scene.bands, alpha], window=window)
+        pixels, valid = found[:-1], found[-1] > 0
+    else:
+        valid = read_mask(dataset, box, scene)
+        if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
+            return np.zeros((len(scene.bands), *valid.shape), scene.dtype), valid
+        pixels = dataset.read(list(scene.bands), window=window)
     if scene.nodata is not None and not np.isnan(scene.nodata):
         # One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
         valid &= (pixels != scene.nodata).any(axis=0)
@@ -182,10 +189,7 @@ def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
 
 
 def read_mask(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """What the alpha band or the mask says, where there is one."""
-    alpha = _alpha_band(dataset)
-    if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
-        return np.asarray(dataset.read(alpha, window=_as_rasterio(box)) > 0)
+    """What the mask of a file without alpha band says, where there is one."""
     if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
         return np.asarray(dataset.read_masks(scene.bands[0], window=_as_rasterio(box)) > 0)
     return np.ones((box.height, box.width), np.bool_)
@@ -197,8 +201,11 @@ def _as_rasterio(window: Window) -> RasterioWindow:
 
 def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels:
     low, high = scale
-    stretched = (pixels.astype(np.float32).clip(low, high) - low) * (255.0 / (high - low))
-    return np.asarray(np.nan_to_num(stretched, nan=0.0).round(), np.uint8)
+    found = np.empty(pixels.shape, np.uint8)
+    for band, kept in zip(pixels, found, strict=True):  # one by one: they are large
+        stretched = (band.astype(np.float32).clip(low, high) - low) * (255.0 / (high - low))
+        kept[:] = np.nan_to_num(stretched, nan=0.0).round()
+    return found
 
 
 def read_whole(uri: str) -> NDArray[np.generic]:

@@ -85,6 +85,8 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
             "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
             "CPL_VSIL_CURL_CHUNK_SIZE": 16384,  # what a read is rounded up to: little more than a block
             "CPL_VSIL_CURL_CACHE_SIZE": 16 * 2**20,  # bytes, in each process
+            # Of what one read needs, so much is fetched in few requests; what is beyond it block by block.
+            "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": 64 * 2**20,
             "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # neighbouring blocks in one request
             "GDAL_HTTP_MULTIPLEX": "YES",  # many requests over one connection where the server speaks HTTP/2
             "GDAL_HTTP_MAX_RETRY": 6,  # half a minute in all

@@ -5,7 +5,7 @@ bottom edge. Because part is a multiple of window and window a multiple of tile,
 
     scene ──split(part)──▶ parts ──split(window)──▶ windows ──split(tile)──▶ tiles
 
-What is read for a window is its chip: the window, grown by the halo on every side, and on to a multiple of the
+What is inferred for a window is its chip: the window, grown by the halo on every side, and on to a multiple of the
 model's stride at the bottom and right:
 
     ┌───────────────────────┐  row_off - halo
@@ -117,7 +117,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def chip_window(window: Window, halo: int, stride: int) -> Window:
-    """The chip of a window: what is read and inferred for it. It may reach beyond the scene."""
+    """The chip of a window: what is inferred for it. It may reach beyond the scene."""
     return Window(
         window.row_off - halo,
         window.col_off - halo,

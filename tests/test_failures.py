@@ -29,7 +29,8 @@ from seg_core.verify import verify
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
-CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+# Of a single reader, to whom the two parts are two squares.
+CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
 SPEED = Speed(device="cpu")
 Made = tuple[Plan, str, str]
 Rows = list[dict[str, Any]]
@@ -211,7 +212,7 @@ def deadly(scene, at, scale):
 mosaic.read_chip = deadly
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
@@ -226,7 +227,7 @@ def start(self, chips, cut, seldom):
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """

@@ -17,7 +17,17 @@ from conftest import NORTH_UP, UTM, MakeScene, answer_of
 from seg_core.bundle import Bundle, read_bundle, write_bundle
 from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
-from seg_core.plan import READ, Part, Plan, Settings, choose_reads, choose_window, make_plan
+from seg_core.plan import (
+    READ,
+    Part,
+    Plan,
+    Settings,
+    choose_depth,
+    choose_squares,
+    choose_window,
+    make_plan,
+    squares,
+)
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
@@ -33,7 +43,8 @@ from seg_core.run import (
     read_record,
     write_record,
 )
-from seg_core.tiling import Window, split
+from seg_core.scenes import read_scene
+from seg_core.tiling import Window, hull, split
 from seg_core.verify import verify
 
 SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
@@ -225,23 +236,66 @@ def test_a_window_is_as_asked_or_as_large_as_half_the_memory_allows(
 
 
 @pytest.mark.parametrize(
-    ("window", "side", "readers", "chips_in_memory", "expected"),
+    ("readers", "squares_in_memory", "expected"),
     [
-        (64, READ, 2, 2**20, (READ, 4)),  # two for each thread that reads
-        (64, READ, 16, 2**20, (READ, 32)),
-        (64, READ, 16, 8 * 17, (READ, 17)),  # as many as an eighth of the memory holds
-        (64, READ, 16, 8 * 16, (64, 32)),  # no more than one for each: windows alone
-        (64, 64, 16, 8 * 5, (64, 5)),
-        (64, 64, 2, 0, (64, 1)),  # never none
-        (1536, 3072, 2, 2**20, (3072, 4)),  # whole windows
-        (READ + 64, READ + 64, 2, 2**20, (READ + 64, 4)),
+        (2, 2**20, 4),  # two for each thread that reads
+        (16, 2**20, 32),
+        (16, 8 * 5, 5),  # as many as an eighth of the memory holds
+        (2, 0, 1),  # never none
     ],
 )
-def test_what_is_read_at_once_and_waits_is_bounded_by_readers_and_memory(
-    bundle: Bundle, window: int, side: int, readers: int, chips_in_memory: int, expected: tuple[int, int]
+def test_squares_that_wait_are_bounded_by_readers_and_memory(
+    bundle: Bundle, readers: int, squares_in_memory: int, expected: int
 ) -> None:
-    chip = (side + 32) ** 2 * (bundle.bands + 1)
-    assert choose_reads(window, SETTINGS, bundle, chips_in_memory * chip, readers) == expected
+    memory = squares_in_memory * (64 + 32) ** 2 * (bundle.bands + 1)
+    assert choose_depth(64, SETTINGS, bundle, memory, readers) == expected
+    assert choose_depth(READ, SETTINGS, bundle, memory, readers) == expected  # a part has 64 px
+    assert choose_depth(64, replace(SETTINGS, scale=(0.0, 1.0)), bundle, memory, readers) <= expected
+
+
+@pytest.mark.parametrize("side", [32, 64, 96, 128, 1000])
+def test_squares_hold_each_window_once(make_scene: MakeScene, side: int) -> None:
+    scene = read_scene(make_scene(height=200, width=320), "a.tif")
+    part = Part("a", scene, scene.window)
+    found = squares([part, part], 32, side)
+    assert sorted(job[1] for square in found for job in square) == sorted([*split(part.window, 32)] * 2)
+    for square in found:
+        whole = hull(window for _, window in square)
+        assert max(whole.height, whole.width) <= side
+        assert whole.height * whole.width == sum(window.height * window.width for _, window in square)
+
+
+@pytest.mark.parametrize(
+    ("parts", "window", "readers", "memory", "batch", "expected"),
+    [
+        (8, 512, 2, 2**40, 1, (4096, 4)),  # as large as can be, two for each thread that reads
+        (8, 2048, 2, 2**40, 1, (4096, 4)),
+        (8, 1536, 2, 2**40, 1, (3072, 4)),  # whole windows
+        (8, 4096, 2, 2**40, 1, (4096, 4)),
+        (2, 512, 2, 2**40, 1, (2048, 4)),  # two squares would be fewer than two for each
+        (1, 512, 4, 2**40, 1, (1024, 8)),
+        (1, 2048, 16, 2**40, 1, (2048, 32)),  # windows are the least
+        (8, 512, 2, 8 * 3 * 4288**2 * 4, 1, (4096, 3)),  # by an eighth of the memory
+        (8, 512, 2, 8 * 3 * 2240**2 * 4, 1, (2048, 3)),
+        (8, 512, 2, 0, 1, (512, 1)),
+        (8, 512, 2, 2**40, 64, (4096, 4)),  # a square is a batch
+        (8, 2048, 2, 2**40, 64, (4096, 32)),
+    ],
+)
+def test_squares_are_as_large_as_leaves_enough_of_them_and_memory_holds(
+    make_scene: MakeScene,
+    bundle: Bundle,
+    parts: int,
+    window: int,
+    readers: int,
+    memory: int,
+    batch: int,
+    expected: tuple[int, int],
+) -> None:
+    settings = Settings(tile_size=512, part=4096, halo=96, threshold=0.5)
+    some = [Part("a", read_scene(make_scene(), "a.tif"), Window(0, 0, 4096, 4096))] * parts
+    found, depth = choose_squares(some, window, settings, bundle, memory, readers, batch)
+    assert (hull(at for _, at in found[0]).width, depth) == expected
 
 
 @pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])
