@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import MakeBundle, MakeScene
 
+from jobs import actor
 from jobs.actor import PartSegmenter
 from jobs.session import Crew, Speed
 from seg_core import attempts, mosaic
 from seg_core.bundle import read_bundle
 from seg_core.errors import UnansweredError
-from seg_core.plan import Part, Plan, Settings, make_plan
+from seg_core.plan import Part, Plan, Settings, Square, make_plan
 from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import open_run
@@ -29,8 +30,7 @@ from seg_core.verify import verify
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
-# Of a single reader, to whom the two parts are two squares.
-CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
+CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 SPEED = Speed(device="cpu")
 Made = tuple[Plan, str, str]
 Rows = list[dict[str, Any]]
@@ -39,17 +39,25 @@ Rows = list[dict[str, Any]]
 @pytest.fixture
 def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
     """A plan of a scene of two parts of four windows each, its model, and its run, which is open."""
-    path = make_scene("region/a.tif", 256, 500)
-    model, run = make_bundle(), str(tmp_path / "run")
+    return make(make_scene("region/a.tif", 256, 500), make_bundle(), str(tmp_path / "run"))
+
+
+@pytest.fixture
+def wide(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
+    """The same of six parts: eight windows of two parts, which are read alone, and four squares."""
+    return make(make_scene("region/a.tif", 256, 1536), make_bundle(), str(tmp_path / "run"))
+
+
+def make(path: str, model: str, run: str) -> Made:
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), SETTINGS)
     open_run(run, plan, model)
     return plan, model, run
 
 
-def work(made: Made, session: str = "s", speed: Speed = SPEED) -> Rows:
+def work(made: Made, session: str = "s", speed: Speed = SPEED, parts: Sequence[Part] | None = None) -> Rows:
     """Segment all parts in this process; the rows of the run."""
     plan, model, run = made
-    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, speed, session).segment_parts(list(plan.parts())))
+    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, speed, session).segment_parts(parts or list(plan.parts())))
     return rows_of(made)
 
 
@@ -74,48 +82,47 @@ def failed_places(rows: Rows) -> set[tuple[int, int]]:
 
 
 def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    wide: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, read, asked = undisturbed(made), mosaic.read_chip, []
+    whole, read, asked = undisturbed(wide), mosaic.read_chip, []
 
     def broken(scene: Any, at: Window, scale: Any) -> Any:
         asked.append(at)
-        if at.col_off < 0 and at.bottom > 500:  # chips measure 512 px at least
+        if at.col_off == 512 - 24 and at.bottom > 500:  # chips measure 512 px at least
             raise MemoryError("array is too big")
         return read(scene, at, scale)
 
     monkeypatch.setattr(mosaic, "read_chip", broken)
-    rows = work(made)
-    assert failed_places(rows) == {(128, 0), (128, 64), (192, 0), (192, 64)}
-    assert len(asked) == 6  # the windows of both parts at once, then those of the first one alone
+    rows = work(wide)
+    assert failed_places(rows) == {(128, 512), (128, 576), (192, 512), (192, 576)}
+    assert len(asked) == 8 + 4 + 4  # those of the broken square are read alone then
     failed = [row for row in rows if row["status"] == "failed"]
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("MemoryError", 1)}
     assert all("a.tif: array is too big" in row["error"] for row in failed)
     assert_the_rest_is_done(rows, whole)
-    assert verify(made[2]).holds
+    assert verify(wide[2]).holds
     monkeypatch.undo()
-    assert work(made) == whole
+    assert work(wide) == whole
 
 
-def test_a_store_that_does_not_answer_is_not_asked_for_each_window(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, read, asked = undisturbed(made), mosaic.read_chip, []
+@pytest.mark.parametrize("pieces", [0, 2])
+def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be_in_another_file(
+    wide: Made, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    whole, read, asked = undisturbed(wide), actor.stage_windows, []
+    parts = [replace(part, sources=(part.scene,) * pieces) for part in wide[0].parts()]
 
-    def silent(scene: Any, at: Window, scale: Any) -> Any:
-        asked.append(at)
-        if at.col_off < 0:
-            error = UnansweredError("a.tif: no answer")
-            error.attempts = 6
-            raise error
-        return read(scene, at, scale)
+    def silent(square: Square, *rest: Any) -> Any:
+        asked.append(square)
+        if any(window[:2] == (128, 512) for _, window in square):
+            raise UnansweredError("a.tif: no answer")
+        return read(square, *rest)
 
-    monkeypatch.setattr(mosaic, "read_chip", silent)
-    rows = work(made)
+    monkeypatch.setattr(actor, "stage_windows", silent)
+    rows = work(wide, parts=parts)
     failed = [row for row in rows if row["status"] == "failed"]
-    assert {(row["col_off"] < 256, row["error_class"], row["attempts"]) for row in failed} == {
-        (True, "UnansweredError", 6)
-    }
-    assert len(failed) == 16
-    assert len(asked) == 2
+    assert {row["error_class"] for row in failed} == {"UnansweredError"}
+    assert (len(failed), len(asked)) == ((4, 8 + 4 + 4) if pieces else (16, 8 + 4))
     assert_the_rest_is_done(rows, whole)
 
 
@@ -212,7 +219,7 @@ def deadly(scene, at, scale):
 mosaic.read_chip = deadly
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
@@ -227,7 +234,7 @@ def start(self, chips, cut, seldom):
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=1, memory=2**31)
+crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
