@@ -151,10 +151,8 @@ def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[ND
     if _is_left_out(dataset, box, scene):
         return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
     alpha, window = _alpha_band(dataset), _as_rasterio(box)
-    if alpha is not None:
-        # As a band: GDAL's masks leave alpha out where there is a nodata value too. And with the colours, which are
-        # mostly in the same blocks: those would be decoded for each.
-        found = dataset.read([*scene.bands, alpha], window=window)
+    if alpha is not None and dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL":
+        found = dataset.read([*scene.bands, alpha], window=window)  # at once: they are in the same blocks
         pixels, valid = found[:-1], found[-1] > 0
     else:
         valid = read_mask(dataset, box, scene)
@@ -189,7 +187,10 @@ def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
 
 
 def read_mask(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """What the mask of a file without alpha band says, where there is one."""
+    """What the alpha band or the mask says, where there is one."""
+    alpha = _alpha_band(dataset)
+    if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
+        return np.asarray(dataset.read(alpha, window=_as_rasterio(box)) > 0)
     if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
         return np.asarray(dataset.read_masks(scene.bands[0], window=_as_rasterio(box)) > 0)
     return np.ones((box.height, box.width), np.bool_)
