@@ -46,6 +46,8 @@ def train_worker(config: dict[str, Any]) -> None:
     # A worker alone may lack memory or pretrained weights; then none begins, for they would wait for it.
     if _any_worker(problem is not None):
         return
+    if rank == 0 and is_compiled(settings, learner.device, steps):
+        config["queue"].put("the network is compiled at first, which takes a minute or two")
     if rank == 0 and first > 1:
         config["queue"].put(learner.history)
         config["queue"].put(f"going on with epoch {first} of {settings.epochs}, {world} workers")
@@ -141,7 +143,7 @@ def make_learner(
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device).to(memory_format=torch.channels_last)
     average = make_average(network, settings.ema) if settings.ema else None
-    if is_compiled(settings, device, settings.epochs * steps * settings.batch * settings.crop**2):
+    if is_compiled(settings, device, steps):
         network.compile()
     optimizer = make_optimizer(settings.optimizer, network, settings.lr, settings.weight_decay)
     return Learner(
@@ -163,8 +165,9 @@ def make_learner(
     )
 
 
-def is_compiled(settings: TrainSettings, device: torch.device, pixels: int) -> bool:
-    """Whether to compile a network that is to be trained on so many pixels: as told, or else where that pays."""
+def is_compiled(settings: TrainSettings, device: torch.device, steps: int) -> bool:
+    """Whether to compile a network that is to be trained in epochs of so many steps: as told, or where that pays."""
+    pixels = settings.epochs * steps * settings.batch * settings.crop**2
     if settings.compile != "auto":
         return settings.compile == "yes"
     # The exchange of synchronised batch norm breaks the graph in pieces.

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,12 +303,13 @@ def test_the_loss_is_the_one_of_the_settings() -> None:
 
 
 def test_only_long_training_on_a_gpu_is_compiled_unless_told() -> None:
-    short, long, cpu, gpu = COMPILED - 1, COMPILED, torch.device("cpu"), torch.device("cuda")
-    auto = settings_of()
-    assert [is_compiled(auto, device, pixels) for device in (cpu, gpu) for pixels in (short, long)] == [0, 0, 0, 1]
-    assert not is_compiled(settings_of(sync_batchnorm=True), gpu, long)
-    assert is_compiled(settings_of(compile="yes"), cpu, short)
-    assert not is_compiled(settings_of(compile="no"), gpu, long)
+    auto, cpu, gpu = settings_of(epochs=8, batch=2, crop=256), torch.device("cpu"), torch.device("cuda")
+    long = -(-COMPILED // (8 * 2 * 256**2))  # steps of each epoch
+    short = long - 1
+    assert [is_compiled(auto, device, steps) for device in (cpu, gpu) for steps in (short, long)] == [0, 0, 0, 1]
+    assert not is_compiled(replace(auto, sync_batchnorm=True), gpu, long)
+    assert is_compiled(replace(auto, compile="yes"), cpu, short)
+    assert not is_compiled(replace(auto, compile="no"), gpu, long)
 
 
 def test_a_batch_is_cut_into_even_pieces_that_fit() -> None:
