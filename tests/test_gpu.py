@@ -85,6 +85,20 @@ def test_a_compiled_network_answers_each_batch_as_the_network_does(chips: list[C
     assert len(compiled.compiled.sizes) == 1
 
 
+@pytest.mark.parametrize("compiling", ["no", "yes"])
+def test_pieces_of_a_larger_chip_are_answered_as_chips_of_their_own(chips: list[Chip], compiling: str) -> None:
+    pixels, valid = (np.concatenate([np.concatenate(part, -1)] * 2, -2) for part in zip(*chips[:2], strict=True))
+    segmenter = Segmenter(BUILT_IN, DEVICE, precision="bfloat16", compiling=compiling)
+    whole = segmenter.stage(pixels, valid)
+    places = [np.s_[top : top + SIDE, left : left + SIDE] for top in (0, 300, SIDE) for left in (0, 400, SIDE)]
+    pending = [segmenter.start([whole.cut(at)], CUT) for at in places]  # under way at once, of memory that they share
+    found = [each.result()[0] for each in pending]
+    alone = [(np.ascontiguousarray(pixels[:, *at]), np.ascontiguousarray(valid[at])) for at in places]
+    expected = [segmenter.start(staged(segmenter, [chip]), CUT).result()[0] for chip in alone]
+    assert share_that_differs(found, expected) < 0.002
+    assert len(segmenter.compiled.sizes) == (compiling == "yes")
+
+
 def test_a_batch_is_found() -> None:
     found = Segmenter(BUILT_IN, DEVICE).find_batch(3, 512, 512)
     assert found > 0
@@ -112,7 +126,7 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> Non
     on_cpu = decoder == "cpu"
     pixels, _ = read_chip(scene, scene.window) if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
     write_geotiff(str(plain / "a.tif"), pixels, crs=UTM, transform=scene.transform)
-    settings = Settings(tile_size=64, part=256, halo=HALO, threshold=0.5)
+    settings = Settings(tile_size=64, part=128, halo=HALO, threshold=0.5)
     found = segment(jpeg, DEVICE, replace(settings, decode=decoder))
     expected = segment(plain, "cpu", settings)
     assert [row["valid_px"] for row in found] == [row["valid_px"] for row in expected]
@@ -129,8 +143,9 @@ def segment(folder: Path, device: str, settings: Settings) -> list[Row]:
     out = f"{folder}-run"
     open_run(out, plan, BUILT_IN)
     gpus = int(device == DEVICE)
-    crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=4, memory=2**32)
-    actor = PartSegmenter(BUILT_IN, out, settings, 128, crew, Speed(device=device), "s")
+    # So few readers that there are squares enough for them, of four windows each.
+    crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32)
+    actor = PartSegmenter(BUILT_IN, out, settings, 64, crew, Speed(device=device), "s")
     parts = list(plan.parts())
     assert [receipt["failed"] for receipt in actor.segment_parts(parts)] == [0] * len(parts)
     return [row for part in parts for row in read_part(part_path(out, part.key))]
