@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from jobs.session import Crew, Speed
-from jobs.windows import fit_squares, fit_window, read_window, stage_windows, start_windows
+from jobs.windows import fit_squares, fit_window, read_pixels, stage_windows, start_windows
 from seg_core.ahead import ahead
 from seg_core.bundle import read_weights
 from seg_core.coverage import encode_mask
 from seg_core.models import normalise
 from seg_core.plan import Job, Part, Settings, Square
 from seg_core.segmenter import Pending, Segmenter, load_model
-from seg_core.tiling import split
+from seg_core.tiling import chip_window, split
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Windows(Dataset[Any]):
 
     def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
         part, window = self.jobs[number]
-        return *read_window(part, window, self.settings, self.stride), number
+        chip = chip_window(window, self.settings.halo, self.stride)
+        return *read_pixels(part, chip, self.settings), number
 
 
 class Stages:
@@ -72,7 +73,7 @@ class Stages:
 
         def stage(square: Square) -> int:
             stage_windows(square, self.settings, self.segmenter)
-            return sum(at.height * at.width for _, at in square)
+            return sum(map(_size, square))
 
         with ThreadPoolExecutor(self.readers) as pool:
             return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds)

@@ -23,9 +23,9 @@ SEAM = 32  # px on this side of a border that are looked at
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
-def read_window(part: Part, window: Window, settings: Settings, stride: int) -> Chip:
-    """The chip of a window: its pixels with their halo, and which hold data. Raises ReadError."""
-    return read_image(part.scene, part.sources, chip_window(window, settings.halo, stride), settings.scale)
+def read_pixels(part: Part, chip: Window, settings: Settings) -> Chip:
+    """The pixels of a chip, and which hold data. Raises ReadError."""
+    return read_image(part.scene, part.sources, chip, settings.scale)
 
 
 def stage_windows(square: Square, settings: Settings, segmenter: "Segmenter") -> "list[Staged]":
@@ -38,7 +38,7 @@ def stage_windows(square: Square, settings: Settings, segmenter: "Segmenter") ->
     whole = hull(chips)
     staged = _decode_chip(part, whole, settings, segmenter, alone=len(square) == 1)
     if staged is None:
-        staged = segmenter.stage(*read_image(part.scene, part.sources, whole, settings.scale))
+        staged = segmenter.stage(*read_pixels(part, whole, settings))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 

@@ -151,7 +151,7 @@ def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[ND
     if _is_left_out(dataset, box, scene):
         return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
     alpha, window = _alpha_band(dataset), _as_rasterio(box)
-    if alpha is not None and dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL":
+    if alpha is not None and dataset.interleaving == Interleaving.pixel:
         found = dataset.read([*scene.bands, alpha], window=window)  # at once: they are in the same blocks
         pixels, valid = found[:-1], found[-1] > 0
     else:

@@ -38,9 +38,17 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     return Segmenter(write_untrained(str(tmp_path_factory.mktemp("bundles") / "bundle"), width=4, depth=2), "cpu")
 
 
-def write_jpeg(path: Path, bands: int = 3, valid: NDArray[np.bool_] | None = None, **options: Any) -> Scene:
+def write_jpeg(
+    path: Path,
+    bands: int = 3,
+    valid: NDArray[np.bool_] | None = None,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    **options: Any,
+) -> Scene:
     """Write a town as a GeoTIFF of JPEG blocks."""
-    pixels = np.moveaxis(draw_town(512, 512, seed=3)[0], -1, 0)[:, :HEIGHT, :WIDTH]
+    side = max(512, height, width)
+    pixels = np.moveaxis(draw_town(side, side, seed=3)[0], -1, 0)[:, :height, :width]
     blocks = {"tiled": True, "blockxsize": 128, "blockysize": 64, "interleave": "pixel"}
     options = {**blocks, "compress": "jpeg", "photometric": "ycbcr", **options}
     return write_raw(path, pixels[[0, 1, 2, 0][:bands]], mask=valid, **options)
