@@ -9,9 +9,10 @@ import os
 import sys
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -68,17 +69,18 @@ class PartSegmenter:
         # Smaller ones once the device's memory has run out.
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
         self.crew, self.batch = crew, speed.batch
-        self.watched, self.seams = watched, Counter[str]()
+        self.watched = watched
+        self.seams: dict[str, tuple[int, int]] = {}  # of watched parts: see seam
         self.on_cpu = 0  # windows that the device has not decoded
         self.least = self.readers = crew.readers_to(settings.decode)
         self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        """The receipt of each of a batch of parts."""
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        for receipt in self.segment_parts([Part.from_row(row) for row in rows]):
-            yield {key: [value] for key, value in receipt.items()}
+        """The receipt of each part of a batch of lists of parts."""
+        for rows in batch["parts"]:
+            for receipt in self.segment_parts([Part.from_row(row) for row in rows]):
+                yield {key: [value] for key, value in receipt.items()}
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
@@ -118,8 +120,9 @@ class PartSegmenter:
 
     def make(self, rows: MakeRows) -> list[Row]:
         """Rows that are made now."""
+        found = rows()
         with self.clock.on("writing"):
-            return list(rows())
+            return list(found)
 
     def publish(self, part: Part, made: Sequence[Future[list[Row]]]) -> Row:
         """Write the rows of a part, which are made or being made by threads that began before this one."""
@@ -127,20 +130,22 @@ class PartSegmenter:
         with self.clock.on("writing"):
             write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
             end(self.out, part.key)
+        pixels, differing = self.seams.pop(part.key, (0, 0))
         return {
             "windows": num_splits(part.window, self.planned),
             "pixels": part.window.height * part.window.width,
             "failed": sum(row["status"] == "failed" for row in rows),
             "ended": time.time(),
+            "seam_pixels": pixels,
+            "seam_differing": differing,
         }
 
     def receipt(self, published: Row, started: float) -> Row:
         """What the driver is told of a part."""
-        seams = {f"seam_{name}": self.seams.pop(name, 0) for name in ("pixels", "differing")}
         on_cpu, self.on_cpu = self.on_cpu, 0
         of_all = {"on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name, "readers": self.readers}
         times = {"started": started, "ended": max(started, published["ended"]), **self.clock.take()}
-        return {**published, **times, **seams, **of_all}
+        return {**published, **times, **of_all}
 
     def infer(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
         """What makes the rows of windows of that size: for each part as many as it has, in any order.
@@ -235,9 +240,11 @@ class PartSegmenter:
         self.clock.add("model", pending.seconds)
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
-            if part.key in self.watched and window[:2] == part.window[:2]:
+            watched = part.key in self.watched and window[:2] == part.window[:2]
+            beside = watched and self.segmenter.on_gpu  # by a writing thread: the GPU goes on meanwhile
+            if watched and not beside:
                 self.watch(part, window, answer)
-            yield partial(window_rows, part, window, answer, self.settings)
+            yield partial(self.watched_rows if beside else window_rows, part, window, answer, self.settings)
 
     def segment_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
         """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
@@ -262,11 +269,13 @@ class PartSegmenter:
 
     def watch(self, part: Part, window: Window, answer: "Answer") -> None:
         """Note how well the window fits its neighbour."""
-        try:
-            pixels, differing = seam(part, window, answer, self.settings, self.segmenter)
-        except Exception:  # the neighbour's own rows will say so
-            return
-        self.seams.update(pixels=pixels, differing=differing)
+        with suppress(Exception):  # the neighbour's own rows will say so
+            self.seams[part.key] = seam(part, window, answer, self.settings, self.segmenter)
+
+    def watched_rows(self, part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
+        """The window's rows, after that."""
+        self.watch(part, window, answer)
+        return window_rows(part, window, answer, settings)
 
     def rows(self, part: Part, window: Window) -> Iterable[Row]:
         """The rows of a window that is segmented at once, with no other beside it."""

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -35,7 +36,7 @@ ONLY = (
 # A Ray task costs the driver some 30 ms, and at its end an actor has nothing to read ahead: parts share one that takes
 # seconds. When a process dies, those of its task are done again.
 TASK_PIXELS = 2**26
-TASK_PIXELS_GPU = 2**31
+TASK_PIXELS_GPU = 2**33
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
 RECEIPTS = 2**10  # of an actor that the driver has not taken yet
 SEAM_PARTS = 32  # at most, in which a border between windows is looked at
@@ -136,11 +137,13 @@ def run_pipe(
     pixels = sum(part.window.height * part.window.width for part in todo)
     enough = TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS
     tasks = min(len(todo), max(2 * crew.most, min(pixels // enough, MAX_TASKS)))
+    ends = [len(todo) * number // tasks for number in range(tasks + 1)]
+    shares = [{"parts": [part.to_row() for part in todo[start:end]]} for start, end in pairwise(ends)]
     watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])
-    receipts = ray.data.from_items([part.to_row() for part in todo], override_num_blocks=tasks).map_batches(
+    receipts = ray.data.from_items(shares, override_num_blocks=tasks).map_batches(
         PartSegmenter,
         fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
-        batch_size=len(todo) // tasks,
+        batch_size=1,
         compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
         num_cpus=crew.num_cpus,
         num_gpus=crew.num_gpus or None,
