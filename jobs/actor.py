@@ -7,6 +7,7 @@ Readers and writers are threads: GDAL, OpenCV and Arrow release the interpreter'
 
 import os
 import sys
+import threading
 import time
 import uuid
 from collections import deque
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 WAITING = 32  # windows of a part whose rows are not made yet
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
-FEW = 4  # windows for each reading thread
+FEW = 4  # windows for each reading thread, by which it is found how many threads must read
+TOLD = 0.2  # s from which on receipts are passed on: each time costs the process that starts the GPU's work some 2 ms
 
 MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
@@ -72,15 +74,23 @@ class PartSegmenter:
         self.watched = watched
         self.seams: dict[str, tuple[int, int]] = {}  # of watched parts: see seam
         self.on_cpu = 0  # windows that the device has not decoded
-        self.least = self.readers = crew.readers_to(settings.decode)
+        self.readers = crew.readers_to(settings.decode)
+        self.turns = threading.Semaphore(self.readers)
         self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        """The receipt of each part of a batch of lists of parts."""
-        for rows in batch["parts"]:
-            for receipt in self.segment_parts([Part.from_row(row) for row in rows]):
-                yield {key: [value] for key, value in receipt.items()}
+        """The receipts of the parts of a batch of lists of parts."""
+        parts = [Part.from_row(row) for rows in batch["parts"] for row in rows]
+        known: list[Row] = []
+        told = time.monotonic()
+        for receipt in self.segment_parts(parts):
+            known.append(receipt)
+            if time.monotonic() - told >= TOLD:
+                yield {"receipts": [known]}
+                known, told = [], time.monotonic()
+        if known:
+            yield {"receipts": [known]}
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
@@ -148,33 +158,31 @@ class PartSegmenter:
         return {**published, **times, **of_all}
 
     def infer(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
-        """What makes the rows of windows of that size: for each part as many as it has, in any order.
-
-        The first few show how many threads must read.
-        """
-        windows, few = 0, 0
-        while few < len(parts) and windows < FEW * self.least and not self.clock.seconds["model"]:
-            windows, few = windows + num_splits(parts[few].window, size), few + 1
-        for stretch in (parts[:few], parts[few:]):
-            yield from self.infer_stretch(stretch, size)
-
-    def infer_stretch(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
-        """The same with as many threads as were found to be needed."""
+        """What makes the rows of windows of that size: for each part as many as it has, in any order."""
         if not parts:
             return
         if self.batch is None:
             self.batch = self.choose_batch([window for part in parts for window in split(part.window, size)])
-        self.readers = enough_readers(self.least, self.crew.cores, self.clock.seconds)
         squares, depth = fit_squares(parts, size, self.settings, self.segmenter, self.crew, self.readers, self.batch)
         flying: deque[Iterator[MakeRows]] = deque()
-        with ThreadPoolExecutor(self.readers) as readers:
+        with ThreadPoolExecutor(depth) as readers:
             chips = chain.from_iterable(ahead(readers, self.read, squares, depth))
             for batch in self.batches(zip(chain.from_iterable(squares), chips, strict=True)):
                 flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
                 while len(flying) > self.segmenter.in_flight:
                     yield from flying.popleft()
+                self.let_read(depth)
         for each in flying:
             yield from each
+
+    def let_read(self, most: int) -> None:
+        """Let more threads read at once, up to so many, where the last windows show that the model waits for them."""
+        seconds = self.clock.lap(FEW * self.readers)
+        if seconds is not None:
+            more = min(enough_readers(self.readers, self.crew.cores, seconds), most) - self.readers
+            for _ in range(more):
+                self.turns.release()
+            self.readers += max(0, more)
 
     def choose_batch(self, windows: Sequence[Window]) -> int:
         """How many of the largest windows to segment at once."""
@@ -203,7 +211,7 @@ class PartSegmenter:
         """The chip of each window of a square, or why it can't be read."""
         part, _ = square[0]
         try:
-            with self.clock.on("reading"):
+            with self.turns, self.clock.on("reading", len(square)):
                 return stage_windows(square, self.settings, self.segmenter)
         except ReadError as error:
             failure = Failure(type(error).__name__, str(error), error.attempts)
@@ -237,7 +245,7 @@ class PartSegmenter:
         except RuntimeError as error:
             yield from self.segment_less(batch, error.with_traceback(None), again)
             return
-        self.clock.add("model", pending.seconds)
+        self.clock.add("model", pending.seconds, len(batch))
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
             watched = part.key in self.watched and window[:2] == part.window[:2]

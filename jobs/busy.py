@@ -47,22 +47,34 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.told: dict[str, float] = defaultdict(float)  # of them, what was taken
+        self.lapped: dict[str, tuple[float, int]] = {}  # of the present lap: seconds, and windows
         self.lock = threading.Lock()
 
     @contextmanager
-    def on(self, stage: str) -> Iterator[None]:
-        """Count the time that the block takes."""
+    def on(self, stage: str, windows: int = 0) -> Iterator[None]:
+        """Count the time that the block takes, over so many windows."""
         started, computed = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
-            self.add(f"{stage}_cpu", time.thread_time() - computed)
+            self.add(f"{stage}_cpu", time.thread_time() - computed, windows)
+            self.add(stage, time.perf_counter() - started, windows)
 
-    def add(self, stage: str, seconds: float) -> None:
+    def add(self, stage: str, seconds: float, windows: int = 0) -> None:
         """Count time that was measured elsewhere."""
         with self.lock:
             self.seconds[stage] += seconds
+            spent, done = self.lapped.get(stage, (0.0, 0))
+            self.lapped[stage] = spent + seconds, done + windows
+
+    def lap(self, windows: int) -> dict[str, float] | None:
+        """Seconds a window of reading and the model since the last lap; None where that was fewer windows ago."""
+        with self.lock:
+            lapped = {stage: self.lapped.get(stage, (0.0, 0)) for stage in ("reading", "reading_cpu", "model")}
+            if min(done for _, done in lapped.values()) < windows:
+                return None
+            self.lapped.clear()
+        return {stage: spent / done for stage, (spent, done) in lapped.items()}
 
     def take(self) -> dict[str, float]:
         """The seconds counted since they were last taken."""
@@ -73,7 +85,7 @@ class Stopwatch:
 
 
 def enough_readers(least: int, cores: int, seconds: Mapping[str, float]) -> int:
-    """How many threads must read, so that the model does not wait, by what was counted over some windows.
+    """How many threads must read, so that the model does not wait, by the seconds that a window takes.
 
     Threads that decode are worth no more than the cores; of those that wait for a store, many more can do so at once.
     """

@@ -151,4 +151,4 @@ def run_pipe(
     receipts.context.target_max_block_size = 1  # bytes: each receipt comes as soon as its part is published
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
     receipts.context._max_num_blocks_in_streaming_gen_buffer = RECEIPTS  # noqa: SLF001 - there is no other way
-    return receipts.iter_rows()
+    return (receipt for row in receipts.iter_rows() for receipt in row["receipts"])

@@ -22,13 +22,15 @@ from seg_core.storage import SHARED
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
 # same memory anew for the next layer: workers keep it, in huge pages. And a thread of torch's that waits for another
-# would spin on a core that a reading thread could use.
+# would spin on a core that a reading thread could use. CUDA has 8 queues unless it is told otherwise, in one of which
+# some of nvJPEG's 14 streams would always stand behind whole batches of the network.
 WORKER_ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
-READERS_TO_GPU = 4
+READERS_TO_GPU = 16  # of which most wait for its JPEG engine, which takes several chips at once
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
@@ -151,8 +153,8 @@ class Crew:
         return self.num_cpus + 1
 
     def readers_to(self, decode: str) -> int:
-        """Threads that read at first; a few keep a GPU's JPEG engine busy, which serves one at a time."""
-        return min(self.readers, READERS_TO_GPU) if decode == "device" and self.num_gpus else self.readers
+        """Threads that read at first."""
+        return READERS_TO_GPU if decode == "device" and self.num_gpus else self.readers
 
     @property
     def window_memory(self) -> float:

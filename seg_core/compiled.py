@@ -29,34 +29,35 @@ class Compiled:
 
     def __call__(self, size: Hashable | None, images: Tensor, masks: Tensor, *rest: Any) -> Answer:
         """The answer to a batch. Its size says all that may not change, `rest` too; None: it comes seldom."""
-        if size in self.sizes:
-            return self.sizes[size](images, masks)
-        waited = size is not None and self.after is not None and self.spent[size] >= self.after
-        if waited and len(self.sizes) < MAX_SIZES:
-            try:
-                return self._compile(size, images, masks, *rest)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # there are as many reasons as there are compilers
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
-                self.after = None
-        return self.answer(images, masks, *rest)
+        return self.sizes[size](images, masks) if size in self.sizes else self.answer(images, masks, *rest)
 
-    def _compile(self, size: Hashable, images: Tensor, masks: Tensor, *rest: Any) -> Answer:
-        compiled = torch.compile(self.answer, dynamic=False)
-        if self.on_gpu:
-            self.sizes[size] = replay = self._record(compiled, images, masks, *rest)
-            return replay(images, masks)
+    def prepare(self, size: Hashable | None, images: Tensor, masks: Tensor, *rest: Any) -> bool:
+        """Compile for batches of that size, where it is time to, with one of them; whether it was."""
+        waited = size is not None and self.after is not None and self.spent[size] >= self.after
+        if size in self.sizes or not waited or len(self.sizes) >= MAX_SIZES:
+            return False
+        try:
+            compiled = torch.compile(self.answer, dynamic=False)
+            self.sizes[size] = (self._record if self.on_gpu else self._try)(compiled, images, masks, *rest)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # there are as many reasons as there are compilers
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
+            self.after = None
+        return True
+
+    def _try(
+        self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any
+    ) -> Callable[[Tensor, Tensor], Answer]:
+        """The same, once it has run."""
 
         def run(images: Tensor, masks: Tensor) -> Answer:
             # Pieces of larger chips lie otherwise in memory, for which it would compile anew.
-            found: Answer = compiled(images.contiguous(), masks.contiguous(), *rest)
-            return found
+            return compiled(images.contiguous(), masks.contiguous(), *rest)
 
-        found = run(images, masks)
-        self.sizes[size] = run
-        return found
+        run(images, masks)
+        return run
 
     def _record(
         self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,15 +87,19 @@ class Decoder:
     def _join(self, chip: Streams, images: Sequence[Tensor]) -> Tensor:
         """The chip that blocks make together; those that are not there are 0."""
         (height, width), found = chip.block, dict(zip(chip.places, images, strict=True))
+        down, across = (-(-canvas // block) for canvas, block in zip(chip.canvas, chip.block, strict=True))
         nothing = torch.zeros(chip.components, height, width, dtype=torch.uint8, device=self.device)
-        lines = []
-        for row in range(0, chip.canvas[0], height):
-            high = min(height, chip.canvas[0] - row)  # the last strip of a file may end there
-            line = [found.get((row, col), nothing) for col in range(0, chip.canvas[1], width)]
-            if any(not high <= block.shape[1] <= height or block.shape[2] != width for block in line):
+        blocks = []
+        for place in product(range(0, down * height, height), range(0, across * width, width)):
+            block = found.get(place, nothing)
+            high = block.shape[1]
+            if not min(height, chip.canvas[0] - place[0]) <= high <= height or block.shape[2] != width:
                 raise ReadError(f"a block can't be decoded: it is not of {width} x {height} px")
-            lines.append(torch.cat([block[:, :high] for block in line], 2))
-        image = _take(torch.cat(lines, 1), 0, np.array(chip.bands))
+            # The last strip of a file may end with it.
+            blocks.append(block if high == height else F.pad(block, (0, 0, 0, height - high)))
+        # In as few steps as can be: at each of them other threads may take the interpreter.
+        grid = torch.stack(blocks).view(down, across, -1, height, width).permute(2, 0, 3, 1, 4)
+        image = _take(grid.reshape(-1, down * height, across * width), 0, np.array(chip.bands))
         if not self.on_gpu:
             return torch.from_numpy(unfold(image.numpy(), chip.rows, chip.cols))
         image = _take(_take(image, 1, chip.rows), 2, chip.cols)
@@ -104,4 +110,7 @@ def _take(image: Tensor, axis: int, places: NDArray[np.intp]) -> Tensor:
     """What is at those places of an axis: a view where each follows the last."""
     if (np.diff(places) == 1).all():
         return image.narrow(axis, int(places[0]), len(places))
-    return image.index_select(axis, torch.from_numpy(places).to(image.device))
+    index = torch.from_numpy(places)
+    if image.is_cuda:
+        index = index.pin_memory().to(image.device, non_blocking=True)  # else it would wait for what is queued
+    return image.index_select(axis, index)

@@ -7,6 +7,7 @@ From there to the host all is done on the device, on which several batches may b
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -153,17 +154,18 @@ class Segmenter:
     @torch.inference_mode()
     def _place(self, image: Tensor, valid: NDArray[np.bool_], after: Any = None) -> Staged:
         """A chip; its image may be on the device already, after an event."""
-        mask, holds = torch.from_numpy(valid), bool(valid.any())
+        full, mask = bool(valid.all()), torch.from_numpy(valid)
+        holds = full or bool(valid.any())
         if self.copies is None or not holds:
             return Staged(image, mask, valid, holds)
-        pinned = [each if each.is_cuda else each.pin_memory() for each in (image, mask)]
+        image = image if image.is_cuda else image.pin_memory()
+        mask = mask if full else mask.pin_memory()
         with torch.cuda.stream(self.copies):
             if after is not None:
                 after.wait(self.copies)
-            try:
-                image, mask = (each.to(self.device, non_blocking=True) for each in pinned)
-            except torch.OutOfMemoryError:
-                image, mask = pinned
+            with suppress(torch.OutOfMemoryError):
+                image = image.to(self.device, non_blocking=True)
+                mask = torch.ones_like(mask, device=self.device) if full else mask.to(self.device, non_blocking=True)
             return Staged(image, mask, valid, holds, self.copies.record_event())
 
     @torch.inference_mode()
@@ -180,6 +182,8 @@ class Segmenter:
         found: tuple[Tensor, ...] = ()
         if some:
             images, masks = self._gather([chips[number] for number in some])
+            if not self.exact and self.compiled.prepare(size, images, masks, cut):
+                began = time.perf_counter()
             events += self._note_time()
             found = tuple(self._to_host(each) for each in self._run(size, images, masks, cut))
             events += self._note_time()
