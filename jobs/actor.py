@@ -13,7 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -211,8 +211,7 @@ class PartSegmenter:
         """The chip of each window of a square, or why it can't be read."""
         part, _ = square[0]
         try:
-            with self.turns, self.clock.on("reading", len(square)):
-                return stage_windows(square, self.settings, self.segmenter)
+            return stage_windows(square, self.settings, self.segmenter, self.reading(len(square)))
         except ReadError as error:
             failure = Failure(type(error).__name__, str(error), error.attempts)
             of_all = isinstance(error, UnansweredError) and not part.sources  # else it may be some windows' alone
@@ -222,6 +221,12 @@ class PartSegmenter:
         if of_all or len(square) == 1:
             return [failure] * len(square)
         return [found for job in square for found in self.read([job])]
+
+    @contextmanager
+    def reading(self, windows: int) -> Iterator[None]:
+        """A turn of a thread that reads, which is counted."""
+        with self.turns, self.clock.on("reading", windows):
+            yield
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
         """What makes the rows of a window that can't be read."""

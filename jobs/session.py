@@ -30,7 +30,7 @@ WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
-READERS_TO_GPU = 16  # of which most wait for its JPEG engine, which takes several chips at once
+READERS_TO_GPU = 4
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
@@ -153,8 +153,8 @@ class Crew:
         return self.num_cpus + 1
 
     def readers_to(self, decode: str) -> int:
-        """Threads that read at first."""
-        return READERS_TO_GPU if decode == "device" and self.num_gpus else self.readers
+        """Threads that read at first: to feed a GPU's JPEG engine takes little."""
+        return min(self.readers, READERS_TO_GPU) if decode == "device" and self.num_gpus else self.readers
 
     @property
     def window_memory(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
+from threading import Semaphore
 from typing import Any
 
 import cv2
@@ -70,12 +71,13 @@ class Stages:
 
     def decode(self, seconds: float) -> float:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
+        turns = Semaphore(self.readers)
 
         def stage(square: Square) -> int:
-            stage_windows(square, self.settings, self.segmenter)
+            stage_windows(square, self.settings, self.segmenter, turns)
             return sum(map(_size, square))
 
-        with ThreadPoolExecutor(self.readers) as pool:
+        with ThreadPoolExecutor(self.depth) as pool:
             return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds)
 
     def copy(self, seconds: float) -> float | None:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
-from seg_core.jpeg import read_streams
+from seg_core.jpeg import Streams, read_streams
 from seg_core.mosaic import read_image
 from seg_core.plan import Part, Settings, Square, choose_squares, choose_window
 from seg_core.tiling import Window, chip_window, hull, intersection, round_up, split
@@ -28,37 +29,41 @@ def read_pixels(part: Part, chip: Window, settings: Settings) -> Chip:
     return read_image(part.scene, part.sources, chip, settings.scale)
 
 
-def stage_windows(square: Square, settings: Settings, segmenter: "Segmenter") -> "list[Staged]":
+def stage_windows(
+    square: Square, settings: Settings, segmenter: "Segmenter", turn: AbstractContextManager[Any] | None = None
+) -> "list[Staged]":
     """The chips of windows that are read at once, where the device has them at hand.
 
-    It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read.
+    It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
+    within `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
     part = square[0][0]
     chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in square]
     whole = hull(chips)
-    staged = _decode_chip(part, whole, settings, segmenter, alone=len(square) == 1)
-    if staged is None:
-        staged = segmenter.stage(*read_pixels(part, whole, settings))
+    with ExitStack() as within:
+        within.enter_context(turn or nullcontext())
+        streams = _read_streams(part, whole, settings, segmenter)
+        if streams is None:
+            staged = segmenter.stage(*read_pixels(part, whole, settings))
+        else:
+            if segmenter.on_gpu:
+                within.close()
+            try:
+                staged = segmenter.stage_streams(streams)
+            except ReadError:
+                # What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But
+                # only of a window alone: who decodes the others must not depend on what is read with them.
+                if len(square) > 1:
+                    raise
+                staged = segmenter.stage(*read_pixels(part, whole, settings))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 
-def _decode_chip(part: Part, chip: Window, settings: Settings, segmenter: "Segmenter", alone: bool) -> "Staged | None":
-    """A chip that the device decodes; None where it is not to. Raises ReadError where it can't be read.
-
-    What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But only of a window
-    `alone`: who decodes the others must not depend on what is read with them.
-    """
+def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segmenter") -> Streams | None:
+    """What the device is to decode; None where GDAL is to. Raises ReadError where it can't be read."""
     if settings.decode != "device" or part.sources or settings.scale is not None:
         return None
-    streams = read_streams(part.scene, chip, segmenter.decodes_rgb)
-    if streams is None:
-        return None
-    try:
-        return segmenter.stage_streams(streams)
-    except ReadError:
-        if alone:
-            return None
-        raise
+    return read_streams(part.scene, chip, segmenter.decodes_rgb)
 
 
 def start_windows(
@@ -87,7 +92,12 @@ def fit_squares(
     readers: int,
     batch: int | None = None,
 ) -> tuple[list[Square], int]:
-    """What `choose_squares` finds for the memory of the host and half of the share of a GPU."""
+    """What `choose_squares` finds for the memory of the host and half of the share of a GPU.
+
+    Beside those that are read, as many wait for a GPU's JPEG engine as it takes at once.
+    """
+    if settings.decode == "device":
+        readers += segmenter.decodes_together
     on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, crew.num_gpus) / 2
     memory = int(min(crew.memory, on_device))
     return choose_squares(parts, window, settings, segmenter.bundle, memory, readers, batch or 1)
@@ -101,7 +111,7 @@ def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
 
 def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
     """The rows of a window's tiles."""
-    return tile_rows(part.scene, window, settings.tile_size, *answer)
+    return tile_rows(part.scene, window, settings.tile_size, *answer.figures)
 
 
 def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,33 +12,44 @@ AFTER = 20.0  # s on batches of one size: about as long as it takes to compile f
 MAX_SIZES = 4
 
 Answer = tuple[Tensor, ...]
+Chips = Sequence[Tensor]
+Run = Callable[[Chips, Chips], Answer]
+
+
+def batch(chips: Chips) -> Tensor:
+    """Chips as one batch; that of a single one shares its memory."""
+    return chips[0].unsqueeze(0) if len(chips) == 1 else torch.stack(list(chips))
 
 
 class Compiled:
-    """The function `answer(images, masks, ...)`, which gives tensors; compiled with static shapes where that pays.
+    """The function `answer(images, masks, ...)` of batches, which gives tensors, called with the chips of each.
 
-    That is for a size of batches on which `after` seconds were `spent`, and never where that is None. Where it can't be
-    compiled it is called as it is, and a line says so.
+    Those are `(bands, h, w)`, and the masks `(h, w)`. It is compiled with static shapes where that pays: for a size of
+    batches on which `after` seconds were `spent`, and never where that is None. Where it can't be compiled it is called
+    as it is, and a line says so.
     """
 
     def __init__(self, answer: Callable[..., Answer], after: float | None, on_gpu: bool) -> None:
         self.answer, self.after, self.on_gpu = answer, after, on_gpu
-        self.sizes: dict[Hashable, Callable[[Tensor, Tensor], Answer]] = {}
+        self.sizes: dict[Hashable, Run] = {}
         self.spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds, by size
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # of memory, which all sizes share
 
-    def __call__(self, size: Hashable | None, images: Tensor, masks: Tensor, *rest: Any) -> Answer:
+    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Answer:
         """The answer to a batch. Its size says all that may not change, `rest` too; None: it comes seldom."""
-        return self.sizes[size](images, masks) if size in self.sizes else self.answer(images, masks, *rest)
+        if size in self.sizes:
+            return self.sizes[size](images, masks)
+        return self.answer(batch(images), batch(masks), *rest)
 
-    def prepare(self, size: Hashable | None, images: Tensor, masks: Tensor, *rest: Any) -> bool:
+    def prepare(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> bool:
         """Compile for batches of that size, where it is time to, with one of them; whether it was."""
         waited = size is not None and self.after is not None and self.spent[size] >= self.after
         if size in self.sizes or not waited or len(self.sizes) >= MAX_SIZES:
             return False
         try:
             compiled = torch.compile(self.answer, dynamic=False)
-            self.sizes[size] = (self._record if self.on_gpu else self._try)(compiled, images, masks, *rest)
+            run = self._record if self.on_gpu else self._try
+            self.sizes[size] = run(compiled, batch(images), batch(masks), *rest)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # there are as many reasons as there are compilers
@@ -47,21 +58,17 @@ class Compiled:
             self.after = None
         return True
 
-    def _try(
-        self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any
-    ) -> Callable[[Tensor, Tensor], Answer]:
+    def _try(self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any) -> Run:
         """The same, once it has run."""
 
-        def run(images: Tensor, masks: Tensor) -> Answer:
+        def run(images: Chips, masks: Chips) -> Answer:
             # Pieces of larger chips lie otherwise in memory, for which it would compile anew.
-            return compiled(images.contiguous(), masks.contiguous(), *rest)
+            return compiled(batch(images).contiguous(), batch(masks).contiguous(), *rest)
 
-        run(images, masks)
+        run(list(images), list(masks))
         return run
 
-    def _record(
-        self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any
-    ) -> Callable[[Tensor, Tensor], Answer]:
+    def _record(self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any) -> Run:
         """The same as a CUDA graph (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs).
 
         A single call starts all of it, where each of some hundred would wait for threads that read and write. cuDNN,
@@ -76,9 +83,9 @@ class Compiled:
             with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 found = compiled(images, masks, *rest)
 
-        def replay(new_images: Tensor, new_masks: Tensor) -> Answer:
-            images.copy_(new_images)
-            masks.copy_(new_masks)
+        def replay(new_images: Chips, new_masks: Chips) -> Answer:
+            torch.stack(list(new_images), out=images)
+            torch.stack(list(new_masks), out=masks)
             graph.replay()
             return found
 

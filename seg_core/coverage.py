@@ -45,10 +45,12 @@ def tile_rows(
     probabilities of each tile's valid pixels, `(tile rows, tile columns)`; `levels` the probabilities in 255ths, where
     they are to be kept.
     """
+    full, grey = bool(valid.all()), building.view(np.uint8) * np.uint8(255)
     for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
-        figures = measure(building[at], valid[at], float(sums[top // tile_size, left // tile_size]))
+        num_valid = row["height"] * row["width"] if full else cv2.countNonZero(valid[at].view(np.uint8))
+        figures = measure(grey[at], num_valid, float(sums[top // tile_size, left // tile_size]))
         kept = {"probability": None if levels is None else encode_png(levels[at])}
         yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
 
@@ -76,17 +78,20 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
         yield row, polygon
 
 
-def measure(building: NDArray[np.bool_], valid: NDArray[np.bool_], probability_sum: float) -> Row:
-    """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
-    num_valid, num_building = (cv2.countNonZero(each.view(np.uint8)) for each in (valid, building))
+def measure(building: NDArray[np.uint8], num_valid: int, probability_sum: float) -> Row:
+    """Figures of one tile, whose building pixels are 255 and others 0.
+
+    A pixel that is not valid is neither building nor background: it counts nowhere.
+    """
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
+    num_building = cv2.countNonZero(building)
     return {
         "valid_px": num_valid,
         "building_px": num_building,
         "coverage": num_building / num_valid,
         "mean_probability": probability_sum / num_valid,
-        "mask": encode_mask(building) if num_building else None,
+        "mask": encode_png(building, *BILEVEL) if num_building else None,
     }
 
 

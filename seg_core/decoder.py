@@ -16,7 +16,7 @@ from seg_core.jpeg import Streams
 from seg_core.tiling import unfold
 from seg_core.together import Together
 
-MOST = 8  # chips that are decoded together; each may be that of several windows
+AT_ONCE = 8  # chips that are decoded together; each may be that of several windows
 
 
 class Decoded(NamedTuple):
@@ -38,7 +38,7 @@ class Decoder:
         self.on_gpu = device.type == "cuda"
         # What joins blocks takes little, and goes before the network's work: else the engine would wait for that.
         self.stream = torch.cuda.Stream(device, priority=-1) if self.on_gpu else None
-        self.together = Together(self.decode, MOST)
+        self.together = Together(self.decode, AT_ONCE)
 
     def __call__(self, chip: Streams) -> Decoded:
         """Decode a chip.

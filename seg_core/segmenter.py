@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
-from seg_core.compiled import AFTER, Compiled
-from seg_core.decoder import Decoder
+from seg_core.compiled import AFTER, Compiled, batch
+from seg_core.decoder import AT_ONCE, Decoder
 from seg_core.errors import SegError
 from seg_core.jpeg import Streams
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
@@ -34,6 +34,7 @@ SUM_UNIT = 2.0**-24
 NOT_FINITE = -(2.0**50)  # in that unit, more than a tile's pixels come to
 MAX_BATCH = 64  # chips
 GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
+FEW = 4  # chips: up to so many go together though they are no faster, to spare the process that starts them
 
 
 class Staged(NamedTuple):
@@ -53,12 +54,22 @@ class Staged(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a model says of a window: see coverage.tile_rows."""
+    """What a model says of a window."""
 
-    building: NDArray[np.bool_]  # (height, width)
-    valid: NDArray[np.bool_]
+    bits: NDArray[np.uint8]  # see pack
+    valid: NDArray[np.bool_]  # (height, width)
     sums: NDArray[np.float64]  # (tile rows, tile columns)
     levels: NDArray[np.uint8] | None  # (height, width)
+
+    @property
+    def building(self) -> NDArray[np.bool_]:
+        """Which pixels are building, `(height, width)`: unpacked when it is asked for, by whoever makes rows of it."""
+        return np.unpackbits(self.bits, axis=-1, count=self.valid.shape[1]).view(np.bool_)
+
+    @property
+    def figures(self) -> tuple[Any, ...]:
+        """What coverage.tile_rows takes."""
+        return self.building, self.valid, self.sums, self.levels
 
 
 class Cut(NamedTuple):
@@ -140,7 +151,7 @@ class Segmenter:
         if not valid.any():
             return np.zeros((height, width), np.float32)
         images, masks = self._gather([self.stage(pixels, valid)])
-        return np.asarray(self._probability(images, masks, halo, height, width)[0].cpu().numpy())
+        return np.asarray(self._probability(batch(images), batch(masks), halo, height, width)[0].cpu().numpy())
 
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
         """A chip on the device, or on its way there while that computes; from any thread."""
@@ -207,10 +218,15 @@ class Segmenter:
         """Whether JPEG streams may hold RGB: a GPU's engine takes it for YCbCr, whatever Adobe's marker says."""
         return not self.on_gpu
 
+    @property
+    def decodes_together(self) -> int:
+        """How many chips a GPU's JPEG engine takes at once; 0 on a CPU, where each thread decodes its own."""
+        return AT_ONCE if self.on_gpu else 0
+
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
 
-        1 on a CPU, whose threads share the work on a single chip.
+        Up to FEW also where they are not slower by as much. 1 on a CPU, whose threads share the work on a single chip.
         """
         if not self.on_gpu:
             return 1
@@ -241,22 +257,19 @@ class Segmenter:
             return True
         return False
 
-    def _gather(self, chips: Sequence[Staged]) -> tuple[Tensor, Tensor]:
-        """Chips as one batch on the device, `(n, bands, h, w)` and `(n, h, w)`."""
-        for chip in chips:
-            if chip.ready is not None:
-                chip.ready.wait(torch.cuda.current_stream(self.device))
-        images, masks = (
-            [each.to(self.device, non_blocking=True) for each in part]
-            for part in ([chip.image for chip in chips], [chip.mask for chip in chips])
-        )
+    def _gather(self, chips: Sequence[Staged]) -> tuple[list[Tensor], list[Tensor]]:
+        """The images and masks of chips on the device."""
         if self.on_gpu:
-            for each in (*images, *masks):
-                # Else their memory might be given away before the network is done with it.
-                each.record_stream(torch.cuda.current_stream(self.device))
-        if len(chips) == 1:
-            return images[0].unsqueeze(0), masks[0].unsqueeze(0)
-        return torch.stack(images), torch.stack(masks)
+            stream = torch.cuda.current_stream(self.device)
+            for chip in {id(chip.ready): chip for chip in chips}.values():  # pieces of one chip have one event
+                chip.ready.wait(stream)
+                for each in (chip.image, chip.mask):
+                    if each.is_cuda:  # else its memory might be given away before the network is done with it
+                        each.record_stream(stream)
+        images, masks = ([getattr(chip, part) for chip in chips] for part in ("image", "mask"))
+        if not all(each.is_cuda == self.on_gpu for each in (*images, *masks)):
+            images, masks = ([each.to(self.device, non_blocking=True) for each in part] for part in (images, masks))
+        return images, masks
 
     def _to_host(self, found: Tensor) -> Tensor:
         """A tensor on its way to the host."""
@@ -264,10 +277,12 @@ class Segmenter:
             return found
         return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
 
-    def _run(self, size: tuple[Any, ...] | None, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+    def _run(
+        self, size: tuple[Any, ...] | None, images: Sequence[Tensor], masks: Sequence[Tensor], cut: Cut
+    ) -> tuple[Tensor, ...]:
         """The answer to a batch; what is not exact may be compiled for its size."""
         if self.exact:  # oneDNN adds up in another order where there are several
-            each = [self._answer(*chip, cut) for chip in zip(images.split(1), masks.split(1), strict=True)]
+            each = [self._answer(image[None], mask[None], cut) for image, mask in zip(images, masks, strict=True)]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
         return self.compiled(size, images, masks, cut)
 
@@ -321,14 +336,14 @@ class Pending:
         for number, chip in enumerate(self.chips):
             valid = chip.valid[_inside(cut.halo, cut.height, cut.width)]
             if number not in places:
-                nothing = np.zeros((cut.height, cut.width), np.uint8)
-                answers.append(Answer(nothing > 0, valid, np.zeros(tiles), nothing if cut.keep_probability else None))
+                levels = np.zeros((cut.height, cut.width), np.uint8)
+                bits = np.packbits(levels, axis=-1)
+                answers.append(Answer(bits, valid, np.zeros(tiles), levels if cut.keep_probability else None))
                 continue
-            bits, sums, *levels = (each[places[number]].numpy() for each in self.found)
+            bits, sums, *kept = (each[places[number]].numpy() for each in self.found)
             if (sums < 0).any():
                 raise RuntimeError("the network's answer is not finite")
-            building = np.unpackbits(bits, axis=-1, count=cut.width).view(np.bool_)
-            answers.append(Answer(building, valid, sums * SUM_UNIT, levels[0] if levels else None))
+            answers.append(Answer(bits, valid, sums * SUM_UNIT, kept[0] if kept else None))
         return answers
 
 
@@ -362,7 +377,7 @@ def find_batch(time_batch: Callable[[int], float], free_memory: Callable[[], Non
             found = best / time_batch(best)
         except RuntimeError:  # not of memory alone: some routines have a largest size
             break
-        if found < GAIN * rate:
+        if found < (GAIN if best > FEW else 1 / GAIN) * rate:
             break
         best, rate = 2 * best, found
     free_memory()

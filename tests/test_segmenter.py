@@ -179,7 +179,7 @@ def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
     for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
         probability = plain(chip.image.numpy(), chip.valid, 16, 40, 61)
         expected = answer_of(probability, chip.valid[16:56, 16:77], 32, keep=True)
-        for found, wanted in zip(answer, expected, strict=True):
+        for found, wanted in zip(answer.figures, expected, strict=True):
             assert found is not None
             assert found.dtype == wanted.dtype
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4, strict=True)
@@ -241,11 +241,12 @@ def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
         return find_batch(time_batch, lambda: freed.append(True), most=8)
 
     assert found({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}) == 8  # the most
-    assert found({1: 1.0, 2: 1.2, 4: 2.3, 8: 4.5}) == 2
-    assert found({1: 1.0, 2: 2.0, 4: 2.1}) == 1
-    assert found({1: 1.0, 2: 1.0, 4: 1.0}) == 4
+    assert found({1: 1.0, 2: 2.0, 4: 4.0, 8: 7.9}) == 4  # so few that they need not be faster
+    assert found({1: 1.0, 2: 2.0, 4: 4.5, 8: 4.6}) == 2  # but not slower
+    assert found({1: 1.0, 2: 2.2, 4: 2.3}) == 1
+    assert found({1: 1.0, 2: 1.0}) == 2
     assert found({}) == 1
-    assert len(freed) == 5  # what the probe has taken is given back
+    assert len(freed) == 6  # what the probe has taken is given back
 
 
 @pytest.mark.parametrize("where", ["valid", "missing"])

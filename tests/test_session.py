@@ -50,7 +50,7 @@ def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]])
     crew = make_crew(None, 1.0, "auto")
     assert (crew.most, crew.num_gpus, crew.num_cpus, crew.readers) == (2, 1.0, 15, 16)
     assert crew.memory == 32 * GIB
-    assert (crew.readers_to("cpu"), crew.readers_to("device")) == (16, 16)  # which wait for its JPEG engine
+    assert (crew.readers_to("cpu"), crew.readers_to("device")) == (16, 4)  # a GPU's JPEG engine is fed by few
     assert crew.window_memory == math.inf  # its own is what counts
     shared = make_crew(None, 0.5, "cuda")
     assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
