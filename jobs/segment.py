@@ -136,7 +136,8 @@ def run_pipe(
     """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
     pixels = sum(part.window.height * part.window.width for part in todo)
     enough = TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS
-    tasks = min(len(todo), max(2 * crew.most, min(pixels // enough, MAX_TASKS)))
+    few = 2 * crew.most if crew.most > 1 else 1  # so that those that begin or end earlier get more
+    tasks = min(len(todo), max(few, min(pixels // enough, MAX_TASKS)))
     ends = [len(todo) * number // tasks for number in range(tasks + 1)]
     shares = [{"parts": [part.to_row() for part in todo[start:end]]} for start, end in pairwise(ends)]
     watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])

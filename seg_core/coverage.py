@@ -1,5 +1,7 @@
 """One row for each tile of a window: what of it is building, and of what is valid."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,12 +16,7 @@ from seg_core.scenes import Scene
 from seg_core.tiling import Window, split
 
 Row = dict[str, Any]
-# Of what OpenCV offers, this takes the least time for real masks, and a third less room than its defaults.
-BILEVEL = (
-    *(cv2.IMWRITE_PNG_BILEVEL, 1),
-    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-)
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Failure(NamedTuple):
@@ -45,12 +42,12 @@ def tile_rows(
     probabilities of each tile's valid pixels, `(tile rows, tile columns)`; `levels` the probabilities in 255ths, where
     they are to be kept.
     """
-    full, grey = bool(valid.all()), building.view(np.uint8) * np.uint8(255)
+    full = bool(valid.all())
     for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         num_valid = row["height"] * row["width"] if full else cv2.countNonZero(valid[at].view(np.uint8))
-        figures = measure(grey[at], num_valid, float(sums[top // tile_size, left // tile_size]))
+        figures = measure(building[at], num_valid, float(sums[top // tile_size, left // tile_size]))
         kept = {"probability": None if levels is None else encode_png(levels[at])}
         yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
 
@@ -78,20 +75,17 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
         yield row, polygon
 
 
-def measure(building: NDArray[np.uint8], num_valid: int, probability_sum: float) -> Row:
-    """Figures of one tile, whose building pixels are 255 and others 0.
-
-    A pixel that is not valid is neither building nor background: it counts nowhere.
-    """
+def measure(building: NDArray[np.bool_], num_valid: int, probability_sum: float) -> Row:
+    """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
-    num_building = cv2.countNonZero(building)
+    num_building = cv2.countNonZero(building.view(np.uint8))
     return {
         "valid_px": num_valid,
         "building_px": num_building,
         "coverage": num_building / num_valid,
         "mean_probability": probability_sum / num_valid,
-        "mask": encode_png(building, *BILEVEL) if num_building else None,
+        "mask": encode_mask(building) if num_building else None,
     }
 
 
@@ -104,13 +98,26 @@ def _areas(row: Row, polygon: shapely.Polygon | None, figures: Row) -> Row:
 
 
 def encode_mask(building: NDArray[np.bool_]) -> bytes:
-    """A 1-bit PNG, 0 and 255."""
-    return encode_png(building.astype(np.uint8) * 255, *BILEVEL)
+    """A 1-bit grey PNG (https://www.w3.org/TR/png-3).
+
+    libpng, and with it OpenCV, takes four times as long, most of it to pack bits.
+    """
+    height, width = building.shape
+    lines = np.zeros((height, 1 + -(-width // 8)), np.uint8)  # each begins with a byte that says: not filtered
+    lines[:, 1:] = np.packbits(building, axis=-1)
+    deflate = zlib.compressobj(zlib.Z_BEST_SPEED, strategy=zlib.Z_RLE)
+    content = deflate.compress(lines.data) + deflate.flush()
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")
+    return PNG + b"".join(_chunk(*chunk) for chunk in chunks)
 
 
-def encode_png(pixels: NDArray[np.uint8], *params: int) -> bytes:
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """A PNG of `(height, width)` grey or `(height, width, 3)` BGR pixels."""
-    written, content = cv2.imencode(".png", pixels, params)
+    written, content = cv2.imencode(".png", pixels)
     assert written
     return content.tobytes()
 

@@ -12,6 +12,7 @@ import shapely
 from conftest import NORTH_UP, UTM, answer_of
 from numpy.typing import NDArray
 from pyproj import Proj
+from rasterio.io import MemoryFile
 
 from seg_core.coverage import Failure, Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
 from seg_core.errors import SegError
@@ -92,8 +93,7 @@ def test_figures_recomputed_from_the_stored_masks_are_the_stored_ones() -> None:
 def test_missing_pixels_count_neither_as_building_nor_as_background() -> None:
     probability, valid = draw(64, 64)
     building = probability >= 0.5
-    grey = (building & valid).astype(np.uint8) * 255
-    figures = measure(grey, int(valid.sum()), 100.0)
+    figures = measure(building & valid, int(valid.sum()), 100.0)
     assert figures["valid_px"] == valid.sum() < 64 * 64
     assert figures["building_px"] == (building & valid).sum() < building.sum()
     assert figures["coverage"] == (building & valid).sum() / valid.sum()
@@ -273,6 +273,8 @@ def test_a_mask_is_a_png_of_1_bit_grey_and_comes_back(height: int, width: int) -
     assert png_header(png) == (width, height, 1, 0)
     assert np.array_equal(decode_mask(png, height, width), mask)
     assert set(np.unique(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))) <= {0, 255}
+    with MemoryFile(png) as file, file.open() as image:
+        assert np.array_equal(image.read(1) > 0, mask)
 
 
 def test_the_stored_masks_are_of_1_bit() -> None:
