@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
 from jobs.windows import fit_squares, fit_window, seam, stage_windows, start_windows, window_rows
-from seg_core.ahead import ahead, for_each
-from seg_core.attempts import Attempt, begin, end, touch
+from seg_core.ahead import ahead
+from seg_core.attempts import Attempt, begin, end, take_up, touch
 from seg_core.coverage import Failure, Row, failed_rows
 from seg_core.errors import ReadError, UnansweredError
 from seg_core.plan import Job, Part, Settings, Square
@@ -76,6 +76,7 @@ class PartSegmenter:
         self.on_cpu = 0  # windows that the device has not decoded
         self.readers = crew.readers_to(settings.decode)
         self.turns = threading.Semaphore(self.readers)
+        self.begun: set[str] = set()  # parts that are said to be at work
         self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
@@ -96,8 +97,8 @@ class PartSegmenter:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
         publishing: deque[Future[Row]] = deque()
-        known = for_each(lambda part: begin(self.out, part.key, self.session), parts)
-        careful = {part.key: attempt for part, attempt in zip(parts, known, strict=True) if attempt is not None}
+        careful = take_up(self.out, [part.key for part in parts], self.session)
+        self.begun |= set(careful)
         self.watched -= frozenset(careful)  # a neighbour could end the process in another window's name
         for part, rows in self.parts_rows(parts, careful):
             publishing.append(self.writers.submit(self.publish, part, rows))
@@ -140,6 +141,7 @@ class PartSegmenter:
         with self.clock.on("writing"):
             write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
             end(self.out, part.key)
+        self.begun.discard(part.key)
         pixels, differing = self.seams.pop(part.key, (0, 0))
         return {
             "windows": num_splits(part.window, self.planned),
@@ -210,6 +212,9 @@ class PartSegmenter:
     def read(self, square: Square) -> "Sequence[Staged | Failure]":
         """The chip of each window of a square, or why it can't be read."""
         part, _ = square[0]
+        if part.key not in self.begun:  # several threads may say so, each before it reads
+            begin(self.out, part.key, self.session)
+            self.begun.add(part.key)
         try:
             return stage_windows(square, self.settings, self.segmenter, self.reading(len(square)))
         except ReadError as error:

@@ -63,7 +63,7 @@ class Stages:
         known = [Part.from_row(part) for part in parts]
         jobs = [(part, at) for part in known for at in split(part.window, window)]
         # They are read again and again: as a run reads that has more of them than threads.
-        many = known * -(-2 * self.readers // len(known))
+        many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
         self.squares, self.depth = fit_squares(many, window, settings, self.segmenter, crew, self.readers)
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))

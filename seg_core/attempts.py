@@ -1,18 +1,22 @@
 """Find the window that kills its process: a segfault in a decoder leaves no exception behind, only a part unfinished.
 
-While a part is at work, a small file in the run's folder says so. Whoever takes up a part whose file is there already
-knows that a process died over it, and goes on carefully: window by window, naming each one before it is touched. Where
-the same window is found named by a second dead process, it is the cause, and is not tried again.
+While a part is at work, from before its first window is read, a small file in the run's folder says so. Whoever takes
+up a part whose file is there already knows that a process died over it, and goes on carefully: window by window, naming
+each one before it is touched. Where the same window is found named by a second dead process, it is the cause, and is
+not tried again.
 
 Files of another session are those of an earlier driver, which may have been killed for reasons of its own.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 
 from seg_core.errors import SegError
-from seg_core.storage import publish, read_bytes, remove
+from seg_core.storage import publish, published, read_bytes, remove
 
+SUFFIX = ".json"
 DEATHS = 2  # of processes over one window, from which on it is given up
 
 
@@ -34,17 +38,22 @@ def attempts_folder(run: str) -> str:
     return f"{run}/attempts"
 
 
-def begin(run: str, key: str, session: str) -> Attempt | None:
-    """Say that a part is at work. Returns what is known of it, if a process of this session died over it."""
-    before = _read(run, key)
-    if before is None or before.session != session:
-        _write(run, key, Attempt(session))
-        return None
-    if before.window is not None:
-        before.deaths[before.window] = before.deaths.get(before.window, 0) + 1
-        before.window = None
-    _write(run, key, before)
-    return before
+def begin(run: str, key: str, session: str) -> None:
+    """Say that a part is at work."""
+    _write(run, key, Attempt(session))
+
+
+def take_up(run: str, keys: Sequence[str], session: str) -> dict[str, Attempt]:
+    """Of parts that are to be done, those over which a process of this session died, with what is known of each."""
+    begun = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
+    found = {key: _read(run, key) for key in keys if key in begun}
+    died = {key: attempt for key, attempt in found.items() if attempt is not None and attempt.session == session}
+    for key, attempt in died.items():
+        if attempt.window is not None:
+            attempt.deaths[attempt.window] = attempt.deaths.get(attempt.window, 0) + 1
+            attempt.window = None
+        _write(run, key, attempt)
+    return died
 
 
 def touch(run: str, key: str, attempt: Attempt, window: str) -> None:
@@ -59,7 +68,7 @@ def end(run: str, key: str) -> None:
 
 
 def _path(run: str, key: str) -> str:
-    return f"{attempts_folder(run)}/{key}.json"
+    return f"{attempts_folder(run)}/{key}{SUFFIX}"
 
 
 def _read(run: str, key: str) -> Attempt | None:

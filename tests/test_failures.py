@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import open_run
 from seg_core.segmenter import Answer, Cut, Pending, Segmenter, Staged
-from seg_core.storage import read_bytes
 from seg_core.tiling import Window
 from seg_core.verify import verify
 
@@ -44,7 +44,7 @@ def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made
 
 @pytest.fixture
 def wide(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
-    """The same of six parts: eight windows of two parts, which are read alone, and four squares."""
+    """The same of six parts, each a square of four windows."""
     return make(make_scene("region/a.tif", 256, 1536), make_bundle(), str(tmp_path / "run"))
 
 
@@ -95,7 +95,7 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
     monkeypatch.setattr(mosaic, "read_chip", broken)
     rows = work(wide)
     assert failed_places(rows) == {(128, 512), (128, 576), (192, 512), (192, 576)}
-    assert len(asked) == 8 + 4 + 4  # those of the broken square are read alone then
+    assert len(asked) == 6 + 4  # those of the broken square are read alone then
     failed = [row for row in rows if row["status"] == "failed"]
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("MemoryError", 1)}
     assert all("a.tif: array is too big" in row["error"] for row in failed)
@@ -122,7 +122,7 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
     rows = work(wide, parts=parts)
     failed = [row for row in rows if row["status"] == "failed"]
     assert {row["error_class"] for row in failed} == {"UnansweredError"}
-    assert (len(failed), len(asked)) == ((4, 8 + 4 + 4) if pieces else (16, 8 + 4))
+    assert (len(failed), len(asked)) == ((4, 6 + 4) if pieces else (16, 6))
     assert_the_rest_is_done(rows, whole)
 
 
@@ -262,23 +262,27 @@ def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -
     plan, model, run = made
     command = [sys.executable, "-c", LOST, run, model, "new"]
     assert subprocess.run(command, check=False).returncode == 1
-    assert len(os.listdir(attempts.attempts_folder(run))) == len(list(plan.parts()))
+    begun = {name.removesuffix(".json") for name in os.listdir(attempts.attempts_folder(run))}
+    assert begun
+    assert begun <= {part.key for part in plan.parts()}
     assert list(published_parts(run)) == []
 
 
 def test_deaths_of_an_earlier_session_do_not_count(made: Made) -> None:
     plan, _, run = made
-    part: Part = next(plan.parts())
-    assert attempts.begin(run, part.key, "one") is None
-    assert attempts.begin(run, part.key, "two") is None
-    known = attempts.begin(run, part.key, "two")
-    assert known is not None
-    assert not known.is_deadly("0 0")
-    attempts.touch(run, part.key, known, "0 0")
+    part, other = (part.key for part in islice(plan.parts(), 2))
+    assert attempts.take_up(run, [part, other], "one") == {}
+    attempts.begin(run, part, "one")
+    assert attempts.take_up(run, [part, other], "two") == {}
+    attempts.begin(run, part, "two")
+    assert attempts.take_up(run, [other], "two") == {}
+    known = attempts.take_up(run, [part, other], "two")
+    assert set(known) == {part}
+    assert not known[part].is_deadly("0 0")
+    attempts.touch(run, part, known[part], "0 0")
     for deaths in (1, 2):
-        known = attempts.begin(run, part.key, "two")
-        assert known is not None
-        assert known.is_deadly("0 0") == (deaths == attempts.DEATHS)
-        attempts.touch(run, part.key, known, "0 0")
-    attempts.end(run, part.key)
-    assert read_bytes(f"{attempts.attempts_folder(run)}/{part.key}.json") is None
+        known = attempts.take_up(run, [part], "two")
+        assert known[part].is_deadly("0 0") == (deaths == attempts.DEATHS)
+        attempts.touch(run, part, known[part], "0 0")
+    attempts.end(run, part)
+    assert os.listdir(attempts.attempts_folder(run)) == []
