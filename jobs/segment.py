@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import ray
@@ -130,18 +129,21 @@ def _reason(error: ray.exceptions.RayError) -> str:
     return (own or lines or [type(error).__name__])[-1]
 
 
+def share_out(parts: Sequence[Part], actors: int, pixels: int) -> list[Sequence[Part]]:
+    """The parts of each task: of so many pixels, or fewer so that an actor that begins or ends early gets more."""
+    total = sum(part.window.height * part.window.width for part in parts)
+    tasks = min(len(parts), max(2 * actors if actors > 1 else 1, min(total // pixels, MAX_TASKS)))
+    return [parts[len(parts) * task // tasks : len(parts) * (task + 1) // tasks] for task in range(tasks)]
+
+
 def run_pipe(
     todo: Sequence[Part], model: str, out: str, settings: Settings, window: int, crew: Crew, speed: Speed
 ) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
-    pixels = sum(part.window.height * part.window.width for part in todo)
-    enough = TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS
-    few = 2 * crew.most if crew.most > 1 else 1  # so that those that begin or end earlier get more
-    tasks = min(len(todo), max(few, min(pixels // enough, MAX_TASKS)))
-    ends = [len(todo) * number // tasks for number in range(tasks + 1)]
-    shares = [{"parts": [part.to_row() for part in todo[start:end]]} for start, end in pairwise(ends)]
+    shares = share_out(todo, crew.most, TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS)
+    tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
     watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])
-    receipts = ray.data.from_items(shares, override_num_blocks=tasks).map_batches(
+    receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,
         fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
         batch_size=1,

@@ -87,6 +87,26 @@ def test_a_stopwatch_adds_up_threads_and_starts_again_once_taken() -> None:
     assert watch.seconds["reading"] == taken["reading"] > 10 * watch.seconds["reading_cpu"]  # asleep
 
 
+def test_a_lap_is_what_a_window_took_since_the_last_one_and_ends_when_enough_were_read_and_segmented() -> None:
+    watch = Stopwatch()
+    watch.add("reading", 8.0, 4)
+    watch.add("reading_cpu", 2.0, 4)
+    assert watch.lap(4) is None  # none was segmented yet
+    watch.add("model", 1.0, 2)
+    assert watch.lap(4) is None
+    watch.add("model", 3.0, 2)
+    assert watch.lap(4) == {"reading": 2.0, "reading_cpu": 0.5, "model": 1.0}
+    assert watch.lap(1) is None
+    with watch.on("reading", 1):
+        pass
+    watch.add("model", 0.5, 1)
+    again = watch.lap(1)
+    assert again is not None
+    assert again["reading"] < 0.1
+    assert again["model"] == 0.5
+    assert watch.take()["model"] == 4.5  # laps take nothing away
+
+
 @pytest.mark.parametrize(
     ("read", "computed", "inferred", "readers"),
     [

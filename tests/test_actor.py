@@ -1,0 +1,133 @@
+"""How an actor goes about its parts: how many threads read, what is passed on together, what is said to be at work."""
+
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeBundle, MakeScene
+
+from jobs import actor
+from jobs.actor import PartSegmenter
+from jobs.segment import share_out
+from jobs.session import Crew, Speed
+from jobs.windows import infer_window, window_rows
+from seg_core.attempts import attempts_folder
+from seg_core.bundle import read_bundle
+from seg_core.plan import Part, Plan, Settings, make_plan
+from seg_core.region import read_region
+from seg_core.run import open_run
+
+SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
+# With as much memory as lets eight squares wait.
+CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+
+
+@pytest.fixture
+def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> tuple[Plan, str, str]:
+    """A plan of 36 parts of one window each, its model, and its run."""
+    model, run = make_bundle(), str(tmp_path / "run")
+    plan, _ = make_plan(read_region([make_scene("region/a.tif", 768, 768)])[0], read_bundle(model), SETTINGS)
+    open_run(run, plan, model)
+    return plan, model, run
+
+
+def start(made: tuple[Plan, str, str], **further: Any) -> PartSegmenter:
+    _, model, run = made
+    return PartSegmenter(model, run, SETTINGS, 128, CREW, Speed(), "s", **further)
+
+
+@pytest.mark.parametrize("waits", [0.0, 0.3])
+def test_more_threads_read_where_the_model_waits_for_a_store(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch, waits: float
+) -> None:
+    read, at_once, most = actor.stage_windows, Counter[str](), []
+
+    def slow(square: Any, settings: Any, segmenter: Any, turn: Any) -> Any:
+        with turn:
+            at_once["reading"] += 1
+            most.append(at_once["reading"])
+            time.sleep(waits)
+            at_once["reading"] -= 1
+        return read(square, settings, segmenter)
+
+    monkeypatch.setattr(actor, "stage_windows", slow)
+    segmenter = start(made)
+    receipts = list(segmenter.segment_parts(list(made[0].parts())))
+    assert max(most[:2]) <= 2 == CREW.readers
+    if waits:
+        assert max(most) == receipts[-1]["readers"] == 4  # twice as many in one task
+        list(segmenter.segment_parts(list(made[0].parts())))
+        assert 4 < segmenter.readers <= 8
+    else:
+        assert max(most) <= receipts[-1]["readers"] == 2
+
+
+def test_receipts_that_come_soon_after_each_other_are_passed_on_together(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [part.to_row() for part in made[0].parts()]
+    monkeypatch.setattr(actor, "TOLD", 1000.0)
+    (all_at_once,) = start(made)({"parts": [parts[:5], parts[5:9]]})
+    assert [receipt["pixels"] for receipt in all_at_once["receipts"][0]] == [128 * 128] * 9
+    monkeypatch.setattr(actor, "TOLD", 0.0)
+    one_by_one = list(start(made)({"parts": [parts[:3]]}))
+    assert [len(found["receipts"][0]) for found in one_by_one] == [1, 1, 1]
+
+
+def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _, run = made
+    read, seen, lock = actor.stage_windows, [], threading.Lock()
+
+    def look(square: Any, *rest: Any) -> Any:
+        with lock:
+            begun = {name.removesuffix(".json") for name in os.listdir(attempts_folder(run))}
+            seen.append((square[0][0].key in begun, len(begun)))
+        return read(square, *rest)
+
+    monkeypatch.setattr(actor, "stage_windows", look)
+    list(start(made).segment_parts(list(plan.parts())))
+    assert all(begun for begun, _ in seen)
+    assert max(number for _, number in seen) < 36 / 2
+    assert os.listdir(attempts_folder(run)) == []
+
+
+def test_a_border_that_a_writing_thread_looks_at_is_noted(made: tuple[Plan, str, str]) -> None:
+    part = next(made[0].parts())
+    segmenter = start(made, watched=frozenset([part.key]))
+    answer = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
+    found = list(segmenter.watched_rows(part, part.window, answer, SETTINGS))
+    assert found == list(window_rows(part, part.window, answer, SETTINGS))
+    assert segmenter.seams == {part.key: (32 * 64, 0)}  # of one tile's side
+    (receipt,) = segmenter.segment_parts([part])
+    assert (receipt["seam_pixels"], receipt["seam_differing"]) == (32 * 64, 0)
+    assert segmenter.seams == {}
+
+
+@pytest.mark.parametrize(
+    ("actors", "pixels_a_task", "expected"),
+    [
+        (1, 2**40, [36]),  # a single one has nothing to share
+        (2, 2**40, [9, 9, 9, 9]),
+        (4, 2**40, [4, 5, 4, 5, 4, 5, 4, 5]),
+        (1, 5 * 128 * 128, [5, 5, 5, 5, 5, 5, 6]),
+        (100, 1, [1] * 36),
+    ],
+)
+def test_parts_are_shared_out_evenly(
+    made: tuple[Plan, str, str], actors: int, pixels_a_task: int, expected: list[int]
+) -> None:
+    parts = list(made[0].parts())
+    shares = share_out(parts, actors, pixels_a_task)
+    assert [len(share) for share in shares] == expected
+    assert [part for share in shares for part in share] == parts
+
+
+def test_no_parts_are_no_shares() -> None:
+    nothing: list[Part] = []
+    assert share_out(nothing, 2, 1) == []
