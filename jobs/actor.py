@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
@@ -36,7 +36,7 @@ WAITING = 32  # windows of a part whose rows are not made yet
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
 FEW = 4  # windows for each reading thread, by which it is found how many threads must read
-TOLD = 0.2  # s from which on receipts are passed on: each time costs the process that starts the GPU's work some 2 ms
+TOLD = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
 
 MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
@@ -83,14 +83,9 @@ class PartSegmenter:
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """The receipts of the parts of a batch of lists of parts."""
         parts = [Part.from_row(row) for rows in batch["parts"] for row in rows]
-        known: list[Row] = []
-        told = time.monotonic()
-        for receipt in self.segment_parts(parts):
-            known.append(receipt)
-            if time.monotonic() - told >= TOLD:
-                yield {"receipts": [known]}
-                known, told = [], time.monotonic()
-        if known:
+        receipts = self.segment_parts(parts)
+        # Always as many, for of a task that is tried again Ray drops as many as it has got.
+        while known := list(islice(receipts, TOLD if self.segmenter.on_gpu else 1)):
             yield {"receipts": [known]}
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:

@@ -66,16 +66,22 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
         assert max(most) <= receipts[-1]["readers"] == 2
 
 
-def test_receipts_that_come_soon_after_each_other_are_passed_on_together(
+def test_receipts_are_passed_on_one_by_one_and_together_beside_a_gpu(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = [part.to_row() for part in made[0].parts()]
-    monkeypatch.setattr(actor, "TOLD", 1000.0)
-    (all_at_once,) = start(made)({"parts": [parts[:5], parts[5:9]]})
-    assert [receipt["pixels"] for receipt in all_at_once["receipts"][0]] == [128 * 128] * 9
-    monkeypatch.setattr(actor, "TOLD", 0.0)
-    one_by_one = list(start(made)({"parts": [parts[:3]]}))
-    assert [len(found["receipts"][0]) for found in one_by_one] == [1, 1, 1]
+    segmenter = start(made)
+
+    def told() -> list[int]:
+        found = [each["receipts"][0] for each in segmenter({"parts": [parts[:5], parts[5:11]]})]
+        assert sum(receipt["pixels"] for together in found for receipt in together) == 11 * 128 * 128
+        return [len(together) for together in found]
+
+    assert told() == [1] * 11
+    receipts = [{"pixels": 128 * 128}] * 11
+    monkeypatch.setattr(segmenter, "segment_parts", lambda parts: iter(receipts[: len(parts)]))
+    monkeypatch.setattr(segmenter.segmenter, "on_gpu", True)
+    assert told() == [8, 3]
 
 
 def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
