@@ -40,9 +40,9 @@ def start(made: tuple[Plan, str, str], **further: Any) -> PartSegmenter:
     return PartSegmenter(model, run, SETTINGS, 128, CREW, Speed(), "s", **further)
 
 
-@pytest.mark.parametrize("waits", [0.0, 0.3])
+@pytest.mark.parametrize(("waits", "infers"), [(0.0, 1.0), (0.1, 0.001)])
 def test_more_threads_read_where_the_model_waits_for_a_store(
-    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch, waits: float
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch, waits: float, infers: float
 ) -> None:
     read, at_once, most = actor.stage_windows, Counter[str](), []
 
@@ -56,12 +56,18 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
 
     monkeypatch.setattr(actor, "stage_windows", slow)
     segmenter = start(made)
+    add = segmenter.clock.add
+
+    def count(stage: str, seconds: float, windows: int = 0) -> None:
+        add(stage, windows * infers if stage == "model" else seconds, windows)
+
+    monkeypatch.setattr(segmenter.clock, "add", count)
     receipts = list(segmenter.segment_parts(list(made[0].parts())))
     assert max(most[:2]) <= 2 == CREW.readers
     if waits:
         assert max(most) == receipts[-1]["readers"] == 4  # twice as many in one task
         list(segmenter.segment_parts(list(made[0].parts())))
-        assert 4 < segmenter.readers <= 8
+        assert max(most) == segmenter.readers == 8
     else:
         assert max(most) <= receipts[-1]["readers"] == 2
 
