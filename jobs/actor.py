@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
@@ -36,7 +36,7 @@ WAITING = 32  # windows of a part whose rows are not made yet
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
 FEW = 4  # windows for each reading thread, by which it is found how many threads must read
-TOLD = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
+TOGETHER = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
 
 MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
@@ -77,6 +77,7 @@ class PartSegmenter:
         self.readers = crew.readers_to(settings.decode)
         self.turns = threading.Semaphore(self.readers)
         self.begun: set[str] = set()  # parts that are said to be at work
+        self.given_up: dict[str, Attempt] = {}  # of those in which a window is
         self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
 
@@ -84,9 +85,11 @@ class PartSegmenter:
         """The receipts of the parts of a batch of lists of parts."""
         parts = [Part.from_row(row) for rows in batch["parts"] for row in rows]
         receipts = self.segment_parts(parts)
-        # Always as many, for of a task that is tried again Ray drops as many as it has got.
-        while known := list(islice(receipts, TOLD if self.segmenter.on_gpu else 1)):
+        # Groups never depend on time: of a task that is tried again Ray drops as many as it has got.
+        together = 1  # the first one soon, for it says what the run is made by
+        while known := list(islice(receipts, together)):
             yield {"receipts": [known]}
+            together = TOGETHER if self.segmenter.on_gpu else 1
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
@@ -94,7 +97,8 @@ class PartSegmenter:
         publishing: deque[Future[Row]] = deque()
         careful = take_up(self.out, [part.key for part in parts], self.session)
         self.begun |= set(careful)
-        self.watched -= frozenset(careful)  # a neighbour could end the process in another window's name
+        if careful:  # to look at a neighbour could end the process in another window's name
+            self.watched -= {part.key for part in parts}
         for part, rows in self.parts_rows(parts, careful):
             publishing.append(self.writers.submit(self.publish, part, rows))
             # What a careful part has come to must be known before another window can end the process.
@@ -105,24 +109,25 @@ class PartSegmenter:
         for each in publishing:
             yield (receipt := self.receipt(each.result(), started))
             started = receipt["ended"]
+        for key in self.given_up:
+            end(self.out, key)
+        self.given_up.clear()
 
     def parts_rows(
         self, parts: Sequence[Part], careful: Mapping[str, Attempt]
     ) -> Iterator[tuple[Part, list[Future[list[Row]]]]]:
         """Each part with the rows of its windows, which are being made."""
         size = self.window
-        plain = [part for part in parts if part.key not in careful]
-        made = self.infer(plain, size)
-        for part in parts:
-            rows: list[Future[list[Row]]] = []
-            for window in split(part.window, size):
-                if part.key in careful:
-                    make_rows: MakeRows = partial(iter, self.careful_rows(part, window, careful[part.key]))
-                else:
-                    make_rows = next(made)
-                rows.append(self.writers.submit(self.make, make_rows))
-                wait(rows[:-WAITING])
-            yield part, rows
+        # Nothing is read ahead beside a careful part: it could end the process in the name of that one's window.
+        for is_careful, stretch in groupby(parts, lambda part: part.key in careful):
+            alike = list(stretch)
+            made = self.infer_carefully(alike, size, careful) if is_careful else self.infer(alike, size)
+            for part in alike:
+                rows: list[Future[list[Row]]] = []
+                for _ in range(num_splits(part.window, size)):
+                    rows.append(self.writers.submit(self.make, next(made)))
+                    wait(rows[:-WAITING])
+                yield part, rows
 
     def make(self, rows: MakeRows) -> list[Row]:
         """Rows that are made now."""
@@ -135,7 +140,10 @@ class PartSegmenter:
         rows = [row for window in made for row in window.result()]
         with self.clock.on("writing"):
             write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
-            end(self.out, part.key)
+            if part.key in self.given_up:  # until the task is done, which does all of its parts again if it must
+                touch(self.out, part.key, self.given_up[part.key], None)
+            else:
+                end(self.out, part.key)
         self.begun.discard(part.key)
         pixels, differing = self.seams.pop(part.key, (0, 0))
         return {
@@ -211,7 +219,7 @@ class PartSegmenter:
             begin(self.out, part.key, self.session)
             self.begun.add(part.key)
         try:
-            return stage_windows(square, self.settings, self.segmenter, self.reading(len(square)))
+            return stage_windows(square, self.settings, self.segmenter, partial(self.reading, len(square)))
         except ReadError as error:
             failure = Failure(type(error).__name__, str(error), error.attempts)
             of_all = isinstance(error, UnansweredError) and not part.sources  # else it may be some windows' alone
@@ -311,12 +319,19 @@ class PartSegmenter:
         for smaller in split(window, half):
             yield from self.rows(part, smaller)
 
+    def infer_carefully(self, parts: Sequence[Part], size: int, careful: Mapping[str, Attempt]) -> Iterator[MakeRows]:
+        """What `infer` yields, of parts over which a process died."""
+        for part in parts:
+            for window in split(part.window, size):
+                yield partial(iter, self.careful_rows(part, window, careful[part.key]))
+
     def careful_rows(self, part: Part, window: Window, attempt: Attempt) -> Iterable[Row]:
         """The rows of a window of a part over which a process died: failed ones where it is the window's fault."""
         name = f"{window.row_off} {window.col_off}"
         if attempt.is_deadly(name):
             text = f"{part.scene.uri}: to read or segment this window ended the process"
             failure = Failure("Crash", text, attempt.deaths[name])
+            self.given_up[part.key] = attempt
             return failed_rows(part.scene, window, self.settings.tile_size, failure)
         touch(self.out, part.key, attempt, name)
         return self.rows(part, window)

@@ -130,7 +130,7 @@ def _reason(error: ray.exceptions.RayError) -> str:
 
 
 def share_out(parts: Sequence[Part], actors: int, pixels: int) -> list[Sequence[Part]]:
-    """The parts of each task: of so many pixels, or fewer so that an actor that begins or ends early gets more."""
+    """The parts of each task: of at least so many pixels, or fewer, so that who begins or ends early gets more."""
     total = sum(part.window.height * part.window.width for part in parts)
     tasks = min(len(parts), max(2 * actors if actors > 1 else 1, min(total // pixels, MAX_TASKS)))
     return [parts[len(parts) * task // tasks : len(parts) * (task + 1) // tasks] for task in range(tasks)]
@@ -151,7 +151,7 @@ def run_pipe(
         num_cpus=crew.num_cpus,
         num_gpus=crew.num_gpus or None,
     )
-    receipts.context.target_max_block_size = 1  # bytes: each receipt comes as soon as its part is published
+    receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
     receipts.context._max_num_blocks_in_streaming_gen_buffer = RECEIPTS  # noqa: SLF001 - there is no other way
     return (receipt for row in receipts.iter_rows() for receipt in row["receipts"])

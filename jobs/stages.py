@@ -74,7 +74,7 @@ class Stages:
         turns = Semaphore(self.readers)
 
         def stage(square: Square) -> int:
-            stage_windows(square, self.settings, self.segmenter, turns)
+            stage_windows(square, self.settings, self.segmenter, lambda: turns)
             return sum(map(_size, square))
 
         with ThreadPoolExecutor(self.depth) as pool:

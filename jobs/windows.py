@@ -1,7 +1,7 @@
 """Windows of a part: their chips, what the model makes of them, their tiles' rows, and how well neighbours fit."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +30,21 @@ def read_pixels(part: Part, chip: Window, settings: Settings) -> Chip:
 
 
 def stage_windows(
-    square: Square, settings: Settings, segmenter: "Segmenter", turn: AbstractContextManager[Any] | None = None
+    square: Square,
+    settings: Settings,
+    segmenter: "Segmenter",
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> "list[Staged]":
     """The chips of windows that are read at once, where the device has them at hand.
 
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
-    within `turn`, but for that of a GPU, which takes chips of many threads at once.
+    within a `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
     part = square[0][0]
     chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in square]
     whole = hull(chips)
     with ExitStack() as within:
-        within.enter_context(turn or nullcontext())
+        within.enter_context(turn())
         streams = _read_streams(part, whole, settings, segmenter)
         if streams is None:
             staged = segmenter.stage(*read_pixels(part, whole, settings))
@@ -55,6 +58,8 @@ def stage_windows(
                 # only of a window alone: who decodes the others must not depend on what is read with them.
                 if len(square) > 1:
                     raise
+                if segmenter.on_gpu:
+                    within.enter_context(turn())
                 staged = segmenter.stage(*read_pixels(part, whole, settings))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 

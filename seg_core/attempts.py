@@ -56,8 +56,8 @@ def take_up(run: str, keys: Sequence[str], session: str) -> dict[str, Attempt]:
     return died
 
 
-def touch(run: str, key: str, attempt: Attempt, window: str) -> None:
-    """Say which window of a part is at work."""
+def touch(run: str, key: str, attempt: Attempt, window: str | None) -> None:
+    """Say which window of a part is at work; None: no longer any."""
     attempt.window = window
     _write(run, key, attempt)
 

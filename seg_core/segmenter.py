@@ -40,7 +40,7 @@ FEW = 4  # chips: up to so many go together though they are no faster, to spare 
 class Staged(NamedTuple):
     """A chip where the device has it at hand."""
 
-    image: Tensor  # `uint8 (bands, h, w)`: on the device, or in pinned memory of the host where that had no room
+    image: Tensor  # `uint8 (bands, h, w)`: on the device, or in memory of the host where that had no room
     mask: Tensor  # what of it is valid, `bool (h, w)`, likewise
     valid: NDArray[np.bool_]  # the same, on the host
     holds: bool  # whether anything is valid

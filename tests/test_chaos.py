@@ -126,7 +126,7 @@ if os.environ.get("SLOW"):
     import seg_core.raster as raster
     read = raster.read_chip
     def slow(scene, at, scale=None):
-        time.sleep(1)
+        time.sleep(2)
         return read(scene, at, scale)
     raster.read_chip = slow
 """

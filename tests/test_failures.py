@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from seg_core.region import read_region
 from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import open_run
 from seg_core.segmenter import Answer, Cut, Pending, Segmenter, Staged
+from seg_core.storage import published
 from seg_core.tiling import Window
 from seg_core.verify import verify
 
@@ -213,11 +214,12 @@ from seg_core import mosaic
 from seg_core.run import read_plan
 read = mosaic.read_chip
 def deadly(scene, at, scale):
-    if at.bottom > 500 and at.right > 500 and at.col_off < 200:  # chips measure 512 px at least
-        os.kill(os.getpid(), signal.SIGSEGV)
+    for col in map(int, places):  # of windows of the second line, whose chips measure 512 px
+        if at.bottom > 500 and at.col_off <= col - 24 and at.right >= col - 24 + 512:
+            os.kill(os.getpid(), signal.SIGSEGV)
     return read(scene, at, scale)
 mosaic.read_chip = deadly
-run, model, session = sys.argv[1:]
+run, model, session, *places = sys.argv[1:]
 plan = read_plan(run)
 crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
@@ -240,29 +242,57 @@ list(actor.segment_parts(list(plan.parts())))
 """
 
 
-def test_a_window_that_kills_its_process_is_found_and_given_up(made: Made) -> None:
-    _, model, run = made
-    whole = undisturbed(made)
+@pytest.mark.parametrize("places", [[128], [128, 1152]])
+def test_windows_that_kill_their_process_are_found_and_given_up(wide: Made, places: list[int]) -> None:
+    _, model, run = wide
+    whole = undisturbed(wide)
+    command = [sys.executable, "-c", DEADLY, run, model, "new", *map(str, places)]
     codes: list[int] = []
     while not codes or codes[-1] != 0:
-        assert len(codes) < 6
-        codes.append(subprocess.run([sys.executable, "-c", DEADLY, run, model, "new"], check=False).returncode)
-    # Once at full speed, twice with the window named; then it is left out.
-    assert codes == [-signal.SIGSEGV] * 3 + [0]
-    rows = rows_of(made)
-    assert failed_places(rows) == {(128, 128), (128, 192), (192, 128), (192, 192)}
+        assert len(codes) <= 3 * len(places)
+        codes.append(subprocess.run(command, check=False).returncode)
+    # For each once at full speed, and twice with the window named; then it is left out.
+    assert codes == [-signal.SIGSEGV] * 3 * len(places) + [0]
+    rows = rows_of(wide)
+    assert failed_places(rows) == {(row, col + off) for row in (128, 192) for col in places for off in (0, 64)}
     failed = [row for row in rows if row["status"] == "failed"]
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("Crash", 2)}
     assert_the_rest_is_done(rows, whole)
-    assert os.listdir(attempts.attempts_folder(run)) == []
-    assert work(made, "later") == whole
+    assert published(attempts.attempts_folder(run), ".json") == []
+    assert work(wide, "later") == whole
+
+
+def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, model, run = wide
+    keys = [part.key for part in plan.parts()]
+    for key in (keys[1], keys[4]):
+        attempts.begin(run, key, "s")
+    read, write, events = actor.stage_windows, actor.write_part, []
+
+    def note_read(square: Square, *rest: Any) -> Any:
+        events.append(("read", keys.index(square[0][0].key)))
+        return read(square, *rest)
+
+    def note_write(out: str, key: str, *rest: Any) -> None:
+        write(out, key, *rest)
+        events.append(("written", keys.index(key)))
+
+    monkeypatch.setattr(actor, "stage_windows", note_read)
+    monkeypatch.setattr(actor, "write_part", note_write)
+    segmenter = PartSegmenter(model, run, SETTINGS, WINDOW, CREW, SPEED, "s", frozenset(keys))
+    receipts = list(segmenter.segment_parts(list(plan.parts())))
+    assert [number for what, number in events if what == "written"] == list(range(6))
+    ends = [0, *(events.index(("written", number)) + 1 for number in (0, 1, 3, 4, 5))]
+    stretches = [{number for _, number in events[start:end]} for start, end in pairwise(ends)]
+    assert stretches == [{0}, {1}, {2, 3}, {4}, {5}]
+    assert sum(receipt["seam_pixels"] for receipt in receipts) == 0  # no neighbour was looked at
 
 
 def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -> None:
     plan, model, run = made
     command = [sys.executable, "-c", LOST, run, model, "new"]
     assert subprocess.run(command, check=False).returncode == 1
-    begun = {name.removesuffix(".json") for name in os.listdir(attempts.attempts_folder(run))}
+    begun = {Path(path).stem for path in published(attempts.attempts_folder(run), ".json")}
     assert begun
     assert begun <= {part.key for part in plan.parts()}
     assert list(published_parts(run)) == []
