@@ -164,8 +164,6 @@ class PartSegmenter:
 
     def infer(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
         """What makes the rows of windows of that size: for each part as many as it has, in any order."""
-        if not parts:
-            return
         if self.batch is None:
             self.batch = self.choose_batch([window for part in parts for window in split(part.window, size)])
         squares, depth = fit_squares(parts, size, self.settings, self.segmenter, self.crew, self.readers, self.batch)
@@ -185,9 +183,9 @@ class PartSegmenter:
         seconds = self.clock.lap(FEW * self.readers)
         if seconds is not None:
             more = min(enough_readers(self.readers, self.crew.cores, seconds), most) - self.readers
-            for _ in range(more):
-                self.turns.release()
-            self.readers += max(0, more)
+            if more > 0:
+                self.turns.release(more)
+                self.readers += more
 
     def choose_batch(self, windows: Sequence[Window]) -> int:
         """How many of the largest windows to segment at once."""

@@ -165,10 +165,10 @@ class Segmenter:
     @torch.inference_mode()
     def _place(self, image: Tensor, valid: NDArray[np.bool_], after: Any = None) -> Staged:
         """A chip; its image may be on the device already, after an event."""
-        full, mask = bool(valid.all()), torch.from_numpy(valid)
-        holds = full or bool(valid.any())
+        mask, holds = torch.from_numpy(valid), bool(valid.any())
         if self.copies is None or not holds:
             return Staged(image, mask, valid, holds)
+        full = bool(valid.all())
         image = image if image.is_cuda else image.pin_memory()
         mask = mask if full else mask.pin_memory()
         with torch.cuda.stream(self.copies):
