@@ -116,7 +116,7 @@ def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
 
 def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
     """The rows of a window's tiles."""
-    return tile_rows(part.scene, window, settings.tile_size, *answer.figures)
+    return tile_rows(part.scene, window, settings.tile_size, *answer)
 
 
 def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
@@ -133,7 +133,7 @@ def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segme
     beside = infer_window(part, at, settings, segmenter)
     common = intersection(at, window)
     here, there = common.slices(window), common.slices(at)
-    differs = answer.building[here] != beside.building[there]
+    differs = answer.building(settings.tile_size)[here] != beside.building(settings.tile_size)[there]
     return int(beside.valid[there].sum()), int(differs.sum())
 
 

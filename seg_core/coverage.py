@@ -31,23 +31,27 @@ def tile_rows(
     scene: Scene,
     window: Window,
     tile_size: int,
-    building: NDArray[np.bool_],
-    valid: NDArray[np.bool_],
+    bits: NDArray[np.uint8],
+    counts: NDArray[np.int64],
     sums: NDArray[np.float64],
+    valid: NDArray[np.bool_],
     levels: NDArray[np.uint8] | None = None,
 ) -> Iterator[Row]:
     """Rows of a window's tiles, status `done`.
 
-    Which pixels are building (and valid), and which valid, are `(window.height, window.width)`. `sums` are those of the
-    probabilities of each tile's valid pixels, `(tile rows, tile columns)`; `levels` the probabilities in 255ths, where
-    they are to be kept.
+    Which pixels are building (and valid) say the `bits`, `(window.height, tile columns, bytes)`: in each line of a tile
+    the first pixel is the highest bit of the first byte. `counts` are how many they are in each tile, `sums` those of
+    the probabilities of its valid pixels, `(tile rows, tile columns)`. Which are `valid` is `(window.height,
+    window.width)`, as are `levels`, the probabilities in 255ths, where they are to be kept.
     """
     full = bool(valid.all())
     for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         num_valid = row["height"] * row["width"] if full else cv2.countNonZero(valid[at].view(np.uint8))
-        figures = measure(building[at], num_valid, float(sums[top // tile_size, left // tile_size]))
+        place = top // tile_size, left // tile_size
+        mask = bits[at[0], place[1], : -(-row["width"] // 8)]
+        figures = measure(mask, row["width"], num_valid, int(counts[place]), float(sums[place]))
         kept = {"probability": None if levels is None else encode_png(levels[at])}
         yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
 
@@ -75,17 +79,16 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
         yield row, polygon
 
 
-def measure(building: NDArray[np.bool_], num_valid: int, probability_sum: float) -> Row:
+def measure(bits: NDArray[np.uint8], width: int, num_valid: int, num_building: int, probability_sum: float) -> Row:
     """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
-    num_building = cv2.countNonZero(building.view(np.uint8))
     return {
         "valid_px": num_valid,
         "building_px": num_building,
         "coverage": num_building / num_valid,
         "mean_probability": probability_sum / num_valid,
-        "mask": encode_mask(building) if num_building else None,
+        "mask": encode_bits(bits, width) if num_building else None,
     }
 
 
@@ -98,13 +101,15 @@ def _areas(row: Row, polygon: shapely.Polygon | None, figures: Row) -> Row:
 
 
 def encode_mask(building: NDArray[np.bool_]) -> bytes:
-    """A 1-bit grey PNG (https://www.w3.org/TR/png-3).
+    """A 1-bit grey PNG (https://www.w3.org/TR/png-3) of pixels `(height, width)`."""
+    return encode_bits(np.packbits(building, axis=-1), building.shape[1])
 
-    libpng, and with it OpenCV, takes four times as long, most of it to pack bits.
-    """
-    height, width = building.shape
-    lines = np.zeros((height, 1 + -(-width // 8)), np.uint8)  # each begins with a byte that says: not filtered
-    lines[:, 1:] = np.packbits(building, axis=-1)
+
+def encode_bits(bits: NDArray[np.uint8], width: int) -> bytes:
+    """The same of lines that are packed already, `(height, bytes)`. libpng would have to be given a byte a pixel."""
+    height = len(bits)
+    lines = np.zeros((height, 1 + bits.shape[1]), np.uint8)  # each begins with a byte that says: not filtered
+    lines[:, 1:] = bits
     deflate = zlib.compressobj(zlib.Z_BEST_SPEED, strategy=zlib.Z_RLE)
     content = deflate.compress(lines.data) + deflate.flush()
     chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")

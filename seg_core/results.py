@@ -4,7 +4,6 @@ RUN/scenes/scenes.parquet      one row a scene
 RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file a part
 """
 
-import io
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,9 +121,10 @@ def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    stream = io.BytesIO()
+    stream = pa.BufferOutputStream()  # of Arrow's own: it need not ask for the interpreter
     pq.write_table(table, stream, compression="zstd")
-    return stream.getvalue()
+    content: bytes = stream.getvalue().to_pybytes()
+    return content
 
 
 def scenes_path(run: str) -> str:

@@ -24,7 +24,6 @@ from seg_core.decoder import AT_ONCE, Decoder
 from seg_core.errors import SegError
 from seg_core.jpeg import Streams
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
-from seg_core.tiling import round_up
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
 VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
@@ -56,20 +55,17 @@ class Staged(NamedTuple):
 class Answer(NamedTuple):
     """What a model says of a window."""
 
-    bits: NDArray[np.uint8]  # see pack
+    bits: NDArray[np.uint8]  # of the pixels that are building: see pack
+    counts: NDArray[np.int64]  # of them, (tile rows, tile columns)
+    sums: NDArray[np.float64]  # of the valid pixels' probabilities, likewise
     valid: NDArray[np.bool_]  # (height, width)
-    sums: NDArray[np.float64]  # (tile rows, tile columns)
-    levels: NDArray[np.uint8] | None  # (height, width)
+    levels: NDArray[np.uint8] | None  # the probabilities in 255ths, (height, width), where they are to be kept
 
-    @property
-    def building(self) -> NDArray[np.bool_]:
-        """Which pixels are building, `(height, width)`: unpacked when it is asked for, by whoever makes rows of it."""
-        return np.unpackbits(self.bits, axis=-1, count=self.valid.shape[1]).view(np.bool_)
-
-    @property
-    def figures(self) -> tuple[Any, ...]:
-        """What coverage.tile_rows takes."""
-        return self.building, self.valid, self.sums, self.levels
+    def building(self, tile_size: int) -> NDArray[np.bool_]:
+        """Which pixels are building, `(height, width)`."""
+        height, width = self.valid.shape
+        pixels = np.unpackbits(self.bits, axis=-1, count=tile_size).view(np.bool_)
+        return pixels.reshape(height, -1)[:, :width]
 
 
 class Cut(NamedTuple):
@@ -287,13 +283,12 @@ class Segmenter:
         return self.compiled(size, images, masks, cut)
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-        """Bits of building, sums over tiles, and perhaps probabilities, of the windows of a batch."""
+        """Of the windows of a batch: bits of building, counts and sums over tiles, and perhaps probabilities."""
         probability = self._probability(images, masks, cut.halo, cut.height, cut.width)
         valid = masks[_inside(cut.halo, cut.height, cut.width)]
-        answer = (
-            pack((probability >= np.float32(cut.threshold).item()) & valid),
-            sum_tiles(probability, valid, cut.tile_size),
-        )
+        building = (probability >= np.float32(cut.threshold).item()) & valid
+        figures = [sum_tiles(each, cut.tile_size) for each in (building, to_units(probability, valid))]
+        answer = pack(building, cut.tile_size), torch.stack(figures, dim=1)
         return (*answer, (probability * 255).round().byte()) if cut.keep_probability else answer
 
     def _probability(self, images: Tensor, masks: Tensor, halo: int, height: int, width: int) -> Tensor:
@@ -336,14 +331,14 @@ class Pending:
         for number, chip in enumerate(self.chips):
             valid = chip.valid[_inside(cut.halo, cut.height, cut.width)]
             if number not in places:
-                levels = np.zeros((cut.height, cut.width), np.uint8)
-                bits = np.packbits(levels, axis=-1)
-                answers.append(Answer(bits, valid, np.zeros(tiles), levels if cut.keep_probability else None))
+                bits = np.zeros((cut.height, tiles[1], -(-cut.tile_size // 8)), np.uint8)
+                levels = np.zeros(valid.shape, np.uint8) if cut.keep_probability else None
+                answers.append(Answer(bits, np.zeros(tiles, np.int64), np.zeros(tiles), valid, levels))
                 continue
-            bits, sums, *kept = (each[places[number]].numpy() for each in self.found)
+            bits, (counts, sums), *kept = (each[places[number]].numpy() for each in self.found)
             if (sums < 0).any():
                 raise RuntimeError("the network's answer is not finite")
-            answers.append(Answer(bits, valid, sums * SUM_UNIT, kept[0] if kept else None))
+            answers.append(Answer(bits, counts, sums * SUM_UNIT, valid, kept[0] if kept else None))
         return answers
 
 
@@ -351,19 +346,24 @@ def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:
     return (..., slice(halo, halo + height), slice(halo, halo + width))
 
 
-def pack(bits: Tensor) -> Tensor:
-    """`bool (n, h, w)` as `uint8 (n, h, w / 8)` rounded up, the first pixel in the highest bit, as np.packbits does."""
-    padded = F.pad(bits.byte(), (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    places = 128 >> torch.arange(8, dtype=torch.uint8, device=bits.device)
-    packed: Tensor = (padded * places).sum(dim=-1, dtype=torch.uint8)
+def pack(pixels: Tensor, tile_size: int) -> Tensor:
+    """`bool (n, h, w)` as bits, `uint8 (n, h, tile columns, bytes)`: of each line of a tile, as np.packbits does it."""
+    lines = F.pad(pixels.byte(), (0, -pixels.shape[-1] % tile_size)).unflatten(-1, (-1, tile_size))
+    eights = F.pad(lines, (0, -tile_size % 8)).unflatten(-1, (-1, 8))
+    places = 128 >> torch.arange(8, dtype=torch.uint8, device=pixels.device)
+    packed: Tensor = (eights * places).sum(dim=-1, dtype=torch.uint8)
     return packed
 
 
-def sum_tiles(probability: Tensor, valid: Tensor, tile_size: int) -> Tensor:
-    """Sums over the valid pixels of each tile, `int64 (n, tile rows, tile columns)`, in SUM_UNIT; below 0 for NaN."""
-    units = (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().nan_to_num(NOT_FINITE).long()
-    height, width = units.shape[-2:]
-    padded = F.pad(units, (0, round_up(width, tile_size) - width, 0, round_up(height, tile_size) - height))
+def to_units(probability: Tensor, valid: Tensor) -> Tensor:
+    """Probabilities in SUM_UNIT, `int64`: 0 where not valid, and far below it where they are not finite."""
+    return (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().nan_to_num(NOT_FINITE).long()
+
+
+def sum_tiles(numbers: Tensor, tile_size: int) -> Tensor:
+    """Sums of whole numbers `(n, h, w)` over each tile, `int64 (n, tile rows, tile columns)`."""
+    height, width = numbers.shape[-2:]
+    padded = F.pad(numbers, (0, -width % tile_size, 0, -height % tile_size))
     rows: Tensor = padded.unflatten(-1, (-1, tile_size)).sum(-1)
     tiles: Tensor = rows.unflatten(-2, (-1, tile_size)).sum(-2)
     return tiles

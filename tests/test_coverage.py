@@ -93,7 +93,8 @@ def test_figures_recomputed_from_the_stored_masks_are_the_stored_ones() -> None:
 def test_missing_pixels_count_neither_as_building_nor_as_background() -> None:
     probability, valid = draw(64, 64)
     building = probability >= 0.5
-    figures = measure(building & valid, int(valid.sum()), 100.0)
+    counted = building & valid
+    figures = measure(np.packbits(counted, axis=-1), 64, int(valid.sum()), int(counted.sum()), 100.0)
     assert figures["valid_px"] == valid.sum() < 64 * 64
     assert figures["building_px"] == (building & valid).sum() < building.sum()
     assert figures["coverage"] == (building & valid).sum() / valid.sum()

@@ -50,8 +50,10 @@ def staged(segmenter: Segmenter, chips: Sequence[Chip]) -> list[Staged]:
 def share_that_differs(ones: Sequence[Answer], others: Sequence[Answer]) -> float:
     """Of all pixels; what is valid must be the same."""
     assert all(np.array_equal(one.valid, other.valid) for one, other in zip(ones, others, strict=True))
-    differing = [one.building != other.building for one, other in zip(ones, others, strict=True)]
-    assert 0.01 < np.mean([one.building for one in ones]) < 0.9
+    differing = [
+        one.building(CUT.tile_size) != other.building(CUT.tile_size) for one, other in zip(ones, others, strict=True)
+    ]
+    assert 0.01 < np.mean([one.building(CUT.tile_size) for one in ones]) < 0.9
     return float(np.mean(differing))
 
 

@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 from jobs.windows import fit_window
 from seg_core.errors import SegError
 from seg_core.plan import Settings
-from seg_core.segmenter import SUM_UNIT, VIEWS, Cut, Segmenter, Staged, choose_device, find_batch, pack, sum_tiles
+from seg_core.segmenter import (
+    SUM_UNIT,
+    VIEWS,
+    Answer,
+    Cut,
+    Segmenter,
+    Staged,
+    choose_device,
+    find_batch,
+    pack,
+    sum_tiles,
+    to_units,
+)
 from seg_core.tiling import Window, chip_window, reflect, split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,11 +192,11 @@ def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
     for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
         probability = plain(chip.image.numpy(), chip.valid, 16, 40, 61)
         expected = answer_of(probability, chip.valid[16:56, 16:77], 32, keep=True)
-        for found, wanted in zip(answer.figures, expected, strict=True):
+        for found, wanted in zip(answer, expected, strict=True):
             assert found is not None
             assert found.dtype == wanted.dtype
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4, strict=True)
-        assert np.array_equal(answer.building, expected[0])
+        assert np.array_equal(answer.building(32), (probability >= 0.5) & answer.valid)
 
 
 def test_chips_segmented_together_get_the_bits_that_each_gets_alone(plain: Segmenter) -> None:
@@ -195,11 +207,17 @@ def test_chips_segmented_together_get_the_bits_that_each_gets_alone(plain: Segme
         assert all(np.array_equal(one, other) for one, other in zip(alone, answer, strict=True))
 
 
+@pytest.mark.parametrize("tile_size", [1, 7, 8, 20, 61])
 @pytest.mark.parametrize("width", [1, 7, 8, 61])
-def test_bits_are_packed_as_numpy_packs_them(width: int) -> None:
-    bits = np.random.default_rng(0).random((2, 5, width)) > 0.5
-    packed = pack(torch.from_numpy(bits)).numpy()
-    assert np.array_equal(packed, np.packbits(bits, axis=-1))
+def test_the_lines_of_tiles_are_packed_as_numpy_packs_them(width: int, tile_size: int) -> None:
+    pixels = np.random.default_rng(0).random((2, 5, width)) > 0.5
+    packed = pack(torch.from_numpy(pixels), tile_size).numpy()
+    for number, col in enumerate(range(0, width, tile_size)):
+        line = np.packbits(pixels[:, :, col : col + tile_size], axis=-1)
+        assert np.array_equal(packed[:, :, number, : line.shape[-1]], line)
+        assert not packed[:, :, number, line.shape[-1] :].any()
+    answer = Answer(packed[0], np.zeros(()), np.zeros(()), pixels[0], None)
+    assert np.array_equal(answer.building(tile_size), pixels[0])
 
 
 @pytest.mark.parametrize("tile_size", [1, 20, 32, 100])
@@ -207,15 +225,12 @@ def test_sums_over_tiles_count_valid_pixels_and_do_not_depend_on_their_order(til
     rng = np.random.default_rng(1)
     probability, valid = rng.random((1, 60, 75), dtype=np.float32), rng.random((1, 60, 75)) > 0.3
     probability[~valid] = np.nan
-    sums = sum_tiles(torch.from_numpy(probability), torch.from_numpy(valid), tile_size)[0].numpy()
+    units = to_units(torch.from_numpy(probability), torch.from_numpy(valid))
+    sums = sum_tiles(units, tile_size)[0].numpy()
     expected = answer_of(probability[0], valid[0], tile_size)[2]
     np.testing.assert_allclose(sums * SUM_UNIT, expected, rtol=0, atol=1e-4, strict=True)
-    corner = probability[:, :20, :20], valid[:, :20, :20]
-    first, again = (
-        sum_tiles(*(torch.from_numpy(np.ascontiguousarray(each[order])) for each in corner), 20)
-        for order in (np.s_[:, :, :], np.s_[:, ::-1, ::-1])
-    )
-    assert torch.equal(first, again)
+    corner = units[:, :20, :20]
+    assert torch.equal(sum_tiles(corner, 20), sum_tiles(corner.flip(1, 2), 20))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
@@ -227,7 +242,8 @@ def test_a_probability_at_the_threshold_is_building(
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.from_numpy(three))
     chip = plain.stage(np.zeros((3, 1, 3), np.uint8), np.ones((1, 3), np.bool_))
     (answer,) = plain.start([chip], Cut(0, 1, 3, 32, threshold)).result()
-    assert answer.building.tolist() == [[False, True, True]]
+    assert answer.building(32).tolist() == [[False, True, True]]
+    assert answer.counts.tolist() == [[2]]
 
 
 def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
@@ -279,7 +295,7 @@ def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys:
     assert first.seconds < (time.perf_counter() - began) / 10  # to compile is not counted
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
-            assert (one.building == other.building).mean() > 0.99
+            assert (one.building(32) == other.building(32)).mean() > 0.99
             np.testing.assert_allclose(one.sums, other.sums, rtol=0.01)
     assert [size[0] for size in compiled.compiled.sizes] == [2]
     assert "uncompiled" not in capsys.readouterr().err
