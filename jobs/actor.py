@@ -80,6 +80,7 @@ class PartSegmenter:
         self.given_up: dict[str, Attempt] = {}  # of those in which a window is
         self.writers = ThreadPoolExecutor(crew.writers)
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
+        self.segmenter.decoder.at_work = partial(self.clock.on, "decoding")
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """The receipts of the parts of a batch of lists of parts."""

@@ -2,6 +2,7 @@
 
     an actor's device       │ segment │ segment │ segment │     wait     │ segment │ ...
     its reading threads     │ read  │ read  │ read  │  read   │     idle      │ read  │ ...
+    its GPU's JPEG engine           │ decode │   │ decode │  decode │             │ ...
     its writing threads               │ write │   │ write │   │ write │   idle          │ ...
 
 An actor's wall time runs from its first receipt's start to its last one's end.
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-STAGES = ("reading", "model", "writing")
+STAGES = ("reading", "decoding", "model", "writing")  # decoding: by a GPU's JPEG engine
 SPARE = 1.25  # times as many threads as just keep up
 MAX_READERS = 64
 CROWDED = 0.9  # of the cores: threads that compute more than that would only take turns
@@ -25,6 +26,7 @@ IDLE = 0.5
 HELD_UP = 0.8
 ADVICE = {
     "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
+    "decoding": "add devices (--actors on a larger cluster), or let CPUs decode (--decode cpu, in a run of its own)",
     "model": "add devices (--actors on a larger cluster), or use a narrower model",
     "process": "let two of them share each GPU (--gpus-per-actor 0.5)",
     "writing": "add actors (--actors), or leave out --keep-probability",
@@ -115,11 +117,12 @@ class Busy:
         Of an actor that has so many writing threads and GPUs.
         """
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
-        room = {"reading": wall * self.readers, "model": wall, "writing": wall * writers}
+        room = {"reading": wall * self.readers, "decoding": wall, "model": wall, "writing": wall * writers}
         shares = {stage: min(1.0, round(self.seconds[stage] / room[stage], 3)) for stage in STAGES}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"
         if gpus >= 1 and limit == "model" and shares[most] < HELD_UP:
             limit = "process"
-        found = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+        named = [stage for stage in STAGES if stage != "decoding" or shares[stage]]
+        found = ", ".join(f"{stage} {shares[stage]:.0%}" for stage in named)
         return {**shares, "limit": limit, "advice": f"{limit} limits (busy: {found}): {ADVICE[limit]}"}

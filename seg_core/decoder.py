@@ -1,7 +1,7 @@
 """JPEG streams to the pixels of chips, decoded where the model is."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -36,9 +36,10 @@ class Decoder:
     def __init__(self, device: torch.device, free_memory: Callable[[], None]) -> None:
         self.device, self.free_memory = device, free_memory
         self.on_gpu = device.type == "cuda"
+        self.at_work: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered while a GPU's engine decodes
         # What joins blocks takes little, and goes before the network's work: else the engine would wait for that.
         self.stream = torch.cuda.Stream(device, priority=-1) if self.on_gpu else None
-        self.together = Together(self.decode, AT_ONCE)
+        self.together = Together(self._decode_together, AT_ONCE)
 
     def __call__(self, chip: Streams) -> Decoded:
         """Decode a chip.
@@ -47,6 +48,10 @@ class Decoder:
         ReadError where a block can't be decoded.
         """
         return self.together(chip) if self.on_gpu else self.decode([chip])[0]
+
+    def _decode_together(self, chips: Sequence[Streams]) -> list[Decoded]:
+        with self.at_work():
+            return self.decode(chips)
 
     def decode(self, chips: Sequence[Streams]) -> list[Decoded]:
         """The same for several chips; for one thread at a time."""

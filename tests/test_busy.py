@@ -25,8 +25,8 @@ def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0) -> dic
 
 
 def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
-    found = figures(receipt(reading=5, model=8, writing=1))
-    assert [found[stage] for stage in STAGES] == [0.25, 0.8, 0.1]
+    found = figures(receipt(reading=5, decoding=4, model=8, writing=1))
+    assert [found[stage] for stage in STAGES] == [0.25, 0.4, 0.8, 0.1]
     assert found["limit"] == "model"
     assert figures(receipt(writing=10), writers=4)["writing"] == 0.25
 
@@ -44,6 +44,7 @@ def test_time_between_receipts_of_an_actor_counts_and_actors_add_up() -> None:
         ({"reading": 19, "model": 6}, "reading"),
         ({"reading": 12, "model": 9}, "model"),
         ({"model": 3, "writing": 6.5}, "writing"),
+        ({"reading": 2, "decoding": 9, "model": 4}, "decoding"),
         ({"reading": 4, "model": 3, "writing": 2}, "waiting"),
     ],
 )
@@ -133,6 +134,8 @@ def test_a_run_ends_with_its_bottleneck_and_keeps_it(
     assert main([*command, "--tile-size", "64", "--part", "256", "--window", "128"]) == 0
     found = json.loads((tmp_path / "run/run.json").read_text())["bottleneck"]
     assert capsys.readouterr().err.splitlines()[-1] == found["advice"]
-    assert all(0 < found[stage] <= 1 for stage in STAGES)
+    assert all(0 < found[stage] <= 1 for stage in ("reading", "model", "writing"))
+    assert found["decoding"] == 0  # there is no GPU that could
+    assert "decoding" not in found["advice"]
     assert found["model"] + found["writing"] <= 1.001  # one thread does both
     assert found["limit"] in ADVICE

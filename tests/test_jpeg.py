@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from rasterio.transform import Affine
 from test_raster import write_raw
 from test_segment import rows_of, seg
 
+from jobs.busy import Stopwatch
 from jobs.windows import stage_windows
 from seg_core import jpeg
+from seg_core.decoder import Decoder
 from seg_core.errors import ReadError
 from seg_core.jpeg import Kept, _without_colour, read_streams
 from seg_core.plan import Settings, make_plan
@@ -102,6 +105,17 @@ def test_chips_decoded_together_are_those_decoded_alone(tmp_path: Path, segmente
     for chip, found in zip(chips, together, strict=True):
         assert chip is not None
         assert torch.equal(found.image, segmenter.decoder(chip).image)
+
+
+def test_the_time_that_a_gpus_engine_decodes_is_counted(tmp_path: Path, segmenter: Segmenter) -> None:
+    streams = read_streams(write_jpeg(tmp_path / "a.tif"), WINDOWS[0])
+    assert streams is not None
+    watch = Stopwatch()
+    for on_gpu in (False, True):  # a CPU's threads read and decode in one
+        decoder = Decoder(torch.device("cpu"), lambda: None)
+        decoder.on_gpu, decoder.at_work = on_gpu, partial(watch.on, "decoding")
+        assert torch.equal(decoder(streams).image, segmenter.decoder(streams).image)
+        assert (watch.take()["decoding"] > 0) == on_gpu
 
 
 @pytest.mark.parametrize("size", [{"blockxsize": 64}, {"blockxsize": 256}, {"blockysize": 32}, {"blockysize": 128}])
