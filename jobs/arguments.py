@@ -1,5 +1,6 @@
 """What words of the command line mean. Raises argparse's own error, or SegError, for those that mean nothing."""
 
+import re
 from argparse import ArgumentTypeError, Namespace
 
 from seg_core.errors import SegError
@@ -18,6 +19,13 @@ def local(path: str) -> str:
     if is_remote(path):
         raise SegError(f"{path}: this must be on a disk: only scenes, models, runs and --work may be in S3")
     return absolute(path)
+
+
+def device(text: str) -> str:
+    """Where to compute: `auto`, `cpu`, `cuda`, or one of several GPUs by its number."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ArgumentTypeError(f"{text}: say auto, cpu or cuda")
+    return text
 
 
 def bands(text: str) -> tuple[int, ...]:

@@ -84,11 +84,15 @@ def bench_scale(
     A size is the number of windows, rounded up to whole parts.
     """
     points = []
+    for side in windows:
+        plan.settings.check_window(side)
     with ray_session(speed.address, verbose=speed.verbose):
         for number in actors or (None,):
             for window in windows or (speed.window,):
                 crew = speed.actors if number is None else (number, number)
-                bench = Bench(plan, model, folder, replace(speed, actors=crew, window=window))
+                settings = replace(plan.settings, window=plan.settings.window and window)  # where that is a setting
+                measured = replace(plan, settings=settings)
+                bench = Bench(measured, model, folder, replace(speed, actors=crew, window=window))
                 rates = bench.stages(("decode", "model"), seconds)
                 slower = min(rates, key=lambda name: rates[name])
                 for size in sizes:

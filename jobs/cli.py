@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, bands, count, number, number_or_auto, numbers
+from jobs.arguments import actors, bands, count, device, number, number_or_auto, numbers
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
@@ -22,6 +22,8 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
+AGAIN, BEHIND = "; the same command goes on from here", "; the job goes on without us: seg stop ends it"
+GOES_ON = {"segment": AGAIN, "train": AGAIN, "submit": BEHIND, "logs": BEHIND}
 SOURCES = "a file, a folder or s3:// prefix, a glob, or a manifest (.txt, .csv, .parquet)"
 
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("seg: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"seg: stopped{GOES_ON.get(args.command, '')}", file=sys.stderr)
         return 130
     except SegError as error:
         if args.debug:
@@ -154,7 +156,7 @@ def _evaluate(commands: Commands) -> None:
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     _precision(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
 
 
 def _plan(commands: Commands) -> None:
@@ -165,7 +167,7 @@ def _plan(commands: Commands) -> None:
     group.add_argument("--calibrate", action="store_true", help=text)
     group.add_argument("--devices", type=number, metavar="N", help="devices to segment with (default: this machine's)")
     group.add_argument("--price", type=float, metavar="PER_HOUR", help="of a device, for the cost")
-    group.add_argument("--device", default="auto", help="what to calibrate on: auto, cpu or cuda")
+    group.add_argument("--device", type=device, default="auto", help="what to calibrate on: auto, cpu or cuda")
 
 
 def _segment(commands: Commands) -> None:
@@ -182,7 +184,7 @@ def _verify(commands: Commands) -> None:
     text = "also segment N random windows again (16), each of another part, and compare"
     parser.add_argument("--deep", type=number, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="where the model is now (default: where it was)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
 
 
 def _repair(commands: Commands) -> None:
@@ -335,7 +337,7 @@ def _speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options that only change speed")
     group.add_argument("--actors", type=actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="share of a GPU each gets (1)")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
     text = "windows that are inferred together; auto: as many as a GPU is faster with, on a CPU 1"
     group.add_argument("--batch", type=number_or_auto, metavar="N|auto", help=text)
     text = "torch.compile, for what needn't be exact; auto: on a GPU, for sizes of windows that take long enough"

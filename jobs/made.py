@@ -20,6 +20,8 @@ CRS = "EPSG:32633"
 def scratch(at: str | None) -> Iterator[str]:
     """A new folder, temporary or below the folder or prefix `at`, that is gone afterwards."""
     if at is None or not is_remote(at):
+        if at is not None:
+            make_folder(absolute(at))
         with tempfile.TemporaryDirectory(dir=None if at is None else absolute(at)) as folder:
             yield folder
         return

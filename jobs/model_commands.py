@@ -108,7 +108,7 @@ def export_model(args: Namespace) -> int:
     from seg_core.export import SUFFIXES, export_model
 
     source = absolute(args.model)
-    out = local(args.out or args.model + SUFFIXES[args.to])
+    out = local(args.out or source + SUFFIXES[args.to])
     bundle = export_model(source, args.to, out)
     show({"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}, args.json)
     return 0

@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,31 +75,47 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
             make_folder(out)
             with hold(out) as check:
                 record = open_run(out, plan, model)
-                record.setdefault("exact", True)
-                seams = Counter(record.get("seams") or {})
-                progress = Progress(sum(num_splits(part.window, window) for part in todo))
-                busy, on_cpu = Busy(), 0
-                pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed)
-                for receipt in _watch(pipe, out, speed.max_failures):
-                    check()
-                    progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
-                    seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
-                    busy.add(receipt)
-                    if record["exact"] and not receipt["exact"]:
-                        record["exact"] = False
-                        write_record(out, record)  # now: another device may finish what this one began
-                    on_cpu += receipt["on_cpu"]
-                progress.end()
-                if plan.settings.decode != "cpu" and on_cpu:
-                    print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
-                record |= {"seams": dict(seams), "bottleneck": busy.figures(crew.writers, crew.num_gpus)}
-                print(record["bottleneck"]["advice"], file=sys.stderr)
-                _finish(record, out, started)
+                todo = parts_to_do(out, plan)  # another driver may have been at work until now
+                if todo:
+                    windows = sum(num_splits(part.window, window) for part in todo)
+                    pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed)
+                    busy, on_cpu = _follow(_watch(pipe, out, speed.max_failures), windows, record, out, check)
+                    if plan.settings.decode != "cpu" and on_cpu:
+                        print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
+                    record["bottleneck"] = busy.figures(crew.writers, crew.num_gpus)
+                    print(record["bottleneck"]["advice"], file=sys.stderr)
+                    _finish(record, out, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if not record["finished"]:  # the driver was killed after the last part
         with hold(out):
             _finish(record, out, started)
     return {**record, "num_new": len(todo)}
+
+
+def _follow(
+    receipts: Iterable[Row], windows: int, record: dict[str, Any], out: str, check: Callable[[], None]
+) -> tuple[Busy, int]:
+    """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
+
+    Returns what the actors were busy with, and how many windows no device has decoded.
+    """
+    record.setdefault("exact", True)
+    if record["finished"]:  # no more, should this driver die
+        record["finished"] = None
+        write_record(out, record)
+    seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), Busy(), 0
+    for receipt in receipts:
+        check()
+        progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
+        seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
+        busy.add(receipt)
+        if record["exact"] and not receipt["exact"]:
+            record["exact"] = False
+            write_record(out, record)  # now: another device may finish what this one began
+        on_cpu += receipt["on_cpu"]
+    progress.end()
+    record["seams"] = dict(seams)
+    return busy, on_cpu
 
 
 def _finish(record: dict[str, Any], out: str, started: float) -> None:

@@ -66,8 +66,10 @@ class Stages:
         many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
         self.squares, self.depth = fit_squares(many, window, settings, self.segmenter, crew, self.readers)
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
-        largest = max(range(len(jobs)), key=lambda number: _size(jobs[number]))
-        self.largest = largest, *self.windows[largest][:2]
+        by_size = sorted(range(len(jobs)), key=lambda number: -_size(jobs[number]))
+        chips = ((number, *self.windows[number][:2]) for number in by_size)
+        # One in which something is valid: nothing else is inferred.
+        self.largest = next((chip for chip in chips if chip[2].any()), (by_size[0], *self.windows[by_size[0]][:2]))
 
     def decode(self, seconds: float) -> float:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""

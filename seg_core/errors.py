@@ -3,6 +3,7 @@
 SegError(ValueError)      wrong use or refused input: one line with the name, the value and the way out
 ├── ReadError             pixels that were planned can't be read: recorded as failed tiles, the run goes on
 │   └── UnansweredError   an object store did not answer, or broke off: worth another try
+├── DamagedError          a file of a run can be read, but is not what it should be
 └── JobError              a job that began can't be finished: what it has published stays
 """
 
@@ -20,6 +21,10 @@ class ReadError(SegError):
     """Pixels of a planned window can't be read."""
 
     attempts = 1  # how often it was tried
+
+
+class DamagedError(SegError):
+    """A file of a run that can be read, but is not what it should be."""
 
 
 class UnansweredError(ReadError):

@@ -58,6 +58,8 @@ def _take(path: str, me: dict[str, Any]) -> None:
         if held is None:
             continue
         holder = _parse(held)
+        if holder.get("owner") == me["owner"]:  # it was created, and the answer that said so was lost
+            return
         near = holder.get("place") == me["place"]
         if first is None and not near:
             print(f"{path}: waiting whether its driver on {holder.get('host')} lives", file=sys.stderr, flush=True)

@@ -56,6 +56,11 @@ class Settings:
         if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
             raise SegError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: MIN must be less than MAX")
 
+    def check_window(self, window: int) -> None:
+        """Raise SegError for windows of that size in px, which tiles would not fit in."""
+        if window < self.tile_size or window % self.tile_size:
+            raise SegError(f"--window {window}: use a multiple of the tile size, {self.tile_size}")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -168,8 +173,8 @@ def make_plan(
     Raises SegError for settings that can't work with the model.
     """
     settings.check(bundle.stride)
-    if window is not None and (window < settings.tile_size or window % settings.tile_size):
-        raise SegError(f"--window {window}: use a multiple of the tile size, {settings.tile_size}")
+    if window is not None:
+        settings.check_window(window)
     if bundle.context_px is None or settings.halo < bundle.context_px:
         settings = replace(settings, window=window or _largest_window(settings))
     # The scenes of a mosaic are read on the grid of the whole: only that must have the model's resolution.

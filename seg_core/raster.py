@@ -175,6 +175,8 @@ def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
     if scene.nodata is None or dataset.driver != "GTiff":
         return False
     height, width = dataset.block_shapes[0]
+    if height == 1:  # a large strip, perhaps: GDAL shows its rows as blocks, and of the first alone says where it is
+        return False
     bands = scene.bands[:1] if dataset.interleaving == Interleaving.pixel else scene.bands
     rows = range(box.row_off // height, -(-box.bottom // height))
     cols = range(box.col_off // width, -(-box.right // width))

@@ -37,7 +37,12 @@ def read_region(sources: Sequence[str], as_given: bool = False) -> tuple[list[Sc
 
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(read, uris))
-    return [s for s in found if isinstance(s, Scene)], [line for line in found if isinstance(line, str)]
+    scenes = [s for s in found if isinstance(s, Scene)]
+    by_id = {scene.scene_id: scene for scene in scenes}
+    twin = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
+    if twin is not None:  # such as s3://b//a.tif and s3://b/a.tif
+        raise SegError(f"{twin.uri}, {by_id[twin.scene_id].uri}: two files of one name: make two runs of them")
+    return scenes, [line for line in found if isinstance(line, str)]
 
 
 def find_images(source: str) -> list[str]:

@@ -6,16 +6,19 @@ RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file
 
 import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seg_core.coverage import Row
-from seg_core.errors import SegError
+from seg_core.errors import DamagedError
 from seg_core.scenes import Scene
-from seg_core.storage import filesystem, publish, published
+from seg_core.storage import filesystem, publish, published, read_bytes
+
+T = TypeVar("T")
 
 VERSION = b"scene_version"  # of a part's metadata
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
@@ -98,15 +101,13 @@ def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str
 
 
 def read_state(path: str) -> tuple[bool, str] | None:
-    """Whether all tiles of a part are done, and the version of the scene they are of; None where it can't be read.
+    """Whether all tiles of a part are done, and the version of the scene they are of; None where it is damaged.
 
-    It costs the footer, and the statistics of the status column in it.
+    It costs the footer, and the statistics of the status column in it. Raises SegError where it can't be read.
     """
-    system, inside = filesystem(path)
     try:
-        with system.open_input_file(inside) as file:
-            footer = pq.read_metadata(file)
-    except (OSError, pa.ArrowException):
+        footer = _read(path, pq.read_metadata)
+    except DamagedError:
         return None
     if not footer.schema.to_arrow_schema().equals(TILES):
         return None
@@ -134,16 +135,12 @@ def scenes_path(run: str) -> str:
 
 def read_scenes(run: str) -> list[Scene]:
     """The scenes of a run, as they were planned. Raises SegError where the table can't be read."""
-    try:
-        system, inside = filesystem(scenes_path(run))
-        rows = pq.read_table(inside, schema=SCENES, filesystem=system).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise SegError(f"{scenes_path(run)}: can't be read: {error}") from error
-    return [Scene.from_plain(row) for row in rows]
+    table = _read(scenes_path(run), lambda file: pq.read_table(file, schema=SCENES))
+    return [Scene.from_plain(row) for row in table.to_pylist()]
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a part. Raises SegError where the file can't be read or has other columns."""
+    """The rows of a part. Raises SegError where the file can't be read, DamagedError where it is no such table."""
     return list(_read_table(path, columns).to_pylist())
 
 
@@ -158,16 +155,27 @@ def _version(metadata: Mapping[bytes, bytes] | None) -> str:
 
 
 def _read_table(path: str, columns: Sequence[str] | None) -> pa.Table:
+    table: pa.Table = _read(path, lambda file: pq.ParquetFile(file).read(columns=list(columns) if columns else None))
+    if columns is None and not table.schema.equals(TILES):
+        raise DamagedError(f"{posixpath.basename(path)}: its columns are not those of a tiles table")
+    return table
+
+
+def _read(path: str, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of a Parquet file. Raises DamagedError where it can't, SegError where the file can't be read.
+
+    Arrow has the same errors for both: so where it fails all of the file is fetched, and parsed again.
+    """
     system, inside = filesystem(path)
-    name = posixpath.basename(path)
     try:
         with system.open_input_file(inside) as file:
-            table = pq.ParquetFile(file).read(columns=list(columns) if columns else None)
+            return parse(file)
+    except (OSError, pa.ArrowException):
+        content = read_bytes(path)
+    try:
+        return parse(pa.BufferReader(content or b""))
     except (OSError, pa.ArrowException) as error:
-        raise SegError(f"{name}: can't be read: {error}") from error
-    if columns is None and not table.schema.equals(TILES):
-        raise SegError(f"{name}: its columns are not those of a tiles table")
-    return table
+        raise DamagedError(f"{posixpath.basename(path)}: can't be read: {error}") from error
 
 
 def published_parts(run: str) -> list[str]:

@@ -126,6 +126,11 @@ def _check_header(uri: str, dataset: DatasetReader) -> None:
             f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
+    # Before GDAL is asked which files it opens: they would be opened.
+    if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+        raise ReadError(
+            f"{uri}: its overviews are in a file of its choice, {named}: take that entry out of its metadata"
+        )
     for path in files_beside(uri, dataset, BESIDE):
         if not _begins(path, TIFF):
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
@@ -175,6 +180,8 @@ def read_scene(uri: str, scene_id: str) -> Scene:
     except UnicodeEncodeError as error:
         raise ReadError(f"{uri}: its name is not UTF-8: rename it") from error
     with open_image(uri) as dataset:
+        if ColorInterp.palette in dataset.colorinterp:
+            raise ReadError(f"{uri}: its pixels are numbers of colours: give it those (gdal_translate -expand rgb)")
         masks = [stat(path) for path in files_beside(uri, dataset, MASK)]
         crs = _crs_text(dataset)
         transform: Transform = tuple(dataset.transform)[:6]
@@ -259,12 +266,16 @@ def fit_to_model(
 def _fit_grid(scene: Scene, gsd_m: float | None, resample: bool) -> Scene:
     if gsd_m is None or scene.gsd_m is None:
         return scene
-    off = abs(scene.gsd_m / gsd_m - 1)
+    assert scene.crs is not None
+    sides = ground_size(scene.crs, scene.transform, scene.height, scene.width)
+    off = max(abs(side / gsd_m - 1) for side in sides)  # a lon/lat pixel is narrower than high
     if resample and off > RESAMPLE_TOLERANCE:
         return resample_grid(scene, gsd_m)
     if off > GSD_TOLERANCE:
+        oblong = abs(sides[1] / sides[0] - 1) > GSD_TOLERANCE
+        size = f"{sides[1]:.3g} x {sides[0]:.3g} m" if oblong else f"{scene.gsd_m:.3g} m"
         raise SegError(
-            f"{scene.scene_id}: {scene.gsd_m:.3g} m a pixel, the model was trained at {gsd_m:.3g} m: "
+            f"{scene.scene_id}: {size} a pixel, the model was trained at {gsd_m:.3g} m: "
             "add --resample to segment it at the model's resolution"
         )
     return scene
@@ -284,4 +295,6 @@ def resample_grid(scene: Scene, gsd_m: float) -> Scene:
         width=width,
         transform=(a * across, b * down, c, d * across, e * down, f),
         gsd_m=gsd_m,
+        # Of oblong pixels the mean may be the same; their longer side is not.
+        source_gsd_m=max(along_column, along_row) if scene.gsd_m == gsd_m else scene.source_gsd_m,
     )

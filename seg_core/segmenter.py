@@ -59,7 +59,9 @@ class Answer(NamedTuple):
     counts: NDArray[np.int64]  # of them, (tile rows, tile columns)
     sums: NDArray[np.float64]  # of the valid pixels' probabilities, likewise
     valid: NDArray[np.bool_]  # (height, width)
-    levels: NDArray[np.uint8] | None  # the probabilities in 255ths, (height, width), where they are to be kept
+    levels: (
+        NDArray[np.uint8] | None
+    )  # the probabilities in 255ths, 0 where not valid, (height, width), where they are to be kept
 
     def building(self, tile_size: int) -> NDArray[np.bool_]:
         """Which pixels are building, `(height, width)`."""
@@ -289,7 +291,9 @@ class Segmenter:
         building = (probability >= np.float32(cut.threshold).item()) & valid
         figures = [sum_tiles(each, cut.tile_size) for each in (building, to_units(probability, valid))]
         answer = pack(building, cut.tile_size), torch.stack(figures, dim=1)
-        return (*answer, (probability * 255).round().byte()) if cut.keep_probability else answer
+        if not cut.keep_probability:
+            return answer
+        return (*answer, (probability * 255).masked_fill(~valid, 0.0).round().byte())
 
     def _probability(self, images: Tensor, masks: Tensor, halo: int, height: int, width: int) -> Tensor:
         x = normalise(images, masks, self.mean, self.std)

@@ -79,7 +79,7 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
     settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64}
     if is_remote(path):
-        endpoint, region, anonymous = _service()
+        endpoint, _, anonymous = _service()
         settings |= {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
             "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
@@ -95,7 +95,7 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
             "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
             "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
             "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-            "AWS_REGION": region,
+            "AWS_REGION": _region(_split(path)[0]),
             ANONYMOUS: "YES" if anonymous else "NO",
         }
         if endpoint:
@@ -112,14 +112,16 @@ def filesystem(path: str) -> "tuple[FileSystem, str]":
     """A pyarrow file system and the path in it."""
     from pyarrow.fs import LocalFileSystem
 
-    return (_s3_filesystem(), path.removeprefix(S3)) if is_remote(path) else (LocalFileSystem(), path)
+    if not is_remote(path):
+        return LocalFileSystem(), path
+    return _s3_filesystem(_region(_split(path)[0])), path.removeprefix(S3)
 
 
 @cache
-def _s3_filesystem() -> "FileSystem":
+def _s3_filesystem(region: str) -> "FileSystem":
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    endpoint, region, anonymous = _service()
+    endpoint, _, anonymous = _service()
     options: dict[str, Any] = {"region": region, "anonymous": anonymous}
     if endpoint:
         host = urlsplit(endpoint)
@@ -139,6 +141,27 @@ def _service() -> tuple[str | None, str, bool]:
     endpoint = str(client.meta.endpoint_url)
     own = not str(urlsplit(endpoint).hostname).endswith((".amazonaws.com", ".amazonaws.com.cn"))
     return endpoint if own else None, str(client.meta.region_name), _anonymous()
+
+
+@cache
+def _region(bucket: str) -> str:
+    """Where a bucket of Amazon's is, which it says even to those who may not look into it; else as configured.
+
+    botocore goes there by itself, others don't (https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html).
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    endpoint, region, _ = _service()
+    if endpoint:
+        return region
+    try:
+        answer = _client().head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+    except BotoCoreError:
+        return region
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region", region))
 
 
 def _anonymous() -> bool:
@@ -187,6 +210,7 @@ def _say_once(line: str) -> None:
 def _ask(path: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
     """The answer of S3, or None for an error of a code in `none`. Raises SegError, in one line, for all others."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from s3transfer.exceptions import RetriesExceededError
 
     try:
         return request(_client())
@@ -197,6 +221,8 @@ def _ask(path: str, request: Callable[[Any], T], none: Collection[str] = ("404",
         raise SegError(f"{path}: {_REASONS.get(code, f'S3 answers {code}')}") from error
     except NoCredentialsError as error:
         raise SegError(f"{path}: {_NOBODY}") from error
+    except RetriesExceededError as error:
+        raise SegError(f"{path}: S3 breaks off again and again: {error.last_exception}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore
         raise SegError(f"{path}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
 
@@ -336,6 +362,12 @@ def create(path: str, content: bytes) -> bool:
         os.link(partial, path)
     except FileExistsError:
         return False
+    except OSError:  # a file system without hard links, such as exFAT: for a moment it is there, and empty
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
     finally:
         partial.unlink()
     return True
@@ -361,7 +393,13 @@ def upload(folder: str, target: str) -> None:
 def walk(folder: str) -> Iterator[str]:
     """All files below a folder or prefix, as they are found; in S3 a page of 1,000 names at a time."""
     if not is_remote(folder):
-        for parent, _, names in os.walk(folder, onerror=_refuse_closed):
+        seen: set[str] = set()  # links to folders are followed, but none is looked into twice
+        for parent, folders, names in os.walk(folder, onerror=_refuse_closed, followlinks=True):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
             yield from (os.path.join(parent, name) for name in names)
         return
     bucket, key = _split(folder)
@@ -437,9 +475,19 @@ def check_writable(folder: str | Path) -> None:
 
 def _try_prefix(uri: str) -> None:
     """Put an object and delete it again. Raises SegError where either fails."""
-    bucket, _ = _split(uri)
+    bucket, key = _split(uri)
+    if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
+        raise SegError(f"{uri}: a folder in it has no name, or that of a way: leave it out")
     # Some servers make a bucket of any name at the first put.
-    if _ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=PARTIAL, MaxKeys=1)) is None:
+    if (
+        _ask(
+            uri,
+            lambda client: client.list_objects_v2(
+                Bucket=bucket, Prefix=f"{key}/{PARTIAL}" if key else PARTIAL, MaxKeys=1
+            ),
+        )
+        is None
+    ):
         raise SegError(f"{uri}: no such bucket")
     probe = f"{uri}/{PARTIAL}{uuid.uuid4().hex}"
     publish(probe, b"")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from seg_core.ahead import for_each
 from seg_core.coverage import Row, decode_mask
-from seg_core.errors import SegError
+from seg_core.errors import DamagedError, SegError
+from seg_core.lease import hold
 from seg_core.plan import Part, Plan
 from seg_core.results import part_path, published_parts, read_versioned
 from seg_core.run import read_plan, read_record
@@ -56,16 +57,19 @@ def verify(run: str) -> Verdict:
 def repair(run: str, names: Sequence[str] = ()) -> Verdict:
     """Remove the parts in which something does not hold, and those of `names`. Returns the verdict on them.
 
-    Raises SegError for a name that is no part's.
+    Raises SegError for a name that is no part's, and where a driver is at work on the run.
     """
     there = {posixpath.basename(path): path for path in published_parts(run)}
     unknown = next((name for name in names if name not in there), None)
     if unknown is not None:
         raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
-    verdict = verify(run)
-    verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
-    for path in verdict.bad_parts:
-        remove(path)
+    read_record(run)  # else the lease would be the first file of what is no run
+    with hold(run) as check:
+        verdict = verify(run)
+        verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
+        check()
+        for path in verdict.bad_parts:
+            remove(path)
     return verdict
 
 
@@ -76,7 +80,7 @@ def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Ve
         return Verdict(problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
     try:
         rows, version = read_versioned(path)
-    except SegError as error:
+    except DamagedError as error:  # what a store does not give says nothing about the part
         return Verdict(problems=[str(error)], bad_parts=[path])
     planned = {tuple(tile) for tile in split(part.window, plan.settings.tile_size)}
     found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]

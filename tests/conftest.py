@@ -120,7 +120,7 @@ def answer_of(
     lines = np.zeros((height, counts.shape[1], tile_size), np.bool_)
     for number, col in enumerate(range(0, width, tile_size)):
         lines[:, number, : min(tile_size, width - col)] = building[:, col : col + tile_size]
-    levels = (probability * 255).round().astype(np.uint8) if keep else None
+    levels = (held * 255).round().astype(np.uint8) if keep else None
     return np.packbits(lines, axis=-1), counts, sums, valid, levels
 
 

@@ -14,12 +14,13 @@ from conftest import MakeBundle, MakeScene, outside_environment
 from test_failures import CREW, SPEED
 from test_segment import seg
 
-from jobs.bench import steady_rate
+from jobs.bench import bench_scale, steady_rate
 from jobs.made import make_scene as make_town
 from jobs.made import scratch
 from jobs.stages import Stages
 from jobs.terminal import show
 from seg_core.bundle import read_bundle
+from seg_core.errors import SegError
 from seg_core.plan import Settings, make_plan
 from seg_core.raster import CODECS, read_chip, read_whole
 from seg_core.region import read_region
@@ -221,3 +222,12 @@ def test_a_price_needs_an_estimate(
 ) -> None:
     _, err = seg(capsys, "plan", make_scene(), "--model", make_bundle(), "--price", "2", code=2)
     assert "add --calibrate" in err
+
+
+def test_windows_that_tiles_do_not_fit_in_are_refused(
+    tmp_path: Path, make_scene: MakeScene, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle()
+    plan, _ = make_plan([read_scene(make_scene(), "a")], read_bundle(bundle), Settings(halo=16, threshold=0.5))
+    with pytest.raises(SegError, match=r"^--window 700: use a multiple of the tile size, 512$"):
+        bench_scale(plan, bundle, str(tmp_path), SPEED, [1], [], [512, 700], 1.0)

@@ -742,6 +742,8 @@ def test_a_model_is_exported_beside_its_bundle(seg: Seg, tmp_path: Path, make_bu
     figures = seg("export", "model", bundle, "--to", "torch-export", "--json").figures
     assert figures["file"] == f"{bundle}.pt2"
     assert figures["bytes"] == Path(f"{bundle}.pt2").stat().st_size > 0
+    Path(f"{bundle}.pt2").unlink()
+    assert seg("export", "model", f"{bundle}/", "--to", "torch-export", "--json").figures["file"] == f"{bundle}.pt2"
     refused(seg("export", "model", bundle, "--to", "torch-export"), f"{bundle}.pt2: is there already", "--out")
     refused(seg("export", "model", tmp_path / "nowhere", "--to", "onnx"), "nowhere: no such bundle")
     refused_by_parser(seg("export", "model", bundle, "--to", "tflite"), "tflite", "onnx", "torch-export")
@@ -981,3 +983,9 @@ def test_packages_reexport_nothing(folder: str) -> None:
     assert imports(path) == set()
     names = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert names == []
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])
+@pytest.mark.parametrize("command", [["segment", "--out", "run"], ["plan"], ["bench", "segment"], ["verify"]])
+def test_a_device_that_is_none_is_refused_before_anything(seg: Seg, command: list[str], device: str) -> None:
+    refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "say auto, cpu or cuda")

@@ -1,5 +1,6 @@
 """One driver at a time holds a run, on disk and in S3; one that is dead holds nothing."""
 
+import errno
 import json
 import os
 import subprocess
@@ -117,3 +118,23 @@ def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(JobError, match="another driver has taken this run over"):
         lose(run)
     assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["owner"] == "somebody"
+
+
+def test_a_lease_whose_creation_was_answered_by_nobody_is_held(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(run)
+    monkeypatch.setattr(lease, "create", lambda path, content: create(path, content) and False)
+    with hold(run) as check:
+        check()
+    assert stat(f"{run}/{LEASE}") is None
+
+
+def test_a_disk_without_hard_links_holds_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = str(tmp_path / "a")
+    assert create(path, b"one")
+    assert not create(path, b"two")
+    assert read_bytes(path) == b"one"
+    assert os.listdir(tmp_path) == ["a"]

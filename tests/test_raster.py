@@ -550,3 +550,15 @@ def test_blocks_that_a_sparse_file_leaves_out_are_missing_and_not_read(
         assert not valid.any()
     with pytest.raises(TypeError):
         read_chip(scene, Window(0, 0, 130, 66))
+
+
+@pytest.mark.parametrize("options", [{"interleave": "pixel"}, {"interleave": "band"}])
+@pytest.mark.parametrize("compress", ["none", "lzw", "deflate"])
+def test_the_middle_of_a_large_strip_is_not_missing(tmp_path: Path, compress: str, options: dict[str, str]) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 3000, 40)).astype(np.uint8)
+    layout = {"tiled": False, "blockysize": 3000, "compress": compress, **options}
+    scene = write_raw(tmp_path / "strip.tif", pixels, nodata=0, **layout)
+    window = Window(1500, 4, 20, 30)
+    found, valid = read_chip(scene, window)
+    assert valid.all()
+    assert np.array_equal(found, pixels[:, *window.slices(scene.window)])

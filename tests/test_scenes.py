@@ -2,12 +2,14 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from conftest import NORTH_UP, UTM, MakeScene
 from pyproj import Geod, Transformer
 
@@ -358,3 +360,45 @@ def test_what_is_no_image_is_a_read_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("GIF89a, or so it says")
     with pytest.raises(ReadError, match=f"^{tmp_path / name}: not an image, or a damaged one"):
         read_scene(str(tmp_path / name), name)
+
+
+def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Path, make_scene: MakeScene) -> None:
+    make_scene("elsewhere/d.tif", 8, 9)
+    (region / "linked").symlink_to(region.parent / "elsewhere")
+    (region / "sub/round").symlink_to(region)
+    (region / "twice").symlink_to(region.parent / "elsewhere")
+    assert sorted(ids([str(region)])) == ["B.TIFF", "a.tif", "linked/d.tif", "sub/a.tif", "sub/deep/c.tif"]
+
+
+def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
+    monkeypatch.setattr("seg_core.region.find_images", lambda _: uris)
+    monkeypatch.setattr("seg_core.region.read_scene", lambda uri, name: replace(plain, uri=uri, scene_id=name))
+    with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files of one name"):
+        read_region(["s3://b/r"])
+
+
+def test_a_scene_that_has_its_overviews_elsewhere_is_refused(make_scene: MakeScene) -> None:
+    path, other = make_scene(), make_scene("other.tif")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
+    with pytest.raises(ReadError, match=f"^{path}: its overviews are in a file of its choice, {other}: "):
+        read_scene(path, "a")
+
+
+def test_a_palette_is_refused(make_scene: MakeScene) -> None:
+    path = make_scene(bands=1)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {3: (252, 3, 21, 255)})
+    with pytest.raises(ReadError, match=r"its pixels are numbers of colours: .* -expand rgb"):
+        read_scene(path, "a")
+
+
+def test_oblong_pixels_are_measured_by_their_sides(make_scene: MakeScene) -> None:
+    scene = read_scene(make_scene(transform=(2.0, 0.0, 500_000.0, 0.0, -0.5, 5_800_000.0)), "a")
+    with pytest.raises(SegError, match=r"a: 2 x 0\.5 m a pixel, the model was trained at 1 m: add --resample"):
+        fitted(scene, 1.0)
+    assert scene.gsd_m is not None
+    served = fitted(scene, scene.gsd_m, resample=True)  # though the mean is the same
+    assert (served.height, served.width) == (50, 240)
+    assert served.resampled

@@ -1,7 +1,8 @@
 """Bulk segmentation through the command line, on one Ray for the session."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.cli import main
 from seg_core.coverage import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
+from seg_core.errors import SegError
 from seg_core.raster import read_chip
 from seg_core.results import part_path, published_parts, read_part, write_part
 from seg_core.run import read_plan
@@ -346,3 +348,51 @@ def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     make_scene(pixels=pixels, nodata=255)
     out, _ = seg(capsys, *command)
     assert json.loads(out)["seam_disagreement"] is None
+
+
+def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
+    region: str,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    first, _ = seg(capsys, *command)
+    next(iter((tmp_path / "run/tiles").iterdir())).unlink()
+
+    def away(_: str) -> Json:
+        raise SegError("S3 is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("jobs.segment.summary", away)
+        seg(capsys, *command, code=2)
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is None
+    again, _ = seg(capsys, *command)
+    assert again == first
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
+
+
+def test_what_another_driver_did_while_ray_started_is_not_done_again(
+    region: str,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    seg(capsys, *command)
+    part = next(iter((tmp_path / "run/tiles").iterdir()))
+    content = part.read_bytes()
+    part.unlink()
+
+    @contextmanager
+    def start(*_: object, **__: object) -> Iterator[None]:
+        part.write_bytes(content)
+        yield
+
+    monkeypatch.setattr("jobs.segment.ray_session", start)
+    assert not part.exists()
+    _, err = seg(capsys, *command)
+    assert "windows" not in err
+    assert part.read_bytes() == content

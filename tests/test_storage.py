@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.stub import Stubber
+from s3transfer.exceptions import RetriesExceededError
 
 from seg_core import storage
 from seg_core.errors import SegError
@@ -78,7 +81,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
 @pytest.fixture
 def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Changes to the AWS environment, for clients that are made anew."""
-    made = (storage._client, storage._s3_filesystem)
+    made = (storage._client, storage._s3_filesystem, storage._region)
     for client in made:
         client.cache_clear()
     yield monkeypatch
@@ -204,3 +207,28 @@ def test_a_long_listing_comes_in_pages(s3: str) -> None:
         assert len(seen) == 1  # the rest has not been asked for
         assert len(list(found)) == 1204
     assert len(seen) == 2
+
+
+def test_a_folder_without_a_name_is_refused_in_s3(s3: str) -> None:
+    with pytest.raises(SegError, match=r"a//b: a folder in it has no name"):
+        make_folder(f"{s3}/a//b")
+
+
+def test_a_bucket_says_where_it_is_even_to_those_it_keeps_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url="https://s3.us-east-1.amazonaws.com")
+    here, there = ({"HTTPHeaders": {"x-amz-bucket-region": region}} for region in ("eu-west-1", "ap-south-2"))
+    with Stubber(client) as stubber:
+        stubber.add_response("head_bucket", {"ResponseMetadata": here}, {"Bucket": "open"})
+        stubber.add_client_error("head_bucket", "403", http_status_code=403, response_meta=there)
+        stubber.add_client_error("head_bucket", "404", http_status_code=404)
+        monkeypatch.setattr(storage, "_client", lambda: client)
+        ask = storage._region.__wrapped__
+        assert [ask(bucket) for bucket in ("open", "closed", "absent")] == ["eu-west-1", "ap-south-2", "us-east-1"]
+
+
+def test_a_store_that_breaks_off_for_good_is_named() -> None:
+    def request(_: object) -> None:
+        raise RetriesExceededError(OSError("the line is dead"))
+
+    with pytest.raises(SegError, match=r"^s3://b/k: S3 breaks off again and again: the line is dead$"):
+        storage._ask("s3://b/k", request)

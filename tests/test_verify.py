@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from test_run import SETTINGS, build_run
 
 from seg_core.coverage import Failure, Row, encode_mask, failed_rows
 from seg_core.errors import SegError
+from seg_core.lease import hold
 from seg_core.plan import Part, Plan
 from seg_core.results import TILES, part_path, read_part, scenes_path, write_part
-from seg_core.run import read_plan
-from seg_core.verify import Verdict, verify
+from seg_core.run import parts_to_do, read_plan
+from seg_core.verify import Verdict, repair, verify
 
 
 @dataclass(frozen=True)
@@ -350,3 +352,34 @@ def test_the_helper_damages_only_what_it_is_told_to(made: Made) -> None:
     assert made.path().read_bytes() == before
     assert pq.read_schema(made.path()).equals(TILES)
     assert len(os.listdir(Path(made.run, "tiles"))) == 5
+
+
+def refuse(*_: object) -> None:
+    raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
+
+
+def keep_out(path: str) -> None:
+    raise SegError(f"{path}: access denied")
+
+
+def test_parts_that_the_store_does_not_give_are_not_taken_for_damaged(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = SimpleNamespace(open_input_file=refuse)
+    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path))
+    assert made.verdict().holds  # all is fetched in another way
+    assert parts_to_do(made.run, made.plan) == []
+    monkeypatch.setattr("seg_core.results.read_bytes", keep_out)
+    for find_out in (made.verdict, lambda: parts_to_do(made.run, made.plan), lambda: repair(made.run)):
+        with pytest.raises(SegError, match=r"access denied$"):
+            find_out()
+    assert all(made.path(number).exists() for number in range(len(made.parts)))
+
+
+def test_a_run_is_not_repaired_while_a_driver_is_at_work(made: Made) -> None:
+    made.path().write_bytes(b"")
+    with hold(made.run), pytest.raises(SegError, match="another driver is at work on this run"):
+        repair(made.run)
+    assert made.path().exists()
+    assert repair(made.run).bad_parts == [str(made.path())]
+    assert not made.path().exists()
