@@ -11,7 +11,7 @@ from jobs.arguments import local, model_of
 from jobs.settings import TrainSettings, make_settings, parse_assignment
 from jobs.terminal import show, text
 from seg_core.errors import SegError
-from seg_core.storage import absolute, exists
+from seg_core.storage import absolute, exists, make_folder
 
 
 def train_settings(args: Namespace) -> TrainSettings:
@@ -57,10 +57,13 @@ def evaluate(args: Namespace) -> int:
     from jobs.evaluate import write_figures, write_samples
     from seg_core.segmenter import Segmenter
 
+    images = local(args.per_image) if args.per_image else None
+    if images:
+        make_folder(os.path.dirname(images))  # before anything is computed
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
     found = score(segmenter, data, args.split)
-    if args.per_image:
-        found.images.to_parquet(local(args.per_image), index=False)
+    if images:
+        found.images.to_parquet(images, index=False)
     if args.figures:
         folder = absolute(args.figures)
         write_figures(found, folder)

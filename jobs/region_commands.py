@@ -6,7 +6,7 @@ One function a command; each returns the exit code.
 import os
 import sys
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.arguments import local, model_of
 from jobs.terminal import note, show, show_table
 from seg_core.errors import SegError
-from seg_core.storage import absolute
+from seg_core.storage import absolute, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,8 +161,7 @@ def repair(args: Namespace) -> int:
 
 def query(args: Namespace) -> int:
     """`seg query`."""
-    from seg_core.query import query as ask
-    from seg_core.query import summary, to_table, write_answer
+    from seg_core.query import ask, summary, to_table, write_answer
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
@@ -170,8 +169,8 @@ def query(args: Namespace) -> int:
     if args.sql is None and args.format in {"table", "json"}:
         show(summary(run), args.format == "json")
         return 0
-    answer = to_table(summary(run)) if args.sql is None else ask(run, args.sql)
-    write_answer(answer, args.format, sys.stdout.buffer, TABLE_ROWS)
+    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else ask(run, args.sql) as answer:
+        write_answer(answer, args.format, sys.stdout.buffer, TABLE_ROWS)
     return 0
 
 
@@ -204,6 +203,8 @@ def bench_scale(args: Namespace) -> int:
     from jobs.bench import bench_scale as run
 
     plot = local(args.out) if args.out else None
+    if plot:
+        make_folder(os.path.dirname(plot))  # before anything is measured
     with _bench_region(args) as (planned, folder):
         points = run(
             planned, model_of(args), folder, _speed(args), args.sizes, args.workers, args.windows, args.seconds

@@ -3,8 +3,10 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
+from itertools import chain
 from typing import Any, BinaryIO
 
 import duckdb
@@ -19,6 +21,7 @@ from seg_core.results import SCENES, TILES, published_parts, read_part, read_sce
 from seg_core.run import read_record
 from seg_core.storage import S3, filesystem
 
+BATCH = 2**10  # rows of an answer that are in memory at once, with their masks
 SUMMED = ("valid_px", "building_px", "area_m2", "building_m2")
 
 
@@ -47,8 +50,9 @@ def _parts(run: str) -> list[str]:
     return parts
 
 
-def query(run: str, sql: str) -> pa.Table:
-    """The answer to a question; of columns of one name, the later ones are numbered.
+@contextmanager
+def ask(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
+    """The answer to a question, as it comes; of columns of one name, the later ones are numbered.
 
     Raises SegError with the first line of what is wrong with the SQL, or with the run's files.
     """
@@ -57,18 +61,29 @@ def query(run: str, sql: str) -> pa.Table:
             answer = connection.sql(sql)
             if answer is None:
                 raise SegError(f"SQL: {sql}: is no question: say SELECT ...")
-            return _number_names(answer.to_arrow_table())
+            yield _number_names(answer.to_arrow_reader(BATCH))
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # of whoever reads the answer
+            raise
         raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
 
 
-def _number_names(table: pa.Table) -> pa.Table:
+def query(run: str, sql: str) -> pa.Table:
+    """The same at once, in memory."""
+    with ask(run, sql) as answer:
+        return answer.read_all()
+
+
+def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
     seen: Counter[str] = Counter()
-    names = []
-    for name in table.column_names:
-        names.append(f"{name}_{seen[name]}" if seen[name] else name)
-        seen[name] += 1
-    return table.rename_columns(names)
+    fields = []
+    for each in answer.schema:
+        fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
+        seen[each.name] += 1
+    schema = pa.schema(fields)
+    return pa.RecordBatchReader.from_batches(
+        schema, (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in answer)
+    )
 
 
 def summary(run: str) -> dict[str, Any]:
@@ -110,22 +125,40 @@ def _sum_up(path: str) -> dict[str, Any]:
     return sums
 
 
-def write_answer(answer: pa.Table, form: str, stream: BinaryIO, most: int) -> None:
-    """Write an answer as `table` (its first `most` rows), `csv`, `json` (a list of objects) or `parquet`."""
+def write_answer(answer: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:
+    """Write an answer as `table` (its first `most` rows), `csv`, `json` (a list of objects) or `parquet`.
+
+    Batch by batch: of a large answer no more than one is in memory.
+    """
     if form == "parquet":
-        pq.write_table(answer, stream)
+        with pq.ParquetWriter(stream, answer.schema) as file:
+            for batch in answer:
+                file.write_batch(batch)
     elif form == "json":
-        stream.write(
-            json.dumps([{k: _plain(v) for k, v in row.items()} for row in answer.to_pylist()]).encode() + b"\n"
-        )
+        between = b"["
+        for row in chain.from_iterable(batch.to_pylist() for batch in answer):
+            stream.write(between + json.dumps({k: _plain(v) for k, v in row.items()}).encode())
+            between = b", "
+        stream.write(b"]\n" if between == b", " else b"[]\n")
+    elif form == "csv":
+        stream.write(_frame(answer.schema.empty_table(), _plain).to_csv(index=False).encode())
+        for batch in answer:
+            stream.write(_frame(batch, _plain).to_csv(index=False, header=False).encode())
     else:
-        rows, plain = (answer, _plain) if form == "csv" else (answer.slice(0, most), _brief)
-        columns = {name: map(plain, rows.column(i).to_pylist()) for i, name in enumerate(rows.column_names)}
-        frame = pd.DataFrame({name: list(values) for name, values in columns.items()}, dtype=object)
-        text = frame.to_csv(index=False) if form == "csv" else frame.to_string(index=False) + "\n"
-        stream.write(text.encode())
-        if len(rows) < len(answer):
-            stream.write(f"... {len(answer) - len(rows):,} more rows: --format csv has them all\n".encode())
+        shown, number = answer.schema.empty_table(), 0
+        for batch in answer:
+            number += len(batch)
+            if len(shown) < most:
+                shown = pa.concat_tables([shown, pa.Table.from_batches([batch.slice(0, most - len(shown))])])
+        stream.write(f"{_frame(shown, _brief).to_string(index=False)}\n".encode())
+        if len(shown) < number:
+            stream.write(f"... {number - len(shown):,} more rows: --format csv has them all\n".encode())
+
+
+def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {each: list(map(plain, rows.column(each).to_pylist())) for each in rows.schema.names}, dtype=object
+    )
 
 
 def _plain(value: object) -> object:

@@ -20,6 +20,7 @@ from jobs.cli import main
 from seg_core.coverage import Row
 from seg_core.errors import SegError
 from seg_core.plan import Plan
+from seg_core.query import ask as answering
 from seg_core.query import query, summary
 from seg_core.results import TILES, part_path, published_parts, read_part, scenes_path
 
@@ -427,3 +428,26 @@ def test_an_answer_is_an_arrow_table(run: str) -> None:
     answer = query(run, "SELECT coverage FROM tiles")
     assert isinstance(answer, pa.Table)
     assert isinstance(answer.to_pandas(), pd.DataFrame)
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_an_answer_in_batches_is_the_one_that_comes_at_once(
+    ask: Ask, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql = "SELECT * FROM tiles ORDER BY scene_id, tile_row, tile_col"
+    monkeypatch.setattr("jobs.region_commands.TABLE_ROWS", 5)
+    _, at_once, _ = ask(sql, "--format", form)
+    monkeypatch.setattr("seg_core.query.BATCH", 3)
+    _, in_batches, _ = ask(sql, "--format", form)
+    if form == "parquet":
+        assert pq.read_table(io.BytesIO(in_batches)).equals(pq.read_table(io.BytesIO(at_once)))
+    else:
+        assert in_batches == at_once
+
+
+def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seg_core.query.BATCH", 3)
+    with answering(run, "SELECT tile_row FROM tiles") as answer:
+        sizes = [len(batch) for batch in answer]
+    assert sum(sizes) == 18
+    assert max(sizes) == 3
