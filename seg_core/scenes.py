@@ -126,14 +126,18 @@ def _check_header(uri: str, dataset: DatasetReader) -> None:
             f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
-    # Before GDAL is asked which files it opens: they would be opened.
-    if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-        raise ReadError(
-            f"{uri}: its overviews are in a file of its choice, {named}: take that entry out of its metadata"
-        )
+    _check_overviews(uri, dataset)  # before GDAL is asked which files it opens: they would be opened
     for path in files_beside(uri, dataset, BESIDE):
         if not _begins(path, TIFF):
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
+        with rasterio.open(path, driver="GTiff") as beside:
+            _check_overviews(path, beside)
+
+
+def _check_overviews(path: str, dataset: DatasetReader) -> None:
+    """Raise ReadError for an image that names a file for its overviews: any could be read through it."""
+    if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+        raise ReadError(f"{path}: its overviews are in a file of its choice, {named}: take that out of its metadata")
 
 
 def files_beside(uri: str, dataset: DatasetReader, endings: str | tuple[str, ...]) -> list[str]:

@@ -447,7 +447,8 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
 
 def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seg_core.query.BATCH", 3)
-    with answering(run, "SELECT tile_row FROM tiles") as answer:
+    sql = "SELECT tile_row FROM tiles"
+    with answering(run, sql) as answer:
         sizes = [len(batch) for batch in answer]
-    assert sum(sizes) == 18
+    assert sum(sizes) == len(query(run, sql)) > 3
     assert max(sizes) == 3

@@ -386,6 +386,17 @@ def test_a_scene_that_has_its_overviews_elsewhere_is_refused(make_scene: MakeSce
         read_scene(path, "a")
 
 
+def test_overviews_beside_a_scene_that_name_further_ones_are_refused(make_scene: MakeScene) -> None:
+    path, other = make_scene(height=64, width=64), make_scene("other.tif")
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2])
+    assert read_scene(path, "a").height == 64
+    with rasterio.open(f"{path}.ovr", "r+", driver="GTiff") as overviews:
+        overviews.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
+    with pytest.raises(ReadError, match=f"^{path}.ovr: its overviews are in a file of its choice"):
+        read_scene(path, "a")
+
+
 def test_a_palette_is_refused(make_scene: MakeScene) -> None:
     path = make_scene(bands=1)
     with rasterio.open(path, "r+") as dataset:
