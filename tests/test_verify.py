@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_run import SETTINGS, build_run
 
+from seg_core import results
 from seg_core.coverage import Failure, Row, encode_mask, failed_rows
 from seg_core.errors import SegError
 from seg_core.lease import hold
@@ -358,18 +359,23 @@ def refuse(*_: object) -> None:
     raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
 
 
-def keep_out(path: str) -> None:
+def is_part(path: str) -> bool:
+    return "/tiles/" in path
+
+
+def keep_out(path: str) -> bytes:
     raise SegError(f"{path}: access denied")
 
 
 def test_parts_that_the_store_does_not_give_are_not_taken_for_damaged(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    system, read = results.filesystem, results.read_bytes
     closed = SimpleNamespace(open_input_file=refuse)
-    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path))
+    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path) if is_part(path) else system(path))
     assert made.verdict().holds  # all is fetched in another way
     assert parts_to_do(made.run, made.plan) == []
-    monkeypatch.setattr("seg_core.results.read_bytes", keep_out)
+    monkeypatch.setattr("seg_core.results.read_bytes", lambda path: keep_out(path) if is_part(path) else read(path))
     for find_out in (made.verdict, lambda: parts_to_do(made.run, made.plan), lambda: repair(made.run)):
         with pytest.raises(SegError, match=r"access denied$"):
             find_out()
