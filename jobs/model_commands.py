@@ -51,8 +51,8 @@ def evaluate(args: Namespace) -> int:
     from seg_core.bundle import read_bundle
 
     read_bundle(target)
-    if args.data is None:
-        raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
+    if args.data is None or args.labels:
+        raise SegError(f"{args.target}: is a bundle: name a dataset with --data (--labels are for a run)")
     from jobs.evaluate import evaluate as score
     from jobs.evaluate import write_figures, write_samples
     from seg_core.segmenter import Segmenter

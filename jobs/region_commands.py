@@ -56,6 +56,8 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
     from seg_core.plan import Settings, make_plan
     from seg_core.region import read_region
 
+    if args.order == "given" and not args.mosaic:
+        raise SegError("--order given: is for scenes that are one image: add --mosaic")
     bundle = read_bundle(model_of(args))
     read_weights(model_of(args), bundle)  # damage shows here, not in a worker
     settings = Settings(

@@ -989,3 +989,9 @@ def test_packages_reexport_nothing(folder: str) -> None:
 @pytest.mark.parametrize("command", [["segment", "--out", "run"], ["plan"], ["bench", "segment"], ["verify"]])
 def test_a_device_that_is_none_is_refused_before_anything(seg: Seg, command: list[str], device: str) -> None:
     refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "say auto, cpu or cuda")
+
+
+def test_an_option_that_would_do_nothing_is_refused(seg: Seg, make_scene: MakeScene, make_bundle: MakeBundle) -> None:
+    scene, bundle = make_scene(), make_bundle()
+    refused(seg("plan", scene, "--model", bundle, "--order", "given"), "--order given", "add --mosaic")
+    refused(seg("evaluate", bundle, "--data", "data", "--labels", "labels"), bundle, "--labels are for a run")
