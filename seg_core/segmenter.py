@@ -59,9 +59,7 @@ class Answer(NamedTuple):
     counts: NDArray[np.int64]  # of them, (tile rows, tile columns)
     sums: NDArray[np.float64]  # of the valid pixels' probabilities, likewise
     valid: NDArray[np.bool_]  # (height, width)
-    levels: (
-        NDArray[np.uint8] | None
-    )  # the probabilities in 255ths, 0 where not valid, (height, width), where they are to be kept
+    levels: NDArray[np.uint8] | None  # the probabilities in 255ths, (height, width); None unless they are to be kept
 
     def building(self, tile_size: int) -> NDArray[np.bool_]:
         """Which pixels are building, `(height, width)`."""

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import uuid
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from operator import methodcaller
@@ -393,14 +394,7 @@ def upload(folder: str, target: str) -> None:
 def walk(folder: str) -> Iterator[str]:
     """All files below a folder or prefix, as they are found; in S3 a page of 1,000 names at a time."""
     if not is_remote(folder):
-        seen: set[str] = set()  # links to folders are followed, but none is looked into twice
-        for parent, folders, names in os.walk(folder, onerror=_refuse_closed, followlinks=True):
-            if (real := os.path.realpath(parent)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders.sort()
-            yield from (os.path.join(parent, name) for name in names)
+        yield from _walk_disk(folder)
         return
     bucket, key = _split(folder)
     asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
@@ -411,6 +405,20 @@ def walk(folder: str) -> Iterator[str]:
         if not page.get("IsTruncated"):
             return
         asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_disk(folder: str) -> Iterator[str]:
+    """All files below a folder. Links to folders are followed last, and no folder is looked into twice."""
+    waiting, seen = deque([folder]), set()
+    while waiting:
+        for parent, folders, names in os.walk(waiting.popleft(), onerror=_refuse_closed):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            waiting.extend(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+            yield from (os.path.join(parent, name) for name in names)
 
 
 def _refuse_closed(error: OSError) -> None:
@@ -479,15 +487,8 @@ def _try_prefix(uri: str) -> None:
     if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
         raise SegError(f"{uri}: a folder in it has no name, or that of a way: leave it out")
     # Some servers make a bucket of any name at the first put.
-    if (
-        _ask(
-            uri,
-            lambda client: client.list_objects_v2(
-                Bucket=bucket, Prefix=f"{key}/{PARTIAL}" if key else PARTIAL, MaxKeys=1
-            ),
-        )
-        is None
-    ):
+    below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
+    if _ask(uri, methodcaller("list_objects_v2", **below)) is None:
         raise SegError(f"{uri}: no such bucket")
     probe = f"{uri}/{PARTIAL}{uuid.uuid4().hex}"
     publish(probe, b"")

@@ -365,6 +365,7 @@ def test_what_is_no_image_is_a_read_error(tmp_path: Path, name: str) -> None:
 def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Path, make_scene: MakeScene) -> None:
     make_scene("elsewhere/d.tif", 8, 9)
     (region / "linked").symlink_to(region.parent / "elsewhere")
+    (region / "again").symlink_to(region / "sub")  # which is found under its own name
     (region / "sub/round").symlink_to(region)
     (region / "twice").symlink_to(region.parent / "elsewhere")
     assert sorted(ids([str(region)])) == ["B.TIFF", "a.tif", "linked/d.tif", "sub/a.tif", "sub/deep/c.tif"]
