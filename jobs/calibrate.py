@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.windows import stage_windows, start_windows
+from jobs.windows import fit_window, stage_windows, start_windows
 from seg_core.ahead import ahead
 from seg_core.plan import Plan, Square, largest_square, squares
 from seg_core.segmenter import Segmenter
@@ -19,15 +19,17 @@ SECONDS_PER_HOUR = 3600
 
 
 def calibrate(
-    plan: Plan, model: str, window: int, device: str, devices: int | None, price: float | None
+    plan: Plan, model: str, window: int, wanted: int | None, device: str, devices: int | None, price: float | None
 ) -> dict[str, Any]:
     """Rates of one device and its readers, and the hours, device-hours and cost of the whole plan with `devices`.
 
+    Of windows as planned, or of smaller ones where none is `wanted` and a GPU's memory is small, as in a run.
     Without `devices` they are those of this machine, whose CPUs are shared out as in a run. Start-up is not counted.
     """
     segmenter, cpus = Segmenter(model, device, precision=plan.settings.precision), os.cpu_count() or 1
     on_gpu = segmenter.device.type == "cuda"
     plan = plan.decided(on_gpu)
+    window = fit_window(window, wanted, plan.settings, segmenter, 1.0)
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)

@@ -77,8 +77,8 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.metrics import scores
     from seg_core.scoring import score_run
 
-    for option in ("tta", "per_image", "figures", "precision"):
-        if getattr(args, option) not in {False, None, "auto"}:
+    for option in ("tta", "per_image", "figures", "precision", "device", "split"):
+        if getattr(args, option) not in {False, None, "auto", "val"}:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")

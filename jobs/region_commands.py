@@ -34,12 +34,12 @@ def plan(args: Namespace) -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     window = choose_window(args.window, planned.settings, read_bundle(model_of(args)), memory)
     figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
-    if not args.calibrate and (args.price is not None or args.devices is not None):
-        raise SegError("--price, --devices: are for an estimate: add --calibrate")
+    if not args.calibrate and (args.price is not None or args.devices is not None or args.device != "auto"):
+        raise SegError("--price, --devices, --device: are for an estimate: add --calibrate")
     if args.calibrate and planned.scenes:
         from jobs.calibrate import calibrate
 
-        figures |= calibrate(planned, model_of(args), window, args.device, args.devices, args.price)
+        figures |= calibrate(planned, model_of(args), window, args.window, args.device, args.devices, args.price)
     figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused}
     if args.json:
         show(figures, as_json=True)
@@ -129,6 +129,8 @@ def verify(args: Namespace) -> int:
     """`seg verify`."""
     from seg_core.verify import verify as prove
 
+    if not args.deep and (args.model or args.device != "auto"):
+        raise SegError("--model, --device: are to segment windows again with: add --deep")
     found = prove(absolute(args.out))
     figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
     differing: dict[str, list[str]] = {}

@@ -723,6 +723,7 @@ def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> No
     run, _ = build_run(tmp_path)
     refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--per-image", "x"), "--per-image: is for a bundle")
+    refused(seg("evaluate", run, "--labels", tmp_path, "--split", "test"), "--split: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--precision", "float32"), "--precision: is for a bundle")
 
 
@@ -995,3 +996,6 @@ def test_an_option_that_would_do_nothing_is_refused(seg: Seg, make_scene: MakeSc
     scene, bundle = make_scene(), make_bundle()
     refused(seg("plan", scene, "--model", bundle, "--order", "given"), "--order given", "add --mosaic")
     refused(seg("evaluate", bundle, "--data", "data", "--labels", "labels"), bundle, "--labels are for a run")
+    refused(seg("plan", scene, "--model", bundle, "--device", "cpu"), "--device", "add --calibrate")
+    refused(seg("verify", "run", "--device", "cpu"), "--model, --device", "add --deep")
+    refused(seg("verify", "run", "--model", bundle), "--model, --device", "add --deep")
