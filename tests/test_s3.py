@@ -211,6 +211,6 @@ def test_more_threads_read_where_the_store_is_slow_to_answer(
     open_run(run, plan, model)
     crew = replace(CREW, threads=1)  # beside other tests, two would wait for each other longer than for the store
     segmenter = PartSegmenter(model, run, settings, 256, crew, SPEED, "s")
-    proxied.delay = 0.5
+    proxied.delay = 2.0  # s, far more than a window takes the model: windows are read four at a time
     used = [receipt["readers"] for receipt in segmenter.segment_parts(list(plan.parts()))]
     assert CREW.readers < used[-1]
