@@ -77,8 +77,9 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.metrics import scores
     from seg_core.scoring import score_run
 
-    for option in ("tta", "per_image", "figures", "precision", "device", "split"):
-        if getattr(args, option) not in {False, None, "auto", "val"}:
+    unsaid = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
+    for option, value in unsaid.items():
+        if getattr(args, option) != value:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")

@@ -56,15 +56,23 @@ def ask(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
 
     Raises SegError with the first line of what is wrong with the SQL, or with the run's files.
     """
-    try:
-        with connect(run) as connection:
+    with _in_a_line():
+        connection = connect(run)
+    with connection:
+        with _in_a_line():
             answer = connection.sql(sql)
             if answer is None:
                 raise SegError(f"SQL: {sql}: is no question: say SELECT ...")
-            yield _number_names(answer.to_arrow_reader(BATCH))
+            reader = answer.to_arrow_reader(BATCH)
+        yield _number_names(reader)
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Raise SegError for what is wrong with the SQL or with the run's files."""
+    try:
+        yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # of whoever reads the answer
-            raise
         raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
 
 
@@ -81,9 +89,13 @@ def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
         fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
         seen[each.name] += 1
     schema = pa.schema(fields)
-    return pa.RecordBatchReader.from_batches(
-        schema, (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in answer)
-    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _in_a_line():
+            for batch in answer:
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def summary(run: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
     settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64}
     if is_remote(path):
-        endpoint, _, anonymous = _service()
+        endpoint, region, anonymous = _service(_split(path)[0])
         settings |= {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
             "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
@@ -96,7 +96,7 @@ def gdal_settings(path: str = "") -> dict[str, str | float]:
             "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
             "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
             "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-            "AWS_REGION": _region(_split(path)[0]),
+            "AWS_REGION": region,
             ANONYMOUS: "YES" if anonymous else "NO",
         }
         if endpoint:
@@ -115,14 +115,14 @@ def filesystem(path: str) -> "tuple[FileSystem, str]":
 
     if not is_remote(path):
         return LocalFileSystem(), path
-    return _s3_filesystem(_region(_split(path)[0])), path.removeprefix(S3)
+    return _s3_filesystem(_split(path)[0]), path.removeprefix(S3)
 
 
 @cache
-def _s3_filesystem(region: str) -> "FileSystem":
+def _s3_filesystem(bucket: str) -> "FileSystem":
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    endpoint, _, anonymous = _service()
+    endpoint, region, anonymous = _service(bucket)
     options: dict[str, Any] = {"region": region, "anonymous": anonymous}
     if endpoint:
         host = urlsplit(endpoint)
@@ -136,12 +136,12 @@ def _s3_filesystem(region: str) -> "FileSystem":
     )
 
 
-def _service() -> tuple[str | None, str, bool]:
-    """Endpoint (None: Amazon's own), region, and whether requests are not signed."""
+def _service(bucket: str) -> tuple[str | None, str, bool]:
+    """Endpoint (None: Amazon's own), region of a bucket, and whether requests are not signed."""
     client = _client()
     endpoint = str(client.meta.endpoint_url)
     own = not str(urlsplit(endpoint).hostname).endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    return endpoint if own else None, str(client.meta.region_name), _anonymous()
+    return (endpoint, str(client.meta.region_name), _anonymous()) if own else (None, _region(bucket), _anonymous())
 
 
 @cache
@@ -152,17 +152,15 @@ def _region(bucket: str) -> str:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    endpoint, region, _ = _service()
-    if endpoint:
-        return region
+    client, answer = _client(), {}
     try:
-        answer = _client().head_bucket(Bucket=bucket)
+        answer = client.head_bucket(Bucket=bucket)
     except ClientError as error:
         answer = error.response
     except BotoCoreError:
-        return region
+        pass  # as configured
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region", region))
+    return str(headers.get("x-amz-bucket-region", client.meta.region_name))
 
 
 def _anonymous() -> bool:

@@ -724,6 +724,7 @@ def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> No
     refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--per-image", "x"), "--per-image: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--split", "test"), "--split: is for a bundle")
+    refused(seg("evaluate", run, "--labels", tmp_path, "--figures", "val"), "--figures: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--precision", "float32"), "--precision: is for a bundle")
 
 

@@ -350,14 +350,15 @@ def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     assert json.loads(out)["seam_disagreement"] is None
 
 
+@pytest.fixture
+def command(region: str, make_bundle: MakeBundle, tmp_path: Path) -> list[object]:
+    """What segments the region."""
+    return ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+
+
 def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
-    region: str,
-    make_bundle: MakeBundle,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
     first, _ = seg(capsys, *command)
     next(iter((tmp_path / "run/tiles").iterdir())).unlink()
 
@@ -374,13 +375,8 @@ def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
 
 
 def test_what_another_driver_did_while_ray_started_is_not_done_again(
-    region: str,
-    make_bundle: MakeBundle,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
     seg(capsys, *command)
     part = next(iter((tmp_path / "run/tiles").iterdir()))
     content = part.read_bytes()

@@ -229,8 +229,12 @@ def test_sums_over_tiles_count_valid_pixels_and_do_not_depend_on_their_order(til
     sums = sum_tiles(units, tile_size)[0].numpy()
     expected = answer_of(probability[0], valid[0], tile_size)[2]
     np.testing.assert_allclose(sums * SUM_UNIT, expected, rtol=0, atol=1e-4, strict=True)
-    corner = units[:, :20, :20]
-    assert torch.equal(sum_tiles(corner, 20), sum_tiles(corner.flip(1, 2), 20))
+    corner = probability[:, :20, :20], valid[:, :20, :20]
+    first, again = (
+        sum_tiles(to_units(*(torch.from_numpy(np.ascontiguousarray(each[order])) for each in corner)), 20)
+        for order in (np.s_[:, :, :], np.s_[:, ::-1, ::-1])
+    )
+    assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
