@@ -12,7 +12,7 @@ from jobs.arguments import actors, bands, count, device, number, number_or_auto,
 from jobs.settings import PRESETS, TrainSettings
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
-from seg_core.storage import ANONYMOUS
+from seg_core.s3 import ANONYMOUS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
 

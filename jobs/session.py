@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from seg_core.errors import SegError
-from seg_core.storage import SHARED
+from seg_core.s3 import SHARED
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
 # same memory anew for the next layer: workers keep it, in huge pages. And a thread of torch's that waits for another

@@ -19,7 +19,7 @@ from seg_core.ahead import for_each
 from seg_core.errors import SegError
 from seg_core.results import SCENES, TILES, published_parts, read_part, read_scenes, scenes_path
 from seg_core.run import read_record
-from seg_core.storage import S3, filesystem
+from seg_core.storage import filesystem
 
 BATCH = 2**10  # rows of an answer that are in memory at once, with their masks
 SUMMED = ("valid_px", "building_px", "area_m2", "building_m2")
@@ -31,7 +31,7 @@ def connect(run: str) -> duckdb.DuckDBPyConnection:
     It reaches these tables and no file at all, to read or to write, and the settings that hold it to that are locked.
     """
     read_record(run)
-    parts = [path.removeprefix(S3) for path in _parts(run)]
+    parts = [filesystem(path)[1] for path in _parts(run)]
     connection = duckdb.connect()
     system, scenes = filesystem(scenes_path(run))
     rows = dataset(parts, schema=TILES, filesystem=system)

@@ -1,42 +1,25 @@
 """Where files are, on disk or in S3: paths, listings, and publishing a file so that it is there whole or not at all.
 
-A path is a local one or `s3://BUCKET/KEY`. With S3 three clients speak: boto3 lists and writes, pyarrow reads tables,
-GDAL reads windows of imagery. boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are
-told. Each finds credentials by itself (keys and session token in the environment, AWS_PROFILE, the machine's role):
-they are never handed around, and so can't get into a file, a log or the arguments of a task.
+A path is a local one or `s3://BUCKET/KEY`, which `s3` serves.
 """
 
 import hashlib
-import io
 import os
 import re
-import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cache
-from operator import methodcaller
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NamedTuple
 
+from seg_core import s3
 from seg_core.errors import ReadError, SegError, UnansweredError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-T = TypeVar("T")
-
 PARTIAL = ".partial-"  # files of this prefix are not there yet
-S3 = "s3://"
-ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
-# What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
-SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
-THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
-ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
-TOLD = 4  # attempts, after a few seconds, of which a line says so
-TIMEOUT = 10  # s to connect; and without a byte before a request is given up
 
 
 class Stat(NamedTuple):
@@ -48,7 +31,7 @@ class Stat(NamedTuple):
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is the URI of an object store."""
-    return str(path).startswith(S3)
+    return str(path).startswith(s3.S3)
 
 
 def absolute(path: str, base: str | None = None) -> str:
@@ -72,186 +55,28 @@ def folder_of(path: str) -> str:
 
 def gdal_path(path: str) -> str:
     """A path as GDAL names it."""
-    return f"/vsis3/{path.removeprefix(S3)}" if is_remote(path) else path
+    return f"/vsis3/{path.removeprefix(s3.S3)}" if is_remote(path) else path
 
 
 def gdal_settings(path: str = "") -> dict[str, str | float]:
     """Settings for `rasterio.Env` to read imagery at a path, the same in every process."""
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
     settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64}
-    if is_remote(path):
-        endpoint, region, anonymous = _service(_split(path)[0])
-        settings |= {
-            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
-            "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
-            "CPL_VSIL_CURL_CHUNK_SIZE": 16384,  # what a read is rounded up to: little more than a block
-            "CPL_VSIL_CURL_CACHE_SIZE": 16 * 2**20,  # bytes, in each process
-            # Of what one read needs, so much is fetched in few requests; what is beyond it block by block.
-            "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": 64 * 2**20,
-            "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # neighbouring blocks in one request
-            "GDAL_HTTP_MULTIPLEX": "YES",  # many requests over one connection where the server speaks HTTP/2
-            "GDAL_HTTP_MAX_RETRY": 6,  # half a minute in all
-            "GDAL_HTTP_RETRY_DELAY": 0.5,  # s, doubled each time
-            "GDAL_HTTP_RETRY_CODES": ",".join(map(str, THROTTLED)),
-            "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
-            "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
-            "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-            "AWS_REGION": region,
-            ANONYMOUS: "YES" if anonymous else "NO",
-        }
-        if endpoint:
-            host = urlsplit(endpoint)
-            settings |= {
-                "AWS_S3_ENDPOINT": host.netloc,
-                "AWS_HTTPS": "YES" if host.scheme == "https" else "NO",
-                "AWS_VIRTUAL_HOSTING": "FALSE",  # of such a server, buckets are paths and not host names
-            }
-    return settings
+    return settings | (s3.gdal_settings(path) if is_remote(path) else {})
 
 
 def filesystem(path: str) -> "tuple[FileSystem, str]":
     """A pyarrow file system and the path in it."""
     from pyarrow.fs import LocalFileSystem
 
-    if not is_remote(path):
-        return LocalFileSystem(), path
-    return _s3_filesystem(_split(path)[0]), path.removeprefix(S3)
-
-
-@cache
-def _s3_filesystem(bucket: str) -> "FileSystem":
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-    endpoint, region, anonymous = _service(bucket)
-    options: dict[str, Any] = {"region": region, "anonymous": anonymous}
-    if endpoint:
-        host = urlsplit(endpoint)
-        options |= {"endpoint_override": host.netloc, "scheme": host.scheme}
-    # Delayed: a file of a few MB is one put, not an upload in parts.
-    return S3FileSystem(
-        allow_delayed_open=True,
-        connect_timeout=TIMEOUT,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        **options,
-    )
-
-
-def _service(bucket: str) -> tuple[str | None, str, bool]:
-    """Endpoint (None: Amazon's own), region of a bucket, and whether requests are not signed."""
-    client = _client()
-    endpoint = str(client.meta.endpoint_url)
-    own = not str(urlsplit(endpoint).hostname).endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    return (endpoint, str(client.meta.region_name), _anonymous()) if own else (None, _region(bucket), _anonymous())
-
-
-@cache
-def _region(bucket: str) -> str:
-    """Where a bucket of Amazon's is, which it says even to those who may not look into it; else as configured.
-
-    botocore goes there by itself, others don't (https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html).
-    """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client, answer = _client(), {}
-    try:
-        answer = client.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        answer = error.response
-    except BotoCoreError:
-        pass  # as configured
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region", client.meta.region_name))
-
-
-def _anonymous() -> bool:
-    return os.environ.get(ANONYMOUS, "").upper() in {"YES", "TRUE", "1"}
-
-
-@cache
-def _client() -> Any:
-    """The S3 client of this process; threads may share it. It finds credentials by itself and hands them to nobody."""
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    options: dict[str, Any] = {"signature_version": UNSIGNED} if _anonymous() else {}
-    config = Config(
-        retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=TIMEOUT, read_timeout=60, **options
-    )
-    session = boto3.Session()
-    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-    client.meta.events.register("before-send.s3", _dont_expect)
-    client.meta.events.register("needs-retry.s3", _say_so)
-    return client
-
-
-def _dont_expect(request: Any, **_: Any) -> None:
-    """Send a body without asking first: botocore waits for ever where the connection breaks within the answer.
-
-    https://github.com/boto/botocore/issues/3613 and 3755 tell of more that goes wrong there.
-    """
-    request.headers.pop("Expect", None)
-
-
-def _say_so(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
-    """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
-    if attempts == TOLD and (response is None or response[0].status_code in THROTTLED):
-        _say_once(
-            f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
-        )
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _ask(path: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
-    """The answer of S3, or None for an error of a code in `none`. Raises SegError, in one line, for all others."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-    from s3transfer.exceptions import RetriesExceededError
-
-    try:
-        return request(_client())
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "")) or "unknown"
-        if code in none:
-            return None
-        raise SegError(f"{path}: {_REASONS.get(code, f'S3 answers {code}')}") from error
-    except NoCredentialsError as error:
-        raise SegError(f"{path}: {_NOBODY}") from error
-    except RetriesExceededError as error:
-        raise SegError(f"{path}: S3 breaks off again and again: {error.last_exception}") from error
-    except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore
-        raise SegError(f"{path}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
-
-
-_DENIED = "access denied: these credentials are unknown or don't allow it (public buckets: --no-sign-request)"
-_NOBODY = "no credentials: see AWS_ACCESS_KEY_ID or AWS_PROFILE (public buckets: --no-sign-request)"
-_UNKNOWN = "these credentials are not known to S3: see AWS_ACCESS_KEY_ID or AWS_PROFILE"
-_EXPIRED = "the credentials have expired: log in again"
-_REASONS = {
-    "400": f"S3 refuses the request without a reason: mostly {_EXPIRED}, or see AWS_REGION",  # to a look at an object
-    "403": _DENIED,
-    "AccessDenied": _DENIED,
-    "InvalidAccessKeyId": _UNKNOWN,
-    "SignatureDoesNotMatch": _UNKNOWN,
-    "ExpiredToken": _EXPIRED,
-    "NoSuchBucket": "no such bucket",
-}
-
-
-def _split(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix(S3).partition("/")
-    return bucket, key
+    return s3.arrow(path) if is_remote(path) else (LocalFileSystem(), path)
 
 
 def stat(path: str) -> Stat | None:
     """Size and version of a file; None where there is no such file. Raises SegError where it may not be looked at."""
     if is_remote(path):
-        bucket, key = _split(path)
-        head = _ask(path, methodcaller("head_object", Bucket=bucket, Key=key)) if key else None
-        return Stat(head["ContentLength"], head["ETag"].strip('"')) if head else None
+        head = s3.head(path)
+        return Stat(*head) if head else None
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -273,24 +98,13 @@ def exists(path: str) -> bool:
 def read_bytes(path: str) -> bytes | None:
     """The content of a file, or None where there is none. Raises SegError where it can't be read."""
     if is_remote(path):
-        bucket, key = _split(path)
-        return _ask(path, lambda client: _download(client, bucket, key))
+        return s3.get(path)
     try:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise SegError(f"{path}: can't be read: {error.strerror}") from error
-
-
-def _download(client: Any, bucket: str, key: str) -> bytes:
-    from boto3.s3.transfer import TransferConfig
-
-    content = io.BytesIO()
-    # Not get_object: it gives up where the connection breaks after the answer has begun.
-    config = TransferConfig(use_threads=False, num_download_attempts=ATTEMPTS)
-    client.download_fileobj(bucket, key, content, Config=config)
-    return content.getvalue()
 
 
 def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list[bytes]:
@@ -334,8 +148,7 @@ def publish(path: str | Path, content: bytes) -> None:
     A process killed at any moment leaves the old file, the new file, or none; never a part of one.
     """
     if is_remote(path):
-        bucket, key = _split(str(path))
-        _ask(str(path), methodcaller("put_object", Bucket=bucket, Key=key, Body=content))
+        s3.put(str(path), content)
         return
     path = Path(path)
     partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
@@ -352,9 +165,7 @@ def publish(path: str | Path, content: bytes) -> None:
 def create(path: str, content: bytes) -> bool:
     """Write a small file where there is none yet, atomically. Returns whether it was this call that did."""
     if is_remote(path):
-        bucket, key = _split(path)
-        put = methodcaller("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-        return _ask(path, put, {"PreconditionFailed", "412", "ConditionalRequestConflict"}) is not None
+        return s3.create(path, content)
     partial = Path(path).with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     partial.write_bytes(content)
     try:
@@ -375,8 +186,7 @@ def create(path: str, content: bytes) -> bool:
 def remove(path: str) -> None:
     """Delete a file, if it is there."""
     if is_remote(path):
-        bucket, key = _split(path)
-        _ask(path, methodcaller("delete_object", Bucket=bucket, Key=key))
+        s3.delete(path)
         return
     Path(path).unlink(missing_ok=True)
 
@@ -391,18 +201,7 @@ def upload(folder: str, target: str) -> None:
 
 def walk(folder: str) -> Iterator[str]:
     """All files below a folder or prefix, as they are found; in S3 a page of 1,000 names at a time."""
-    if not is_remote(folder):
-        yield from _walk_disk(folder)
-        return
-    bucket, key = _split(folder)
-    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
-    while True:
-        page: dict[str, Any] = _ask(folder, methodcaller("list_objects_v2", **asked)) or {}
-        # A key that ends so is a folder, as web consoles make them.
-        yield from (f"{S3}{bucket}/{o['Key']}" for o in page.get("Contents", ()) if not o["Key"].endswith("/"))
-        if not page.get("IsTruncated"):
-            return
-        asked["ContinuationToken"] = page["NextContinuationToken"]
+    return s3.walk(folder) if is_remote(folder) else _walk_disk(folder)
 
 
 def _walk_disk(folder: str) -> Iterator[str]:
@@ -455,7 +254,7 @@ def published(folder: str, suffix: str) -> list[str]:
 def make_folder(folder: str | Path) -> None:
     """Create a folder that can be written to. Raises SegError where that can't be done."""
     if is_remote(folder):
-        _try_prefix(str(folder))
+        s3.check_writable(str(folder), f"{PARTIAL}{uuid.uuid4().hex}")
         return
     folder = Path(folder)
     try:
@@ -477,20 +276,6 @@ def check_writable(folder: str | Path) -> None:
     make_folder(folder)
     for each in absent:
         each.rmdir()
-
-
-def _try_prefix(uri: str) -> None:
-    """Put an object and delete it again. Raises SegError where either fails."""
-    bucket, key = _split(uri)
-    if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
-        raise SegError(f"{uri}: a folder in it has no name, or that of a way: leave it out")
-    # Some servers make a bucket of any name at the first put.
-    below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
-    if _ask(uri, methodcaller("list_objects_v2", **below)) is None:
-        raise SegError(f"{uri}: no such bucket")
-    probe = f"{uri}/{PARTIAL}{uuid.uuid4().hex}"
-    publish(probe, b"")
-    remove(probe)
 
 
 def sha256(content: bytes) -> str:

@@ -18,6 +18,7 @@ from test_segment import SMALL, seg
 from test_storage import other_environment  # noqa: F401 - a fixture
 
 from jobs.actor import PartSegmenter
+from seg_core import s3 as store
 from seg_core import storage
 from seg_core.bundle import read_bundle
 from seg_core.errors import SegError
@@ -47,8 +48,8 @@ def proxied(s3: str, other_environment: pytest.MonkeyPatch) -> Iterator[Proxy]: 
     """A proxy that the AWS environment of this process leads through."""
     with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as proxy:
         other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        storage._client.cache_clear()
-        storage._s3_filesystem.cache_clear()
+        store._client.cache_clear()
+        store._arrow.cache_clear()
         yield proxy
 
 
@@ -102,7 +103,7 @@ def test_a_store_that_keeps_somebody_waiting_is_named_once(
     refused: float | None,
     what: str,
 ) -> None:
-    other_environment.setattr(storage, "ATTEMPTS", storage.TOLD + 1)
+    other_environment.setattr(store, "ATTEMPTS", store.TOLD + 1)
     if refused is None:
         proxied.server_close()
     else:

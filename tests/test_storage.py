@@ -10,7 +10,7 @@ import pytest
 from botocore.stub import Stubber
 from s3transfer.exceptions import RetriesExceededError
 
-from seg_core import storage
+from seg_core import s3 as store
 from seg_core.errors import SegError
 from seg_core.storage import (
     absolute,
@@ -81,7 +81,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
 @pytest.fixture
 def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Changes to the AWS environment, for clients that are made anew."""
-    made = (storage._client, storage._s3_filesystem, storage._region)
+    made = (store._client, store._arrow, store._region)
     for client in made:
         client.cache_clear()
     yield monkeypatch
@@ -125,11 +125,11 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
     try:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             other_environment.delenv(name)
-        storage._client.cache_clear()
+        store._client.cache_clear()
         with pytest.raises(SegError, match=f"^{s3}/open/a: no credentials: .*--no-sign-request"):
             read_bytes(f"{s3}/open/a")
         other_environment.setenv("AWS_NO_SIGN_REQUEST", "YES")
-        storage._client.cache_clear()
+        store._client.cache_clear()
         assert read_bytes(f"{s3}/open/a") == b"a"
         system, inside = filesystem(f"{s3}/open/a")
         assert system.open_input_file(inside).read() == b"a"
@@ -200,8 +200,8 @@ def test_a_long_listing_comes_in_pages(s3: str) -> None:
         list(pool.map(lambda i: client.put_object(Bucket="tests", Key=f"many/{i:04d}", Body=b""), range(1205)))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        ask = storage._ask
-        patch.setattr(storage, "_ask", lambda path, request: seen.append(path) or ask(path, request))
+        ask = store._ask
+        patch.setattr(store, "_ask", lambda path, request: seen.append(path) or ask(path, request))
         found = walk(f"{s3}/many")
         next(found)
         assert len(seen) == 1  # the rest has not been asked for
@@ -221,8 +221,8 @@ def test_a_bucket_says_where_it_is_even_to_those_it_keeps_out(monkeypatch: pytes
         stubber.add_response("head_bucket", {"ResponseMetadata": here}, {"Bucket": "open"})
         stubber.add_client_error("head_bucket", "403", http_status_code=403, response_meta=there)
         stubber.add_client_error("head_bucket", "404", http_status_code=404)
-        monkeypatch.setattr(storage, "_client", lambda: client)
-        ask = storage._region.__wrapped__
+        monkeypatch.setattr(store, "_client", lambda: client)
+        ask = store._region.__wrapped__
         assert [ask(bucket) for bucket in ("open", "closed", "absent")] == ["eu-west-1", "ap-south-2", "us-east-1"]
 
 
@@ -231,4 +231,4 @@ def test_a_store_that_breaks_off_for_good_is_named() -> None:
         raise RetriesExceededError(OSError("the line is dead"))
 
     with pytest.raises(SegError, match=r"^s3://b/k: S3 breaks off again and again: the line is dead$"):
-        storage._ask("s3://b/k", request)
+        store._ask("s3://b/k", request)

@@ -1,0 +1,265 @@
+"""S3, and what speaks its language: boto3 lists and writes, pyarrow reads tables, GDAL reads windows of imagery.
+
+boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are told. Each finds credentials by
+itself (keys and session token in the environment, AWS_PROFILE, the machine's role): they are never handed around, and
+so can't get into a file, a log or the arguments of a task.
+
+A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for what S3 refuses or does not answer.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from seg_core.errors import SegError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+T = TypeVar("T")
+
+S3 = "s3://"
+ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
+# What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
+SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
+THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
+ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
+TOLD = 4  # attempts, after a few seconds, of which a line says so
+TIMEOUT = 10  # s to connect; and without a byte before a request is given up
+
+
+def gdal_settings(uri: str) -> dict[str, str | float]:
+    """Settings for `rasterio.Env` to read imagery at a URI, the same in every process."""
+    endpoint, region, anonymous = _service(_split(uri)[0])
+    settings: dict[str, str | float] = {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
+        "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
+        "CPL_VSIL_CURL_CHUNK_SIZE": 16384,  # what a read is rounded up to: little more than a block
+        "CPL_VSIL_CURL_CACHE_SIZE": 16 * 2**20,  # bytes, in each process
+        # Of what one read needs, so much is fetched in few requests; what is beyond it block by block.
+        "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": 64 * 2**20,
+        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # neighbouring blocks in one request
+        "GDAL_HTTP_MULTIPLEX": "YES",  # many requests over one connection where the server speaks HTTP/2
+        "GDAL_HTTP_MAX_RETRY": 6,  # half a minute in all
+        "GDAL_HTTP_RETRY_DELAY": 0.5,  # s, doubled each time
+        "GDAL_HTTP_RETRY_CODES": ",".join(map(str, THROTTLED)),
+        "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
+        "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
+        "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+        "AWS_REGION": region,
+        ANONYMOUS: "YES" if anonymous else "NO",
+    }
+    if endpoint:
+        host = urlsplit(endpoint)
+        settings |= {
+            "AWS_S3_ENDPOINT": host.netloc,
+            "AWS_HTTPS": "YES" if host.scheme == "https" else "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",  # of such a server, buckets are paths and not host names
+        }
+    return settings
+
+
+def arrow(uri: str) -> "tuple[FileSystem, str]":
+    """The bucket's file system of pyarrow and the path in it."""
+    return _arrow(_split(uri)[0]), uri.removeprefix(S3)
+
+
+@cache
+def _arrow(bucket: str) -> "FileSystem":
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    endpoint, region, anonymous = _service(bucket)
+    options: dict[str, Any] = {"region": region, "anonymous": anonymous}
+    if endpoint:
+        host = urlsplit(endpoint)
+        options |= {"endpoint_override": host.netloc, "scheme": host.scheme}
+    # Delayed: a file of a few MB is one put, not an upload in parts.
+    return S3FileSystem(
+        allow_delayed_open=True,
+        connect_timeout=TIMEOUT,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        **options,
+    )
+
+
+def head(uri: str) -> tuple[int, str] | None:
+    """Size in bytes and etag of an object, None where there is none."""
+    bucket, key = _split(uri)
+    answer = _ask(uri, methodcaller("head_object", Bucket=bucket, Key=key)) if key else None
+    return (answer["ContentLength"], answer["ETag"].strip('"')) if answer else None
+
+
+def get(uri: str) -> bytes | None:
+    """The content of an object, None where there is none."""
+    bucket, key = _split(uri)
+    return _ask(uri, lambda client: _download(client, bucket, key))
+
+
+def _download(client: Any, bucket: str, key: str) -> bytes:
+    from boto3.s3.transfer import TransferConfig
+
+    content = io.BytesIO()
+    # Not get_object: it gives up where the connection breaks after the answer has begun.
+    config = TransferConfig(use_threads=False, num_download_attempts=ATTEMPTS)
+    client.download_fileobj(bucket, key, content, Config=config)
+    return content.getvalue()
+
+
+def put(uri: str, content: bytes) -> None:
+    """Write an object, at once or not at all."""
+    bucket, key = _split(uri)
+    _ask(uri, methodcaller("put_object", Bucket=bucket, Key=key, Body=content))
+
+
+def create(uri: str, content: bytes) -> bool:
+    """Write an object where there is none yet. Returns whether it was this call that did."""
+    bucket, key = _split(uri)
+    request = methodcaller("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    return _ask(uri, request, {"PreconditionFailed", "412", "ConditionalRequestConflict"}) is not None
+
+
+def delete(uri: str) -> None:
+    """Delete an object, if it is there."""
+    bucket, key = _split(uri)
+    _ask(uri, methodcaller("delete_object", Bucket=bucket, Key=key))
+
+
+def walk(prefix: str) -> Iterator[str]:
+    """All objects below a prefix, as they are found, a page of 1,000 at a time."""
+    bucket, key = _split(prefix)
+    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    while True:
+        page: dict[str, Any] = _ask(prefix, methodcaller("list_objects_v2", **asked)) or {}
+        # A key that ends so is a folder, as web consoles make them.
+        yield from (f"{S3}{bucket}/{o['Key']}" for o in page.get("Contents", ()) if not o["Key"].endswith("/"))
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def check_writable(prefix: str, probe: str) -> None:
+    """Put an object named `probe` below a prefix and delete it again."""
+    bucket, key = _split(prefix)
+    if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
+        raise SegError(f"{prefix}: a folder in it has no name, or that of a way: leave it out")
+    # Some servers make a bucket of any name at the first put.
+    below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
+    if _ask(prefix, methodcaller("list_objects_v2", **below)) is None:
+        raise SegError(f"{prefix}: no such bucket")
+    put(f"{prefix}/{probe}", b"")
+    delete(f"{prefix}/{probe}")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix(S3).partition("/")
+    return bucket, key
+
+
+def _service(bucket: str) -> tuple[str | None, str, bool]:
+    """Endpoint (None: Amazon's own), region of a bucket, and whether requests are not signed."""
+    client = _client()
+    endpoint = str(client.meta.endpoint_url)
+    own = not str(urlsplit(endpoint).hostname).endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    return (endpoint, str(client.meta.region_name), _anonymous()) if own else (None, _region(bucket), _anonymous())
+
+
+@cache
+def _region(bucket: str) -> str:
+    """Where a bucket of Amazon's is, which it says even to those who may not look into it; else as configured.
+
+    botocore goes there by itself, others don't (https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html).
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client, answer = _client(), {}
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+    except BotoCoreError:
+        pass  # as configured
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region", client.meta.region_name))
+
+
+def _anonymous() -> bool:
+    return os.environ.get(ANONYMOUS, "").upper() in {"YES", "TRUE", "1"}
+
+
+@cache
+def _client() -> Any:
+    """The S3 client of this process; threads may share it. It finds credentials by itself and hands them to nobody."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options: dict[str, Any] = {"signature_version": UNSIGNED} if _anonymous() else {}
+    config = Config(
+        retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=TIMEOUT, read_timeout=60, **options
+    )
+    session = boto3.Session()
+    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    client.meta.events.register("before-send.s3", _dont_expect)
+    client.meta.events.register("needs-retry.s3", _say_so)
+    return client
+
+
+def _dont_expect(request: Any, **_: Any) -> None:
+    """Send a body without asking first: botocore waits for ever where the connection breaks within the answer.
+
+    https://github.com/boto/botocore/issues/3613 and 3755 tell of more that goes wrong there.
+    """
+    request.headers.pop("Expect", None)
+
+
+def _say_so(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
+    """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
+    if attempts == TOLD and (response is None or response[0].status_code in THROTTLED):
+        _say_once(
+            f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
+        )
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
+    """The answer of S3, or None for an error of a code in `none`."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from s3transfer.exceptions import RetriesExceededError
+
+    try:
+        return request(_client())
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "")) or "unknown"
+        if code in none:
+            return None
+        raise SegError(f"{uri}: {_REASONS.get(code, f'S3 answers {code}')}") from error
+    except NoCredentialsError as error:
+        raise SegError(f"{uri}: {_NOBODY}") from error
+    except RetriesExceededError as error:
+        raise SegError(f"{uri}: S3 breaks off again and again: {error.last_exception}") from error
+    except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore
+        raise SegError(f"{uri}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
+
+
+_DENIED = "access denied: these credentials are unknown or don't allow it (public buckets: --no-sign-request)"
+_NOBODY = "no credentials: see AWS_ACCESS_KEY_ID or AWS_PROFILE (public buckets: --no-sign-request)"
+_UNKNOWN = "these credentials are not known to S3: see AWS_ACCESS_KEY_ID or AWS_PROFILE"
+_EXPIRED = "the credentials have expired: log in again"
+_REASONS = {
+    "400": f"S3 refuses the request without a reason: mostly {_EXPIRED}, or see AWS_REGION",  # to a look at an object
+    "403": _DENIED,
+    "AccessDenied": _DENIED,
+    "InvalidAccessKeyId": _UNKNOWN,
+    "SignatureDoesNotMatch": _UNKNOWN,
+    "ExpiredToken": _EXPIRED,
+    "NoSuchBucket": "no such bucket",
+}
