@@ -70,7 +70,7 @@ class PartSegmenter:
         self.out, self.settings, self.planned, self.session = out, settings, window, session
         # Smaller ones once the device's memory has run out.
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        self.crew, self.batch = crew, speed.batch
+        self.crew, self.batch, self.at_once = crew, speed.batch, speed.compiling == "yes"
         self.watched = watched
         self.seams: dict[str, tuple[int, int]] = {}  # of watched parts: see seam
         self.on_cpu = 0  # windows that the device has not decoded
@@ -245,7 +245,9 @@ class PartSegmenter:
         A single window that does not fit beside others is tried `again`, once.
         """
         try:
-            pending = start_windows([chip for _, chip in batch], batch[0][0][1], self.settings, self.segmenter)
+            chips, window = [chip for _, chip in batch], batch[0][0][1]
+            seldom = self.at_once and len(chips) < (self.batch or 1)  # such as the last ones of a task
+            pending = start_windows(chips, window, self.settings, self.segmenter, seldom)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
             return self.segment_less(batch, error.with_traceback(None), again)  # whose frames hold what the device held
         return self.finish(batch, pending, again)

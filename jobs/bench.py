@@ -117,7 +117,8 @@ class Bench:
 
     def describe(self) -> Figures:
         """What was measured."""
-        return {"window": self.window, "actors": self.crew.most, "threads": self.crew.threads}
+        crew = self.crew
+        return {"window": self.window, "batch": self.speed.batch, "actors": crew.most, "threads": crew.threads}
 
     def stages(self, names: Sequence[str], seconds: float) -> dict[str, Any]:
         """Megapixels a second of each stage, by all actors at once; None for a stage that there is not."""
@@ -129,6 +130,8 @@ class Bench:
         given = (self.model, parts, self.plan.settings, self.window, crew, self.speed)
         actors: list[Any] = [made.remote(*given) for _ in range(crew.most)]
         try:
+            for actor in actors:  # what the first one finds holds for the others, and for the pipe
+                self.speed = replace(self.speed, batch=ray.get(actor.settle_batch.remote(self.speed.batch)))
             found = {name: ray.get([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}
         finally:
             for actor in actors:
@@ -177,7 +180,8 @@ def _warm(receipts: Sequence[Row]) -> Sequence[Row]:
 def steady_rate(receipts: Sequence[Row]) -> float:
     """Megapixels a second while all actors were at work: from when the last one began to when the first one ended.
 
-    A part that was begun before, or not ended by then, counts with its share.
+    A part that was begun before, or not ended by then, counts with its share. One that had been published while its
+    actor waited for the part before it took no time: it counts where it ended meanwhile.
     """
     spans: Spans = {}
     for r in receipts:
@@ -185,6 +189,12 @@ def steady_rate(receipts: Sequence[Row]) -> float:
     first, last = max(began for began, _ in spans.values()), min(ended for _, ended in spans.values())
     if last <= first:  # they followed each other
         first, last = min(began for began, _ in spans.values()), max(ended for _, ended in spans.values())
-    inside = [max(0.0, min(r["ended"], last) - max(r["started"], first)) for r in receipts]
-    shares = [seconds / max(r["ended"] - r["started"], 1e-9) for seconds, r in zip(inside, receipts, strict=True)]
-    return float(sum(r["pixels"] * share for r, share in zip(receipts, shares, strict=True)) / (last - first) / 1e6)
+    return float(sum(r["pixels"] * _share(r, first, last) for r in receipts) / (last - first) / 1e6)
+
+
+def _share(receipt: Row, first: float, last: float) -> float:
+    """How much of a part's time was between two moments."""
+    started, ended = receipt["started"], receipt["ended"]
+    if ended <= started:
+        return float(first < ended <= last)
+    return float(max(0.0, min(ended, last) - max(started, first)) / (ended - started))

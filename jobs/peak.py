@@ -3,11 +3,13 @@
 import os
 import subprocess
 import threading
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 INTERVAL = 0.5  # s
+DEVICE_EVERY = 10  # samples; to ask for a GPU's memory starts a process, and takes locks of its driver's
 PAGE = os.sysconf("SC_PAGE_SIZE")
 DEVICE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
@@ -21,6 +23,7 @@ class Peak:
     def __init__(self) -> None:
         self.host_mb = 0
         self.device_mb: int | None = None
+        self.samples = count()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -41,7 +44,7 @@ class Peak:
 
     def _sample(self) -> None:
         self.host_mb = max(self.host_mb, sum(map(_private_kb, process_tree(os.getpid()))) // 1024)
-        used = _device_mb()
+        used = _device_mb() if next(self.samples) % DEVICE_EVERY == 0 else None
         if used is not None:
             self.device_mb = max(self.device_mb or 0, used)
 

@@ -56,9 +56,10 @@ class Stages:
     ) -> None:
         torch.set_num_threads(crew.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings, self.batch = model, settings, speed.batch
+        self.path, self.settings, self.batch = model, settings, speed.batch or 1
         self.readers = crew.readers_to(settings.decode)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
+        self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
         window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
         known = [Part.from_row(part) for part in parts]
         jobs = [(part, at) for part in known for at in split(part.window, window)]
@@ -71,6 +72,11 @@ class Stages:
         # One in which something is valid: nothing else is inferred.
         self.largest = next((chip for chip in chips if chip[2].any()), (by_size[0], *self.windows[by_size[0]][:2]))
 
+    def settle_batch(self, batch: int | None) -> int:
+        """Segment so many windows at once from now on; None: as many as pay."""
+        self.batch = batch or self.segmenter.find_batch(*self.largest[1].shape)
+        return self.batch
+
     def decode(self, seconds: float) -> float:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
         turns = Semaphore(self.readers)
@@ -80,7 +86,7 @@ class Stages:
             return sum(map(_size, square))
 
         with ThreadPoolExecutor(self.depth) as pool:
-            return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds)
+            return _rate(ahead(pool, stage, cycle(self.squares), self.depth), seconds, self.readers)
 
     def copy(self, seconds: float) -> float | None:
         """Bringing one chip to the device again and again; None where the device is the host."""
@@ -102,13 +108,13 @@ class Stages:
         number, pixels, valid = self.largest
         _, at = self.windows.jobs[number]
         chip = self.segmenter.stage(pixels, valid)
-        batch = [chip] * (self.batch or self.segmenter.find_batch(*pixels.shape))
+        batch = [chip] * self.batch
         under_way: deque[Pending] = deque()
 
         def run() -> int:
-            under_way.append(start_windows(batch, at, self.settings, self.segmenter))
-            while len(under_way) > self.segmenter.in_flight:
-                under_way.popleft().result()
+            while len(under_way) <= self.segmenter.in_flight:
+                under_way.append(start_windows(batch, at, self.settings, self.segmenter))
+            under_way.popleft().result()
             return len(batch) * at.height * at.width
 
         return _rate(iter(run, None), seconds)
@@ -116,7 +122,7 @@ class Stages:
     def loop(self, seconds: float) -> float:
         """A loop by hand."""
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            return _rate(self.loop_by_hand(folder), seconds)
+            return _rate(self.loop_by_hand(folder), seconds, self.workers)
 
     def loop_by_hand(self, folder: str) -> Iterator[int]:
         """Over all windows, again and again: torch's DataLoader, the model, the threshold, a PNG file a window.
@@ -130,7 +136,7 @@ class Stages:
             self.windows,
             batch_size=None,
             sampler=cycle(range(len(self.windows))),  # without end
-            num_workers=max(1, (os.cpu_count() or 1) - on_gpu),
+            num_workers=self.workers,
             pin_memory=on_gpu,
             multiprocessing_context="spawn",  # Ray's and OpenMP's threads don't outlive a fork
         )
@@ -153,9 +159,13 @@ def _size(job: Job) -> int:
     return job[1].height * job[1].width
 
 
-def _rate(sizes: Iterator[int], seconds: float) -> float:
-    """Megapixels a second of steps that each give their pixels, from the end of the first one on."""
-    next(sizes)
+def _rate(sizes: Iterator[int], seconds: float, at_once: int = 1) -> float:
+    """Megapixels a second of steps that each give their pixels, from the end of the first ones on.
+
+    Of those that go on at once: together they began, and not until some have ended do others begin in between.
+    """
+    for _ in range(at_once):
+        next(sizes)
     started, pixels = time.perf_counter(), 0
     for size in sizes:
         pixels += size

@@ -1,6 +1,8 @@
 """A function of batches of chips, compiled for the sizes of batches on which it has spent long enough."""
 
+import math
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -33,6 +35,7 @@ class Compiled:
         self.answer, self.after, self.on_gpu = answer, after, on_gpu
         self.sizes: dict[Hashable, Run] = {}
         self.spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds, by size
+        self.recording = threading.Lock()  # while a GPU's work is recorded, the GPU may not be waited for
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # of memory, which all sizes share
 
     def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Answer:
@@ -50,8 +53,9 @@ class Compiled:
             compiled = torch.compile(self.answer, dynamic=False)
             run = self._record if self.on_gpu else self._try
             self.sizes[size] = run(compiled, batch(images), batch(masks), *rest)
-        except torch.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError:  # it takes more than to run it does
+            self.spent[size] = -math.inf
+            torch.cuda.empty_cache()
         except Exception as error:  # there are as many reasons as there are compilers
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
@@ -77,10 +81,12 @@ class Compiled:
         """
         images, masks = images.clone(), masks.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        # Where recording fails, torch leaves its own stream in force.
+        here = torch.cuda.stream(torch.cuda.current_stream())
+        with here, torch.backends.cudnn.flags(enabled=True, benchmark=True):
             compiled(images, masks, *rest)
             # Other threads copy meanwhile, and allocate.
-            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+            with self.recording, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 found = compiled(images, masks, *rest)
 
         def replay(new_images: Chips, new_masks: Chips) -> Answer:

@@ -22,7 +22,7 @@ from rasterio.io import DatasetReader
 from seg_core.raster import Valid, ask_again, open_grid, read_mask
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
-from seg_core.tiling import Window, fold, unfold
+from seg_core.tiling import Window, fold, unfold_mask
 
 # px; larger or wider blocks are strips, of which a chip needs a small part.
 MAX_BLOCK, MAX_WIDTH = 2**22, 2**13
@@ -113,7 +113,7 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Strea
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
-        valid=unfold(valid, rows, cols),
+        valid=unfold_mask(valid, rows, cols),
     )
 
 

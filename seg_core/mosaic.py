@@ -19,7 +19,7 @@ from seg_core.geometry import pixel_at, pixel_size, position
 from seg_core.raster import Pixels, Valid, read_chip
 from seg_core.scenes import Scene, mean_gsd
 from seg_core.storage import folder_of
-from seg_core.tiling import Window, fold, hull, intersection, overlap, shifted, unfold
+from seg_core.tiling import Window, fold, hull, intersection, overlap, shifted, unfold, unfold_mask
 
 MOSAIC = "mosaic"  # scene_id of the whole; those of files have a suffix
 TOLERANCE = 0.01  # px that a scene may lie off the grid
@@ -116,4 +116,4 @@ def read_image(
         fresh = holds & ~valid[target]
         pixels[:, *target][:, fresh] = found[:, fresh]
         valid[target] |= fresh
-    return unfold(pixels, rows, cols), unfold(valid, rows, cols)
+    return unfold(pixels, rows, cols), unfold_mask(valid, rows, cols)

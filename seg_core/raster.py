@@ -18,7 +18,7 @@ from seg_core.errors import ReadError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
 from seg_core.scenes import Scene, files_beside, has_mask, open_image
 from seg_core.storage import is_remote
-from seg_core.tiling import Window, align, fold, intersection, split, unfold
+from seg_core.tiling import Window, align, fold, intersection, split, unfold, unfold_mask
 
 Pixels = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
@@ -71,7 +71,7 @@ def _read_chip(
     with open_grid(scene, grid, fresh) as dataset:
         raw, valid = _read(dataset, box, scene, grid)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
-    return unfold(pixels, rows, cols), unfold(valid, rows, cols)
+    return unfold(pixels, rows, cols), unfold_mask(valid, rows, cols)
 
 
 @contextmanager

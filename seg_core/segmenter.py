@@ -30,7 +30,6 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 
 # Probabilities are added up in this unit, in which they are whole numbers: the sum does not depend on their order.
 SUM_UNIT = 2.0**-24
-NOT_FINITE = -(2.0**50)  # in that unit, more than a tile's pixels come to
 MAX_BATCH = 64  # chips
 GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
 FEW = 4  # chips: up to so many go together though they are no faster, to spare the process that starts them
@@ -232,12 +231,14 @@ class Segmenter:
     def _time_batch(self, bands: int, height: int, width: int, number: int) -> float:
         chips = torch.zeros(number, bands, height, width, dtype=torch.uint8, device=self.device)
         valid = torch.ones(number, height, width, dtype=torch.bool, device=self.device)
-        for _ in range(2):  # the first time it allocates, and finds its routines
+        seconds = []
+        for _ in range(4):
             torch.cuda.synchronize(self.device)
             started = time.perf_counter()
             self._probability(chips, valid, 0, height, width)
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - started
+            seconds.append(time.perf_counter() - started)
+        return min(seconds[1:])  # the first time it allocates, and finds its routines
 
     def free_memory(self) -> None:
         """Give back what the device keeps for later, after it has run out of memory."""
@@ -248,7 +249,8 @@ class Segmenter:
         """Whether this process can't use the device any more: most errors of CUDA are for good."""
         try:
             if self.on_gpu:
-                torch.cuda.synchronize(self.device)
+                with self.compiled.recording:
+                    torch.cuda.synchronize(self.device)
         except RuntimeError:
             return True
         return False
@@ -283,11 +285,12 @@ class Segmenter:
         return self.compiled(size, images, masks, cut)
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-        """Of the windows of a batch: bits of building, counts and sums over tiles, and perhaps probabilities."""
+        """Of the windows of a batch: bits of building, three figures of each tile, and perhaps probabilities."""
         probability = self._probability(images, masks, cut.halo, cut.height, cut.width)
         valid = masks[_inside(cut.halo, cut.height, cut.width)]
         building = (probability >= np.float32(cut.threshold).item()) & valid
-        figures = [sum_tiles(each, cut.tile_size) for each in (building, to_units(probability, valid))]
+        of_pixels = building, to_units(probability, valid), probability.isnan() & valid
+        figures = [sum_tiles(each, cut.tile_size) for each in of_pixels]
         answer = pack(building, cut.tile_size), torch.stack(figures, dim=1)
         if not cut.keep_probability:
             return answer
@@ -337,8 +340,8 @@ class Pending:
                 levels = np.zeros(valid.shape, np.uint8) if cut.keep_probability else None
                 answers.append(Answer(bits, np.zeros(tiles, np.int64), np.zeros(tiles), valid, levels))
                 continue
-            bits, (counts, sums), *kept = (each[places[number]].numpy() for each in self.found)
-            if (sums < 0).any():
+            bits, (counts, sums, unknown), *kept = (each[places[number]].numpy() for each in self.found)
+            if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
                 raise RuntimeError("the network's answer is not finite")
             answers.append(Answer(bits, counts, sums * SUM_UNIT, valid, kept[0] if kept else None))
         return answers
@@ -358,8 +361,8 @@ def pack(pixels: Tensor, tile_size: int) -> Tensor:
 
 
 def to_units(probability: Tensor, valid: Tensor) -> Tensor:
-    """Probabilities in SUM_UNIT, `int64`: 0 where not valid, and far below it where they are not finite."""
-    return (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().nan_to_num(NOT_FINITE).long()
+    """Probabilities in SUM_UNIT, `int64`: 0 where they are not valid, or no numbers."""
+    return (probability.masked_fill(~valid, 0.0) / SUM_UNIT).round().nan_to_num().long()
 
 
 def sum_tiles(numbers: Tensor, tile_size: int) -> Tensor:

@@ -168,6 +168,12 @@ def unfold(image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) ->
     return found
 
 
+def unfold_mask(mask: NDArray[np.bool_], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """The same of a mask. Most hold throughout, and so does what is reflected of them."""
+    shape = len(rows), len(cols)
+    return np.ones(shape, np.bool_) if mask.shape != shape and mask.all() else unfold(mask, rows, cols)
+
+
 def _stretch(wanted: NDArray[np.intp]) -> tuple[slice, slice]:
     """The longest stretch of places that follow each other: where it is among them, and what it is."""
     ends = [0, *np.flatnonzero(np.diff(wanted) != 1) + 1, len(wanted)]

@@ -38,12 +38,12 @@ class Together(Generic[T, R]):
         while groups:
             group = groups.pop()
             try:
-                results = self.function([item for item, _ in group])
+                results = list(zip(group, self.function([item for item, _ in group]), strict=True))
             except Exception as error:
                 if len(group) == 1:
                     group[0][1].set_exception(error.with_traceback(None))  # whose frames hold all items
                 else:
                     groups += [[each] for each in group]
             else:
-                for (_, found), result in zip(group, results, strict=True):
+                for (_, found), result in results:
                     found.set_result(result)

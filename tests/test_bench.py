@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_rates_leave_out_the_time_in_which_not_all_actors_worked() -> None:
     late = [*alone, receipt("b", 15, 25), receipt("b", 25, 35)]  # together from 15 to 20
     assert steady_rate(late) == pytest.approx(2.0)
     assert steady_rate([*alone, receipt("b", 20, 30)]) == pytest.approx(1.0)  # one after the other
+
+
+def test_parts_that_are_published_before_the_one_before_them_count() -> None:
+    published = [number + (2.5 if number % 5 == 0 else 0.0) for number in range(1, 201)]  # s; the device does one a s
+    ended = list(accumulate(published, max))  # a receipt waits for those before it
+    started = [0.0, *ended[:-1]]
+    receipts = [
+        {"actor": "a", "started": start, "ended": end, "pixels": 10_000_000}
+        for start, end in zip(started, ended, strict=True)
+    ]
+    assert steady_rate(receipts[1:]) == pytest.approx(10.0, rel=0.02)
+    assert min(receipt["ended"] - receipt["started"] for receipt in receipts) == 0
 
 
 @pytest.mark.parametrize("codec", list(CODECS))

@@ -157,6 +157,23 @@ def test_a_window_that_fits_once_others_have_left_the_device_is_not_halved(
     assert sorted(seen) == sorted([128] * 7 + [116] * 2)
 
 
+def test_batches_of_fewer_windows_than_others_are_not_compiled_for_at_once(
+    wide: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, start, seen = undisturbed(wide), Segmenter.start, []
+
+    def note(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+        seen.append((len(chips), seldom))
+        return start(self, chips, cut, seldom)
+
+    monkeypatch.setattr(Segmenter, "start", note)
+    assert work(wide, speed=replace(SPEED, batch=5, compiling="yes")) == whole  # what is exact is not compiled
+    assert seen == [(5, False)] * 4 + [(4, True)]
+    seen.clear()
+    work(wide, speed=replace(SPEED, batch=5))
+    assert seen == [(5, False)] * 4 + [(4, False)]
+
+
 def test_a_tile_that_is_too_much_for_the_device_is_a_failure(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

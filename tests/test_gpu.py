@@ -21,7 +21,7 @@ from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
 from seg_core.results import part_path, read_part
 from seg_core.run import open_run
-from seg_core.segmenter import Answer, Cut, Segmenter, Staged
+from seg_core.segmenter import Answer, Cut, Segmenter, Staged, pack, sum_tiles, to_units
 from seg_core.tiling import fold, unfold
 from seg_core.town import draw_town
 
@@ -119,8 +119,25 @@ def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path) ->
         assert np.array_equal(chip, unfold(whole[:, *box.slices(scene.window)], rows, cols))
 
 
+@pytest.mark.parametrize("tile_size", [1, 7, 20, 61, 256])
+def test_figures_and_bits_of_tiles_are_those_of_the_cpu(tile_size: int) -> None:
+    rng = np.random.default_rng(tile_size)
+    probability, valid = rng.random((2, 300, 333), dtype=np.float32), rng.random((2, 300, 333)) > 0.3
+    probability[~valid] = np.nan
+
+    def found(device: str) -> list[NDArray[np.generic]]:
+        levels, known = torch.from_numpy(probability).to(device), torch.from_numpy(valid).to(device)
+        building = levels >= 0.5
+        sums = [sum_tiles(each, tile_size) for each in (building, to_units(levels, known), levels.isnan())]
+        return [each.cpu().numpy() for each in (pack(building, tile_size), *sums)]
+
+    for one, other in zip(found(DEVICE), found("cpu"), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
+@pytest.mark.parametrize("compiling", ["no", "yes"])
 @pytest.mark.parametrize("decoder", ["cpu", "device"])
-def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> None:
+def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str, compiling: str) -> None:
     jpeg, plain = tmp_path / "jpeg", tmp_path / "plain"
     for folder in (jpeg, plain):
         folder.mkdir()
@@ -129,8 +146,8 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> Non
     pixels, _ = read_chip(scene, scene.window) if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
     write_geotiff(str(plain / "a.tif"), pixels, crs=UTM, transform=scene.transform)
     settings = Settings(tile_size=64, part=128, halo=HALO, threshold=0.5)
-    found = segment(jpeg, DEVICE, replace(settings, decode=decoder))
-    expected = segment(plain, "cpu", settings)
+    found = segment(jpeg, Speed(device=DEVICE, compiling=compiling, batch=2), replace(settings, decode=decoder))
+    expected = segment(plain, Speed(device="cpu"), settings)
     assert [row["valid_px"] for row in found] == [row["valid_px"] for row in expected]
     off = sum(abs(one["building_px"] - other["building_px"]) for one, other in zip(found, expected, strict=True))
     building = sum(row["building_px"] for row in expected)
@@ -138,18 +155,18 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str) -> Non
     assert off < 0.05 * building
 
 
-def segment(folder: Path, device: str, settings: Settings) -> list[Row]:
+def segment(folder: Path, speed: Speed, settings: Settings) -> list[Row]:
     """Segment the scenes of a folder in this process; the rows, all of which are done."""
     plan, refused = make_plan(read_region([str(folder)])[0], read_bundle(BUILT_IN), settings)
     assert not refused
     out = f"{folder}-run"
     open_run(out, plan, BUILT_IN)
-    gpus = int(device == DEVICE)
+    gpus = int(speed.device == DEVICE)
     # So few readers that there are squares enough for them, of four windows each.
     crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32)
     parts = list(plan.parts())
     watched = frozenset(part.key for part in parts)
-    actor = PartSegmenter(BUILT_IN, out, settings, 64, crew, Speed(device=device), "s", watched)
+    actor = PartSegmenter(BUILT_IN, out, settings, 64, crew, speed, "s", watched)
     receipts = list(actor.segment_parts(parts))
     assert [receipt["failed"] for receipt in receipts] == [0] * len(parts)
     looked_at, differing = (sum(receipt[f"seam_{name}"] for receipt in receipts) for name in ("pixels", "differing"))

@@ -270,21 +270,32 @@ def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
     assert len(freed) == 6  # what the probe has taken is given back
 
 
+@pytest.mark.parametrize("which", [np.s_[39, 60], np.s_[:32, :32], np.s_[:]])
 @pytest.mark.parametrize("where", ["valid", "missing"])
 def test_an_answer_that_is_no_number_is_an_error_where_it_counts(
-    plain: Segmenter, where: str, monkeypatch: pytest.MonkeyPatch
+    plain: Segmenter, where: str, which: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probability = torch.full((1, 40, 61), 0.25)
-    probability[0, 39, 60] = torch.nan
+    probability[0][which] = torch.nan
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: probability)
     valid = np.ones((40, 61), np.bool_)
-    valid[39, 60] = where == "valid"
+    valid[which] = where == "valid"
+    valid[20, 40] = True  # else nothing would be inferred
+    probability[0, 20, 40] = 0.25
     pending = plain.start([plain.stage(np.zeros((3, 40, 61), np.uint8), valid)], Cut(0, 40, 61, 32, 0.5))
     if where == "valid":
         with pytest.raises(RuntimeError, match="the network's answer is not finite"):
             pending.result()
     else:
-        assert pending.result()[0].sums.sum() == pytest.approx(0.25 * (40 * 61 - 1))
+        assert pending.result()[0].sums.sum() == pytest.approx(0.25 * valid.sum())
+
+
+def test_a_large_tile_without_a_number_is_an_error(plain: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = 512
+    monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.full((1, side, side), torch.nan))
+    chip = plain.stage(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_))
+    with pytest.raises(RuntimeError, match="the network's answer is not finite"):
+        plain.start([chip], Cut(0, side, side, side, 0.5)).result()
 
 
 def compiling(bundle: str, how: str) -> Segmenter:
@@ -321,6 +332,27 @@ def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert capsys.readouterr().err == "the network runs uncompiled: torch.compile: no C++ compiler\n"
+
+
+def test_a_network_for_which_compiling_takes_too_much_memory_runs_as_it_is(
+    bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def full(*_: Any) -> None:
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: full)
+    chips = staged(plain, 2)
+    for _ in range(2):
+        for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert asked == [1]  # of that size
+    compiled.start(chips, CUT._replace(width=60)).result()
+    assert asked == [1, 1]
+    assert capsys.readouterr().err == ""
 
 
 def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
