@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, zip_longest
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from jobs.session import CPUS_PER_ACTOR, share_cores
 from jobs.windows import fit_window, stage_windows, start_windows
 from seg_core.ahead import ahead
-from seg_core.plan import Plan, Square, largest_square, squares
-from seg_core.segmenter import Segmenter
+from seg_core.plan import Plan, Settings, Square, largest_square, squares
+from seg_core.segmenter import Segmenter, Staged, choose_device
+from seg_core.tiling import Window
 
 SAMPLE = 8  # windows
+LEAST = 1.0  # s for which the model is measured
 SECONDS_PER_HOUR = 3600
 
 
@@ -26,35 +30,24 @@ def calibrate(
     Of windows as planned, or of smaller ones where none is `wanted` and a GPU's memory is small, as in a run.
     Without `devices` they are those of this machine, whose CPUs are shared out as in a run. Start-up is not counted.
     """
-    segmenter, cpus = Segmenter(model, device, precision=plan.settings.precision), os.cpu_count() or 1
-    on_gpu = segmenter.device.type == "cuda"
+    on_gpu, cpus = choose_device(device).type == "cuda", os.cpu_count() or 1
+    compiling = "yes" if on_gpu else "no"  # as most of a run is
+    segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)
     plan = plan.decided(on_gpu)
     window = fit_window(window, wanted, plan.settings, segmenter, 1.0)
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)
-    every = -(-plan.counts["parts"] // SAMPLE)
+    every = -(-plan.counts["parts"] // max(SAMPLE, 2 * readers))
     # From the middle of each stretch, for the first and last parts of a scene are the small ones.
     parts = list(islice(plan.parts(), every // 2, None, every))
     chosen = [squares([part], window, largest_square(window))[0] for part in parts]
-
-    def read(square: Square) -> int:
-        stage_windows(square, plan.settings, segmenter)
-        return sum(at.height * at.width for _, at in square)
-
-    with ThreadPoolExecutor(readers) as pool:
-        started = time.perf_counter()
-        decode = sum(ahead(pool, read, chosen, readers)) / (time.perf_counter() - started)
+    decode = _decode_rate(chosen, plan.settings, segmenter, readers)
     # Of each square the first, then the second ones.
-    jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None][:SAMPLE]
-    chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)) for part, at in jobs]
-    for some in (chips[:1], chips):  # the first one warms up
-        started = time.perf_counter()
-        under_way = [start_windows(chip, at, plan.settings, segmenter) for at, chip in some]
-        for each in under_way:
-            each.result()
-    pixels = sum(at.height * at.width for at, _ in chips)
-    rates = {"decode": decode, "model": pixels / (time.perf_counter() - started)}
+    jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None]
+    sample = jobs[:: max(1, len(chosen) // SAMPLE)][:SAMPLE]
+    chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)[0]) for part, at in sample]
+    rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or here
     device_hours = plan.counts["pixels"] / rates[limit] / SECONDS_PER_HOUR
@@ -67,3 +60,41 @@ def calibrate(
         "device_hours": device_hours,
         "cost": None if price is None else device_hours * price,
     }
+
+
+def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmenter, readers: int) -> float:
+    """Useful pixels a second that so many threads read; each square once, for what was fetched is kept.
+
+    The first one warms up, where there are others.
+    """
+
+    def read(square: Square) -> int:
+        stage_windows(square, settings, segmenter)
+        return sum(at.height * at.width for _, at in square)
+
+    read(chosen[0])
+    with ThreadPoolExecutor(readers) as pool:
+        started = time.perf_counter()
+        return sum(ahead(pool, read, chosen[1:] or chosen, readers)) / (time.perf_counter() - started)
+
+
+def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segmenter: Segmenter) -> float:
+    """Useful pixels a second of windows and their chips, in batches of one size."""
+    alike = defaultdict(list)
+    for at, chip in chips:
+        alike[at[2:]].append((at, chip))
+    most = segmenter.find_batch(*max((chip.image.shape for _, chip in chips), key=lambda shape: shape.numel()))
+    batches = [some[first : first + most] for some in alike.values() for first in range(0, len(some), most)]
+
+    def run(batches: Sequence[Sequence[tuple[Window, Staged]]]) -> float:
+        started = time.perf_counter()
+        under_way = [start_windows([c for _, c in some], some[0][0], settings, segmenter) for some in batches]
+        for each in under_way:
+            each.result()
+        return time.perf_counter() - started
+
+    run(batches if segmenter.on_gpu else batches[:1])  # warms up, and compiles
+    seconds, times = 0.0, 0
+    while seconds < LEAST:
+        seconds, times = seconds + run(batches), times + 1
+    return times * sum(at.height * at.width for at, _ in chips) / seconds

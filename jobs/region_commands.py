@@ -39,6 +39,7 @@ def plan(args: Namespace) -> int:
     if args.calibrate and planned.scenes:
         from jobs.calibrate import calibrate
 
+        note("segmenting a few windows ...")
         figures |= calibrate(planned, model_of(args), window, args.window, args.device, args.devices, args.price)
     figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused}
     if args.json:
