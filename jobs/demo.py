@@ -65,7 +65,7 @@ def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"4. Verifying: {verdict.num_done} of {verdict.num_planned} tiles done, {len(verdict.problems)} problems")
     say(f"5. Asking in SQL:\n{SQL}")
     say(query(f"{out}/run", SQL).to_pandas().to_string(index=False))
-    found = scores(score_run(f"{out}/run", f"{out}/truth.tif", None))
+    found = scores(score_run(f"{out}/run", f"{out}/truth.tif", None)[0])
     say(f"6. Building IoU against the known truth: {found['iou']:.3f}")
     draw_picture(out)
     say(f"7. A picture to look at: {os.path.relpath(out)}/picture.png")

@@ -83,9 +83,9 @@ def _evaluate_run(args: Namespace, run: str) -> int:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")
-    counts = score_run(run, absolute(args.labels), read_classes(local(args.data)) if args.data else None)
-    show({**scores(counts), **counts._asdict()}, args.json)
-    return 0
+    counts, failed = score_run(run, absolute(args.labels), read_classes(local(args.data)) if args.data else None)
+    show({**scores(counts), **counts._asdict(), "failed_tiles": failed}, args.json)
+    return 1 if failed else 0
 
 
 def models_show(args: Namespace) -> int:

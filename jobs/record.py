@@ -36,7 +36,9 @@ class Record:
         self.work, self.settings = work, settings
         self.error: Exception | None = None  # why the workers stopped, where they know
         lines = (read_bytes(f"{work}/{METRICS}") or b"").decode().splitlines()
-        self.epochs: dict[int, dict[str, Any]] = {f["epoch"]: f for f in map(json.loads, lines)}
+        self.epochs: dict[int, dict[str, Any]] = {}
+        with suppress(ValueError, TypeError, KeyError):  # of a damaged file: the checkpoints know it all
+            self.epochs = {f["epoch"]: f for f in map(json.loads, lines)}
         self.writers: list[_TensorBoard | _MLflow] = [_TensorBoard(work, settings)]
         if _has_mlflow(work):
             self.writers.append(_MLflow(work, settings))
@@ -54,6 +56,7 @@ class Record:
     def restore(self, history: Sequence[dict[str, Any]]) -> None:
         """Take the epochs that a checkpoint holds, and no later ones: a killed driver may have missed some of them."""
         self.epochs = {figures["epoch"]: figures for figures in history}
+        self._publish()
 
     def close(self) -> None:
         """Finish what is open."""
@@ -178,10 +181,9 @@ def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exce
             record.error = item
         elif isinstance(item, str):
             print(item, file=sys.stderr, flush=True)
-        elif isinstance(item, list):
-            record.restore(item)
         else:
+            record.error = None  # they have gone on
             try:
-                record.take(item)
+                record.restore(item) if isinstance(item, list) else record.take(item)
             except Exception as error:  # a full disk or a closed terminal must not end a training run
-                print(f"epoch {item['epoch']} is not recorded: {error}", file=sys.stderr, flush=True)
+                print(f"{METRICS} is not up to date: {error}", file=sys.stderr, flush=True)

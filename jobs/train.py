@@ -2,8 +2,10 @@
 
 import json
 import os
-import sys
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +20,8 @@ from jobs.evaluate import evaluate, write_samples
 from jobs.record import recording
 from jobs.session import ray_session
 from jobs.settings import TrainSettings, difference
-from jobs.worker import train_worker
+from jobs.terminal import note
+from jobs.worker import train_worker, use_bfloat16
 from seg_core import __version__
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 from seg_core.dataset import (
@@ -34,8 +37,9 @@ from seg_core.dataset import (
     read_pair,
 )
 from seg_core.errors import JobError, SegError
+from seg_core.lease import hold
 from seg_core.models import build_model, probe
-from seg_core.segmenter import Segmenter
+from seg_core.segmenter import Segmenter, choose_device
 from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, publish, read_bytes
 
 # A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
@@ -57,6 +61,8 @@ def train(
     """
     if exists(out):
         raise SegError(f"{out}: is there already: choose another name for the bundle")
+    if f"{work}/".startswith(f"{out}/"):  # it would be there by the end
+        raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
     classes = read_classes(data)
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
     header = describe_model(settings, classes)
@@ -66,20 +72,30 @@ def train(
     with ray_session(address, settings.workers, verbose):
         _check_room(settings)
         samples = {split: decode(pairs[split], classes) for split in pairs}
-        header |= _figures(samples, settings)
-        _claim(work, settings, header["provenance"]["data_fingerprint"])
+        header |= _figures(samples, settings, classes)
         config = {
             "settings": settings,
             "header": header,
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
             "steps": steps_an_epoch(settings, len(pairs["train"])),
         }
-        print(_announcement(config, work), file=sys.stderr, flush=True)
-        best = _fit(config, work)
-        bundle = _publish(best, out, settings)
-    segmenter = Segmenter(out)
-    write_samples(evaluate(segmenter, data, "val"), segmenter, data, "val", f"{work}/samples.png")
+        make_folder(work)
+        with hold(work):
+            _claim(work, settings, header["provenance"]["data_fingerprint"])
+            note(_announcement(config, work))
+            bundle = _publish(_fit(config, work), out, settings)
+    try:
+        _draw_samples(out, settings, data, f"{work}/samples.png")
+    except (OSError, SegError) as error:  # there is a model, and that is what counts
+        note(f"samples.png is not drawn: {error}")
     return bundle
+
+
+def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) -> None:
+    note("drawing samples.png: the images of val are segmented once more")
+    bfloat16 = use_bfloat16(settings.precision, choose_device("auto"))
+    segmenter = Segmenter(bundle, precision="bfloat16" if bfloat16 else "float32")
+    write_samples(evaluate(segmenter, data, "val"), segmenter, data, "val", path)
 
 
 def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
@@ -120,20 +136,30 @@ def _check_room(settings: TrainSettings) -> None:
 
 def _refuse_other(work: str, settings: TrainSettings) -> None:
     """Raise SegError where the folder holds a training run with other settings."""
-    there = read_bytes(f"{work}/settings.json")
-    odd = difference(json.loads(there), settings) if there else ""
+    there = _read_settings(work)
+    odd = difference(there, settings) if there else ""
     if odd:
         raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
 
 
 def _claim(work: str, settings: TrainSettings, data: str) -> None:
     """Take the folder for this training run. Raises SegError where it holds one on data of another fingerprint."""
-    there = json.loads(read_bytes(f"{work}/settings.json") or b"{}").get("data_fingerprint", data)
-    if there != data:
+    if _read_settings(work).get("data_fingerprint", data) != data:
         raise SegError(f"{work}: holds a training run on other data: choose another --work or --out")
-    make_folder(work)
     described = {**asdict(settings), "data_fingerprint": data}
     publish(f"{work}/settings.json", json.dumps(described, indent=2).encode())
+
+
+def _read_settings(work: str) -> dict[str, Any]:
+    """The settings that a folder's training run has; none where it holds no run."""
+    path = f"{work}/settings.json"
+    try:
+        found = json.loads(read_bytes(path) or b"{}")
+    except ValueError as error:
+        raise SegError(f"{path}: is damaged ({error}): remove it, or choose another --work or --out") from error
+    if not isinstance(found, dict):
+        raise SegError(f"{path}: is not a training run's: choose another --work or --out")
+    return found
 
 
 def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
@@ -151,16 +177,24 @@ def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
 def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
     sample, scene = read_pair(pair, classes)
     if sample.image.shape[2] != 3:
-        raise SegError(f"{pair.image}: {sample.image.shape[2]} bands: training takes images of 3")
-    return sample, digest(sample, scene)
+        count = sample.image.shape[2]
+        raise SegError(f"{pair.image}: {count} bands: training takes images of 3 (gdal_translate -b 1 -b 2 -b 3)")
+    return sample, digest(sample, scene, classes.building)
 
 
-def _figures(samples: dict[str, Decoded], settings: TrainSettings) -> dict[str, Any]:
-    """The fields of the bundle that come from the data."""
+def _figures(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:
+    """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it."""
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
     for split, found in digests.items():
         if not any(d.num_valid for d in found):
             raise SegError(f"split {split}: no image holds a valid pixel")
+        if not any(d.num_building for d in found):
+            name = classes.names[classes.building]
+            raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}")
+    known = {d.content: d.name for d in digests["train"]}
+    for d in digests["val"]:
+        if d.content in known:
+            note(f"{known[d.content]} of train is {d.name} of val: what is learnt by heart counts as validated")
     mean, std = normalisation(digests["train"])
     return {
         "dtype": "uint8",
@@ -169,7 +203,7 @@ def _figures(samples: dict[str, Decoded], settings: TrainSettings) -> dict[str, 
         "gsd_m": _common_gsd(digests["train"] + digests["val"]),
         "provenance": {
             "settings": asdict(settings),
-            "data_fingerprint": fingerprint(digests["train"] + digests["val"]),
+            "data_fingerprint": fingerprint(classes, digests),
             "images": {split: len(found) for split, found in digests.items()},
             "code_version": __version__,
             "torch_version": torch.__version__,
@@ -216,7 +250,8 @@ def _fit(config: dict[str, Any], work: str) -> Checkpoint:
             ),
         )
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             if record.error is not None:
                 raise record.error from error
@@ -226,6 +261,19 @@ def _fit(config: dict[str, Any], work: str) -> Checkpoint:
     best: Checkpoint | None = result.get_best_checkpoint("val_iou", "max")
     assert best is not None
     return best
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end the block as ever: Ray Train puts a handler in its place, for good, that ends by exiting."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _publish(checkpoint: Checkpoint, out: str, settings: TrainSettings) -> Bundle:

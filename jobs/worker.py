@@ -22,7 +22,7 @@ from seg_core.losses import make_loss
 from seg_core.models import build_model, training_bytes_per_px
 from seg_core.run import now
 from seg_core.tiling import round_up
-from seg_core.training import Batch, Learner, epochs, make_average, make_optimizer, make_schedule
+from seg_core.training import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
 
 VALIDATION_SIDE = 2048  # px; larger validation images are taken in windows, so that memory is bounded
 SPARE = 0.8  # share of the memory that a step is planned to fill
@@ -46,11 +46,14 @@ def train_worker(config: dict[str, Any]) -> None:
     # A worker alone may lack memory or pretrained weights; then none begins, for they would wait for it.
     if _any_worker(problem is not None):
         return
-    if rank == 0 and is_compiled(settings, learner.device, steps):
+    done = first > settings.epochs
+    if rank == 0 and not done and is_compiled(settings, learner.device, steps):
         config["queue"].put("the network is compiled at first, which takes a minute or two")
     if rank == 0 and first > 1:
         config["queue"].put(learner.history)
-        config["queue"].put(f"going on with epoch {first} of {settings.epochs}, {world} workers")
+        all_done = f"all {settings.epochs} epochs are trained: the best one is published"
+        going_on = f"going on with epoch {first} of {settings.epochs}, {world} workers"
+        config["queue"].put(all_done if done else going_on)
     try:
         for figures in epochs(
             _join(learner, settings),
@@ -73,11 +76,23 @@ def train_worker(config: dict[str, Any]) -> None:
     except SegError as error:  # all workers meet it in the same step; trying again would not help
         if rank == 0:
             config["queue"].put(error)
-    except torch.OutOfMemoryError as error:
-        more = 2 * -(-settings.batch // world // learner.micro_batch)
-        text = f"{learner.micro_batch} crops at once are too many for {learner.device}: say accumulate = {more}"
+    except (torch.OutOfMemoryError, ValueError) as error:
+        text = _way_out(error, learner, -(-settings.batch // world))
+        if text is None:
+            raise
         config["queue"].put(JobError(text))
         raise JobError(text) from error
+
+
+def _way_out(error: Exception, learner: Learner, share: int) -> str | None:
+    """What to do about an error of torch's in training with so many crops a step; None where that is not known."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        alone = "more than 1 value per channel" in str(error)
+        return "a piece of one crop is too few for this model's batch norm: say a larger batch" if alone else None
+    if VALIDATING in getattr(error, "__notes__", ()):
+        return f"validation, in windows of {VALIDATION_SIDE} px, takes more memory than {learner.device} has to spare"
+    more = 2 * -(-share // learner.micro_batch)
+    return f"{learner.micro_batch} crops at once are too many for {learner.device}: say accumulate = {more}"
 
 
 def _any_worker(here: bool) -> bool:

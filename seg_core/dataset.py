@@ -8,10 +8,11 @@ Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, Unive
 """
 
 import hashlib
+import json
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
-from seg_core.raster import read_chip, read_whole
-from seg_core.scenes import SUFFIXES, Scene, read_scene
+from seg_core.geometry import ground_size
+from seg_core.raster import read_chip
+from seg_core.scenes import GSD_TOLERANCE, SUFFIXES, Scene, lie_apart, read_scene
 from seg_core.tiling import Window, intersection, round_up, split
 
+ROWS = 512  # of a label that are decoded at once
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
 TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
@@ -40,6 +43,11 @@ class Classes:
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
+
+    @property
+    def greys(self) -> list[int]:
+        """Values that are the colour of a class in a label of one band."""
+        return [red for red, green, blue in self.colours if red == green == blue]
 
     @property
     def building(self) -> int:
@@ -112,38 +120,68 @@ def _label_of(image: Path, labels: Path) -> Path | None:
 
 
 def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene]:
-    """Decode a pair: the image, its label as class indices (MISSING where the image holds no data), its header.
+    """Decode a pair: the image, its label as class indices (MISSING where one of them holds no data), its header.
 
-    Raises SegError where the sizes differ, the image is not uint8, or a colour stands for no class.
+    Raises SegError where they don't lie on each other, the image is not uint8, or a colour stands for no class.
     """
     scene = read_scene(pair.image, os.path.basename(pair.image))
-    if scene.dtype != "uint8":
-        raise SegError(f"{pair.image}: its pixels are {scene.dtype}: training takes uint8 imagery")
+    _check_image(scene)
+    label = open_label(pair.label, scene, classes.greys)
     pixels, valid = read_chip(scene, scene.window)
-    label = read_label(pair.label, classes, valid)
-    return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), label), scene
+    found = read_label(label, scene.window, classes, valid)
+    return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene
 
 
-def read_label(path: str, classes: Classes, valid: NDArray[np.bool_]) -> Label:
-    """Decode a label file of the size of `valid` to class indices, MISSING where not valid.
+def _check_image(scene: Scene) -> None:
+    """Raise SegError for an image that nothing is learnt from: a model of it would not be served its like."""
+    if scene.dtype != "uint8":
+        raise SegError(
+            f"{scene.uri}: its pixels are {scene.dtype}: training takes uint8 imagery (gdal_translate -ot Byte -scale)"
+        )
+    if scene.crs is not None and scene.gsd_m is not None:
+        sides = ground_size(scene.crs, scene.transform, scene.height, scene.width)
+        if max(abs(side / scene.gsd_m - 1) for side in sides) > GSD_TOLERANCE:
+            size = f"{sides[1]:.3g} x {sides[0]:.3g} m"
+            raise SegError(f"{scene.uri}: {size} a pixel: training takes square ones (gdalwarp -t_srs, -tr)")
 
-    A label of one band is read as grey: the value v stands for the colour (v, v, v).
+
+def open_label(path: str, image: Scene, meanings: Sequence[int]) -> Scene:
+    """The header of the label of an image, in which those grey values have a meaning.
+
+    Raises SegError where it does not lie on the image, is not uint8, or one of the values is its nodata value.
     """
-    raw = read_whole(path)
-    if raw.shape[1:] != valid.shape:
-        (height, width), (rows, cols) = raw.shape[1:], valid.shape
-        raise SegError(f"{path}: this label measures {width} x {height} px, its image {cols} x {rows}")
-    rgb = raw[:3] if len(raw) >= 3 else np.repeat(raw[:1], 3, axis=0)
-    return decode_colours(rgb, classes, valid, path)
+    label = read_scene(path, image.scene_id)
+    if (label.height, label.width) != (image.height, image.width):
+        size = f"{label.width} x {label.height} px, its image {image.width} x {image.height}"
+        raise SegError(f"{path}: this label measures {size}")
+    if lie_apart(label, image):
+        raise SegError(f"{path}: this label lies elsewhere than its image, {image.uri}")
+    if label.dtype != "uint8":
+        raise SegError(f"{path}: its pixels are {label.dtype}, a label's are uint8 (gdal_translate -ot Byte)")
+    if label.nodata in meanings:
+        raise SegError(f"{path}: its nodata value is {label.nodata:g}, which is a class: gdal_edit -unsetnodata")
+    return label
 
 
-def decode_colours(
-    rgb: NDArray[np.generic], classes: Classes, valid: NDArray[np.bool_], path: str, corner: tuple[int, int] = (0, 0)
+def read_label(label: Scene, window: Window, classes: Classes, valid: NDArray[np.bool_]) -> Label:
+    """Class indices of a window of a label, `(height, width)`; MISSING where not valid, or the label holds no data.
+
+    A label of one band is read as grey: the value v stands for the colour (v, v, v). Raises SegError for a colour that
+    stands for no class.
+    """
+    pixels, labelled = read_chip(label, window)
+    rgb = pixels[:3] if len(pixels) >= 3 else np.broadcast_to(pixels[:1], (3, *valid.shape))
+    known, found = labelled & valid, np.empty(valid.shape, np.uint8)
+    for top in range(0, len(valid), ROWS):  # a few rows at a time, for it takes many bytes a pixel
+        rows = slice(top, top + ROWS)
+        corner = window.row_off + top, window.col_off
+        found[rows] = _decode_colours(rgb[:, rows], classes, known[rows], label.uri, corner)
+    return found
+
+
+def _decode_colours(
+    rgb: NDArray[np.uint8], classes: Classes, valid: NDArray[np.bool_], path: str, corner: tuple[int, int]
 ) -> Label:
-    """Class index of each pixel's colour, `(3, height, width)` to `(height, width)`; MISSING where not valid.
-
-    Raises SegError for a colour that stands for no class. `corner` is the window's row and column in the file.
-    """
     packed = _pack(rgb[0], rgb[1], rgb[2])
     known = np.array([_pack(*np.array(colour)) for colour in classes.colours])
     order = np.argsort(known)
@@ -157,31 +195,39 @@ def decode_colours(
     return np.where(valid, nearest, MISSING).astype(np.uint8)
 
 
-def _pack(r: Any, g: Any, b: Any) -> NDArray[np.int64]:
-    return np.asarray(r).astype(np.int64) << 32 | np.asarray(g).astype(np.int64) << 16 | np.asarray(b).astype(np.int64)
+def _pack(r: Any, g: Any, b: Any) -> NDArray[np.int32]:
+    return np.asarray(r).astype(np.int32) << 16 | np.asarray(g).astype(np.int32) << 8 | np.asarray(b).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class Digest:
     """What a decoded pair contributes to the figures of its dataset; small, where the pair is large."""
 
+    name: str  # of the image
     content: str  # SHA-256 of pixels and label
     num_valid: int
+    num_building: int
     sums: tuple[float, ...]  # over valid pixels, a value a band
     squares: tuple[float, ...]
     gsd_m: float | None
 
 
-def digest(sample: Sample, scene: Scene) -> Digest:
-    """Sum up a decoded pair."""
-    pixels = sample.image[sample.label != MISSING].astype(np.float64)
-    content = hashlib.sha256(sample.image.tobytes())
-    content.update(sample.label.tobytes())
+def digest(sample: Sample, scene: Scene, building: int) -> Digest:
+    """Sum up a decoded pair, in which buildings have that index."""
+    content = hashlib.sha256(sample.image.data)
+    content.update(sample.label.data)
+    sums, squares = np.zeros((2, sample.image.shape[2]))
+    for row, label in zip(sample.image, sample.label, strict=True):  # one by one: float64 is eight times as large
+        pixels = row[label != MISSING].astype(np.float64)
+        sums += pixels.sum(axis=0)
+        squares += (pixels**2).sum(axis=0)
     return Digest(
+        scene.scene_id,
         content.hexdigest(),
-        len(pixels),
-        tuple(pixels.sum(axis=0).tolist()),
-        tuple((pixels**2).sum(axis=0).tolist()),
+        int((sample.label != MISSING).sum()),
+        int((sample.label == building).sum()),
+        tuple(sums.tolist()),
+        tuple(squares.tolist()),
         scene.gsd_m,
     )
 
@@ -195,9 +241,10 @@ def normalisation(digests: Sequence[Digest]) -> tuple[tuple[float, ...], tuple[f
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
-def fingerprint(digests: Sequence[Digest]) -> str:
-    """A hash of a dataset's decoded content, whatever the order and the names of its files."""
-    return hashlib.sha256("".join(sorted(d.content for d in digests)).encode()).hexdigest()
+def fingerprint(classes: Classes, splits: Mapping[str, Sequence[Digest]]) -> str:
+    """A hash of a dataset's classes and of what its splits hold, whatever the order and the names of the files."""
+    contents = {name: sorted(d.content for d in digests) for name, digests in splits.items()}
+    return hashlib.sha256(json.dumps([classes.names, contents], sort_keys=True).encode()).hexdigest()
 
 
 def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: float) -> tuple[int, int]:

@@ -63,6 +63,8 @@ class Histogram:
     def counts(self, threshold: float) -> Counts:
         """Counts of the mask `probability >= threshold`, exact for multiples of 1 / STEPS."""
         first = round(threshold * STEPS)
+        if 0 < threshold < 1:  # never all pixels or none
+            first = min(max(first, 1), STEPS - 1)
         fp, tp = (int(n) for n in self.pixels[:, first:].sum(axis=1))
         tn, fn = (int(n) for n in self.pixels[:, :first].sum(axis=1))
         return Counts(tp, fp, fn, tn)

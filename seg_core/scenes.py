@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from seg_core.errors import ReadError, SegError, UnansweredError
-from seg_core.geometry import Transform, ground_size
+from seg_core.geometry import Transform, footprints, ground_size
 from seg_core.storage import (
     gdal_path,
     gdal_settings,
@@ -49,6 +49,7 @@ BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens w
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
+SAME = 0.9  # share of the ground that an image and its label have in common at least
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
@@ -233,6 +234,16 @@ def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> 
         return None
     along_column, along_row = ground_size(crs, transform, height, width)
     return round(float((along_column * along_row) ** 0.5), 6)
+
+
+def lie_apart(one: Scene, other: Scene) -> bool:
+    """Whether less than nine tenths of two images show the same ground; False where they don't say what they show."""
+    if one.crs is None or other.crs is None:
+        return False
+    ours, theirs = (footprints(str(s.crs), s.transform, [s.window])[0] for s in (one, other))
+    if ours is None or theirs is None:
+        return False
+    return bool(ours.intersection(theirs).area < SAME * ours.union(theirs).area)
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:

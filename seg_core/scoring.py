@@ -1,51 +1,68 @@
 """Score the stored masks of a run against labels, over the pixels that are valid in both."""
 
 import posixpath
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, decode_mask
-from seg_core.dataset import MISSING, Classes, decode_colours
+from seg_core.dataset import MISSING, Classes, open_label, read_label
 from seg_core.errors import SegError
 from seg_core.metrics import Counts, count
 from seg_core.mosaic import read_image
 from seg_core.plan import Part
 from seg_core.raster import read_chip
-from seg_core.results import part_path, read_part
+from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import read_plan
-from seg_core.scenes import Scene, read_scene
+from seg_core.scenes import Scene
 from seg_core.storage import stat
 from seg_core.tiling import Window
 
+MEANING = (
+    "in a label of one band 1 is building, 0 is not, and 255 is missing. Where they mean something else, name its "
+    "label_class_dict.csv's folder with --data; where 255 is missing, say so in the file (gdal_edit -a_nodata 255)"
+)
 
-def score_run(run: str, labels: str, classes: Classes | None) -> Counts:
+
+def score_run(run: str, labels: str, classes: Classes | None) -> tuple[Counts, int]:
     """Count the pixels of a run's masks by prediction and truth.
 
     `labels` is one file for a run of one image, or a folder that holds a file for each scene under its scene_id (or
-    that with `.tif`). A label of one band holds 0 (background), 1 (building), and 255 or its nodata value (missing);
-    one of three is decoded through `classes`. Raises SegError where a label is absent, or no label of its scene.
+    that with `.tif`). It is decoded through `classes`, as those that are trained on. Without them it is of one band,
+    which holds 0 (background), 1 (building), and 255 or its nodata value (missing). Returns the number of failed tiles
+    too, which are left out. Raises SegError where a label is absent, or no label of its scene, or the run not finished.
     """
     plan = read_plan(run)
-    total = Counts()
-    label_of = {image.scene_id: _find_label(labels, image, len(plan.images)) for image in plan.images}
-    for part in plan.parts():
+    parts = list(plan.parts())
+    there = set(published_parts(run))
+    missing = sum(part_path(run, part.key) not in there for part in parts)
+    if missing:
+        raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
+    total, failed = Counts(), 0
+    truth_of = {
+        image.scene_id: Truth(_find_label(labels, image, len(plan.images), classes), classes) for image in plan.images
+    }
+    for part in parts:
+        truth = truth_of[part.scene.scene_id]
         for row in read_part(part_path(run, part.key), [*Window._fields, "status", "mask"]):
             if row["status"] == "done":
-                total = total.plus(_score_tile(row, part, label_of[part.scene.scene_id], classes, plan.settings.scale))
-    return total
+                total = total.plus(_score_tile(row, part, truth, plan.settings.scale))
+            else:
+                failed += 1
+    for truth in truth_of.values():
+        truth.check_seen()
+    return total, failed
 
 
-def _score_tile(
-    row: Row, part: Part, label: Scene, classes: Classes | None, scale: tuple[float, float] | None
-) -> Counts:
+def _score_tile(row: Row, part: Part, truth: "Truth", scale: tuple[float, float] | None) -> Counts:
     window = Window.from_row(row)
     _, valid = read_image(part.scene, part.sources, window, scale)
-    building, labelled = _read_truth(label, window, classes)
-    return count(decode_mask(row["mask"], row["height"], row["width"]), building, valid & labelled)
+    building, labelled = truth.read(window, valid)
+    return count(decode_mask(row["mask"], row["height"], row["width"]), building, labelled)
 
 
-def _find_label(labels: str, scene: Scene, num_scenes: int) -> Scene:
+def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> Scene:
     if stat(labels) is None:
         stem = posixpath.splitext(scene.scene_id)[0]
         names = [scene.scene_id, f"{stem}.tif", f"{stem}.tiff"]
@@ -56,21 +73,33 @@ def _find_label(labels: str, scene: Scene, num_scenes: int) -> Scene:
         path = labels
     else:
         raise SegError(f"--labels {labels}: one file for {num_scenes} scenes: name a folder with a label for each")
-    label = read_scene(path, scene.scene_id)
-    if (label.height, label.width) != (scene.height, scene.width):
-        raise SegError(
-            f"{path}: this label measures {label.width} x {label.height} px, its scene {scene.width} x {scene.height}"
-        )
+    label = open_label(path, scene, (0, 1) if classes is None else classes.greys)
+    if classes is None and len(label.bands) > 1:
+        raise SegError(f"{path}: a label in colours: name its label_class_dict.csv's folder with --data")
     return label
 
 
-def _read_truth(label: Scene, window: Window, classes: Classes | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which pixels are building, and which are labelled at all."""
-    pixels, valid = read_chip(label, window)
-    if len(pixels) == 1:
-        return pixels[0] == 1, valid & (pixels[0] != MISSING)
-    if classes is None:
-        raise SegError(f"{label.uri}: a label in colours: name its label_class_dict.csv's folder with --data")
-    return decode_colours(
-        pixels, classes, valid, label.uri, (window.row_off, window.col_off)
-    ) == classes.building, valid
+@dataclass
+class Truth:
+    """What a label says of the pixels of a scene."""
+
+    label: Scene
+    classes: Classes | None
+    seen: set[int] = field(default_factory=set)  # values of a label without classes
+
+    def read(self, window: Window, valid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which pixels of a window are building, and which of the valid ones are labelled at all."""
+        if self.classes is not None:
+            found = read_label(self.label, window, self.classes, valid)
+            return found == self.classes.building, found != MISSING
+        (values,), labelled = read_chip(self.label, window)
+        found, known = np.unique(values[labelled & valid]), {0, 1, MISSING}
+        self.seen |= set(found.tolist())
+        if odd := self.seen - known:
+            raise SegError(f"{self.label.uri}: holds {min(odd)}: {MEANING}")
+        return values == 1, labelled & valid & (values != MISSING)
+
+    def check_seen(self) -> None:
+        """Raise SegError for a label, all read, that may well mean something else by its values."""
+        if MISSING in self.seen and 1 not in self.seen:
+            raise SegError(f"{self.label.uri}: holds no 1, but {MISSING}: {MEANING}")

@@ -21,7 +21,7 @@ from torch import Tensor
 from seg_core.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.compiled import AFTER, Compiled, batch
 from seg_core.decoder import AT_ONCE, Decoder
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
 from seg_core.jpeg import Streams
 from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
 
@@ -30,6 +30,7 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 
 # Probabilities are added up in this unit, in which they are whole numbers: the sum does not depend on their order.
 SUM_UNIT = 2.0**-24
+NO_NUMBER = "the network's answer is not finite"
 MAX_BATCH = 64  # chips
 GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
 FEW = 4  # chips: up to so many go together though they are no faster, to spare the process that starts them
@@ -142,11 +143,15 @@ class Segmenter:
         """Building probability `float32 (height, width)` of a chip's window.
 
         The chip is `uint8 (bands, h, w)` with `valid` `bool (h, w)`; the window begins `halo` px from its corner.
+        Raises JobError where the answer is no number.
         """
         if not valid.any():
             return np.zeros((height, width), np.float32)
         images, masks = self._gather([self.stage(pixels, valid)])
-        return np.asarray(self._probability(batch(images), batch(masks), halo, height, width)[0].cpu().numpy())
+        found = self._probability(batch(images), batch(masks), halo, height, width)[0].cpu().numpy()
+        if np.isnan(found).any():
+            raise JobError(NO_NUMBER)
+        return np.asarray(found)
 
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
         """A chip on the device, or on its way there while that computes; from any thread."""
@@ -342,7 +347,7 @@ class Pending:
                 continue
             bits, (counts, sums, unknown), *kept = (each[places[number]].numpy() for each in self.found)
             if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
-                raise RuntimeError("the network's answer is not finite")
+                raise RuntimeError(NO_NUMBER)
             answers.append(Answer(bits, counts, sums * SUM_UNIT, valid, kept[0] if kept else None))
         return answers
 

@@ -30,6 +30,7 @@ Batch = tuple[Tensor, Tensor]
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
 REMEDY = "begin anew (another --work or --out) with a lower lr, or with precision float32"
+VALIDATING = "on validation"  # a note of errors of memory
 CHECK_EVERY = 50  # steps; to look at a loss, the device must finish the step
 
 
@@ -161,7 +162,11 @@ def epochs(
         started = time.perf_counter()
         loss, pixels = _train_epoch(learner, islice(batches, steps), epoch)
         trained = time.perf_counter()
-        histogram = evaluate(learner, validation(), epoch)
+        try:
+            histogram = evaluate(learner, validation(), epoch)
+        except torch.OutOfMemoryError as error:
+            error.add_note(VALIDATING)
+            raise
         threshold = learner.threshold if learner.threshold is not None else histogram.best_threshold()
         figures = scores(histogram.counts(threshold))
         learner.history.append(

@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp
 import seg_core.dataset
 from seg_core.dataset import (
     MISSING,
+    ROWS,
     SCALE,
     TURN,
     Classes,
@@ -268,12 +269,81 @@ def test_the_label_of_a_missing_pixel_may_have_any_colour(make_scene: MakeScene)
     assert (sample.label[5:] != MISSING).all()
 
 
+@pytest.mark.parametrize("kind", ["alpha", "mask", "nodata"])
+def test_pixels_that_a_label_leaves_out_are_missing(make_scene: MakeScene, kind: str) -> None:
+    indices = random_indices(TWO)
+    labelled = np.random.default_rng(3).random(indices.shape) < 0.5
+    label = colours(indices, TWO)
+    opacity = labelled.astype(np.uint8) * 255
+    pair = write_pair(make_scene, label)
+    if kind == "nodata":
+        make_scene("train_labels/a.tif", pixels=np.where(labelled, label[:1], 7).astype(np.uint8), nodata=7)
+    elif kind == "alpha":
+        make_scene("train_labels/a.tif", pixels=np.concatenate([label, opacity[None]]))
+        with rasterio.open(pair.label, "r+") as dataset:
+            dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    else:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(pair.label, "r+") as dataset:
+            dataset.write_mask(opacity)
+    sample, _ = read_pair(pair, TWO)
+    assert np.array_equal(sample.label, np.where(labelled, indices, MISSING))
+
+
+@pytest.mark.parametrize("nodata", [0, 255])
+def test_a_label_whose_nodata_value_is_a_class_is_refused(make_scene: MakeScene, nodata: int) -> None:
+    pair = write_pair(make_scene, colours(random_indices(TWO), TWO))
+    make_scene("train_labels/a.tif", pixels=colours(random_indices(TWO), TWO)[:1], nodata=nodata)
+    with pytest.raises(SegError, match=rf"train_labels/a\.tif: its nodata value is {nodata}, which is a class"):
+        read_pair(pair, TWO)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"transform": (1.0, 0.0, 400_010.0, 0.0, -1.0, 5_800_000.0)}, "lies elsewhere than its image, .*a.tiff"),
+        ({"crs": "EPSG:32632"}, "lies elsewhere than its image"),
+        ({"dtype": "float32"}, r"its pixels are float32, a label's are uint8 \(gdal_translate -ot Byte\)"),
+    ],
+)
+def test_a_label_that_is_not_of_its_image_is_refused(
+    make_scene: MakeScene, options: dict[str, Any], reason: str
+) -> None:
+    pair = write_pair(make_scene, colours(random_indices(TWO), TWO))
+    make_scene("train_labels/a.tif", 20, 30, **options)
+    with pytest.raises(SegError, match=rf"train_labels/a\.tif: .*{reason}"):
+        read_pair(pair, TWO)
+
+
+def test_a_label_without_a_crs_or_half_a_pixel_off_is_taken(make_scene: MakeScene) -> None:
+    indices = random_indices(TWO)
+    pair = write_pair(make_scene, colours(indices, TWO))
+    for options in ({"crs": None}, {"transform": (1.0, 0.0, 400_000.5, 0.0, -1.0, 5_800_000.5)}):
+        make_scene("train_labels/a.tif", pixels=colours(indices, TWO), **options)
+        assert np.array_equal(read_pair(pair, TWO)[0].label, indices)
+
+
+def test_oblong_pixels_are_refused(make_scene: MakeScene) -> None:
+    at = {"crs": "EPSG:4326", "transform": (1e-5, 0.0, 8.0, 0.0, -1e-5, 52.0)}
+    pair = write_pair(make_scene, colours(random_indices(TWO), TWO), **at)
+    with pytest.raises(SegError, match=r"train/a\.tiff: 0\.687 x 1\.11 m a pixel: training takes square ones"):
+        read_pair(pair, TWO)
+
+
+def test_a_large_label_is_decoded_like_a_small_one(make_scene: MakeScene) -> None:
+    indices = np.random.default_rng(5).integers(0, 2, (ROWS + 3, 7), dtype=np.uint8)
+    label = colours(indices, TWO)
+    assert np.array_equal(read_pair(write_pair(make_scene, label), TWO)[0].label, indices)
+    label[:, ROWS + 2, 6] = 9
+    with pytest.raises(SegError, match=rf"at row {ROWS + 2}, column 6 "):
+        read_pair(write_pair(make_scene, label), TWO)
+
+
 # Figures
 
 
 def digests(samples: Sequence[Sample], make_scene: MakeScene) -> list[Any]:
     _, scene = read_pair(write_pair(make_scene, colours(random_indices(TWO), TWO)), TWO)
-    return [digest(sample, scene) for sample in samples]
+    return [digest(sample, scene, TWO.building) for sample in samples]
 
 
 def test_normalisation_is_that_of_all_valid_pixels(make_scene: MakeScene) -> None:
@@ -295,14 +365,16 @@ def test_normalisation_of_a_constant_band_divides_by_one(make_scene: MakeScene) 
 
 
 def test_the_fingerprint_is_of_the_content_whatever_its_order(make_scene: MakeScene) -> None:
-    found = digests([random_sample(0), random_sample(1)], make_scene)
-    assert fingerprint(found) == fingerprint(found[::-1])
-    for changed in (random_sample(0), random_sample(0)):
-        changed.image[3, 4, 1] ^= 1
-        assert fingerprint([*digests([changed], make_scene), found[1]]) != fingerprint(found)
-    relabelled = random_sample(0)
+    one, two, three = digests([random_sample(0), random_sample(1), random_sample(2)], make_scene)
+    whole = fingerprint(TWO, {"train": [one, two], "val": [three]})
+    assert whole == fingerprint(TWO, {"val": [three], "train": [two, one]})
+    changed, relabelled = random_sample(0), random_sample(0)
+    changed.image[3, 4, 1] ^= 1
     relabelled.label[3, 4] ^= 1
-    assert fingerprint([*digests([relabelled], make_scene), found[1]]) != fingerprint(found)
+    for other in digests([changed, relabelled], make_scene):
+        assert fingerprint(TWO, {"train": [other, two], "val": [three]}) != whole
+    assert fingerprint(TWO, {"train": [one], "val": [two, three]}) != whole
+    assert fingerprint(replace(TWO, names=("background", "buildings")), {"train": [one, two], "val": [three]}) != whole
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,9 @@ def test_reliability_is_of_the_pixels_of_each_bin_that_has_some(bins: int) -> No
     assert pixels.tolist() == [cells.sum() for cells in of_bin]
     np.testing.assert_allclose(observed, [truth[cells].mean() for cells in of_bin])
     np.testing.assert_allclose(predicted, [probability[cells].mean() for cells in of_bin], atol=0.5 / STEPS)
+
+
+def test_no_threshold_between_0_and_1_is_one_of_them() -> None:
+    found = Histogram(np.ones((2, STEPS), np.int64))
+    assert found.counts(0.999) == found.counts(1 - 1 / STEPS) != found.counts(1.0)
+    assert found.counts(0.001) == found.counts(1 / STEPS) != found.counts(0.0)

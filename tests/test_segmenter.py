@@ -12,7 +12,7 @@ from conftest import MakeBundle, answer_of, write_untrained
 from numpy.typing import NDArray
 
 from jobs.windows import fit_window
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
 from seg_core.plan import Settings
 from seg_core.segmenter import (
     SUM_UNIT,
@@ -296,6 +296,8 @@ def test_a_large_tile_without_a_number_is_an_error(plain: Segmenter, monkeypatch
     chip = plain.stage(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_))
     with pytest.raises(RuntimeError, match="the network's answer is not finite"):
         plain.start([chip], Cut(0, side, side, side, 0.5)).result()
+    with pytest.raises(JobError, match="the network's answer is not finite"):
+        plain(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_), 0, side, side)
 
 
 def compiling(bundle: str, how: str) -> Segmenter:

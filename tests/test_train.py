@@ -8,6 +8,7 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,18 +20,20 @@ import torch
 from conftest import outside_environment
 from tensorboardX.proto.event_pb2 import Event
 
+import jobs.train
 from jobs.bench_train import bench_train
 from jobs.readers import Share, choose_readers, iter_batches
-from jobs.record import Record
+from jobs.record import Record, _drain
 from jobs.settings import TrainSettings, difference, make_settings
 from jobs.train import decode, train
-from jobs.worker import COMPILED, choose_micro_batch, is_compiled, make_learner
+from jobs.worker import COMPILED, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.bundle import Bundle, read_bundle, read_weights
 from seg_core.dataset import Crops, Sample, find_pairs, read_classes
 from seg_core.errors import JobError, SegError
 from seg_core.losses import make_loss
 from seg_core.raster import read_whole, write_geotiff
 from seg_core.segmenter import load_model
+from seg_core.training import VALIDATING
 from seg_core.unet import UNet
 
 TINY: dict[str, Any] = {"width": 4, "depth": 2, "steps": 6, "batch": 4, "epochs": 4, "crop": 128, "ema": 0.9}
@@ -140,7 +143,8 @@ def read_png(png: bytes | None) -> np.ndarray[Any, Any]:
 
 
 def settings_of(**changes: Any) -> TrainSettings:
-    return make_settings("large", None, [TINY, changes])
+    tiny = {name: value for name, value in TINY.items() if "model" not in changes or name not in {"width", "depth"}}
+    return make_settings("large", None, [tiny, changes])
 
 
 def run(dataset: Path, folder: Path, **changes: Any) -> Bundle:
@@ -216,18 +220,73 @@ def test_an_image_of_a_split_without_data_is_refused(dataset: Path, tmp_path: Pa
         cv2.imwrite(str(data / name / "a.png"), np.zeros((64, 64, 4), np.uint8))
     with pytest.raises(SegError, match="split val: no image holds"):
         run(data, tmp_path)
+    for name in ("val", "val_labels"):
+        cv2.imwrite(str(data / name / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(SegError, match="split val: no label of its 1 images holds a pixel of the class building"):
+        run(data, tmp_path)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_does_not_go_on_with_other_data(dataset: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_data(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise SegError("there is no paper")
+
     settings = settings_of(steps=1, epochs=1)
-    train(settings, str(dataset), str(tmp_path / "a"), str(tmp_path / "work"))
-    data = tmp_path / "data"
-    shutil.copytree(dataset, data)
-    next((data / "train").iterdir()).unlink()
-    with pytest.raises(SegError, match="other data: choose another --work"):
-        train(settings, str(data), str(tmp_path / "b"), str(tmp_path / "work"))
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.train, "write_samples", broken)
+        made = train(settings, str(dataset), str(tmp_path / "a"), str(tmp_path / "work"))
+    assert "samples.png is not drawn: there is no paper" in capsys.readouterr().err  # and yet there is a model
+    (tmp_path / "work" / "metrics.jsonl").write_text("{")
+    again = train(settings, str(dataset), str(tmp_path / "again"), str(tmp_path / "work"))
+    assert "all 1 epochs are trained: the best one is published" in capsys.readouterr().err
+    assert again.hash == made.hash
+    assert [line["epoch"] for line in epochs_of(tmp_path / "work")] == [1]
+    for change in ("one less", "moved", "twice"):
+        data = tmp_path / change
+        shutil.copytree(dataset, data)
+        name = next((data / "val").iterdir()).name
+        for kind in ("", "_labels"):
+            image = next((data / f"val{kind}").glob(f"{Path(name).stem}.*"))
+            moved = data / f"train{kind}" / f"moved{image.suffix}"
+            if change == "one less":
+                image.unlink()
+            else:
+                (shutil.move if change == "moved" else shutil.copy)(image, moved)
+        with pytest.raises(SegError, match="other data: choose another --work"):
+            train(settings, str(data), str(tmp_path / "b"), str(tmp_path / "work"))
+        told = f"moved{Path(name).suffix} of train is {name} of val" in capsys.readouterr().err
+        assert told == (change == "twice")
     assert not (tmp_path / "b").exists()
+
+
+def test_checkpoints_do_not_lie_where_the_bundle_is_to_be(dataset: Path, tmp_path: Path) -> None:
+    for work in ("bundle", "bundle/work"):
+        with pytest.raises(SegError, match=rf"--work .*/{work}: lies in --out .*/bundle, .*: choose another folder"):
+            train(settings_of(), str(dataset), str(tmp_path / "bundle"), str(tmp_path / work))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("content", "reason"), [("{", "is damaged"), ("[1]", "is not a training run's")])
+def test_settings_that_are_none_are_refused(dataset: Path, tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "settings.json").write_text(content)
+    with pytest.raises(SegError, match=rf"/work/settings\.json: {reason}"):
+        run(dataset, tmp_path)
+
+
+def test_one_driver_trains_at_a_time_and_is_stopped_by_ctrl_c(dataset: Path, tmp_path: Path) -> None:
+    first = start(dataset, tmp_path, "--epochs", "900")
+    wait_for(first, "epoch 1")
+    _, err = (second := start(dataset, tmp_path, "--epochs", "900")).communicate(timeout=200)
+    assert second.returncode == 2
+    assert "bundle.train/driver.json: another driver is at work on this run" in err
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=200)
+    assert err.splitlines()[-1] == "seg: stopped; the same command goes on from here"
+    assert first.returncode == 130
+    assert not (tmp_path / "bundle.train" / "driver.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +420,34 @@ def test_an_epoch_done_again_replaces_its_line(tmp_path: Path, capsys: pytest.Ca
     err = capsys.readouterr().err
     assert "epoch 1 of 4: loss 1.0000, building IoU undefined, 1.00 Mpx/s, 0:06 left" in err
     assert "epoch 2 of 4: loss 0.5000, building IoU 0.5000" in err
+
+
+def test_an_error_that_a_run_has_outlived_is_forgotten(tmp_path: Path) -> None:
+    record = Record(str(tmp_path), settings_of())
+    _drain([JobError("4 crops are too many"), figures_of(1, 0.5)], record)
+    assert record.error is None
+    _drain([[figures_of(1, 0.5), figures_of(2, 0.5)], JobError("the end")], record)
+    assert str(record.error) == "the end"
+    record.close()
+    assert [line["epoch"] for line in epochs_of(tmp_path)] == [1, 2]  # what a checkpoint told is written down too
+
+
+def test_of_errors_of_torch_the_way_out_is_named() -> None:
+    learner: Any = SimpleNamespace(micro_batch=4, device="cuda")
+    memory = torch.OutOfMemoryError("CUDA out of memory")
+    assert _way_out(memory, learner, 16) == "4 crops at once are too many for cuda: say accumulate = 8"
+    memory.add_note(VALIDATING)
+    assert "validation, in windows of 2048 px, takes more memory" in str(_way_out(memory, learner, 16))
+    with pytest.raises(ValueError, match="value per channel") as alone:
+        torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+    assert "say a larger batch" in str(_way_out(alone.value, learner, 1))
+    assert _way_out(ValueError("something else"), learner, 1) is None
+
+
+def test_what_only_a_unet_has_is_refused_for_other_models() -> None:
+    with pytest.raises(SegError, match=r"^width = 7: is the U-Net's, and model = smp:Unet/resnet18$"):
+        make_settings("large", None, [{"model": "smp:Unet/resnet18"}, {"width": 7}])
+    assert make_settings("small", None, [{"model": "smp:Unet/resnet18"}]).width == 32  # nobody asked for it
 
 
 def test_figures_reach_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
