@@ -6,8 +6,10 @@ It prints the address of its dashboard and serves until it is interrupted, and t
 """
 
 import argparse
+import os
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +29,8 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
+    # Jobs are started as `python`, which is to be the one that has what they need: this one.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # The folder's name is short, for it is in the paths of sockets; a process that ends may still write into it.
     with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus, folder)}

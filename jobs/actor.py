@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import Crew, Speed
-from jobs.windows import fit_squares, fit_window, seam, stage_windows, start_windows, window_rows
+from jobs.windows import (
+    fit_squares,
+    fit_window,
+    may_be_in_places,
+    seam,
+    stage_windows,
+    start_windows,
+    window_rows,
+)
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch
 from seg_core.coverage import Failure, Row, failed_rows
@@ -236,8 +244,12 @@ class PartSegmenter:
             yield
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
-        """What makes the rows of a window that can't be read."""
-        yield partial(failed_rows, job[0].scene, job[1], self.settings.tile_size, failure)
+        """What makes the rows of a window that can't be read: where it may be damaged in places, tile by tile."""
+        (part, window), size = job, self.settings.tile_size
+        if may_be_in_places(failure.error_class, self.settings) and num_splits(window, size) > 1:
+            yield partial(iter, [row for tile in split(window, size) for row in self.rows(part, tile)])
+        else:
+            yield partial(failed_rows, part.scene, window, size, failure)
 
     def start(self, batch: Chips, again: bool = False) -> Iterator[MakeRows]:
         """Begin to segment a batch; what makes the rows of each of its windows, once the device is done with it.

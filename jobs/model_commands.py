@@ -95,7 +95,7 @@ def models_show(args: Namespace) -> int:
     bundle = read_bundle(model_of(args))
     weights = read_weights(model_of(args), bundle)
     figures = {"bundle": model_of(args), **describe(bundle)}
-    figures["weights"] = f"{sum(w.size for w in weights.values()):,}"
+    figures["weights"] = sum(w.size for w in weights.values())
     figures["weights_mb"] = round(sum(w.nbytes for w in weights.values()) / 1e6, 2)
     if args.json:
         show(figures, as_json=True)

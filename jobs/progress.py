@@ -10,13 +10,17 @@ class Progress:
     """Windows done of planned, megapixels a second and the time left, counted from when the first worker began."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.pixels = total, 0, 0
+        self.total, self.done, self.pixels, self.failed = total, 0, 0, 0
         self.shown = self.started = time.time()
         self.tty = sys.stderr.isatty()
         print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
 
-    def update(self, windows: int, pixels: int, started: float) -> None:
-        """Count work that a worker has finished, begun at the time `started`, and show where all of it stands."""
+    def update(self, windows: int, pixels: int, started: float, failed: int = 0) -> None:
+        """Count work that a worker has finished, begun at the time `started`, and show where all of it stands.
+
+        So many of its tiles failed.
+        """
+        self.failed += failed
         self.started = min(self.started, started) if self.done else started
         self.done += windows
         self.pixels += pixels
@@ -34,6 +38,7 @@ class Progress:
         left = seconds / self.done * (self.total - self.done)
         rate = self.pixels / seconds / 1e6
         line = f"{self.done:,} of {self.total:,} windows, {rate:.2f} Mpx/s, {clock(left)} left"
+        line += f", {self.failed:,} tiles failed" if self.failed else ""
         return f"\r\x1b[K{line}" if self.tty else line
 
 

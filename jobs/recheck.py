@@ -6,11 +6,11 @@ import random
 import numpy as np
 import torch
 
-from jobs.windows import infer_window, window_rows
+from jobs.windows import infer_window, may_be_in_places, window_rows
 from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row, decode_mask
 from seg_core.errors import ReadError, SegError
-from seg_core.plan import Part, choose_window
+from seg_core.plan import Part, Settings, choose_window
 from seg_core.results import part_path, read_part
 from seg_core.run import read_plan, read_record
 from seg_core.segmenter import Segmenter
@@ -44,16 +44,29 @@ def recheck(run: str, number: int, device: str, model: str | None = None) -> tup
         at = random.choice(list(split(part.window, window)))
         path = part_path(run, part.key)
         stored = read_part(path)
-        try:
-            answer = infer_window(part, at, plan.settings, segmenter)
-        except ReadError as error:
-            if any(row["status"] == "done" and overlap(Window.from_row(row), at) for row in stored):
-                problems[posixpath.basename(path)] = [f"its tiles are done, and now they can't be read: {error}"]
-            continue
-        again = list(window_rows(part, at, answer, plan.settings))
-        if found := _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True))):
+        again, unread = _segment_again(part, at, plan.settings, segmenter)
+        found = _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True)))
+        for where, error in unread:
+            if any(row["status"] == "done" and overlap(Window.from_row(row), where) for row in stored):
+                found.append(f"its tiles are done, and now they can't be read: {error}")
+        if found:
             problems[posixpath.basename(path)] = found
     return len(chosen), problems
+
+
+def _segment_again(
+    part: Part, window: Window, settings: Settings, segmenter: Segmenter
+) -> tuple[list[Row], list[tuple[Window, ReadError]]]:
+    """The rows of a window, and what of it can't be read: found as a run finds it."""
+    try:
+        answer = infer_window(part, window, settings, segmenter)
+        return list(window_rows(part, window, answer, settings)), []
+    except ReadError as error:
+        tiles = list(split(window, settings.tile_size))
+        if len(tiles) == 1 or not may_be_in_places(type(error).__name__, settings):
+            return [], [(window, error)]
+    each = [_segment_again(part, tile, settings, segmenter) for tile in tiles]
+    return [row for rows, _ in each for row in rows], [one for _, unread in each for one in unread]
 
 
 def _differences(part: Part, again: list[Row], stored: list[Row], rounded: bool) -> list[str]:

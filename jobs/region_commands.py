@@ -4,6 +4,7 @@ One function a command; each returns the exit code.
 """
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from contextlib import contextmanager, nullcontext
@@ -120,9 +121,8 @@ def segment(args: Namespace) -> int:
     show({"run": out, **record["counts"], "seam_disagreement": disagreement}, args.json)
     failed = record["counts"]["failed"]
     if failed:
-        note(
-            f"{failed:,} tiles failed: seg query {args.out} 'SELECT * FROM failures'; the same command tries them again"
-        )
+        ask = shlex.join(["seg", "query", args.out, "SELECT * FROM failures"])
+        note(f"{failed:,} tiles failed: {ask}; the same command tries them again")
     return 1 if failed else 0
 
 
@@ -146,8 +146,11 @@ def verify(args: Namespace) -> int:
     for line in [] if args.json else found.problems[:TABLE_ROWS]:
         print(f"  {line}")
     if not found.holds and not args.json:
-        command = " ".join(["seg repair", args.out, *differing])
-        note(f"{command} removes the parts that this is about; seg segment then makes them again")
+        command = shlex.join(["seg", "repair", args.out, *differing])
+        if found.bad_parts or differing:
+            note(f"{command} removes the parts that this is about; seg segment then makes them again")
+        else:
+            note("the run is not finished: the seg segment command that began it goes on")
     return 0 if found.holds and not found.num_failed else 1
 
 
@@ -166,17 +169,25 @@ def repair(args: Namespace) -> int:
 
 def query(args: Namespace) -> int:
     """`seg query`."""
-    from seg_core.query import ask, summary, to_table, write_answer
+    from seg_core.query import num_missing, summary
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
     run = absolute(args.out)
     if args.sql is None and args.format in {"table", "json"}:
         show(summary(run), args.format == "json")
-        return 0
+    else:
+        _answer(run, args)
+    if missing := num_missing(run):
+        note(f"{args.out}: {missing:,} parts are not done yet, and not in this answer (seg verify names them)")
+    return 0
+
+
+def _answer(run: str, args: Namespace) -> None:
+    from seg_core.query import ask, summary, to_table, write_answer
+
     with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else ask(run, args.sql) as answer:
         write_answer(answer, args.format, sys.stdout.buffer, TABLE_ROWS)
-    return 0
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _follow(
     seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), Busy(), 0
     for receipt in receipts:
         check()
-        progress.update(receipt["windows"], receipt["pixels"], receipt["started"])
+        progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
         seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
         busy.add(receipt)
         if record["exact"] and not receipt["exact"]:

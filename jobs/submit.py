@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from seg_core.errors import SegError
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
 SILENCED = ["ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"]  # they tell of each upload
+STARTING = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
@@ -27,7 +30,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS, or this machine's."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     try:
-        client = JobSubmissionClient(address)
+        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which would win over what was said
+            client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {TURNED_AWAY}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -35,6 +39,16 @@ def connect(address: str | None) -> JobSubmissionClient:
     for name in SILENCED:
         logging.getLogger(name).setLevel(logging.WARNING)
     return client
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Leave variables out of the environment of this process meanwhile."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:
@@ -60,16 +74,23 @@ def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> 
 
 
 def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
-    """The log of a job as it grows, until the job has ended. Raises SegError where it does not start."""
+    """The log of a job as it grows, until the job has ended, without the lines in which Ray says that it starts it.
+
+    Raises SegError where it does not start.
+    """
     _await_start(client, job)
     stream = client.tail_job_logs(job)
     loop = asyncio.new_event_loop()
     try:
         while True:
-            yield loop.run_until_complete(anext(stream))
+            lines = loop.run_until_complete(anext(stream)).splitlines(keepends=True)
+            yield "".join(line for line in lines if not STARTING.match(line))
     except StopAsyncIteration:
         pass
     finally:
+        for task in asyncio.all_tasks(loop):  # that was interrupted
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

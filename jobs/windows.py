@@ -71,6 +71,11 @@ def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segm
     return read_streams(part.scene, chip, segmenter.decodes_rgb)
 
 
+def may_be_in_places(error_class: str, settings: Settings) -> bool:
+    """Whether smaller windows of one that can't be read may well be readable, and have the rows that it would have."""
+    return error_class == ReadError.__name__ and settings.window is None
+
+
 def start_windows(
     chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
 ) -> "Pending":

@@ -153,7 +153,8 @@ def open_label(path: str, image: Scene, meanings: Sequence[int]) -> Scene:
     label = read_scene(path, image.scene_id)
     if (label.height, label.width) != (image.height, image.width):
         size = f"{label.width} x {label.height} px, its image {image.width} x {image.height}"
-        raise SegError(f"{path}: this label measures {size}")
+        way_out = f", as it was resampled (gdalwarp -ts {image.width} {image.height})" if image.resampled else ""
+        raise SegError(f"{path}: this label measures {size}{way_out}")
     if lie_apart(label, image):
         raise SegError(f"{path}: this label lies elsewhere than its image, {image.uri}")
     if label.dtype != "uint8":

@@ -103,21 +103,28 @@ def summary(run: str) -> dict[str, Any]:
 
     Not in SQL: that would keep the footers of all parts in memory at once.
     """
-    read_record(run)
+    planned = read_record(run)["plan"]["tiles"]
     each = list(for_each(_sum_up, _parts(run)))
+    found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED}
     valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED[:2])
     area_m2, building_m2 = (math.fsum(total[name]) if total[name] else None for name in SUMMED[2:])
     return {
         "scenes": sum(scene.version != "" for scene in read_scenes(run)),
-        "tiles": sum(part["tiles"] for part in each),
-        "failed": sum(part["failed"] for part in each),
+        "planned": planned,
+        **found,
+        "missing": planned - sum(found.values()),
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,
         "area_km2": None if area_m2 is None else area_m2 / 1e6,
         "building_km2": None if building_m2 is None else building_m2 / 1e6,
     }
+
+
+def num_missing(run: str) -> int:
+    """How many of a run's parts are not there yet: an answer says nothing of their tiles."""
+    return int(read_record(run)["plan"]["parts"]) - len(published_parts(run))
 
 
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
@@ -162,7 +169,8 @@ def write_answer(answer: pa.RecordBatchReader, form: str, stream: BinaryIO, most
             number += len(batch)
             if len(shown) < most:
                 shown = pa.concat_tables([shown, pa.Table.from_batches([batch.slice(0, most - len(shown))])])
-        stream.write(f"{_frame(shown, _brief).to_string(index=False)}\n".encode())
+        text = _frame(shown, _brief).to_string(index=False) if number else "  ".join(answer.schema.names)
+        stream.write(f"{text}\n".encode())
         if len(shown) < number:
             stream.write(f"... {number - len(shown):,} more rows: --format csv has them all\n".encode())
 

@@ -16,7 +16,7 @@ from seg_core.raster import read_chip
 from seg_core.results import part_path, published_parts, read_part
 from seg_core.run import read_plan
 from seg_core.scenes import Scene
-from seg_core.storage import stat
+from seg_core.storage import exists, stat
 from seg_core.tiling import Window
 
 MEANING = (
@@ -63,6 +63,8 @@ def _score_tile(row: Row, part: Part, truth: "Truth", scale: tuple[float, float]
 
 
 def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> Scene:
+    if not exists(labels):
+        raise SegError(f"--labels {labels}: no such file or folder")
     if stat(labels) is None:
         stem = posixpath.splitext(scene.scene_id)[0]
         names = [scene.scene_id, f"{stem}.tif", f"{stem}.tiff"]

@@ -22,27 +22,32 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
-from conftest import NORTH_UP, UTM, MakeScene, answer_of
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, answer_of
 from numpy.typing import NDArray
 from proxy import Proxy
 from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
+from test_failures import CREW, SETTINGS, SPEED
 from test_run import build_run
 from test_s3 import proxied, put  # noqa: F401 - a fixture
 from test_storage import other_environment  # noqa: F401 - a fixture
 
+from jobs.actor import PartSegmenter
 from jobs.cli import main
+from jobs.recheck import recheck
 from seg_core import storage
+from seg_core.bundle import read_bundle
 from seg_core.coverage import tile_rows
 from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform
+from seg_core.plan import make_plan
 from seg_core.raster import read_chip
 from seg_core.region import find_images, read_region
-from seg_core.results import published_parts, read_state
-from seg_core.run import parts_to_do, read_plan
+from seg_core.results import part_path, published_parts, read_part, read_state
+from seg_core.run import open_run, parts_to_do, read_plan
 from seg_core.scenes import open_image, read_scene
-from seg_core.tiling import Window
+from seg_core.tiling import Window, chip_window, fold, overlap, split
 from seg_core.verify import verify
 
 Capture = pytest.CaptureFixture[str]
@@ -160,6 +165,34 @@ def test_a_damaged_block_fails_its_own_window_only(tmp_path: Path, compress: str
     with pytest.raises(ReadError, match=f"^{path}: ") as error:
         read_chip(scene, Window(280, 300, 8, 8))
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_block_fails_the_tiles_that_touch_it_however_the_scene_is_cut(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    path, model = make_scene("region/a.tif", 768, 768), make_bundle()
+    settings = replace(SETTINGS, tile_size=128, part=1024)
+    plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
+    damage(Path(path), {(0, 0)})  # in blocks of 256 px
+
+    def segment(window: int) -> tuple[list[dict[str, Any]], str]:
+        run = str(tmp_path / f"run-{window}")
+        open_run(run, plan, model)
+        list(PartSegmenter(model, run, settings, window, CREW, SPEED, "s").segment_parts(list(plan.parts())))
+        return [row for part in plan.parts() for row in read_part(part_path(run, part.key))], run
+
+    (found, run), (small, _) = segment(1024), segment(128)
+    assert found == small
+    failed = {(row["row_off"], row["col_off"]) for row in found if row["status"] == "failed"}
+    chips = {tile[:2]: fold(chip_window(tile, 24, 1), 768, 768)[0] for tile in split(Window(0, 0, 768, 768), 128)}
+    assert failed == {at for at, chip in chips.items() if overlap(chip, Window(0, 0, 256, 256))}
+    assert 0 < len(failed) < len(chips)
+    assert verify(run).holds
+    assert recheck(run, 1, "cpu") == (1, {})
+    damage(Path(path), {(2, 2)})
+    ((_, problems),) = recheck(run, 1, "cpu")[1].items()
+    assert problems
+    assert all("its tiles are done, and now they can't be read: " in line for line in problems)
 
 
 def damage(path: Path, blocks: set[tuple[int, int]] | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> None:

@@ -587,10 +587,14 @@ def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
     assert (outcome.code, json.loads(outcome.out)) == (1, counted)
     whole, _ = build_run(tmp_path / "whole")
     assert seg("verify", whole, "--json").figures == {**counted, "done": 18, "failed": 0}
-    next(Path(whole, "tiles").glob("part-*")).unlink()
+    lost, damaged = sorted(Path(whole, "tiles").glob("part-*"))[:2]
+    lost.unlink()
     outcome = seg("verify", whole)
     assert outcome.code == 1
     assert "missing" in outcome.out
+    assert outcome.err == "the run is not finished: the seg segment command that began it goes on\n"
+    damaged.write_bytes(b"PAR1")
+    assert f"seg repair {whole} removes the parts that this is about" in seg("verify", whole).err
 
 
 def test_relative_paths_are_taken_from_the_folder_of_c(

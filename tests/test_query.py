@@ -71,8 +71,10 @@ def recomputed(rows: list[Row]) -> dict[str, Any]:
     valid, building = (sum(row[k] for row in done) for k in ("valid_px", "building_px"))
     return {
         "scenes": 2,
+        "planned": 18,
         "tiles": len(done),
         "failed": len(rows) - len(done),
+        "missing": 18 - len(rows),
         "valid_px": valid,
         "building_px": building,
         "coverage": pytest.approx(building / valid),
@@ -104,8 +106,10 @@ def test_the_summary_of_a_run_where_all_failed_has_counts_and_no_coverage(tmp_pa
     run, _ = build_run(tmp_path, failed_parts=range(5))
     assert summary(run) == {
         "scenes": 2,
+        "planned": 18,
         "tiles": 0,
         "failed": 18,
+        "missing": 0,
         "valid_px": None,
         "building_px": None,
         "coverage": None,
@@ -401,6 +405,25 @@ def test_a_run_without_rows_is_refused(run: str, tmp_path: Path, ask: Ask) -> No
     copy = str(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(Path(copy, "tiles"))
     assert "holds no rows yet" in refused(ask(run=copy))
+
+
+def test_an_answer_of_a_part_of_a_run_says_so(made: tuple[str, Plan], tmp_path: Path, ask: Ask) -> None:
+    copy = str(shutil.copytree(made[0], tmp_path / "run"))
+    note = f"{copy}: 1 parts are not done yet, and not in this answer (seg verify names them)\n"
+    assert ask("SELECT 1", run=copy)[2] == ""
+    lost = Path(part_path(copy, next(made[1].parts()).key))
+    rows = len(read_part(str(lost)))
+    lost.unlink()
+    code, out, err = ask("--json", run=copy)
+    assert (code, err) == (0, note)
+    found = json.loads(out)
+    assert found["missing"] == rows
+    assert found["tiles"] + found["failed"] == 18 - rows
+    assert ask("SELECT 1", run=copy)[2] == note
+
+
+def test_an_answer_without_rows_has_its_header(ask: Ask) -> None:
+    assert ask("SELECT tile_row, tile_col FROM tiles WHERE tile_row < 0")[1] == b"tile_row  tile_col\n"
 
 
 @pytest.mark.parametrize("name", ["scenes", "tiles"])

@@ -144,6 +144,30 @@ def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in(tmp_path: P
         assert json.loads(seg(*listing, folder=tmp_path, **key).stdout) == {"jobs": []}
 
 
+def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: Path) -> None:
+    job = connect(dashboard).submit_job(entrypoint="echo begun; sleep 60")
+    command = ["seg", "logs", job, "--address", dashboard]
+    following = subprocess.Popen(
+        command, cwd=tmp_path, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert following.stdout is not None
+    assert following.stdout.readline() == "begun\n"  # and nothing of Ray's before it
+    following.send_signal(signal.SIGINT)
+    _, err = following.communicate(timeout=60)
+    assert err == "seg: stopped; the job goes on without us: seg stop ends it\n"
+    assert following.returncode == 130
+    seg("stop", job, "--address", dashboard, folder=tmp_path)
+
+
+def test_the_address_that_is_named_counts_before_the_environment(dashboard: str, tmp_path: Path) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        nowhere = f"http://127.0.0.1:{free_port()}"
+        found = seg("jobs", "--address", nowhere, folder=tmp_path, code=2, **{name: dashboard})
+        assert f"--address {nowhere}: no Ray dashboard answers there" in found.stderr
+    seg("jobs", "--address", dashboard, folder=tmp_path, RAY_API_SERVER_ADDRESS=nowhere)
+    seg("jobs", folder=tmp_path, RAY_API_SERVER_ADDRESS=dashboard)
+
+
 def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
     found = seg("jobs", "--address", f"http://127.0.0.1:{free_port()}", folder=tmp_path, code=2)
     assert "no Ray dashboard answers there" in found.stderr
