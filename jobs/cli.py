@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from jobs.arguments import actors, bands, count, device, number, number_or_auto, numbers
 from jobs.settings import PRESETS, TrainSettings
+from jobs.terminal import Terminated
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
 from seg_core.s3 import ANONYMOUS
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"seg: stopped{GOES_ON.get(args.command, '')}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:
             raise

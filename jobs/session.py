@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import AuthenticationError
 
+from jobs.terminal import Terminated
 from seg_core.errors import SegError
 from seg_core.s3 import SHARED
 
@@ -69,10 +71,28 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
             reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
             raise SegError(f"{where} ({reason})") from error
         try:
-            yield
+            with _ends_in_order():
+                yield
         finally:
             wait_for_data()
             ray.shutdown()
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Take SIGTERM, as `kill`, containers and clusters send it, for Ctrl-C: Ray's own handler prints C++ and aborts."""
+
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

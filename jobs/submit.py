@@ -79,7 +79,7 @@ def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
     Raises SegError where it does not start.
     """
     _await_start(client, job)
-    stream = client.tail_job_logs(job)
+    stream: Any = client.tail_job_logs(job)
     loop = asyncio.new_event_loop()
     try:
         while True:
@@ -91,7 +91,7 @@ def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
         for task in asyncio.all_tasks(loop):  # that was interrupted
             task.cancel()
             loop.run_until_complete(asyncio.wait([task]))
-        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(stream.aclose())  # which the loop does not know of: it was begun outside
         loop.close()
 
 

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was told to end by SIGTERM."""
+
+
 def show(figures: dict[str, Any], as_json: bool) -> None:
     """Print figures: one JSON object, or a line each."""
     if as_json:

@@ -132,6 +132,24 @@ def test_a_driver_killed_three_times(region: Path, expected: dict[str, bytes]) -
     assert_whole(run, expected, region)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_driver_that_is_told_to_end_says_how_to_go_on(
+    region: Path, expected: dict[str, bytes], number: int, code: int
+) -> None:
+    run = region / f"told-{code}"
+    job = start(region, run)
+    wait_for_parts(run, 1, job)
+    below = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(number)
+    assert finish(job, code).splitlines()[-1] == "seg: stopped; the same command goes on from here"
+    assert not (run / "driver.json").exists()
+    psutil.wait_procs(below, timeout=30)
+    assert [process for process in below if process.is_running()] == []
+    there = bytes_of(run)
+    assert there
+    assert there.items() <= expected.items()
+
+
 def test_a_killed_actor(region: Path, expected: dict[str, bytes]) -> None:
     run = region / "actor"
     job = start(region, run)
