@@ -277,8 +277,13 @@ def _models(commands: Commands) -> None:
 def _export(commands: Commands) -> None:
     text = "Write results and models for other programs."
     kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
-        required=True, metavar="model"
+        required=True, metavar="masks|model"
     )
+    text = "Write a run's masks as GeoTIFFs, one a scene: 1 is building, 0 is not, 255 (nodata) is not known."
+    parser = _command(kinds, "masks", text)
+    parser.set_defaults(command="export_masks")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
     parser = _command(
         kinds, "model", "Write a bundle as one file: imagery in, probability of building out.", on="model"
     )

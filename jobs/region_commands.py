@@ -190,6 +190,23 @@ def _answer(run: str, args: Namespace) -> None:
         write_answer(answer, args.format, sys.stdout.buffer, TABLE_ROWS)
 
 
+def export_masks(args: Namespace) -> int:
+    """`seg export masks`."""
+    from seg_core.masks import export_masks as write
+    from seg_core.query import summary
+
+    run, folder, files = absolute(args.run), local(args.out), []
+    known = summary(run)
+    for path in write(run, folder):
+        files.append(path)
+        note(path)
+    unknown = {name: known[name] for name in ("failed", "missing")}
+    show({"files": files if args.json else len(files), **unknown}, args.json)
+    if any(unknown.values()):
+        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata there")
+    return 1 if any(unknown.values()) else 0
+
+
 @contextmanager
 def _bench_region(args: Namespace) -> "Iterator[tuple[Plan, str]]":
     """The plan of the scenes that were named, or of one made for it; and a folder to measure in, then gone."""

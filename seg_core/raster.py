@@ -1,8 +1,10 @@
 """Pixels on disk: read a chip and what of it is valid, write a GeoTIFF. The only module that touches them."""
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +12,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
 from rasterio.io import DatasetReader
+from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
@@ -17,7 +20,7 @@ from rasterio.windows import Window as RasterioWindow
 from seg_core.errors import ReadError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
 from seg_core.scenes import Scene, files_beside, has_mask, open_image
-from seg_core.storage import is_remote
+from seg_core.storage import PARTIAL, is_remote
 from seg_core.tiling import Window, align, fold, intersection, split, unfold, unfold_mask
 
 Pixels = NDArray[np.uint8]
@@ -244,6 +247,39 @@ def write_geotiff(
         compress="deflate",
     ) as dataset:
         dataset.write(pixels)
+
+
+def write_cog(
+    path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int, block: int = 512
+) -> None:
+    """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
+
+    What no piece holds is nodata. It appears whole or not at all; memory is bounded.
+    """
+    options = {"compress": "deflate", "bigtiff": "if_safer"}
+    with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
+        draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
+        with rasterio.open(
+            draft,
+            "w",
+            driver="GTiff",
+            height=grid.height,
+            width=grid.width,
+            count=1,
+            dtype="uint8",
+            nodata=nodata,
+            crs=grid.crs,
+            transform=Affine(*grid.transform),
+            tiled=True,
+            blockxsize=block,
+            blockysize=block,
+            sparse_ok=True,
+            **options,
+        ) as dataset:
+            for window, pixels in tiles:
+                dataset.write(pixels, 1, window=_as_rasterio(window))
+        copy_image(draft, done, driver="COG", blocksize=block, overview_resampling="nearest", **options)
+        os.replace(done, path)
 
 
 def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:

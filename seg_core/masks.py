@@ -1,0 +1,72 @@
+"""The masks of a run as GeoTIFFs, to look at in a GIS.
+
+One band: 1 is building, 0 is not, and 255, the nodata value, is where a scene holds no data, a tile failed, or is not
+done yet.
+"""
+
+import os
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_core.coverage import Row, decode_mask
+from seg_core.dataset import MISSING
+from seg_core.errors import SegError
+from seg_core.mosaic import read_image
+from seg_core.plan import Part
+from seg_core.raster import write_cog
+from seg_core.results import part_path, published_parts, read_part
+from seg_core.run import read_plan
+from seg_core.scenes import Scene
+from seg_core.storage import make_folder
+from seg_core.tiling import Window
+
+Scale = tuple[float, float] | None
+COLUMNS = (*Window._fields, "status", "valid_px", "mask")
+
+
+def export_masks(run: str, folder: str) -> Iterator[str]:
+    """Write a cloud-optimised GeoTIFF for each scene of a run, or one of a mosaic, into a folder; yields their paths.
+
+    Which pixels hold data is not in the rows: where only some of a tile do, the scene is read for it. Memory does not
+    grow with the scene. Raises SegError for a file that is there already, and a scene that is not as it was.
+    """
+    plan, there = read_plan(run), set(published_parts(run))
+    paths = {image.scene_id: os.path.join(folder, _name(image)) for image in plan.images}
+    if taken := next(filter(os.path.exists, paths.values()), None):
+        raise SegError(f"{taken}: is there already: choose another --out")
+    for scene_id, parts in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
+        first, *others = parts
+        make_folder(os.path.dirname(paths[scene_id]))
+        write_cog(paths[scene_id], first.scene, _tiles(run, [first, *others], there, plan.settings.scale), MISSING)
+        yield paths[scene_id]
+
+
+def _name(image: Scene) -> str:
+    """What a scene's file is called: as the scene, but for the suffix of what is no GeoTIFF."""
+    stays = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
+    return image.scene_id if stays else f"{image.scene_id}.tif"
+
+
+def _tiles(
+    run: str, parts: Sequence[Part], there: Collection[str], scale: Scale
+) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    """The tiles that are done, with their pixels."""
+    for part in parts:
+        path = part_path(run, part.key)
+        for row in read_part(path, COLUMNS) if path in there else ():
+            if row["status"] == "done" and row["valid_px"]:
+                yield Window.from_row(row), _pixels(row, part, scale)
+
+
+def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
+    building = decode_mask(row["mask"], row["height"], row["width"]).view(np.uint8)
+    if row["valid_px"] == building.size:
+        return building
+    _, valid = read_image(part.scene, part.sources, Window.from_row(row), scale)
+    if valid.sum() != row["valid_px"]:
+        raise SegError(f"{part.scene.scene_id}: has changed since it was segmented: its seg segment command goes first")
+    return np.where(valid, building, np.uint8(MISSING))

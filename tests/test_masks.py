@@ -1,0 +1,104 @@
+"""The masks of a run as rasters: each pixel is what its row says, and nothing is made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
+from rasterio.enums import ColorInterp
+from test_segment import SMALL, region, rows_of, seg  # noqa: F401 - region is a fixture
+
+from seg_core.coverage import decode_mask
+from seg_core.results import published_parts, read_part, write_part
+from seg_core.run import read_plan
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture) -> Path:  # noqa: F811
+    seg(capsys, "segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL)
+    return tmp_path / "run"
+
+
+def read(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    with rasterio.open(path) as dataset:
+        return dataset.read(1), {**dataset.profile, **dataset.tags(ns="IMAGE_STRUCTURE")}
+
+
+def test_each_pixel_is_what_the_rows_say(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json")
+    assert json.loads(out) == {
+        "files": [str(tmp_path / "masks" / name) for name in ("north.tif", "south/scene.tif")],
+        "failed": 0,
+        "missing": 0,
+    }
+    assert err.splitlines() == json.loads(out)["files"]
+    found = {name: read(tmp_path / "masks" / name) for name in ("north.tif", "south/scene.tif")}
+    (pixels, profile), (small, _) = found.values()
+    assert (profile["crs"], profile["transform"][:6], profile["nodata"]) == (UTM, NORTH_UP, 255)
+    assert profile["LAYOUT"] == "COG"
+    assert (pixels.shape, small.shape) == ((300, 420), (130, 200))
+    missing = np.zeros(pixels.shape, np.bool_)
+    missing[:100, :150] = True  # as the scene has it
+    assert np.array_equal(pixels == 255, missing)
+    assert not (small == 255).any()
+    for row in rows_of(run):
+        at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
+        mask = decode_mask(row["mask"], row["height"], row["width"])
+        assert np.array_equal(found[row["scene_id"]][0][at] == 1, mask)
+    assert 0 < (pixels == 1).sum() < (~missing).sum()
+    assert list((tmp_path / "masks").glob("**/.partial-*")) == []
+    _, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", code=2)
+    assert err == f"seg: {tmp_path}/masks/north.tif: is there already: choose another --out\n"
+
+
+def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    plan = read_plan(str(run))
+    north = [part for part in plan.parts() if part.scene.scene_id == "north.tif"]
+    failed, lost = (str(run / "tiles" / f"part-{part.key}.parquet") for part in (north[-1], north[1]))
+    figures = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask")
+    broken = {"status": "failed", "error_class": "ReadError", "error": "no", "attempts": 1, **dict.fromkeys(figures)}
+    rows = [{**row, **broken} for row in read_part(failed)]
+    write_part(str(run), north[-1].key, rows, plan.model, north[-1].version)
+    missing = len(read_part(lost))
+    Path(lost).unlink()
+    out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json", code=1)
+    assert (json.loads(out)["failed"], json.loads(out)["missing"]) == (len(rows), missing)
+    assert f"{len(rows) + missing} tiles failed or are not done yet: they are nodata there" in err
+    pixels, _ = read(tmp_path / "masks" / "north.tif")
+    for part in north:
+        there = pixels[part.window.slices(part.scene.window)]
+        assert (there == 255).all() == (part in (north[-1], north[1]))
+    assert len(published_parts(str(run))) == plan.counts["parts"] - 1
+
+
+def test_a_scene_that_is_not_as_it_was_is_named(
+    run: Path, make_scene: MakeScene, tmp_path: Path, capsys: Capture
+) -> None:
+    make_scene("region/north.tif", 300, 420, nodata=255)
+    _, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", code=2)
+    assert err.startswith("seg: north.tif: has changed since it was segmented")
+    assert list((tmp_path / "masks").iterdir()) == []
+
+
+def test_a_mosaic_is_one_raster(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
+) -> None:
+    opacity = np.full((1, 200, 200), 255, np.uint8)
+    opacity[:, :50] = 0
+    left = make_scene("tiles/a.png.tif", pixels=np.concatenate([np.full((3, 200, 200), 90, np.uint8), opacity]))
+    with rasterio.open(left, "r+") as dataset:
+        dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    make_scene("tiles/b.tif", 200, 200, transform=(1.0, 0.0, 400_200.0, 0.0, -1.0, 5_800_000.0))
+    arguments = ["--model", make_bundle(), "--out", tmp_path / "run", "--mosaic", *SMALL]
+    seg(capsys, "segment", tmp_path / "tiles", *arguments)
+    seg(capsys, "export", "masks", tmp_path / "run", "--out", tmp_path / "masks")
+    pixels, _ = read(tmp_path / "masks" / "mosaic.tif")
+    assert pixels.shape == (200, 400)
+    assert np.array_equal(pixels == 255, np.pad(np.ones((50, 200), np.bool_), ((0, 150), (0, 200))))
