@@ -149,7 +149,7 @@ def verify(args: Namespace) -> int:
         command = shlex.join(["seg", "repair", args.out, *differing])
         if found.bad_parts or differing:
             note(f"{command} removes the parts that this is about; seg segment then makes them again")
-        else:
+        elif found.num_missing == len(found.problems):
             note("the run is not finished: the seg segment command that began it goes on")
     return 0 if found.holds and not found.num_failed else 1
 

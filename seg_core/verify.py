@@ -27,6 +27,7 @@ class Verdict:
     num_planned: int = 0
     num_done: int = 0
     num_failed: int = 0
+    num_missing: int = 0  # parts that are not there, each of them a problem
     problems: list[str] = field(default_factory=list)
     bad_parts: list[str] = field(default_factory=list)  # paths of the files that the problems are in
 
@@ -49,6 +50,7 @@ def verify(run: str) -> Verdict:
     for found in for_each(lambda part: _verify_part(run, plan, part, there), plan.parts(), threads=None):
         verdict.num_done += found.num_done
         verdict.num_failed += found.num_failed
+        verdict.num_missing += found.num_missing
         verdict.problems += found.problems
         verdict.bad_parts += found.bad_parts
     return verdict
@@ -77,7 +79,7 @@ def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Ve
     path = part_path(run, part.key)
     name = posixpath.basename(path)
     if path not in there:
-        return Verdict(problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
+        return Verdict(num_missing=1, problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
     try:
         rows, version = read_versioned(path)
     except DamagedError as error:  # what a store does not give says nothing about the part
