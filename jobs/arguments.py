@@ -1,5 +1,6 @@
 """What words of the command line mean. Raises argparse's own error, or SegError, for those that mean nothing."""
 
+import math
 import re
 from argparse import ArgumentTypeError, Namespace
 
@@ -48,6 +49,17 @@ def number(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise ArgumentTypeError(f"{text}: say a number from 1 on")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ArgumentTypeError(f"{text}: say a number above 0")
+    return found
 
 
 def numbers(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, bands, count, device, number, number_or_auto, numbers
+from jobs.arguments import actors, bands, count, device, number, number_or_auto, numbers, positive
 from jobs.settings import PRESETS, TrainSettings
 from jobs.terminal import Terminated
 from seg_core import __version__
@@ -153,7 +153,7 @@ def _evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
     parser.add_argument("--tta", action="store_true", help="mean over the eight flips and turns of a chip")
-    parser.add_argument("--per-image", metavar="FILE", help="write the figures of each image to this Parquet file")
+    parser.add_argument("--per-image", metavar="FILE", help="write the figures of each image to this file (.parquet or .csv)")
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     _precision(parser)
@@ -257,7 +257,7 @@ def _bench(commands: Commands) -> None:
 def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
     _region(parser, "*")
     _speed(parser)
-    parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
+    parser.add_argument("--seconds", type=positive, default=seconds, metavar="S", help=text)
     group = parser.add_argument_group("without SCENE, one is made")
     group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="how it is stored (deflate)")
     group.add_argument("--side", type=number, metavar="PX", help="how wide and high it is (4096)")

@@ -63,7 +63,8 @@ def evaluate(args: Namespace) -> int:
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
     found = score(segmenter, data, args.split)
     if images:
-        found.images.to_parquet(images, index=False)
+        write = found.images.to_csv if images.lower().endswith(".csv") else found.images.to_parquet
+        write(images, index=False)
     if args.figures:
         folder = absolute(args.figures)
         write_figures(found, folder)

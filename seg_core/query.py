@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -17,7 +17,7 @@ from pyarrow.dataset import dataset, field
 
 from seg_core.ahead import for_each
 from seg_core.errors import SegError
-from seg_core.results import SCENES, TILES, published_parts, read_part, read_scenes, scenes_path
+from seg_core.results import BBOX, GEO, SCENES, TILES, published_parts, read_part, read_scenes, scenes_path
 from seg_core.run import read_record
 from seg_core.storage import filesystem
 
@@ -88,7 +88,7 @@ def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
     for each in answer.schema:
         fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
         seen[each.name] += 1
-    schema = pa.schema(fields)
+    schema = pa.schema(fields, _geo(fields))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _in_a_line():
@@ -96,6 +96,17 @@ def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
+    """What makes a table GeoParquet, where an answer has the column of geometries; as in `results`."""
+    types = {each.name: each.type for each in fields}
+    if types.get("geometry") != pa.binary():
+        return None
+    column = dict(GEO["columns"]["geometry"])
+    if types.get("bbox") != BBOX:
+        del column["covering"]
+    return {"geo": json.dumps({**GEO, "columns": {"geometry": column}})}
 
 
 def summary(run: str) -> dict[str, Any]:

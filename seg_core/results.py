@@ -24,7 +24,7 @@ VERSION = b"scene_version"  # of a part's metadata
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 # https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
-GEO = {
+GEO: dict[str, Any] = {
     "version": "1.1.0",
     "primary_column": "geometry",
     "columns": {

@@ -709,7 +709,8 @@ def test_a_bundle_is_looked_at_from_all_sides(seg: Seg, tmp_path: Path, make_bun
     label.unlink()
     write_pair(label, np.repeat(np.random.default_rng(1).integers(0, 2, (1, 40, 50)) * 255, 3, axis=0).astype(np.uint8))
     score = ["evaluate", bundle, "--data", data, "--device", "cpu", "--json"]
-    plain = seg(*score).figures
+    plain = seg(*score, "--per-image", tmp_path / "each.csv").figures
+    assert pd.read_csv(tmp_path / "each.csv").to_dict("records")[0]["tp"] == plain["tp"]
     sides = seg(*score, "--tta", "--per-image", tmp_path / "each.parquet", "--figures", tmp_path / "figures").figures
     assert sides["tp"] != plain["tp"]
     assert sides["best_iou"] >= sides["iou"]
@@ -1004,4 +1005,6 @@ def test_an_option_that_would_do_nothing_is_refused(seg: Seg, make_scene: MakeSc
     refused(seg("evaluate", bundle, "--data", "data", "--labels", "labels"), bundle, "--labels are for a run")
     refused(seg("plan", scene, "--model", bundle, "--device", "cpu"), "--device", "add --calibrate")
     refused(seg("verify", "run", "--device", "cpu"), "--model, --device", "add --deep")
+    for seconds in ("0", "-1", "nan", "soon"):
+        refused_by_parser(seg("bench", "segment", "--seconds", seconds), f"{seconds}: say a number above 0")
     refused(seg("verify", "run", "--model", bundle), "--model, --device", "add --deep")

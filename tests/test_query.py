@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,6 +260,22 @@ def test_json_can_say_what_sql_can(ask: Ask, value: str, expected: object) -> No
     code, out, _ = ask(f"SELECT {value} AS v", "--json")
     assert code == 0
     assert json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON")) == [{"v": expected}]
+
+
+@pytest.mark.parametrize(
+    ("sql", "covering"),
+    [("SELECT * FROM tiles", True), ("SELECT tile_row, geometry FROM tiles", False), ("SELECT 1 AS geometry", None)],
+)
+def test_an_answer_with_geometries_is_geoparquet(ask: Ask, sql: str, covering: bool | None) -> None:
+    found = io.BytesIO(ask(sql, "--format", "parquet")[1])
+    metadata = pq.read_schema(found).metadata or {}
+    assert (b"geo" in metadata) == (covering is not None)
+    if covering is not None:
+        geo = json.loads(metadata[b"geo"])
+        assert ("covering" in geo["columns"]["geometry"]) == covering
+        shapes = geopandas.read_parquet(found)
+        assert (len(shapes), shapes.crs.to_string()) == (16, "OGC:CRS84")
+        assert shapes.geometry.is_valid.all()
 
 
 def test_parquet_is_the_answer_itself(ask: Ask, run: str) -> None:
