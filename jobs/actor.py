@@ -31,7 +31,7 @@ from jobs.windows import (
 )
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch
-from seg_core.coverage import Failure, Row, failed_rows
+from seg_core.coverage import Damage, Failure, Row, failed_rows
 from seg_core.errors import ReadError, UnansweredError
 from seg_core.plan import Job, Part, Settings, Square
 from seg_core.results import write_part
@@ -228,7 +228,8 @@ class PartSegmenter:
         try:
             return stage_windows(square, self.settings, self.segmenter, partial(self.reading, len(square)))
         except ReadError as error:
-            failure = Failure(type(error).__name__, str(error), error.attempts)
+            kind = Damage if may_be_in_places(error, self.settings) else Failure
+            failure = kind(type(error).__name__, str(error), error.attempts)
             of_all = isinstance(error, UnansweredError) and not part.sources  # else it may be some windows' alone
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
             self.end_if_lost()
@@ -244,9 +245,9 @@ class PartSegmenter:
             yield
 
     def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
-        """What makes the rows of a window that can't be read: where it may be damaged in places, tile by tile."""
+        """What makes the rows of a window that can't be read; where it is damaged in places, tile by tile."""
         (part, window), size = job, self.settings.tile_size
-        if may_be_in_places(failure.error_class, self.settings) and num_splits(window, size) > 1:
+        if isinstance(failure, Damage) and num_splits(window, size) > 1:
             yield partial(iter, [row for tile in split(window, size) for row in self.rows(part, tile)])
         else:
             yield partial(failed_rows, part.scene, window, size, failure)

@@ -41,7 +41,8 @@ def calibrate(
     every = -(-plan.counts["parts"] // max(SAMPLE, 2 * readers))
     # From the middle of each stretch, for the first and last parts of a scene are the small ones.
     parts = list(islice(plan.parts(), every // 2, None, every))
-    chosen = [squares([part], window, largest_square(window))[0] for part in parts]
+    within = [squares([part], window, largest_square(window)) for part in parts]
+    chosen = [square for each in within for square in (each if len(within) < 2 * readers else each[:1])]
     decode = _decode_rate(chosen, plan.settings, segmenter, readers)
     # Of each square the first, then the second ones.
     jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None]
@@ -72,10 +73,12 @@ def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmen
         stage_windows(square, settings, segmenter)
         return sum(at.height * at.width for _, at in square)
 
-    read(chosen[0])
+    first, *others = chosen
+    if others:
+        read(first)
     with ThreadPoolExecutor(readers) as pool:
         started = time.perf_counter()
-        return sum(ahead(pool, read, chosen[1:] or chosen, readers)) / (time.perf_counter() - started)
+        return sum(ahead(pool, read, others or chosen, readers)) / (time.perf_counter() - started)
 
 
 def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segmenter: Segmenter) -> float:

@@ -153,7 +153,9 @@ def _evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
     parser.add_argument("--tta", action="store_true", help="mean over the eight flips and turns of a chip")
-    parser.add_argument("--per-image", metavar="FILE", help="write the figures of each image to this file (.parquet or .csv)")
+    parser.add_argument(
+        "--per-image", metavar="FILE", help="write the figures of each image to this file (.parquet or .csv)"
+    )
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     _precision(parser)

@@ -63,7 +63,7 @@ def _segment_again(
         return list(window_rows(part, window, answer, settings)), []
     except ReadError as error:
         tiles = list(split(window, settings.tile_size))
-        if len(tiles) == 1 or not may_be_in_places(type(error).__name__, settings):
+        if len(tiles) == 1 or not may_be_in_places(error, settings):
             return [], [(window, error)]
     each = [_segment_again(part, tile, settings, segmenter) for tile in tiles]
     return [row for rows, _ in each for row in rows], [one for _, unread in each for one in unread]

@@ -35,9 +35,9 @@ class Record:
     def __init__(self, work: str, settings: TrainSettings) -> None:
         self.work, self.settings = work, settings
         self.error: Exception | None = None  # why the workers stopped, where they know
-        lines = (read_bytes(f"{work}/{METRICS}") or b"").decode().splitlines()
         self.epochs: dict[int, dict[str, Any]] = {}
         with suppress(ValueError, TypeError, KeyError):  # of a damaged file: the checkpoints know it all
+            lines = (read_bytes(f"{work}/{METRICS}") or b"").decode().splitlines()
             self.epochs = {f["epoch"]: f for f in map(json.loads, lines)}
         self.writers: list[_TensorBoard | _MLflow] = [_TensorBoard(work, settings)]
         if _has_mlflow(work):

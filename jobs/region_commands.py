@@ -195,16 +195,17 @@ def export_masks(args: Namespace) -> int:
     from seg_core.masks import export_masks as write
     from seg_core.query import summary
 
-    run, folder, files = absolute(args.run), local(args.out), []
+    run, folder, files, problems = absolute(args.run), local(args.out), [], 0
     known = summary(run)
-    for path in write(run, folder):
-        files.append(path)
-        note(path)
+    for path, problem in write(run, folder):
+        files += [] if problem else [path]
+        problems += bool(problem)
+        note(f"no {path}: {problem}" if problem else path)
     unknown = {name: known[name] for name in ("failed", "missing")}
     show({"files": files if args.json else len(files), **unknown}, args.json)
     if any(unknown.values()):
         note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata there")
-    return 1 if any(unknown.values()) else 0
+    return 1 if problems or any(unknown.values()) else 0
 
 
 @contextmanager

@@ -111,13 +111,14 @@ def make_settings(preset: str, config: str | None, changes: Sequence[Mapping[str
     if preset not in PRESETS:
         raise SegError(f"--preset {preset}: not known: say {' or '.join(PRESETS)}")
     settings = _change(TrainSettings(), PRESETS[preset], preset)
-    said = [(_read_toml(config), config)] if config is not None else []
-    for change, where in [*said, *((change, "--set") for change in changes)]:
+    said: list[tuple[Mapping[str, Any], str]] = [(_read_toml(config), config)] if config is not None else []
+    said += [(change, "--set") for change in changes]
+    for change, where in said:
         settings = _change(settings, change, where)
-        odd = [name for name in ("width", "depth", "patch") if name in change]
-        if odd and settings.model != "unet":
-            raise SegError(f"{odd[0]} = {change[odd[0]]}: is the U-Net's, and model = {settings.model}")
     _check(settings)
+    odd = [name for name in ("width", "depth", "patch") if any(name in change for change, _ in said)]
+    if odd and settings.model != "unet":
+        raise SegError(f"{odd[0]} = {getattr(settings, odd[0])}: is the U-Net's, and model = {settings.model}")
     return settings
 
 

@@ -23,14 +23,16 @@ PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending fo
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
 SILENCED = ["ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"]  # they tell of each upload
 STARTING = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
+VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS, or this machine's."""
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or this machine's."""
+    named = (os.environ.get(name, "") for name in VARIABLES)
+    address = address or next((each for each in named if each.startswith("http")), DEFAULT_ADDRESS)
     try:
-        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which would win over what was said
+        with _without(*VARIABLES):  # which would win over what was said
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {TURNED_AWAY}") from error

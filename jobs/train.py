@@ -80,14 +80,16 @@ def train(
             "steps": steps_an_epoch(settings, len(pairs["train"])),
         }
         make_folder(work)
-        with hold(work):
+        with hold(work) as check:
             _claim(work, settings, header["provenance"]["data_fingerprint"])
             note(_announcement(config, work))
-            bundle = _publish(_fit(config, work), out, settings)
+            best = _fit(config, work)
+            check()
+            bundle = _publish(best, out, settings)
     try:
         _draw_samples(out, settings, data, f"{work}/samples.png")
-    except (OSError, SegError) as error:  # there is a model, and that is what counts
-        note(f"samples.png is not drawn: {error}")
+    except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
+        note(f"samples.png is not drawn: {error or type(error).__name__}")
     return bundle
 
 

@@ -27,6 +27,10 @@ class Failure(NamedTuple):
     attempts: int = 1
 
 
+class Damage(Failure):
+    """The same of a window of which smaller ones may well be readable."""
+
+
 def tile_rows(
     scene: Scene,
     window: Window,

@@ -136,13 +136,13 @@ def _check_image(scene: Scene) -> None:
     """Raise SegError for an image that nothing is learnt from: a model of it would not be served its like."""
     if scene.dtype != "uint8":
         raise SegError(
-            f"{scene.uri}: its pixels are {scene.dtype}: training takes uint8 imagery (gdal_translate -ot Byte -scale)"
+            f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are uint8 (gdal_translate -ot Byte -scale)"
         )
     if scene.crs is not None and scene.gsd_m is not None:
         sides = ground_size(scene.crs, scene.transform, scene.height, scene.width)
         if max(abs(side / scene.gsd_m - 1) for side in sides) > GSD_TOLERANCE:
             size = f"{sides[1]:.3g} x {sides[0]:.3g} m"
-            raise SegError(f"{scene.uri}: {size} a pixel: training takes square ones (gdalwarp -t_srs, -tr)")
+            raise SegError(f"{scene.uri}: {size} a pixel: a dataset's are square (gdalwarp -t_srs, -tr)")
 
 
 def open_label(path: str, image: Scene, meanings: Sequence[int]) -> Scene:

@@ -21,6 +21,7 @@ class ReadError(SegError):
     """Pixels of a planned window can't be read."""
 
     attempts = 1  # how often it was tried
+    in_places = False  # whether the file was there, and others of its pixels may well be readable
 
 
 class DamagedError(SegError):

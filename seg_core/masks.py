@@ -6,6 +6,7 @@ done yet.
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 
@@ -25,24 +26,31 @@ from seg_core.storage import make_folder
 from seg_core.tiling import Window
 
 Scale = tuple[float, float] | None
-COLUMNS = (*Window._fields, "status", "valid_px", "mask")
+COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask")
 
 
-def export_masks(run: str, folder: str) -> Iterator[str]:
-    """Write a cloud-optimised GeoTIFF for each scene of a run, or one of a mosaic, into a folder; yields their paths.
+def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]:
+    """Write a cloud-optimised GeoTIFF for each scene of a run, or one of a mosaic, into a folder.
 
-    Which pixels hold data is not in the rows: where only some of a tile do, the scene is read for it. Memory does not
-    grow with the scene. Raises SegError for a file that is there already, and a scene that is not as it was.
+    Yields their paths, each with what was wrong where there is none. Which pixels hold data is not in the rows: where
+    only some of a tile do, the scene is read for it, which may have changed or be gone. Memory does not grow with the
+    scene. Raises SegError before anything is written for a file that is there already.
     """
     plan, there = read_plan(run), set(published_parts(run))
     paths = {image.scene_id: os.path.join(folder, _name(image)) for image in plan.images}
     if taken := next(filter(os.path.exists, paths.values()), None):
         raise SegError(f"{taken}: is there already: choose another --out")
+    if twice := [path for path, number in Counter(paths.values()).items() if number > 1]:
+        raise SegError(f"{twice[0]}: two scenes would be called so: rename one, and segment it")
     for scene_id, parts in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
         first, *others = parts
-        make_folder(os.path.dirname(paths[scene_id]))
-        write_cog(paths[scene_id], first.scene, _tiles(run, [first, *others], there, plan.settings.scale), MISSING)
-        yield paths[scene_id]
+        path, problem = paths[scene_id], None
+        make_folder(os.path.dirname(path))
+        try:
+            write_cog(path, first.scene, _tiles(run, [first, *others], there, plan.settings.scale), MISSING)
+        except SegError as error:
+            problem = error
+        yield path, problem
 
 
 def _name(image: Scene) -> str:
@@ -67,6 +75,6 @@ def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
     if row["valid_px"] == building.size:
         return building
     _, valid = read_image(part.scene, part.sources, Window.from_row(row), scale)
-    if valid.sum() != row["valid_px"]:
+    if valid.sum() != row["valid_px"] or building[valid].sum() != row["building_px"]:
         raise SegError(f"{part.scene.scene_id}: has changed since it was segmented: its seg segment command goes first")
     return np.where(valid, building, np.uint8(MISSING))

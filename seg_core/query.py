@@ -124,7 +124,7 @@ def summary(run: str) -> dict[str, Any]:
         "scenes": sum(scene.version != "" for scene in read_scenes(run)),
         "planned": planned,
         **found,
-        "missing": planned - sum(found.values()),
+        "missing": max(0, planned - sum(found.values())),
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,
@@ -135,7 +135,7 @@ def summary(run: str) -> dict[str, Any]:
 
 def num_missing(run: str) -> int:
     """How many of a run's parts are not there yet: an answer says nothing of their tiles."""
-    return int(read_record(run)["plan"]["parts"]) - len(published_parts(run))
+    return max(0, int(read_record(run)["plan"]["parts"]) - len(published_parts(run)))
 
 
 def to_table(figures: Mapping[str, Any]) -> pa.Table:

@@ -10,14 +10,16 @@ from typing import TypeVar
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from seg_core.errors import ReadError, UnansweredError
+from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
 from seg_core.scenes import Scene, files_beside, has_mask, open_image
 from seg_core.storage import PARTIAL, is_remote
@@ -254,32 +256,58 @@ def write_cog(
 ) -> None:
     """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
 
-    What no piece holds is nodata. It appears whole or not at all; memory is bounded.
+    What no piece holds is nodata. It appears whole or not at all; memory is bounded. Raises SegError where it can't be
+    written.
     """
     options = {"compress": "deflate", "bigtiff": "if_safer"}
     with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
         draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
-        with rasterio.open(
-            draft,
-            "w",
-            driver="GTiff",
-            height=grid.height,
-            width=grid.width,
-            count=1,
-            dtype="uint8",
-            nodata=nodata,
-            crs=grid.crs,
-            transform=Affine(*grid.transform),
-            tiled=True,
-            blockxsize=block,
-            blockysize=block,
-            sparse_ok=True,
-            **options,
-        ) as dataset:
-            for window, pixels in tiles:
-                dataset.write(pixels, 1, window=_as_rasterio(window))
-        copy_image(draft, done, driver="COG", blocksize=block, overview_resampling="nearest", **options)
+        try:
+            with rasterio.open(
+                draft,
+                "w",
+                driver="GTiff",
+                height=grid.height,
+                width=grid.width,
+                count=1,
+                dtype="uint8",
+                nodata=nodata,
+                crs=grid.crs,
+                transform=Affine(*grid.transform),
+                tiled=True,
+                blockxsize=block,
+                blockysize=block,
+                sparse_ok=True,
+                **options,
+            ) as dataset:
+                for window, pixels in tiles:
+                    dataset.write(pixels, 1, window=_as_rasterio(window))
+            copy_image(draft, done, driver="COG", blocksize=block, overview_resampling="nearest", **options)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise SegError(f"{path}: can't be written: {error}") from error
+        if not _is_whole(done, draft):  # of a full disk GDAL may say nothing, for it is noticed at the end
+            raise SegError(f"{path}: can't be written: what was read back is not what it should be: is the disk full?")
         os.replace(done, path)
+
+
+def _is_whole(path: str, draft: str) -> bool:
+    """Whether an image holds the pixels of its draft, and overviews that can be read."""
+    try:
+        with open_image(path) as dataset, open_image(draft) as drafted:
+            levels = range(len(dataset.overviews(1)))
+            same = (
+                np.array_equal(dataset.read(1, window=at), drafted.read(1, window=at))
+                for _, at in dataset.block_windows(1)
+            )
+            if not all(same):
+                return False
+        for level in levels:
+            with open_image(path, overview=level) as overview:
+                for _, at in overview.block_windows(1):
+                    overview.read(1, window=at)
+    except ReadError:
+        return False
+    return True
 
 
 def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from seg_core.errors import ReadError, SegError, UnansweredError
-from seg_core.geometry import Transform, footprints, ground_size
+from seg_core.geometry import Transform, corner_distance, ground_size
 from seg_core.storage import (
     gdal_path,
     gdal_settings,
@@ -49,7 +49,7 @@ BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens w
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
-SAME = 0.9  # share of the ground that an image and its label have in common at least
+APART = 0.1  # of its diagonal, by which the corners of an image and its label may differ
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
@@ -105,11 +105,15 @@ def open_image(uri: str, fresh: bool = False, overview: int | None = None) -> It
         except (KeyError, UnicodeDecodeError) as error:  # of another suffix; of a CRS that is no text
             raise ReadError(_why_unreadable(uri)) from error
         with dataset:
+            opened = False
             try:
                 _check_header(uri, dataset)
+                opened = True
                 yield dataset
             except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
-                raise _read_error(uri, error) from error
+                found = _read_error(uri, error)
+                found.in_places = opened and dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
+                raise found from error
 
 
 def _check_header(uri: str, dataset: DatasetReader) -> None:
@@ -237,13 +241,11 @@ def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> 
 
 
 def lie_apart(one: Scene, other: Scene) -> bool:
-    """Whether less than nine tenths of two images show the same ground; False where they don't say what they show."""
+    """Whether corners of two images lie far from each other for their size; False where they don't say where."""
     if one.crs is None or other.crs is None:
         return False
-    ours, theirs = (footprints(str(s.crs), s.transform, [s.window])[0] for s in (one, other))
-    if ours is None or theirs is None:
-        return False
-    return bool(ours.intersection(theirs).area < SAME * ours.union(theirs).area)
+    ours, theirs = ((str(s.crs), s.transform, s.height, s.width) for s in (one, other))
+    return corner_distance(ours, theirs) > APART
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:

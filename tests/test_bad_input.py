@@ -33,6 +33,7 @@ from test_run import build_run
 from test_s3 import proxied, put  # noqa: F401 - a fixture
 from test_storage import other_environment  # noqa: F401 - a fixture
 
+from jobs import actor
 from jobs.actor import PartSegmenter
 from jobs.cli import main
 from jobs.recheck import recheck
@@ -193,6 +194,22 @@ def test_a_damaged_block_fails_the_tiles_that_touch_it_however_the_scene_is_cut(
     ((_, problems),) = recheck(run, 1, "cpu")[1].items()
     assert problems
     assert all("its tiles are done, and now they can't be read: " in line for line in problems)
+
+
+def test_a_scene_that_is_gone_is_asked_for_once_a_window(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model, asked = make_scene("region/a.tif", 256, 256), make_bundle(), []
+    plan, _ = make_plan(read_region([path])[0], read_bundle(model), SETTINGS)
+    open_run(str(tmp_path / "run"), plan, model)
+    Path(path).unlink()
+    stage = actor.stage_windows
+    monkeypatch.setattr(actor, "stage_windows", lambda *rest: asked.append(rest[0]) or stage(*rest))
+    part_segmenter = PartSegmenter(model, str(tmp_path / "run"), SETTINGS, 256, CREW, SPEED, "s")
+    list(part_segmenter.segment_parts(list(plan.parts())))
+    assert len(asked) == 1
+    rows = [row for path in published_parts(str(tmp_path / "run")) for row in read_part(path)]
+    assert {(row["status"], row["error"]) for row in rows} == {("failed", f"{path}: no such file")}
 
 
 def damage(path: Path, blocks: set[tuple[int, int]] | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> None:

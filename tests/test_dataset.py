@@ -302,6 +302,7 @@ def test_a_label_whose_nodata_value_is_a_class_is_refused(make_scene: MakeScene,
     [
         ({"transform": (1.0, 0.0, 400_010.0, 0.0, -1.0, 5_800_000.0)}, "lies elsewhere than its image, .*a.tiff"),
         ({"crs": "EPSG:32632"}, "lies elsewhere than its image"),
+        ({"transform": (1.0, 0.0, 400_000.0, 0.0, 1.0, 5_799_980.0)}, "lies elsewhere than its image"),  # mirrored
         ({"dtype": "float32"}, r"its pixels are float32, a label's are uint8 \(gdal_translate -ot Byte\)"),
     ],
 )
@@ -325,7 +326,7 @@ def test_a_label_without_a_crs_or_half_a_pixel_off_is_taken(make_scene: MakeScen
 def test_oblong_pixels_are_refused(make_scene: MakeScene) -> None:
     at = {"crs": "EPSG:4326", "transform": (1e-5, 0.0, 8.0, 0.0, -1e-5, 52.0)}
     pair = write_pair(make_scene, colours(random_indices(TWO), TWO), **at)
-    with pytest.raises(SegError, match=r"train/a\.tiff: 0\.687 x 1\.11 m a pixel: training takes square ones"):
+    with pytest.raises(SegError, match=r"train/a\.tiff: 0\.687 x 1\.11 m a pixel: a dataset's are square"):
         read_pair(pair, TWO)
 
 

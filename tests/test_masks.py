@@ -1,21 +1,40 @@
 """The masks of a run as rasters: each pixel is what its row says, and nothing is made up."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
-from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from rasterio.enums import ColorInterp
 from test_segment import SMALL, region, rows_of, seg  # noqa: F401 - region is a fixture
 
 from seg_core.coverage import decode_mask
+from seg_core.raster import write_cog
 from seg_core.results import published_parts, read_part, write_part
 from seg_core.run import read_plan
+from seg_core.scenes import read_scene
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# In a process of its own, which may write no file larger than that.
+FULL = """
+import resource, signal, sys
+import numpy as np
+from seg_core.raster import write_cog
+from seg_core.scenes import read_scene
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+scene = read_scene("{uri}", "scene.tif")
+noise = np.random.default_rng(0).integers(0, 2, (2048, 2048)).astype(np.uint8)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+write_cog(sys.argv[2], scene, [(scene.window, noise)], 255)
+"""
 
 Capture = pytest.CaptureFixture[str]
 
@@ -81,10 +100,37 @@ def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture)
 def test_a_scene_that_is_not_as_it_was_is_named(
     run: Path, make_scene: MakeScene, tmp_path: Path, capsys: Capture
 ) -> None:
-    make_scene("region/north.tif", 300, 420, nodata=255)
-    _, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", code=2)
-    assert err.startswith("seg: north.tif: has changed since it was segmented")
-    assert list((tmp_path / "masks").iterdir()) == []
+    pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
+    pixels[:, 100:200, :150] = 255  # as much as there was, and elsewhere
+    make_scene("region/north.tif", pixels=pixels, nodata=255)
+    out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json", code=1)
+    assert f"no {tmp_path}/masks/north.tif: north.tif: has changed since it was segmented" in err
+    assert json.loads(out)["files"] == [str(tmp_path / "masks" / "south" / "scene.tif")]
+    assert sorted(path.name for path in (tmp_path / "masks").rglob("*")) == ["scene.tif", "south"]
+
+
+def test_a_disk_that_is_full_leaves_no_part_of_a_file(tmp_path: Path, make_scene: MakeScene) -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (2048, 2048)).astype(np.uint8)
+    scene = read_scene(make_scene(height=2048, width=2048), "scene.tif")
+    write_cog(str(tmp_path / "whole.tif"), scene, [(scene.window, noise)], 255)
+    size = (tmp_path / "whole.tif").stat().st_size
+    script = FULL.format(uri=scene.uri)
+    for room in (size - 80, size - 20_000, size // 2):
+        command = [sys.executable, "-c", script, str(room), str(tmp_path / "part.tif")]
+        done = subprocess.run(command, env=outside_environment(), capture_output=True, text=True, check=False)
+        assert "SegError: " in done.stderr
+        assert "part.tif: can't be written: " in done.stderr
+        assert not (tmp_path / "part.tif").exists()
+
+
+def test_two_scenes_do_not_share_a_file(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
+) -> None:
+    make_scene("twins/a.png.tif", 64, 64)
+    cv2.imwrite(str(tmp_path / "twins" / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    seg(capsys, "segment", tmp_path / "twins", "--model", make_bundle(), "--out", tmp_path / "run", *SMALL)
+    _, err = seg(capsys, "export", "masks", tmp_path / "run", "--out", tmp_path / "masks", code=2)
+    assert err == f"seg: {tmp_path}/masks/a.png.tif: two scenes would be called so: rename one, and segment it\n"
 
 
 def test_a_mosaic_is_one_raster(

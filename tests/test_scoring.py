@@ -5,15 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeScene
+from conftest import MakeBundle, MakeScene
 from numpy.typing import NDArray
-from test_failures import Made, made, rows_of, work  # noqa: F401 - made is a fixture
+from test_failures import SETTINGS, Made, made, rows_of, work  # noqa: F401 - made is a fixture
 
+from seg_core.bundle import read_bundle
 from seg_core.coverage import decode_mask
 from seg_core.dataset import Classes
 from seg_core.errors import SegError
 from seg_core.metrics import Counts, count
+from seg_core.plan import make_plan
+from seg_core.region import read_region
 from seg_core.results import part_path
+from seg_core.run import open_run
 from seg_core.scoring import score_run
 
 GREY = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
@@ -84,6 +88,22 @@ def test_missing_pixels_of_a_label_are_not_scored(run: str, make_scene: MakeScen
     pixels = np.full_like(pixels, 255)
     found, _ = score_run(run, make_scene("label.tif", pixels=pixels, nodata=255), None)  # it says itself what 255 is
     assert sum(found) == 0
+
+
+def test_a_scene_without_a_building_may_have_missing_pixels(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        make_scene(f"two/{name}.tif", 64, 64)
+    plan, _ = make_plan(read_region([str(tmp_path / "two")])[0], read_bundle(model := make_bundle()), SETTINGS)
+    open_run(run := str(tmp_path / "both"), plan, model)
+    work((plan, model, run))
+    with_building, without = np.zeros((2, 1, 64, 64), np.uint8)
+    with_building[:, :9], without[:, :5] = 1, 255
+    make_scene("labels/a.tif", pixels=with_building)
+    make_scene("labels/b.tif", pixels=without)
+    found, _ = score_run(run, str(tmp_path / "labels"), None)
+    assert sum(found) == 64 * 64 + 59 * 64
 
 
 def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene) -> None:  # noqa: F811
