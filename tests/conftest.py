@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from seg_core.raster import write_geotiff
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+# Whoever runs the tests in the background has them ignore Ctrl-C, and all that they start, which is to be tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = "EPSG:32633"
