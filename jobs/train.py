@@ -225,9 +225,10 @@ def _common_gsd(digests: Sequence[Digest]) -> float | None:
 def _announcement(config: dict[str, Any], work: str) -> str:
     settings, number = config["settings"], {split: len(refs) for split, refs in config["samples"].items()}
     model = f"unet of width {settings.width}" if settings.model == "unet" else settings.model
+    shown = work if is_remote(work) else min(work, os.path.relpath(work), key=len)
     return (
         f"{model}: {settings.epochs} epochs of {config['steps']} steps of {settings.batch} crops of {settings.crop} px "
-        f"from {number['train']} images, validated on {number['val']}; checkpoints in {work}"
+        f"from {number['train']} images, validated on {number['val']}; checkpoints in {shown}"
     )
 
 
