@@ -15,7 +15,7 @@ class Progress:
         self.tty = sys.stderr.isatty()
         print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
 
-    def update(self, windows: int, pixels: int, started: float, failed: int = 0) -> None:
+    def update(self, windows: int, pixels: int, started: float, failed: int) -> None:
         """Count work that a worker has finished, begun at the time `started`, and show where all of it stands.
 
         So many of its tiles failed.

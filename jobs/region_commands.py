@@ -169,7 +169,8 @@ def repair(args: Namespace) -> int:
 
 def query(args: Namespace) -> int:
     """`seg query`."""
-    from seg_core.query import num_missing, summary
+    from seg_core.query import summary
+    from seg_core.run import num_missing, read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
@@ -178,7 +179,7 @@ def query(args: Namespace) -> int:
         show(summary(run), args.format == "json")
     else:
         _answer(run, args)
-    if missing := num_missing(run):
+    if missing := num_missing(run, read_plan(run)):
         note(f"{args.out}: {missing:,} parts are not done yet, and not in this answer (seg verify names them)")
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, tile_rows
-from seg_core.errors import ReadError, UnansweredError
+from seg_core.errors import ReadError
 from seg_core.jpeg import Streams, read_streams
 from seg_core.mosaic import read_image
 from seg_core.plan import Part, Settings, Square, choose_squares, choose_window
@@ -73,7 +73,7 @@ def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segm
 
 def may_be_in_places(error: ReadError, settings: Settings) -> bool:
     """Whether smaller windows of one that can't be read may well be readable, and have the rows that it would have."""
-    return error.in_places and not isinstance(error, UnansweredError) and settings.window is None
+    return error.in_places and settings.window is None
 
 
 def start_windows(

@@ -23,9 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
-from seg_core.geometry import ground_size
 from seg_core.raster import read_chip
-from seg_core.scenes import GSD_TOLERANCE, SUFFIXES, Scene, lie_apart, read_scene
+from seg_core.scenes import GSD_TOLERANCE, SUFFIXES, Scene, compare_gsd, lie_apart, read_scene
 from seg_core.tiling import Window, intersection, round_up, split
 
 ROWS = 512  # of a label that are decoded at once
@@ -138,10 +137,9 @@ def _check_image(scene: Scene) -> None:
         raise SegError(
             f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are uint8 (gdal_translate -ot Byte -scale)"
         )
-    if scene.crs is not None and scene.gsd_m is not None:
-        sides = ground_size(scene.crs, scene.transform, scene.height, scene.width)
-        if max(abs(side / scene.gsd_m - 1) for side in sides) > GSD_TOLERANCE:
-            size = f"{sides[1]:.3g} x {sides[0]:.3g} m"
+    if scene.gsd_m is not None:
+        off, size = compare_gsd(scene, scene.gsd_m)
+        if off > GSD_TOLERANCE:
             raise SegError(f"{scene.uri}: {size} a pixel: a dataset's are square (gdalwarp -t_srs, -tr)")
 
 

@@ -42,12 +42,11 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
         raise SegError(f"{taken}: is there already: choose another --out")
     if twice := [path for path, number in Counter(paths.values()).items() if number > 1]:
         raise SegError(f"{twice[0]}: two scenes would be called so: rename one, and segment it")
-    for scene_id, parts in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
-        first, *others = parts
-        path, problem = paths[scene_id], None
+    for scene_id, group in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
+        parts, path, problem = list(group), paths[scene_id], None
         make_folder(os.path.dirname(path))
         try:
-            write_cog(path, first.scene, _tiles(run, [first, *others], there, plan.settings.scale), MISSING)
+            write_cog(path, parts[0].scene, _tiles(run, parts, there, plan.settings.scale), MISSING)
         except SegError as error:
             problem = error
         yield path, problem

@@ -133,11 +133,6 @@ def summary(run: str) -> dict[str, Any]:
     }
 
 
-def num_missing(run: str) -> int:
-    """How many of a run's parts are not there yet: an answer says nothing of their tiles."""
-    return max(0, int(read_record(run)["plan"]["parts"]) - len(published_parts(run)))
-
-
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
     """Figures as a table of one row."""
     return pa.Table.from_pylist([dict(figures)])

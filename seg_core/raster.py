@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
@@ -30,6 +30,7 @@ Valid = NDArray[np.bool_]
 T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
+BLOCK = 512  # px a side, of what is written in pieces
 # GDAL's options for a GeoTIFF, by what a person calls the codec.
 CODECS: dict[str, dict[str, str | int]] = {
     "none": {},
@@ -231,29 +232,39 @@ def write_geotiff(
     nodata: float | None = None,
 ) -> None:
     """Write `(bands, height, width)` as a tiled, deflate-compressed GeoTIFF."""
-    bands, height, width = pixels.shape
-    with rasterio.open(
+    with _create(path, pixels.shape, pixels.dtype.name, crs, transform, 256, nodata=nodata, compress="deflate") as file:
+        file.write(pixels)
+
+
+def _create(
+    path: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    crs: str | None,
+    transform: Transform,
+    block: int,
+    **options: Any,
+) -> DatasetWriter:
+    """Open a new GeoTIFF of a shape `(bands, height, width)`, in square blocks, to be written."""
+    bands, height, width = shape
+    return rasterio.open(
         path,
         "w",
         driver="GTiff",
         height=height,
         width=width,
         count=bands,
-        dtype=pixels.dtype.name,
+        dtype=dtype,
         crs=crs,
         transform=Affine(*transform),
-        nodata=nodata,
         tiled=True,
-        blockxsize=256,
-        blockysize=256,
-        compress="deflate",
-    ) as dataset:
-        dataset.write(pixels)
+        blockxsize=block,
+        blockysize=block,
+        **options,
+    )
 
 
-def write_cog(
-    path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int, block: int = 512
-) -> None:
+def write_cog(path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int) -> None:
     """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
 
     What no piece holds is nodata. It appears whole or not at all; memory is bounded. Raises SegError where it can't be
@@ -263,26 +274,12 @@ def write_cog(
     with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
         draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
         try:
-            with rasterio.open(
-                draft,
-                "w",
-                driver="GTiff",
-                height=grid.height,
-                width=grid.width,
-                count=1,
-                dtype="uint8",
-                nodata=nodata,
-                crs=grid.crs,
-                transform=Affine(*grid.transform),
-                tiled=True,
-                blockxsize=block,
-                blockysize=block,
-                sparse_ok=True,
-                **options,
-            ) as dataset:
+            shape = 1, grid.height, grid.width
+            sparse = {"nodata": nodata, "sparse_ok": True, **options}
+            with _create(draft, shape, "uint8", grid.crs, grid.transform, BLOCK, **sparse) as dataset:
                 for window, pixels in tiles:
                     dataset.write(pixels, 1, window=_as_rasterio(window))
-            copy_image(draft, done, driver="COG", blocksize=block, overview_resampling="nearest", **options)
+            copy_image(draft, done, driver="COG", blocksize=BLOCK, overview_resampling="nearest", **options)
         except (RasterioError, CPLE_BaseError) as error:
             raise SegError(f"{path}: can't be written: {error}") from error
         if not _is_whole(done, draft):  # of a full disk GDAL may say nothing, for it is noticed at the end
@@ -317,22 +314,8 @@ def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str
     """
     bands, height, width = pixels.shape
     options = dict(CODECS[codec], photometric="ycbcr" if (codec, bands) == ("jpeg", 3) else "minisblack")
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        height=side,
-        width=side,
-        count=bands,
-        dtype="uint8",
-        crs=crs,
-        transform=Affine(gsd_m, 0.0, 400_000.0, 0.0, -gsd_m, 5_800_000.0),
-        tiled=True,
-        blockxsize=512,
-        blockysize=512,
-        bigtiff="if_safer",
-        **options,
-    ) as dataset:
+    transform = gsd_m, 0.0, 400_000.0, 0.0, -gsd_m, 5_800_000.0
+    with _create(path, (bands, side, side), "uint8", crs, transform, BLOCK, bigtiff="if_safer", **options) as dataset:
         for at in split(Window(0, 0, side, side), 2048):
             rows = np.arange(at.row_off, at.row_off + at.height) % height
             cols = np.arange(at.col_off, at.col_off + at.width) % width

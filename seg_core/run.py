@@ -134,6 +134,12 @@ def read_plan(run: str) -> Plan:
     return Plan(scenes=tuple(read_scenes(run)), settings=Settings(**stored), model=record["model"]["hash"])
 
 
+def num_missing(run: str, plan: Plan) -> int:
+    """How many of a run's planned parts are not published yet: what is asked of it says nothing of their tiles."""
+    there = set(published_parts(run))
+    return sum(part_path(run, part.key) not in there for part in plan.parts())
+
+
 def _refuse_differences(out: str, record: dict[str, Any], plan: Plan) -> None:
     if record["plan"]["fingerprint"] == plan.fingerprint:
         return

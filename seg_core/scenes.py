@@ -112,7 +112,8 @@ def open_image(uri: str, fresh: bool = False, overview: int | None = None) -> It
                 yield dataset
             except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
                 found = _read_error(uri, error)
-                found.in_places = opened and dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
+                tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
+                found.in_places = opened and tiled and not isinstance(found, UnansweredError)
                 raise found from error
 
 
@@ -280,17 +281,22 @@ def fit_to_model(
     return replace(_fit_grid(scene, gsd_m, resample), bands=chosen)
 
 
+def compare_gsd(scene: Scene, gsd_m: float) -> tuple[float, str]:
+    """By what share the sides of a scene's pixels differ from a GSD at most, and what they measure, in words."""
+    assert scene.crs is not None
+    high, wide = ground_size(scene.crs, scene.transform, scene.height, scene.width)
+    oblong = abs(wide / high - 1) > GSD_TOLERANCE  # a lon/lat pixel is narrower than high
+    size = f"{wide:.3g} x {high:.3g} m" if oblong else f"{scene.gsd_m:.3g} m"
+    return max(abs(high / gsd_m - 1), abs(wide / gsd_m - 1)), size
+
+
 def _fit_grid(scene: Scene, gsd_m: float | None, resample: bool) -> Scene:
     if gsd_m is None or scene.gsd_m is None:
         return scene
-    assert scene.crs is not None
-    sides = ground_size(scene.crs, scene.transform, scene.height, scene.width)
-    off = max(abs(side / gsd_m - 1) for side in sides)  # a lon/lat pixel is narrower than high
+    off, size = compare_gsd(scene, gsd_m)
     if resample and off > RESAMPLE_TOLERANCE:
         return resample_grid(scene, gsd_m)
     if off > GSD_TOLERANCE:
-        oblong = abs(sides[1] / sides[0] - 1) > GSD_TOLERANCE
-        size = f"{sides[1]:.3g} x {sides[0]:.3g} m" if oblong else f"{scene.gsd_m:.3g} m"
         raise SegError(
             f"{scene.scene_id}: {size} a pixel, the model was trained at {gsd_m:.3g} m: "
             "add --resample to segment it at the model's resolution"

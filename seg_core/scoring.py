@@ -13,8 +13,8 @@ from seg_core.metrics import Counts, count
 from seg_core.mosaic import read_image
 from seg_core.plan import Part
 from seg_core.raster import read_chip
-from seg_core.results import part_path, published_parts, read_part
-from seg_core.run import read_plan
+from seg_core.results import part_path, read_part
+from seg_core.run import num_missing, read_plan
 from seg_core.scenes import Scene
 from seg_core.storage import exists, stat
 from seg_core.tiling import Window
@@ -35,9 +35,7 @@ def score_run(run: str, labels: str, classes: Classes | None) -> tuple[Counts, i
     """
     plan = read_plan(run)
     parts = list(plan.parts())
-    there = set(published_parts(run))
-    missing = sum(part_path(run, part.key) not in there for part in parts)
-    if missing:
+    if missing := num_missing(run, plan):
         raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
     total, failed = Counts(), 0
     truth_of = {
@@ -64,12 +62,12 @@ def _score_tile(row: Row, part: Part, truth: "Truth", scale: tuple[float, float]
 
 
 def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> Scene:
-    if not exists(labels):
-        raise SegError(f"--labels {labels}: no such file or folder")
     if stat(labels) is None:
         stem = posixpath.splitext(scene.scene_id)[0]
         names = [scene.scene_id, f"{stem}.tif", f"{stem}.tiff"]
         path = next((p for p in (f"{labels}/{n}" for n in names) if stat(p) is not None), None)
+        if path is None and not exists(labels):
+            raise SegError(f"--labels {labels}: no such file or folder")
         if path is None:
             raise SegError(f"{labels}: no label for scene {scene.scene_id} in this folder")
     elif num_scenes == 1:
