@@ -2,7 +2,8 @@
 
     readers ─ chips ─▶ device, several batches under way ─ answers ─▶ writers: rows, then the part's file ─▶ receipt
 
-Readers and writers are threads: GDAL, OpenCV and Arrow release the interpreter's lock.
+Readers are threads: GDAL and Arrow release the interpreter's lock. So are writers on a CPU; beside a GPU they are
+processes.
 """
 
 import os
@@ -11,9 +12,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,26 +28,24 @@ from jobs.windows import (
     seam,
     stage_windows,
     start_windows,
-    window_rows,
 )
+from jobs.writers import MakeRows, Published, make_rows, make_writers, publish_part
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch
-from seg_core.coverage import Damage, Failure, Row, failed_rows
+from seg_core.coverage import Damage, Failure, Row, failed_rows, tile_rows
 from seg_core.errors import ReadError, UnansweredError
 from seg_core.plan import Job, Part, Settings, Square
-from seg_core.results import write_part
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
 if TYPE_CHECKING:
     from seg_core.segmenter import Answer, Pending, Staged
 
-WAITING = 32  # windows of a part whose rows are not made yet
+WAITING = 32  # windows of a part, at most, whose rows are not made yet
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
 FEW = 4  # windows for each reading thread, by which it is found how many threads must read
 TOGETHER = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
 
-MakeRows = Callable[[], Iterable[Row]]
 Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
 Unreadable: TypeAlias = tuple[Job, Failure]
 
@@ -80,13 +79,15 @@ class PartSegmenter:
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
         self.crew, self.batch, self.at_once = crew, speed.batch, speed.compiling == "yes"
         self.watched = watched
-        self.seams: dict[str, tuple[int, int]] = {}  # of watched parts: see seam
+        self.seams: dict[str, Future[tuple[int, int]]] = {}  # of watched parts: see seam
+        self.watcher = ThreadPoolExecutor(1)
         self.on_cpu = 0  # windows that the device has not decoded
         self.readers = crew.readers_to(settings.decode)
         self.turns = threading.Semaphore(self.readers)
         self.begun: set[str] = set()  # parts that are said to be at work
         self.given_up: dict[str, Attempt] = {}  # of those in which a window is
-        self.writers = ThreadPoolExecutor(crew.writers)
+        self.writers = make_writers(crew.writers, processes=self.segmenter.on_gpu)
+        self.model = self.segmenter.bundle.hash
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
         self.segmenter.decoder.at_work = partial(self.clock.on, "decoding")
 
@@ -103,73 +104,78 @@ class PartSegmenter:
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
-        publishing: deque[Future[Row]] = deque()
+        publishing: deque[tuple[Part, Future[Published]]] = deque()
         careful = take_up(self.out, [part.key for part in parts], self.session)
         self.begun |= set(careful)
         if careful:  # to look at a neighbour could end the process in another window's name
             self.watched -= {part.key for part in parts}
-        for part, rows in self.parts_rows(parts, careful):
-            publishing.append(self.writers.submit(self.publish, part, rows))
+        for part, windows in self.parts_windows(parts, careful):
+            publishing.append((part, self.publish(part, windows)))
             # What a careful part has come to must be known before another window can end the process.
             beside = UNPUBLISHED if self.segmenter.on_gpu and part.key not in careful else 0
             while len(publishing) > beside:
-                yield (receipt := self.receipt(publishing.popleft().result(), started))
+                yield (receipt := self.receipt(*publishing.popleft(), started))
                 started = receipt["ended"]
         for each in publishing:
-            yield (receipt := self.receipt(each.result(), started))
+            yield (receipt := self.receipt(*each, started))
             started = receipt["ended"]
         for key in self.given_up:
             end(self.out, key)
         self.given_up.clear()
 
-    def parts_rows(
+    def parts_windows(
         self, parts: Sequence[Part], careful: Mapping[str, Attempt]
-    ) -> Iterator[tuple[Part, list[Future[list[Row]]]]]:
-        """Each part with the rows of its windows, which are being made."""
-        size = self.window
+    ) -> Iterator[tuple[Part, list[MakeRows]]]:
+        """Each part with what makes the rows of its windows."""
+        size, most = self.window, WAITING if self.segmenter.on_gpu else 1
         # Nothing is read ahead beside a careful part: it could end the process in the name of that one's window.
         for is_careful, stretch in groupby(parts, lambda part: part.key in careful):
             alike = list(stretch)
             made = self.infer_carefully(alike, size, careful) if is_careful else self.infer(alike, size)
             for part in alike:
-                rows: list[Future[list[Row]]] = []
+                windows: deque[MakeRows] = deque()
+                early: list[Future[tuple[list[Row], float]]] = []  # so that a large part's masks don't fill the memory
                 for _ in range(num_splits(part.window, size)):
-                    rows.append(self.writers.submit(self.make, next(made)))
-                    wait(rows[:-WAITING])
-                yield part, rows
+                    if len(windows) == most:
+                        early.append(self.writers.submit(make_rows, windows.popleft()))
+                        wait(early[:-WAITING])
+                    windows.append(next(made))
+                yield part, [*map(self.made, early), *windows]
 
-    def make(self, rows: MakeRows) -> list[Row]:
-        """Rows that are made now."""
-        found = rows()
-        with self.clock.on("writing"):
-            return list(found)
+    def made(self, early: "Future[tuple[list[Row], float]]") -> MakeRows:
+        """What gives the rows of a window that were made before."""
+        rows, seconds = early.result()
+        self.clock.add("writing", seconds)
+        return partial(iter, rows)
 
-    def publish(self, part: Part, made: Sequence[Future[list[Row]]]) -> Row:
-        """Write the rows of a part, which are made or being made by threads that began before this one."""
-        rows = [row for window in made for row in window.result()]
-        with self.clock.on("writing"):
-            write_part(self.out, part.key, rows, self.segmenter.bundle.hash, part.version)
-            if part.key in self.given_up:  # until the task is done, which does all of its parts again if it must
-                touch(self.out, part.key, self.given_up[part.key], None)
-            else:
-                end(self.out, part.key)
+    def publish(self, part: Part, windows: Sequence[MakeRows]) -> Future[Published]:
+        """Begin to make the rows of a part, and to publish them."""
+        # Until the task is done, which does all of its parts again if it must, those in which a window is stay known.
+        given_up = self.given_up.get(part.key)
+        return self.writers.submit(publish_part, self.out, part, windows, self.model, given_up)
+
+    def receipt(self, part: Part, publishing: Future[Published], started: float) -> Row:
+        """What the driver is told of a part, once it is published."""
+        published = publishing.result()
         self.begun.discard(part.key)
-        pixels, differing = self.seams.pop(part.key, (0, 0))
+        self.clock.add("writing", published.seconds)
+        seam = self.seams.pop(part.key, None)
+        pixels, differing = (0, 0) if seam is None or seam.exception() else seam.result()
+        on_cpu, self.on_cpu = self.on_cpu, 0
         return {
             "windows": num_splits(part.window, self.planned),
             "pixels": part.window.height * part.window.width,
-            "failed": sum(row["status"] == "failed" for row in rows),
-            "ended": time.time(),
+            "failed": published.failed,
             "seam_pixels": pixels,
             "seam_differing": differing,
+            "started": started,
+            "ended": max(started, published.ended),
+            **self.clock.take(),
+            "on_cpu": on_cpu,
+            "exact": self.segmenter.exact,
+            "actor": self.name,
+            "readers": self.readers,
         }
-
-    def receipt(self, published: Row, started: float) -> Row:
-        """What the driver is told of a part."""
-        on_cpu, self.on_cpu = self.on_cpu, 0
-        of_all = {"on_cpu": on_cpu, "exact": self.segmenter.exact, "actor": self.name, "readers": self.readers}
-        times = {"started": started, "ended": max(started, published["ended"]), **self.clock.take()}
-        return {**published, **times, **of_all}
 
     def infer(self, parts: Sequence[Part], size: int) -> Iterator[MakeRows]:
         """What makes the rows of windows of that size: for each part as many as it has, in any order."""
@@ -272,14 +278,14 @@ class PartSegmenter:
         except RuntimeError as error:
             yield from self.segment_less(batch, error.with_traceback(None), again)
             return
+        if pending.compiled:
+            self.clock.new_lap()  # threads that read stood still meanwhile
         self.clock.add("model", pending.seconds, len(batch))
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
-            watched = part.key in self.watched and window[:2] == part.window[:2]
-            beside = watched and self.segmenter.on_gpu  # by a writing thread: the GPU goes on meanwhile
-            if watched and not beside:
+            if part.key in self.watched and window[:2] == part.window[:2]:
                 self.watch(part, window, answer)
-            yield partial(self.watched_rows if beside else window_rows, part, window, answer, self.settings)
+            yield partial(tile_rows, part.scene, window, self.settings.tile_size, *answer.figures)
 
     def segment_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
         """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
@@ -303,14 +309,14 @@ class PartSegmenter:
             os._exit(1)
 
     def watch(self, part: Part, window: Window, answer: "Answer") -> None:
-        """Note how well the window fits its neighbour."""
-        with suppress(Exception):  # the neighbour's own rows will say so
-            self.seams[part.key] = seam(part, window, answer, self.settings, self.segmenter)
+        """Find how well the window fits its neighbour; a GPU goes on meanwhile.
 
-    def watched_rows(self, part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
-        """The window's rows, after that."""
-        self.watch(part, window, answer)
-        return window_rows(part, window, answer, settings)
+        Where the neighbour can't be read its own rows will say so.
+        """
+        looking = self.watcher.submit(seam, part, window, answer, self.settings, self.segmenter)
+        self.seams[part.key] = looking
+        if not self.segmenter.on_gpu:
+            wait([looking])
 
     def rows(self, part: Part, window: Window) -> Iterable[Row]:
         """The rows of a window that is segmented at once, with no other beside it."""
@@ -346,7 +352,7 @@ class PartSegmenter:
             text = f"{part.scene.uri}: to read or segment this window ended the process"
             failure = Failure("Crash", text, attempt.deaths[name])
             self.given_up[part.key] = attempt
-            return failed_rows(part.scene, window, self.settings.tile_size, failure)
+            return list(failed_rows(part.scene, window, self.settings.tile_size, failure))
         touch(self.out, part.key, attempt, name)
         return self.rows(part, window)
 

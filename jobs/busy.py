@@ -69,6 +69,11 @@ class Stopwatch:
             spent, done = self.lapped.get(stage, (0.0, 0))
             self.lapped[stage] = spent + seconds, done + windows
 
+    def new_lap(self) -> None:
+        """Leave out what was counted since the last lap."""
+        with self.lock:
+            self.lapped.clear()
+
     def lap(self, windows: int) -> dict[str, float] | None:
         """Seconds a window of reading and the model since the last lap; None where that was fewer windows ago."""
         with self.lock:

@@ -121,7 +121,7 @@ def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
 
 def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
     """The rows of a window's tiles."""
-    return tile_rows(part.scene, window, settings.tile_size, *answer)
+    return tile_rows(part.scene, window, settings.tile_size, *answer.figures)
 
 
 def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:

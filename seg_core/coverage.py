@@ -38,24 +38,22 @@ def tile_rows(
     bits: NDArray[np.uint8],
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
-    valid: NDArray[np.bool_],
+    num_valid: NDArray[np.int64],
     levels: NDArray[np.uint8] | None = None,
 ) -> Iterator[Row]:
     """Rows of a window's tiles, status `done`.
 
     Which pixels are building (and valid) say the `bits`, `(window.height, tile columns, bytes)`: in each line of a tile
     the first pixel is the highest bit of the first byte. `counts` are how many they are in each tile, `sums` those of
-    the probabilities of its valid pixels, `(tile rows, tile columns)`. Which are `valid` is `(window.height,
-    window.width)`, as are `levels`, the probabilities in 255ths, where they are to be kept.
+    the probabilities of its valid pixels, and `num_valid` how many these are, `(tile rows, tile columns)`. `levels`
+    are the probabilities in 255ths where they are to be kept, `(window.height, window.width)`.
     """
-    full = bool(valid.all())
     for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
-        num_valid = row["height"] * row["width"] if full else cv2.countNonZero(valid[at].view(np.uint8))
         place = top // tile_size, left // tile_size
         mask = bits[at[0], place[1], : -(-row["width"] // 8)]
-        figures = measure(mask, row["width"], num_valid, int(counts[place]), float(sums[place]))
+        figures = measure(mask, row["width"], int(num_valid[place]), int(counts[place]), float(sums[place]))
         kept = {"probability": None if levels is None else encode_png(levels[at])}
         yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
 

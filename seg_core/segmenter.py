@@ -58,8 +58,14 @@ class Answer(NamedTuple):
     bits: NDArray[np.uint8]  # of the pixels that are building: see pack
     counts: NDArray[np.int64]  # of them, (tile rows, tile columns)
     sums: NDArray[np.float64]  # of the valid pixels' probabilities, likewise
-    valid: NDArray[np.bool_]  # (height, width)
+    num_valid: NDArray[np.int64]  # pixels, likewise
     levels: NDArray[np.uint8] | None  # the probabilities in 255ths, (height, width); None unless they are to be kept
+    valid: NDArray[np.bool_]  # (height, width)
+
+    @property
+    def figures(self) -> tuple[Any, ...]:
+        """What `seg_core.coverage.tile_rows` makes rows of."""
+        return self[:5]
 
     def building(self, tile_size: int) -> NDArray[np.bool_]:
         """Which pixels are building, `(height, width)`."""
@@ -186,19 +192,19 @@ class Segmenter:
         For chips whose size comes `seldom` nothing is compiled. Raises RuntimeError or MemoryError where they are too
         much for the device.
         """
-        began = time.perf_counter()
+        began, compiled = time.perf_counter(), False
         some = [number for number, chip in enumerate(chips) if chip.holds]
         size = None if seldom else (len(some), *chips[0].image.shape, cut)
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
         if some:
             images, masks = self._gather([chips[number] for number in some])
-            if not self.exact and self.compiled.prepare(size, images, masks, cut):
-                began = time.perf_counter()
+            compiled = not self.exact and self.compiled.prepare(size, images, masks, cut)
+            began = time.perf_counter() if compiled else began
             events += self._note_time()
             found = tuple(self._to_host(each) for each in self._run(size, images, masks, cut))
             events += self._note_time()
-        return Pending(self, chips, cut, some, found, events, size, time.perf_counter() - began)
+        return Pending(self, chips, cut, some, found, events, size, compiled, time.perf_counter() - began)
 
     def _note_time(self) -> list[Any]:
         """An event of the GPU at this place in its work; none on a CPU, which is done with it by now."""
@@ -290,11 +296,11 @@ class Segmenter:
         return self.compiled(size, images, masks, cut)
 
     def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-        """Of the windows of a batch: bits of building, three figures of each tile, and perhaps probabilities."""
+        """Of the windows of a batch: bits of building, four figures of each tile, and perhaps probabilities."""
         probability = self._probability(images, masks, cut.halo, cut.height, cut.width)
         valid = masks[_inside(cut.halo, cut.height, cut.width)]
         building = (probability >= np.float32(cut.threshold).item()) & valid
-        of_pixels = building, to_units(probability, valid), probability.isnan() & valid
+        of_pixels = building, to_units(probability, valid), valid, probability.isnan() & valid
         figures = [sum_tiles(each, cut.tile_size) for each in of_pixels]
         answer = pack(building, cut.tile_size), torch.stack(figures, dim=1)
         if not cut.keep_probability:
@@ -326,6 +332,7 @@ class Pending:
     found: tuple[Tensor, ...]
     events: list[Any]  # of CUDA: when it began, and ended
     size: tuple[Any, ...] | None  # of the batch, unless it comes seldom
+    compiled: bool  # whether the network was compiled for it just now
     seconds: float  # that the device took; while it is at work, those that it took to start it
 
     def result(self) -> list[Answer]:
@@ -343,12 +350,13 @@ class Pending:
             if number not in places:
                 bits = np.zeros((cut.height, tiles[1], -(-cut.tile_size // 8)), np.uint8)
                 levels = np.zeros(valid.shape, np.uint8) if cut.keep_probability else None
-                answers.append(Answer(bits, np.zeros(tiles, np.int64), np.zeros(tiles), valid, levels))
+                none = np.zeros(tiles, np.int64)
+                answers.append(Answer(bits, none, np.zeros(tiles), none, levels, valid))
                 continue
-            bits, (counts, sums, unknown), *kept = (each[places[number]].numpy() for each in self.found)
+            bits, (counts, sums, num_valid, unknown), *kept = (each[places[number]].numpy() for each in self.found)
             if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
                 raise RuntimeError(NO_NUMBER)
-            answers.append(Answer(bits, counts, sums * SUM_UNIT, valid, kept[0] if kept else None))
+            answers.append(Answer(bits, counts, sums * SUM_UNIT, num_valid, kept[0] if kept else None, valid))
         return answers
 
 

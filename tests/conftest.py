@@ -109,24 +109,24 @@ def answer_of(
     *,
     keep: bool = False,
 ) -> tuple[Any, ...]:
-    """What rows are made of, from the probability of a window's pixels: bits, counts, sums, valid, levels."""
+    """What rows are made of, from the probability of a window's pixels: as `Answer.figures`."""
     height, width = probability.shape
     held = np.where(valid, probability, 0.0).astype(np.float64)
     building = (probability >= threshold) & valid
-    counts, sums = (
+    counts, sums, num_valid = (
         np.array(
             [
                 [each[row : row + tile_size, col : col + tile_size].sum() for col in range(0, width, tile_size)]
                 for row in range(0, height, tile_size)
             ]
         )
-        for each in (building, held)
+        for each in (building, held, valid)
     )
     lines = np.zeros((height, counts.shape[1], tile_size), np.bool_)
     for number, col in enumerate(range(0, width, tile_size)):
         lines[:, number, : min(tile_size, width - col)] = building[:, col : col + tile_size]
     levels = (held * 255).round().astype(np.uint8) if keep else None
-    return np.packbits(lines, axis=-1), counts, sums, valid, levels
+    return np.packbits(lines, axis=-1), counts, sums, num_valid, levels
 
 
 def outside_environment(**further: str) -> dict[str, str]:

@@ -1,9 +1,12 @@
 """How an actor goes about its parts: how many threads read, what is passed on together, what is said to be at work."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from jobs import actor
 from jobs.actor import PartSegmenter
 from jobs.segment import share_out
 from jobs.session import Crew, Speed
-from jobs.windows import infer_window, window_rows
+from jobs.windows import infer_window
+from jobs.writers import make_writers
 from seg_core.attempts import attempts_folder
 from seg_core.bundle import read_bundle
 from seg_core.plan import Part, Plan, Settings, make_plan
 from seg_core.region import read_region
+from seg_core.results import part_path, read_part
 from seg_core.run import open_run
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
@@ -106,16 +111,109 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
     assert os.listdir(attempts_folder(run)) == []
 
 
-def test_a_border_that_a_writing_thread_looks_at_is_noted(made: tuple[Plan, str, str]) -> None:
+def test_a_border_is_looked_at_beside_a_gpu_that_goes_on(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, later = actor.seam, threading.Event()
+
+    def wait(*given: Any) -> tuple[int, int]:
+        assert later.wait(60)
+        return look(*given)
+
+    monkeypatch.setattr(actor, "seam", wait)
+    part = next(made[0].parts())
+    segmenter = start(made)
+    answer = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
+    monkeypatch.setattr(segmenter.segmenter, "on_gpu", True)
+    segmenter.watch(part, part.window, answer)
+    monkeypatch.undo()  # there is none
+    assert not segmenter.seams[part.key].done()
+    later.set()
+    assert segmenter.seams[part.key].result() == (32 * 64, 0)  # of one tile's side
+
+
+def test_what_was_found_at_a_border_is_told(made: tuple[Plan, str, str]) -> None:
     part = next(made[0].parts())
     segmenter = start(made, watched=frozenset([part.key]))
-    answer = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
-    found = list(segmenter.watched_rows(part, part.window, answer, SETTINGS))
-    assert found == list(window_rows(part, part.window, answer, SETTINGS))
-    assert segmenter.seams == {part.key: (32 * 64, 0)}  # of one tile's side
     (receipt,) = segmenter.segment_parts([part])
     assert (receipt["seam_pixels"], receipt["seam_differing"]) == (32 * 64, 0)
     assert segmenter.seams == {}
+
+
+def test_processes_publish_what_threads_do(made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _, run = made
+    parts = list(plan.parts())
+    segmenter = start(made)
+    threads = list(segmenter.segment_parts(parts))
+    expected = [Path(part_path(run, part.key)).read_bytes() for part in parts]
+    for part in parts:
+        os.remove(part_path(run, part.key))
+    with make_writers(2, processes=True) as writers:
+        monkeypatch.setattr(segmenter, "writers", writers)
+        processes = list(segmenter.segment_parts(parts))
+    assert [Path(part_path(run, part.key)).read_bytes() for part in parts] == expected
+    assert os.listdir(attempts_folder(run)) == []
+    told = ("windows", "pixels", "failed", "exact")
+    assert [[receipt[name] for name in told] for receipt in processes] == [
+        [receipt[name] for name in told] for receipt in threads
+    ]
+    assert min(receipt["writing"] for receipt in processes) > 0
+
+
+def test_of_a_large_part_rows_are_made_while_it_is_at_work(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, model, run = made
+    settings = replace(SETTINGS, part=512)  # of 16 windows
+    part = next(replace(plan, settings=settings).parts())
+    segmenter = PartSegmenter(model, run, settings, 128, CREW, Speed(), "s")
+    at_work, kept = Counter[str](), []
+    make, start_one = actor.make_rows, segmenter.start
+
+    def note(*given: Any) -> Any:
+        at_work["made"] += 1
+        return make(*given)
+
+    def count(*given: Any) -> Any:
+        kept.append(at_work["begun"] - at_work["made"])
+        at_work["begun"] += 1
+        return start_one(*given)
+
+    monkeypatch.setattr(actor, "make_rows", note)
+    monkeypatch.setattr(segmenter, "start", count)
+    (receipt,) = segmenter.segment_parts([part])
+    assert (receipt["windows"], len(kept)) == (16, 16)
+    assert max(kept) <= 4
+    assert len(read_part(part_path(run, part.key))) == 64
+
+
+def test_writing_processes_end_with_the_one_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from jobs.writers import make_writers\n"
+        "if __name__ == '__main__':\n"
+        "    print(make_writers(1, processes=True).submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        writer = int(parent.stdout.readline())
+        assert Path(f"/proc/{writer}").exists()
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 60
+        while _runs(writer) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _runs(writer)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not just waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import MakeBundle, MakeScene
 
-from jobs import actor
+from jobs import actor, writers
 from jobs.actor import PartSegmenter
 from jobs.session import Crew, Speed
 from seg_core import attempts, mosaic
@@ -284,7 +284,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
     keys = [part.key for part in plan.parts()]
     for key in (keys[1], keys[4]):
         attempts.begin(run, key, "s")
-    read, write, events = actor.stage_windows, actor.write_part, []
+    read, write, events = actor.stage_windows, writers.write_part, []
 
     def note_read(square: Square, *rest: Any) -> Any:
         events.append(("read", keys.index(square[0][0].key)))
@@ -295,7 +295,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
         events.append(("written", keys.index(key)))
 
     monkeypatch.setattr(actor, "stage_windows", note_read)
-    monkeypatch.setattr(actor, "write_part", note_write)
+    monkeypatch.setattr(writers, "write_part", note_write)
     segmenter = PartSegmenter(model, run, SETTINGS, WINDOW, CREW, SPEED, "s", frozenset(keys))
     receipts = list(segmenter.segment_parts(list(plan.parts())))
     assert [number for what, number in events if what == "written"] == list(range(6))

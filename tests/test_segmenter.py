@@ -192,7 +192,8 @@ def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
     for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
         probability = plain(chip.image.numpy(), chip.valid, 16, 40, 61)
         expected = answer_of(probability, chip.valid[16:56, 16:77], 32, keep=True)
-        for found, wanted in zip(answer, expected, strict=True):
+        assert np.array_equal(answer.valid, chip.valid[16:56, 16:77])
+        for found, wanted in zip(answer.figures, expected, strict=True):
             assert found is not None
             assert found.dtype == wanted.dtype
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4, strict=True)
@@ -216,7 +217,7 @@ def test_the_lines_of_tiles_are_packed_as_numpy_packs_them(width: int, tile_size
         line = np.packbits(pixels[:, :, col : col + tile_size], axis=-1)
         assert np.array_equal(packed[:, :, number, : line.shape[-1]], line)
         assert not packed[:, :, number, line.shape[-1] :].any()
-    answer = Answer(packed[0], np.zeros(()), np.zeros(()), pixels[0], None)
+    answer = Answer(packed[0], np.zeros(()), np.zeros(()), np.zeros(()), None, pixels[0])
     assert np.array_equal(answer.building(tile_size), pixels[0])
 
 

@@ -1,0 +1,73 @@
+"""Who makes the rows of parts and publishes them: threads, or beside a GPU processes.
+
+A process that gives a GPU its work has one interpreter, for which its threads wait in turn: to make rows takes it for
+longer than anything else, and in short pieces.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context, parent_process
+from typing import NamedTuple
+
+from seg_core.attempts import Attempt, end, touch
+from seg_core.coverage import Row
+from seg_core.plan import Part
+from seg_core.results import write_part
+
+MakeRows = Callable[[], Iterable[Row]]  # of one window; for processes it must be picklable
+
+
+class Published(NamedTuple):
+    """What came of a part."""
+
+    failed: int  # tiles
+    ended: float  # when, in s since 1970
+    seconds: float  # that it took
+
+
+def make_writers(number: int, processes: bool) -> Executor:
+    """So many threads or processes, which begin when there is work for them.
+
+    Processes end with this one, however it ends.
+    """
+    if not processes:
+        return ThreadPoolExecutor(number)
+    # Not forked: CUDA's and OpenMP's threads don't outlive that.
+    return ProcessPoolExecutor(number, get_context("spawn"), initializer=_end_together)
+
+
+def make_rows(make: MakeRows) -> tuple[list[Row], float]:
+    """The rows of a window, and the seconds that it took to make them."""
+    started = time.perf_counter()
+    return list(make()), time.perf_counter() - started
+
+
+def publish_part(out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None) -> Published:
+    """Make the rows of a part's windows, publish them into the run at `out`, and say that the part is done.
+
+    Where a window of it was given up, that stays known: for whoever takes the part up once more.
+    """
+    started = time.perf_counter()
+    rows = [row for make in windows for row in make()]
+    write_part(out, part.key, rows, model, part.version)
+    if given_up is None:
+        end(out, part.key)
+    else:
+        touch(out, part.key, given_up, None)
+    failed = sum(row["status"] == "failed" for row in rows)
+    return Published(failed, time.time(), time.perf_counter() - started)
+
+
+def _end_together() -> None:
+    """End this process when the one that started it does, also where that was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
