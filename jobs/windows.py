@@ -13,6 +13,7 @@ from seg_core.errors import ReadError
 from seg_core.jpeg import Streams, read_streams
 from seg_core.mosaic import read_image
 from seg_core.plan import Part, Settings, Square, choose_squares, choose_window
+from seg_core.raster import NewPixels, new_pixels
 from seg_core.tiling import Window, chip_window, hull, intersection, round_up, split
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ SEAM = 32  # px on this side of a border that are looked at
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
-def read_pixels(part: Part, chip: Window, settings: Settings) -> Chip:
-    """The pixels of a chip, and which hold data. Raises ReadError."""
-    return read_image(part.scene, part.sources, chip, settings.scale)
+def read_pixels(part: Part, chip: Window, settings: Settings, new: NewPixels = new_pixels) -> Chip:
+    """The pixels of a chip, in `new` memory, and which hold data. Raises ReadError."""
+    return read_image(part.scene, part.sources, chip, settings.scale, new)
 
 
 def stage_windows(
@@ -47,7 +48,7 @@ def stage_windows(
         within.enter_context(turn())
         streams = _read_streams(part, whole, settings, segmenter)
         if streams is None:
-            staged = segmenter.stage(*read_pixels(part, whole, settings))
+            staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
         else:
             if segmenter.on_gpu:
                 within.close()
@@ -60,7 +61,7 @@ def stage_windows(
                     raise
                 if segmenter.on_gpu:
                     within.enter_context(turn())
-                staged = segmenter.stage(*read_pixels(part, whole, settings))
+                staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 

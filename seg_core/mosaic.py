@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from seg_core.geometry import pixel_at, pixel_size, position
-from seg_core.raster import Pixels, Valid, read_chip
+from seg_core.raster import NewPixels, Pixels, Valid, new_pixels, read_chip
 from seg_core.scenes import Scene, mean_gsd
 from seg_core.storage import folder_of
 from seg_core.tiling import Window, fold, hull, intersection, overlap, shifted, unfold, unfold_mask
@@ -92,14 +92,18 @@ def place(scene: Scene, grid: Scene) -> Window:
 
 
 def read_image(
-    image: Scene, pieces: Sequence[Scene], window: Window, scale: tuple[float, float] | None = None
+    image: Scene,
+    pieces: Sequence[Scene],
+    window: Window,
+    scale: tuple[float, float] | None = None,
+    new: NewPixels = new_pixels,
 ) -> tuple[Pixels, Valid]:
     """Read a window of a scene, or of a mosaic: as `seg_core.raster.read_chip`, which is enough where it has no pieces.
 
     `pieces` are all that the window reaches, by precedence. Raises ReadError where one of them can't be read.
     """
     if not pieces:
-        return read_chip(image, window, scale)
+        return read_chip(image, window, scale, new=new)
     box, rows, cols = fold(window, image.height, image.width)
     pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
     valid = np.zeros((box.height, box.width), np.bool_)
@@ -116,4 +120,5 @@ def read_image(
         fresh = holds & ~valid[target]
         pixels[:, *target][:, fresh] = found[:, fresh]
         valid[target] |= fresh
-    return unfold(pixels, rows, cols), unfold_mask(valid, rows, cols)
+    chip = new((len(image.bands), len(rows), len(cols)))
+    return unfold(pixels, rows, cols, chip), unfold_mask(valid, rows, cols)

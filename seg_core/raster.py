@@ -23,10 +23,11 @@ from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.geometry import Transform, pixel_size, position
 from seg_core.scenes import Scene, files_beside, has_mask, open_image
 from seg_core.storage import PARTIAL, is_remote
-from seg_core.tiling import Window, align, fold, intersection, split, unfold, unfold_mask
+from seg_core.tiling import Window, align, fold, inside, intersection, split, unfold, unfold_mask
 
 Pixels = NDArray[np.uint8]
 Valid = NDArray[np.bool_]
+NewPixels = Callable[[tuple[int, ...]], Pixels]
 T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
@@ -43,18 +44,28 @@ CODECS: dict[str, dict[str, str | int]] = {
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
+def new_pixels(shape: tuple[int, ...]) -> Pixels:
+    """Memory for the pixels of a chip."""
+    return np.empty(shape, np.uint8)
+
+
 def read_chip(
-    scene: Scene, window: Window, scale: tuple[float, float] | None = None, grid: Scene | None = None
+    scene: Scene,
+    window: Window,
+    scale: tuple[float, float] | None = None,
+    grid: Scene | None = None,
+    new: NewPixels = new_pixels,
 ) -> tuple[Pixels, Valid]:
     """Read a window, which may reach beyond the scene: there the scene is continued by reflection.
 
     The window is on the scene's own grid, or on that of `grid`, an image that the scene is a piece of.
 
     Returns pixels `uint8 (bands, height, width)` and which of them hold data, `bool (height, width)`. `scale`
-    names the two values that become 0 and 255. Raises ReadError where the file can't be read; an object store that does
-    not answer is asked again, after a growing pause.
+    names the two values that become 0 and 255. The pixels are put into `new` memory, into which GDAL decodes them where
+    it can. Raises ReadError where the file can't be read; an object store that does not answer is asked again, after a
+    growing pause.
     """
-    return ask_again(lambda fresh: _read_chip(scene, grid or scene, window, scale, fresh))
+    return ask_again(lambda fresh: _read_chip(scene, grid or scene, window, scale, new, fresh))
 
 
 def ask_again(read: Callable[[bool], T]) -> T:
@@ -71,13 +82,15 @@ def ask_again(read: Callable[[bool], T]) -> T:
 
 
 def _read_chip(
-    scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, fresh: bool
+    scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: NewPixels, fresh: bool
 ) -> tuple[Pixels, Valid]:
     box, rows, cols = fold(window, grid.height, grid.width)
+    chip = new((len(scene.bands), len(rows), len(cols)))
+    into = inside(chip, rows, cols) if scale is None and scene.dtype == "uint8" else None
     with open_grid(scene, grid, fresh) as dataset:
-        raw, valid = _read(dataset, box, scene, grid)
+        raw, valid = _read(dataset, box, scene, grid, into)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
-    return unfold(pixels, rows, cols), unfold_mask(valid, rows, cols)
+    return unfold(pixels, rows, cols, chip), unfold_mask(valid, rows, cols)
 
 
 @contextmanager
@@ -138,39 +151,47 @@ def _alpha_band(dataset: DatasetReader) -> int | None:
     return next((i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c == ColorInterp.alpha), None)
 
 
-def _read(dataset: DatasetReader, box: Window, scene: Scene, grid: Scene) -> tuple[NDArray[np.generic], Valid]:
+def _read(
+    dataset: DatasetReader, box: Window, scene: Scene, grid: Scene, into: Pixels | None
+) -> tuple[NDArray[np.generic], Valid]:
+    """The pixels of a box of the grid, in the memory that is given or else of their own, and which hold data."""
+    pixels = np.empty((len(scene.bands), box.height, box.width), scene.dtype) if into is None else into
     if not grid.resampled:
-        return _read_at_once(dataset, box, scene)
+        return pixels, _read_at_once(dataset, box, scene, pixels)
     # GDAL rounds a resampled pixel a little differently for another window, so it is only ever asked for whole blocks
     # of a fixed grid: the answer must not depend on how the scene is cut.
-    pixels = np.empty((len(scene.bands), box.height, box.width), scene.dtype)
     valid = np.empty((box.height, box.width), np.bool_)
     for block in split(align(box, RESAMPLE_BLOCK, grid.window), RESAMPLE_BLOCK):
-        block_pixels, block_valid = _read_at_once(dataset, block, scene)
+        block_pixels = np.empty((len(scene.bands), block.height, block.width), scene.dtype)
+        block_valid = _read_at_once(dataset, block, scene, block_pixels)
         common = intersection(block, box)
         target, source = common.slices(box), common.slices(block)
         pixels[:, *target], valid[target] = block_pixels[:, *source], block_valid[source]
     return pixels, valid
 
 
-def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene) -> tuple[NDArray[np.generic], Valid]:
+def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDArray[np.generic]) -> Valid:
+    """Put the pixels of a box where they are wanted, and say which hold data; 0 where none does."""
     if _is_left_out(dataset, box, scene):
-        return np.zeros((len(scene.bands), box.height, box.width), scene.dtype), np.zeros(box[2:], np.bool_)
+        pixels[...] = 0
+        return np.zeros(box[2:], np.bool_)
     alpha, window = _alpha_band(dataset), _as_rasterio(box)
     if alpha is not None and dataset.interleaving == Interleaving.pixel:
         found = dataset.read([*scene.bands, alpha], window=window)  # at once: they are in the same blocks
-        pixels, valid = found[:-1], found[-1] > 0
+        pixels[...] = found[:-1]
+        valid: Valid = found[-1] > 0
     else:
         valid = read_mask(dataset, box, scene)
         if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
-            return np.zeros((len(scene.bands), *valid.shape), scene.dtype), valid
-        pixels = dataset.read(list(scene.bands), window=window)
+            pixels[...] = 0
+            return valid
+        dataset.read(list(scene.bands), window=window, out=pixels)
     if scene.nodata is not None and not np.isnan(scene.nodata):
         # One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
         valid &= (pixels != scene.nodata).any(axis=0)
     if np.issubdtype(pixels.dtype, np.floating):
         valid &= np.isfinite(pixels).all(axis=0)
-    return pixels, valid
+    return valid
 
 
 def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:

@@ -159,6 +159,13 @@ class Segmenter:
             raise JobError(NO_NUMBER)
         return np.asarray(found)
 
+    def new_pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Memory for the pixels of a chip, out of which a GPU fetches them itself; for any thread.
+
+        It may be let go as soon as they are staged: torch does not give it away before the GPU is done with it.
+        """
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.on_gpu).numpy()
+
     def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
         """A chip on the device, or on its way there while that computes; from any thread."""
         return self._place(torch.from_numpy(pixels), valid)

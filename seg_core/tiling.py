@@ -147,25 +147,53 @@ def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.in
     rows = reflect(window.row_off, window.bottom, height)
     cols = reflect(window.col_off, window.right, width)
     top, left = int(rows.min()), int(cols.min())
-    inside = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
-    return inside, rows - top, cols - left
+    box = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+    return box, rows - top, cols - left
 
 
-def unfold(image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T]:
-    """Those rows and columns of `(..., height, width)`; the image itself where they are all that it has.
+def unfold(
+    image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp], found: NDArray[T] | None = None
+) -> NDArray[T]:
+    """Those rows and columns of `(..., height, width)`, put into `found` where that is given.
 
-    What is not reflected is copied at once: to take it pixel by pixel would cost as much as to decode it.
+    Else it is the image itself where they are all that it has. What is not reflected is copied at once: to take it
+    pixel by pixel would cost as much as to decode it. Where the image is `inside` what is found, it is not copied.
     """
-    if all(np.array_equal(wanted, np.arange(has)) for wanted, has in zip((rows, cols), image.shape[-2:], strict=True)):
-        return image
+    if found is None:
+        if np.array_equal(rows, np.arange(image.shape[-2])) and np.array_equal(cols, np.arange(image.shape[-1])):
+            return image
+        found = np.empty((*image.shape[:-2], len(rows), len(cols)), image.dtype)
     (down, from_rows), (across, from_cols) = map(_stretch, (rows, cols))
-    found = np.empty((*image.shape[:-2], len(rows), len(cols)), image.dtype)
-    found[..., down, across] = image[..., from_rows, from_cols]
-    for beside in (slice(0, across.start), slice(across.stop, None)):
-        found[..., down, beside] = image[..., from_rows, :].take(cols[beside], -1)
-    for beyond in (slice(0, down.start), slice(down.stop, None)):
-        found[..., beyond, :] = image.take(rows[beyond], -2).take(cols, -1)
+    beyond, beside = (
+        [around for around in (slice(0, stretch.start), slice(stretch.stop, len(wanted))) if around.start < around.stop]
+        for stretch, wanted in ((down, rows), (across, cols))
+    )
+    for lines, taken in (
+        (down, image[..., from_rows, :]),
+        *((lines, _take(image, rows[lines], -2)) for lines in beyond),
+    ):
+        found[..., lines, across] = taken[..., from_cols]
+        for columns in beside:
+            found[..., lines, columns] = _take(taken, cols[columns], -1)
     return found
+
+
+def _take(image: NDArray[T], places: NDArray[np.intp], axis: int) -> NDArray[T]:
+    """Those places of an axis. Of what is not in one piece in memory numpy would copy all, so it is narrowed first."""
+    low = places.min()
+    narrow = image[..., low : places.max() + 1, :] if axis == -2 else image[..., low : places.max() + 1]
+    return narrow.take(places - low, axis)
+
+
+def inside(found: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T] | None:
+    """Where in `(..., height, width)` the image lies of which those rows and columns are taken, as `fold` gives them.
+
+    None where not all of it is there in one piece.
+    """
+    (down, from_rows), (across, from_cols) = map(_stretch, (rows, cols))
+    if (from_rows, from_cols) != (slice(0, rows.max() + 1), slice(0, cols.max() + 1)):
+        return None
+    return found[..., down, across]
 
 
 def unfold_mask(mask: NDArray[np.bool_], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -178,4 +206,4 @@ def _stretch(wanted: NDArray[np.intp]) -> tuple[slice, slice]:
     """The longest stretch of places that follow each other: where it is among them, and what it is."""
     ends = [0, *np.flatnonzero(np.diff(wanted) != 1) + 1, len(wanted)]
     first, last = max(pairwise(ends), key=lambda stretch: stretch[1] - stretch[0])
-    return slice(first, last), slice(wanted[first], wanted[last - 1] + 1)
+    return slice(first, last), slice(int(wanted[first]), int(wanted[last - 1]) + 1)

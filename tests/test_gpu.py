@@ -119,6 +119,20 @@ def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path) ->
         assert np.array_equal(chip, unfold(whole[:, *box.slices(scene.window)], rows, cols))
 
 
+def test_chips_are_read_into_memory_that_it_fetches_itself_and_is_not_given_away_before(chips: list[Chip]) -> None:
+    segmenter, found = Segmenter(BUILT_IN, DEVICE), []
+    for number in range(64):
+        pixels, valid = chips[number % 3]
+        memory = segmenter.new_pixels(pixels.shape)
+        assert torch.from_numpy(memory).is_pinned()
+        memory[...] = pixels
+        found.append(segmenter.stage(memory, valid))
+        del memory  # the next one may be in its place
+    torch.cuda.synchronize()
+    for number, chip in enumerate(found):
+        assert np.array_equal(chip.image.cpu().numpy(), chips[number % 3][0])
+
+
 @pytest.mark.parametrize("tile_size", [1, 7, 20, 61, 256])
 def test_figures_and_bits_of_tiles_are_those_of_the_cpu(tile_size: int) -> None:
     rng = np.random.default_rng(tile_size)

@@ -17,7 +17,7 @@ from seg_core.errors import ReadError
 from seg_core.geometry import Transform
 from seg_core.raster import read_chip, read_whole, write_geotiff
 from seg_core.scenes import Scene, read_scene, resample_grid
-from seg_core.tiling import Window
+from seg_core.tiling import Window, reflect
 
 DTYPES = ("uint8", "uint16", "float32")
 OPAQUE = {"uint8": 255, "uint16": 65535, "float32": 1.0}
@@ -562,3 +562,34 @@ def test_the_middle_of_a_large_strip_is_not_missing(tmp_path: Path, compress: st
     found, valid = read_chip(scene, window)
     assert valid.all()
     assert np.array_equal(found, pixels[:, *window.slices(scene.window)])
+
+
+@pytest.mark.parametrize(
+    "window", [Window(0, 0, 13, 17), Window(2, 3, 8, 9), Window(-5, -4, 30, 25), Window(-40, 9, 70, 9)]
+)
+@pytest.mark.parametrize("kind", ["plain", "nodata", "alpha", "mask", "resampled", "uint16"])
+def test_pixels_are_put_where_they_are_wanted(tmp_path: Path, window: Window, kind: str) -> None:
+    pixels, valid = draw("uint16" if kind == "uint16" else "uint8")
+    holes = {"nodata": {"nodata": 255}, "alpha": {"alpha": valid * 255}, "mask": {"mask": valid}}.get(kind, {})
+    if kind == "nodata":
+        pixels[:, ~valid] = 255
+    scene = write_raw(tmp_path / "a.tif", pixels, **holes)
+    if kind == "resampled":
+        scene = resample_grid(scene, 0.7)
+    made = []
+
+    def new(shape: tuple[int, ...]) -> Pixels:
+        made.append(np.full(shape, 77, np.uint8))
+        return made[-1]
+
+    scale = SCALE if kind == "uint16" else None
+    found, holds = read_chip(scene, window, scale, new=new)
+    (given,) = made
+    assert found is given
+    expected, expected_holds = read_chip(scene, Window(0, 0, scene.height, scene.width), scale)
+    rows, cols = (
+        reflect(window.row_off, window.bottom, scene.height),
+        reflect(window.col_off, window.right, scene.width),
+    )
+    assert np.array_equal(holds, expected_holds[rows[:, None], cols])
+    assert np.array_equal(found, expected[:, rows[:, None], cols])

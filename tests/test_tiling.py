@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seg_core.tiling import Window, chip_window, fold, hull, num_splits, reflect, round_up, split, unfold
+from seg_core.tiling import Window, chip_window, fold, hull, inside, num_splits, reflect, round_up, split, unfold
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -116,8 +116,8 @@ def test_chips_lie_on_the_stride_and_hold_the_halo(
     assert not any(length % stride for length in chip)
     assert (chip.row_off, chip.col_off) == (window.row_off - halo, window.col_off - halo)
     least = chip_window(Window(0, 0, 1, 1), 0, 1)
-    for length, inside, shortest in zip(chip[2:], size, least[2:], strict=True):
-        assert 0 <= length - max(inside + 2 * halo, shortest) < stride
+    for length, within, shortest in zip(chip[2:], size, least[2:], strict=True):
+        assert 0 <= length - max(within + 2 * halo, shortest) < stride
 
 
 @seeded
@@ -168,10 +168,33 @@ def test_a_folded_window_unfolds_to_what_numpy_pads(
     height: int, width: int, top: int, left: int, rows: int, cols: int
 ) -> None:
     image = np.arange(2 * height * width).reshape(2, height, width)
-    inside, down, across = fold(Window(top, left, rows, cols), height, width)
-    read = image[:, *inside.slices(Window(0, 0, height, width))].copy()
+    box, down, across = fold(Window(top, left, rows, cols), height, width)
+    read = image[:, *box.slices(Window(0, 0, height, width))].copy()
     found = unfold(read, down, across)
     expected = image[:, reflect(top, top + rows, height)[:, None], reflect(left, left + cols, width)]
     assert np.array_equal(found, expected)
     assert found.flags.c_contiguous
-    assert found is read or inside != Window(top, left, rows, cols)
+    assert found is read or box != Window(top, left, rows, cols)
+
+
+@given(SIDES, SIDES, st.integers(-60, 60), st.integers(-60, 60), st.integers(1, 90), st.integers(1, 90))
+@example(70, 70, -16, -16, 86, 40)  # a scene's corner
+@example(20, 70, -30, 0, 70, 30)  # more than once across it
+def test_a_window_unfolds_around_what_was_read_into_its_place(
+    height: int, width: int, top: int, left: int, rows: int, cols: int
+) -> None:
+    image = np.arange(2 * height * width).reshape(2, height, width)
+    box, down, across = fold(Window(top, left, rows, cols), height, width)
+    read = image[:, *box.slices(Window(0, 0, height, width))]
+    found = np.full((2, rows, cols), -1)
+    place = inside(found, down, across)
+    if place is not None:
+        place[...] = read
+        read = place
+    assert unfold(read, down, across, found) is found
+    expected = image[:, reflect(top, top + rows, height)[:, None], reflect(left, left + cols, width)]
+    assert np.array_equal(found, expected)
+    # In one piece it is wherever the window reaches no further beyond the scene than into it.
+    reach = ((top, rows, height), (left, cols, width))
+    if all(max(-at, at + long - side, 0) < min(at + long, side) - max(at, 0) for at, long, side in reach):
+        assert place is not None
