@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 STAGES = ("reading", "decoding", "model", "writing")  # decoding: by a GPU's JPEG engine
+TIMES = (*STAGES, "reading_cpu")  # what of reading was computed
 SPARE = 1.25  # times as many threads as just keep up
 MAX_READERS = 64
 CROWDED = 0.9  # of the cores: threads that compute more than that would only take turns
@@ -86,7 +87,7 @@ class Stopwatch:
     def take(self) -> dict[str, float]:
         """The seconds counted since they were last taken."""
         with self.lock:
-            taken = {stage: self.seconds[stage] - self.told[stage] for stage in STAGES}
+            taken = {name: self.seconds[name] - self.told[name] for name in TIMES}
             self.told.update(self.seconds)
         return taken
 
@@ -111,19 +112,22 @@ class Busy:
 
     def add(self, receipt: Mapping[str, Any]) -> None:
         """Count a receipt."""
-        for stage in STAGES:
-            self.seconds[stage] += receipt[stage]
+        for name in TIMES:
+            self.seconds[name] += receipt[name]
         self.readers = max(self.readers, receipt["readers"])
         widen(self.spans, receipt)
 
-    def figures(self, writers: int, gpus: float) -> dict[str, Any]:
+    def figures(self, writers: int, gpus: float, cores: int) -> dict[str, Any]:
         """The share of time that each stage was busy, which one limited, and what to change, in a sentence.
 
-        Of an actor that has so many writing threads and GPUs.
+        Of an actor that has so many writers, GPUs and cores. Reading is as busy as its threads are, or as the cores are
+        with it: more threads than cores are no help to what computes.
         """
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
         room = {"reading": wall * self.readers, "decoding": wall, "model": wall, "writing": wall * writers}
-        shares = {stage: min(1.0, round(self.seconds[stage] / room[stage], 3)) for stage in STAGES}
+        spent = {stage: self.seconds[stage] / room[stage] for stage in STAGES}
+        spent["reading"] = max(spent["reading"], self.seconds["reading_cpu"] / (wall * cores))
+        shares = {stage: min(1.0, round(share, 3)) for stage, share in spent.items()}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"
         if gpus >= 1 and limit == "model" and shares[most] < HELD_UP:

@@ -82,7 +82,7 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     busy, on_cpu = _follow(_watch(pipe, out, speed.max_failures), windows, record, out, check)
                     if plan.settings.decode != "cpu" and on_cpu:
                         print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
-                    record["bottleneck"] = busy.figures(crew.writers, crew.num_gpus)
+                    record["bottleneck"] = busy.figures(crew.writers, crew.num_gpus, crew.cores)
                     print(record["bottleneck"]["advice"], file=sys.stderr)
                     _finish(record, out, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do

@@ -182,7 +182,8 @@ def _take(image: NDArray[T], places: NDArray[np.intp], axis: int) -> NDArray[T]:
     """Those places of an axis. Of what is not in one piece in memory numpy would copy all, so it is narrowed first."""
     low = places.min()
     narrow = image[..., low : places.max() + 1, :] if axis == -2 else image[..., low : places.max() + 1]
-    return narrow.take(places - low, axis)
+    taken: NDArray[T] = narrow.take(places - low, axis)
+    return taken
 
 
 def inside(found: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T] | None:

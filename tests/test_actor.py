@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,20 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
     assert os.listdir(attempts_folder(run)) == []
 
 
+def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must_read(
+    made: tuple[Plan, str, str],
+) -> None:
+    segmenter = start(made)
+    segmenter.clock.add("reading", 100.0, 10)
+    pending: Any = SimpleNamespace(result=list, compiled=True, seconds=0.5)
+    assert list(segmenter.finish([], pending, again=False)) == []
+    for stage in ("reading", "reading_cpu", "model"):
+        segmenter.clock.add(stage, 2.0, 1)
+    lap = segmenter.clock.lap(1)
+    assert lap is not None
+    assert lap["reading"] == 2.0
+
+
 def test_a_border_is_looked_at_beside_a_gpu_that_goes_on(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +208,8 @@ def test_writing_processes_end_with_the_one_that_is_killed(tmp_path: Path) -> No
         "import os, time\n"
         "from jobs.writers import make_writers\n"
         "if __name__ == '__main__':\n"
-        "    print(make_writers(1, processes=True).submit(os.getpid).result(), flush=True)\n"
+        "    writers = make_writers(1, processes=True)\n"
+        "    print(writers.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from jobs.busy import ADVICE, STAGES, Busy, Stopwatch, enough_readers
+from jobs.busy import ADVICE, STAGES, TIMES, Busy, Stopwatch, enough_readers
 from jobs.cli import main
 
 
 def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
-    return {"actor": actor, "started": started, "ended": ended, "readers": 2, **dict.fromkeys(STAGES, 0.0), **seconds}
+    return {"actor": actor, "started": started, "ended": ended, "readers": 2, **dict.fromkeys(TIMES, 0.0), **seconds}
 
 
-def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0) -> dict[str, Any]:
+def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0, cores: int = 2) -> dict[str, Any]:
     busy = Busy()
     for each in receipts:
         busy.add(each)
-    return busy.figures(writers, gpus)
+    return busy.figures(writers, gpus, cores)
 
 
 def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
@@ -29,6 +29,13 @@ def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
     assert [found[stage] for stage in STAGES] == [0.25, 0.4, 0.8, 0.1]
     assert found["limit"] == "model"
     assert figures(receipt(writing=10), writers=4)["writing"] == 0.25
+
+
+def test_reading_that_keeps_all_cores_busy_limits_though_some_of_its_threads_wait_for_them() -> None:
+    more_threads = {**receipt(reading=100, reading_cpu=95, model=8), "readers": 20}
+    assert figures(more_threads, gpus=1, cores=16)["limit"] == "model"
+    found = figures(more_threads, gpus=1, cores=10)
+    assert (found["reading"], found["limit"]) == (0.95, "reading")
 
 
 def test_time_between_receipts_of_an_actor_counts_and_actors_add_up() -> None:
