@@ -13,14 +13,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
-from jobs.session import Crew, Speed
+from jobs.session import UNPUBLISHED, Crew, Speed
 from jobs.windows import (
     fit_squares,
     fit_window,
@@ -40,8 +40,7 @@ from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 if TYPE_CHECKING:
     from seg_core.segmenter import Answer, Pending, Staged
 
-WAITING = 32  # windows of a part, at most, whose rows are not made yet
-UNPUBLISHED = 8  # parts that are being published beside a GPU
+WAITING = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
 SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
 FEW = 4  # windows for each reading thread, by which it is found how many threads must read
 TOGETHER = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
@@ -80,10 +79,11 @@ class PartSegmenter:
         self.crew, self.batch, self.at_once = crew, speed.batch, speed.compiling == "yes"
         self.watched = watched
         self.seams: dict[str, Future[tuple[int, int]]] = {}  # of watched parts: see seam
-        self.watcher = ThreadPoolExecutor(1)
+        self.watchers = ThreadPoolExecutor(crew.writers)
         self.on_cpu = 0  # windows that the device has not decoded
         self.readers = crew.readers_to(settings.decode)
         self.turns = threading.Semaphore(self.readers)
+        self.stood_still = False  # threads that read, while the network was compiled for a batch that is under way
         self.begun: set[str] = set()  # parts that are said to be at work
         self.given_up: dict[str, Attempt] = {}  # of those in which a window is
         self.writers = make_writers(crew.writers, processes=self.segmenter.on_gpu)
@@ -97,9 +97,12 @@ class PartSegmenter:
         receipts = self.segment_parts(parts)
         # Groups never depend on time: of a task that is tried again Ray drops as many as it has got.
         together = 1  # the first one soon, for it says what the run is made by
-        while known := list(islice(receipts, together)):
-            yield {"receipts": [known]}
-            together = TOGETHER if self.segmenter.on_gpu else 1
+        try:
+            while known := list(islice(receipts, together)):
+                yield {"receipts": [known]}
+                together = TOGETHER if self.segmenter.on_gpu else 1
+        except BrokenExecutor:  # a writing process was killed, as for want of memory: as if it had been this one
+            os._exit(1)
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
@@ -195,7 +198,7 @@ class PartSegmenter:
 
     def let_read(self, most: int) -> None:
         """Let more threads read at once, up to so many, where the last windows show that the model waits for them."""
-        seconds = self.clock.lap(FEW * self.readers)
+        seconds = None if self.stood_still else self.clock.lap(FEW * self.readers)
         if seconds is not None:
             more = min(enough_readers(self.readers, self.crew.cores, seconds), most) - self.readers
             if more > 0:
@@ -269,17 +272,19 @@ class PartSegmenter:
             pending = start_windows(chips, window, self.settings, self.segmenter, seldom)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
             return self.segment_less(batch, error.with_traceback(None), again)  # whose frames hold what the device held
+        self.stood_still |= pending.compiled
         return self.finish(batch, pending, again)
 
     def finish(self, batch: Chips, pending: "Pending", again: bool) -> Iterator[MakeRows]:
         """The same for a batch that was begun."""
+        if pending.compiled:
+            self.clock.new_lap()
+            self.stood_still = False
         try:
             answers = pending.result()
         except RuntimeError as error:
             yield from self.segment_less(batch, error.with_traceback(None), again)
             return
-        if pending.compiled:
-            self.clock.new_lap()  # threads that read stood still meanwhile
         self.clock.add("model", pending.seconds, len(batch))
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
@@ -313,7 +318,7 @@ class PartSegmenter:
 
         Where the neighbour can't be read its own rows will say so.
         """
-        looking = self.watcher.submit(seam, part, window, answer, self.settings, self.segmenter)
+        looking = self.watchers.submit(seam, part, window, answer, self.settings, self.segmenter)
         self.seams[part.key] = looking
         if not self.segmenter.on_gpu:
             wait([looking])

@@ -33,6 +33,7 @@ WORKER_ENVIRONMENT = {
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
+UNPUBLISHED = 8  # parts that are being published beside a GPU
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
@@ -183,8 +184,11 @@ class Crew:
 
     @property
     def writers(self) -> int:
-        """Threads that make rows and publish them: PNG takes a core about as long as JPEG, of fewer pixels."""
-        return max(1, self.readers // 2)
+        """Who make rows and publish them: PNG takes a core about as long as JPEG, of fewer pixels.
+
+        No more than there may be parts that wait for them, and one that is being finished.
+        """
+        return min(max(1, self.readers // 2), UNPUBLISHED + 1)
 
 
 def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str) -> Crew:

@@ -29,14 +29,17 @@ class Published(NamedTuple):
 
 
 def make_writers(number: int, processes: bool) -> Executor:
-    """So many threads or processes, which begin when there is work for them.
+    """So many threads or processes.
 
-    Processes end with this one, however it ends.
+    Processes begin at once, for to import what they need takes them seconds, and end with this one, however it ends.
     """
     if not processes:
         return ThreadPoolExecutor(number)
     # Not forked: CUDA's and OpenMP's threads don't outlive that.
-    return ProcessPoolExecutor(number, get_context("spawn"), initializer=_end_together)
+    pool = ProcessPoolExecutor(number, get_context("spawn"), initializer=_end_together)
+    for _ in range(number):
+        pool.submit(os.getpid)
+    return pool
 
 
 def make_rows(make: MakeRows) -> tuple[list[Row], float]:

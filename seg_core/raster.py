@@ -85,11 +85,11 @@ def _read_chip(
     scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: NewPixels, fresh: bool
 ) -> tuple[Pixels, Valid]:
     box, rows, cols = fold(window, grid.height, grid.width)
-    chip = new((len(scene.bands), len(rows), len(cols)))
-    into = inside(chip, rows, cols) if scale is None and scene.dtype == "uint8" else None
     with open_grid(scene, grid, fresh) as dataset:
-        raw, valid = _read(dataset, box, scene, grid, into)
-    pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale)
+        chip = new((len(scene.bands), len(rows), len(cols)))
+        into = inside(chip, rows, cols)
+        raw, valid = _read(dataset, box, scene, grid, into if scale is None and scene.dtype == "uint8" else None)
+    pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale, into)
     return unfold(pixels, rows, cols, chip), unfold_mask(valid, rows, cols)
 
 
@@ -229,9 +229,9 @@ def _as_rasterio(window: Window) -> RasterioWindow:
     return RasterioWindow(window.col_off, window.row_off, window.width, window.height)
 
 
-def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float]) -> Pixels:
+def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float], into: Pixels | None) -> Pixels:
     low, high = scale
-    found = np.empty(pixels.shape, np.uint8)
+    found = np.empty(pixels.shape, np.uint8) if into is None else into
     for band, kept in zip(pixels, found, strict=True):  # one by one: they are large
         stretched = (band.astype(np.float32).clip(low, high) - low) * (255.0 / (high - low))
         kept[:] = np.nan_to_num(stretched, nan=0.0).round()

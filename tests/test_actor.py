@@ -1,14 +1,15 @@
 """How an actor goes about its parts: how many threads read, what is passed on together, what is said to be at work."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from jobs.actor import PartSegmenter
 from jobs.segment import share_out
 from jobs.session import Crew, Speed
 from jobs.windows import infer_window
-from jobs.writers import make_writers
-from seg_core.attempts import attempts_folder
+from jobs.writers import make_writers, publish_part
+from seg_core.attempts import Attempt, attempts_folder, begin, take_up
 from seg_core.bundle import read_bundle
+from seg_core.coverage import Failure, failed_rows
 from seg_core.plan import Part, Plan, Settings, make_plan
 from seg_core.region import read_region
 from seg_core.results import part_path, read_part
@@ -113,17 +115,26 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
 
 
 def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must_read(
-    made: tuple[Plan, str, str],
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = start(made)
-    segmenter.clock.add("reading", 100.0, 10)
-    pending: Any = SimpleNamespace(result=list, compiled=True, seconds=0.5)
-    assert list(segmenter.finish([], pending, again=False)) == []
-    for stage in ("reading", "reading_cpu", "model"):
-        segmenter.clock.add(stage, 2.0, 1)
-    lap = segmenter.clock.lap(1)
-    assert lap is not None
-    assert lap["reading"] == 2.0
+    begin, results = actor.start_windows, Counter[str]()
+
+    def slow(chips: Any, *rest: Any) -> Any:
+        """The third batch is compiled, and all are under way for a while; what is read stands still."""
+        results["begun"] += 1
+        pending = begin(chips, *rest)
+        if results["begun"] <= 3:
+            segmenter.clock.add("reading", 1e4, 1)
+        return replace(pending, compiled=results["begun"] == 3, seconds=1.0)
+
+    monkeypatch.setattr(actor, "start_windows", slow)
+    monkeypatch.setattr(segmenter.segmenter, "in_flight", 4)
+    for stage in ("reading", "reading_cpu"):  # so that a lap is only a question of the model
+        segmenter.clock.add(stage, 0.0, 10)
+    monkeypatch.setattr(actor, "FEW", 1)
+    list(segmenter.segment_parts(list(made[0].parts())))
+    assert segmenter.readers == 2
 
 
 def test_a_border_is_looked_at_beside_a_gpu_that_goes_on(
@@ -155,10 +166,14 @@ def test_what_was_found_at_a_border_is_told(made: tuple[Plan, str, str]) -> None
     assert segmenter.seams == {}
 
 
-def test_processes_publish_what_threads_do(made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, _, run = made
-    parts = list(plan.parts())
-    segmenter = start(made)
+@pytest.mark.parametrize("side", [128, 512])
+def test_processes_publish_what_threads_do(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    plan, model, run = made
+    settings = replace(SETTINGS, part=side, keep_probability=True)
+    parts = list(replace(plan, settings=settings).parts())
+    segmenter = PartSegmenter(model, run, settings, 128, CREW, Speed(), "s")
     threads = list(segmenter.segment_parts(parts))
     expected = [Path(part_path(run, part.key)).read_bytes() for part in parts]
     for part in parts:
@@ -173,6 +188,35 @@ def test_processes_publish_what_threads_do(made: tuple[Plan, str, str], monkeypa
         [receipt[name] for name in told] for receipt in threads
     ]
     assert min(receipt["writing"] for receipt in processes) > 0
+
+
+def test_a_process_publishes_failures_and_keeps_what_is_known_of_a_window_that_was_given_up(
+    made: tuple[Plan, str, str],
+) -> None:
+    plan, _, run = made
+    part = next(plan.parts())
+    known = Attempt("s", "0 0", {"0 0": 2})
+    failed = partial(failed_rows, part.scene, part.window, 64, Failure("Crash", "it ended", 2))
+    begin(run, part.key, "s")
+    with make_writers(1, processes=True) as writers:
+        found = writers.submit(publish_part, run, part, [failed], "model", known).result()
+        wrong = writers.submit(publish_part, f"{run}/run.json", part, [failed], "model", None)
+        assert isinstance(wrong.exception(), OSError)
+    assert found.failed == 4
+    assert {row["error"] for row in read_part(part_path(run, part.key))} == {"it ended"}
+    assert take_up(run, [part.key], "s")[part.key].is_deadly("0 0")
+
+
+def test_an_actor_ends_with_a_writer_that_is_killed(
+    made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = start(made)
+    writers = make_writers(1, processes=True)
+    monkeypatch.setattr(segmenter, "writers", writers)
+    monkeypatch.setattr(actor.os, "_exit", sys.exit)
+    os.kill(writers.submit(os.getpid).result(), signal.SIGKILL)
+    with pytest.raises(SystemExit):
+        list(segmenter({"parts": [[part.to_row() for part in made[0].parts()]]}))
 
 
 def test_of_a_large_part_rows_are_made_while_it_is_at_work(

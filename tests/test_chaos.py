@@ -168,10 +168,10 @@ import os, signal
 if os.environ.get("DEADLY"):
     import seg_core.raster as raster
     read = raster.read_chip
-    def deadly(scene, at, scale=None):
+    def deadly(scene, at, *rest, **named):
         if f"{at.row_off} {at.col_off}" == os.environ["DEADLY"]:
             os.kill(os.getpid(), signal.SIGSEGV)
-        return read(scene, at, scale)
+        return read(scene, at, *rest, **named)
     raster.read_chip = deadly
 """
 

@@ -87,11 +87,11 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
 ) -> None:
     whole, read, asked = undisturbed(wide), mosaic.read_chip, []
 
-    def broken(scene: Any, at: Window, scale: Any) -> Any:
+    def broken(scene: Any, at: Window, scale: Any, **named: Any) -> Any:
         asked.append(at)
         if at.col_off == 512 - 24 and at.bottom > 500:  # chips measure 512 px at least
             raise MemoryError("array is too big")
-        return read(scene, at, scale)
+        return read(scene, at, scale, **named)
 
     monkeypatch.setattr(mosaic, "read_chip", broken)
     rows = work(wide)
@@ -230,11 +230,11 @@ from jobs.session import Crew, Speed
 from seg_core import mosaic
 from seg_core.run import read_plan
 read = mosaic.read_chip
-def deadly(scene, at, scale):
+def deadly(scene, at, scale, **named):
     for col in map(int, places):  # of windows of the second line, whose chips measure 512 px
         if at.bottom > 500 and at.col_off <= col - 24 and at.right >= col - 24 + 512:
             os.kill(os.getpid(), signal.SIGSEGV)
-    return read(scene, at, scale)
+    return read(scene, at, scale, **named)
 mosaic.read_chip = deadly
 run, model, session, *places = sys.argv[1:]
 plan = read_plan(run)

@@ -126,6 +126,9 @@ def test_chips_are_read_into_memory_that_it_fetches_itself_and_is_not_given_away
         memory = segmenter.new_pixels(pixels.shape)
         assert torch.from_numpy(memory).is_pinned()
         memory[...] = pixels
+        if segmenter.copies is not None:  # else it would be done before the host could be
+            with torch.cuda.stream(segmenter.copies):
+                torch.cuda._sleep(10**7)
         found.append(segmenter.stage(memory, valid))
         del memory  # the next one may be in its place
     torch.cuda.synchronize()
