@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobs.busy import Stopwatch, enough_readers
 from jobs.session import UNPUBLISHED, Crew, Speed
-from jobs.windows import (
-    fit_squares,
-    fit_window,
-    may_be_in_places,
-    seam,
-    stage_windows,
-    start_windows,
-)
+from jobs.windows import fit_squares, fit_window, may_be_in_places, seam, stage_windows, start_windows
 from jobs.writers import MakeRows, Published, make_rows, make_writers, publish_part
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import torch
 
-from jobs.windows import infer_window, may_be_in_places, window_rows
+from jobs.windows import infer_window, may_be_in_places
 from seg_core.bundle import BUILT_IN, read_bundle
-from seg_core.coverage import Row, decode_mask
+from seg_core.coverage import Row, decode_mask, tile_rows
 from seg_core.errors import ReadError, SegError
 from seg_core.plan import Part, Settings, choose_window
 from seg_core.results import part_path, read_part
@@ -60,7 +60,7 @@ def _segment_again(
     """The rows of a window, and what of it can't be read: found as a run finds it."""
     try:
         answer = infer_window(part, window, settings, segmenter)
-        return list(window_rows(part, window, answer, settings)), []
+        return list(tile_rows(part.scene, window, settings.tile_size, *answer.figures)), []
     except ReadError as error:
         tiles = list(split(window, settings.tile_size))
         if len(tiles) == 1 or not may_be_in_places(error, settings):

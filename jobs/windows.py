@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_core.coverage import Row, tile_rows
 from seg_core.errors import ReadError
 from seg_core.jpeg import Streams, read_streams
 from seg_core.mosaic import read_image
@@ -118,11 +117,6 @@ def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Seg
     """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
     chips = stage_windows([(part, window)], settings, segmenter)
     return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
-
-
-def window_rows(part: Part, window: Window, answer: "Answer", settings: Settings) -> Iterator[Row]:
-    """The rows of a window's tiles."""
-    return tile_rows(part.scene, window, settings.tile_size, *answer.figures)
 
 
 def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
