@@ -37,6 +37,16 @@ def bands(text: str) -> tuple[int, ...]:
         raise ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
 
 
+def alpha(text: str) -> int:
+    """The number of a band, from 1 on; 0 for `none`."""
+    if text == "none":
+        return 0
+    try:
+        return number(text)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, or none") from None
+
+
 def count(text: str) -> int:
     """A whole number from 0 on."""
     if not text.isdecimal():

@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, bands, count, device, number, number_or_auto, numbers, positive
+from jobs.arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive
 from jobs.settings import PRESETS, TrainSettings
 from jobs.terminal import Terminated
 from seg_core import __version__
@@ -321,6 +321,8 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
         "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
     )
     group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
+    text = "band that says which pixels hold data (default: the one that the file labels alpha)"
+    group.add_argument("--alpha", type=alpha, metavar="N|none", help=text)
     _precision(group)
     text = (
         "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: where the model is, a GPU's JPEG engine; "
@@ -331,6 +333,10 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
     )
+    text = "take scenes that overlap without --mosaic, and count their common ground in each of them"
+    parser.add_argument("--overlap", choices=("count",), help=text)
+    text = "names of images to segment though they look like previews of the scenes beside them, such as '*.png'"
+    parser.add_argument("--include", action="append", default=[], metavar="PATTERN", help=text)
     parser.add_argument(
         "--window", type=number_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
     )

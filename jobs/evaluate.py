@@ -76,7 +76,7 @@ def _segment(
         decoded = ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2)
         for pair, (sample, header) in zip(pairs, decoded, strict=True):
             scene = fit_to_model(
-                header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scaled=False, resample=False
+                header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scale=None, resample=False
             )
             yield pair, sample, _segment_scene(segmenter, scene)
 

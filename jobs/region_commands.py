@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -18,10 +19,11 @@ from seg_core.errors import SegError
 from seg_core.storage import absolute, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from jobs.session import Speed
     from seg_core.plan import Plan
+    from seg_core.scenes import Scene
 
 TABLE_ROWS = 100
 
@@ -31,7 +33,7 @@ def plan(args: Namespace) -> int:
     from seg_core.bundle import read_bundle
     from seg_core.plan import choose_window
 
-    planned, refused = _planned(args)
+    planned, refused, doubts = _planned(args)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     window = choose_window(args.window, planned.settings, read_bundle(model_of(args)), memory)
     figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
@@ -42,24 +44,28 @@ def plan(args: Namespace) -> int:
 
         note("segmenting a few windows ...")
         figures |= calibrate(planned, model_of(args), window, args.window, args.device, args.devices, args.price)
-    figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused}
+    figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused, "doubts": doubts}
     if args.json:
         show(figures, as_json=True)
     else:
         settings = ", ".join(f"{k} {v}" for k, v in figures.pop("settings").items() if v is not None and v is not False)
-        show({**figures, "settings": settings, "refused": len(refused)}, as_json=False)
-        for line in refused:
+        show({**figures, "settings": settings, "refused": len(refused), "doubts": len(doubts)}, as_json=False)
+        for line in (*refused, *doubts):
             print(f"  {line}")
     return 2 if refused else 0
 
 
-def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
+def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
+    """The plan, a line for each scene that is refused, and one for each doubt about those that are not."""
     from seg_core.bundle import read_bundle, read_weights
+    from seg_core.overlaps import describe_overlaps
     from seg_core.plan import Settings, make_plan
     from seg_core.region import read_region
 
     if args.order == "given" and not args.mosaic:
         raise SegError("--order given: is for scenes that are one image: add --mosaic")
+    if args.overlap and args.mosaic:
+        raise SegError("--overlap count, --mosaic: in a mosaic each place counts once: leave out one of them")
     bundle = read_bundle(model_of(args))
     read_weights(model_of(args), bundle)  # damage shows here, not in a worker
     settings = Settings(
@@ -74,18 +80,39 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str]]":
         precision=args.precision,
         decode=args.decode,
         mosaic=args.mosaic,
+        alpha=args.alpha,
     )
-    scenes, unreadable = read_region(args.scenes, as_given=args.mosaic and args.order == "given")
+    as_given = args.mosaic and args.order == "given"
+    scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
     planned, refused = make_plan(scenes, bundle, settings, args.window)
-    return planned, unreadable + refused
+    refused, doubts = unreadable + refused, _doubts(scenes)
+    overlaps, copies = describe_overlaps(scenes)
+    if args.overlap:
+        doubts += overlaps
+    elif not args.mosaic:
+        refused += overlaps
+    return planned, refused, doubts + copies
+
+
+def _doubts(scenes: "Sequence[Scene]") -> list[str]:
+    """What is doubtful about scenes, each doubt once."""
+    having: defaultdict[str, list[str]] = defaultdict(list)
+    for scene in scenes:
+        for doubt in scene.doubts:
+            having[doubt].append(scene.scene_id)
+    return [
+        f"{ids[0]}{f' and {len(ids) - 1:,} more' if len(ids) > 1 else ''}: {doubt}" for doubt, ids in having.items()
+    ]
 
 
 def _accepted(args: Namespace) -> "Plan":
     """The plan of a region of which every scene can be segmented."""
-    planned, refused = _planned(args)
+    planned, refused, doubts = _planned(args)
     if refused:
         more = f" (and {len(refused) - 1} more: see seg plan)" if len(refused) > 1 else ""
         raise SegError(f"{refused[0]}{more}")
+    for line in doubts:
+        note(line)
     for scene in planned.scenes:
         if scene.crs is None:
             note(f"{scene.scene_id}: no CRS: its resolution is taken for the model's, areas and geometry stay null")

@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
-from seg_core.geometry import area_m2, footprints
+from seg_core.geometry import area_m2, footprints, split_at_antimeridian
 from seg_core.scenes import Scene
 from seg_core.tiling import Window, split
 
@@ -68,8 +68,8 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
     """Where each tile is, and its footprint."""
     tiles = list(split(window, tile_size))
     polygons = np.full(len(tiles), None) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
-    geometries, boxes = shapely.to_wkb(polygons), shapely.bounds(polygons).tolist()
-    for tile, polygon, geometry, box in zip(tiles, polygons, geometries, boxes, strict=True):
+    split_polygons, boxes = split_at_antimeridian(polygons)
+    for tile, polygon, geometry, box in zip(tiles, polygons, shapely.to_wkb(split_polygons), boxes, strict=True):
         row = {
             "scene_id": scene.scene_id,
             "tile_row": tile.row_off // tile_size,

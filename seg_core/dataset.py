@@ -23,8 +23,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
+from seg_core.images import SUFFIXES
 from seg_core.raster import read_chip
-from seg_core.scenes import GSD_TOLERANCE, SUFFIXES, Scene, compare_gsd, lie_apart, read_scene
+from seg_core.scenes import GSD_TOLERANCE, Scene, compare_gsd, lie_apart, read_scene
 from seg_core.tiling import Window, intersection, round_up, split
 
 ROWS = 512  # of a label that are decoded at once

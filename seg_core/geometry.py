@@ -14,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import ProjError
+from shapely.affinity import translate
 
 from seg_core.errors import SegError
 
@@ -80,7 +81,8 @@ def _on_earth(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.
 def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int, int, int]]) -> NDArray[np.object_]:
     """Polygons in lon/lat of windows `(row_off, col_off, height, width)`, one each, counter-clockwise.
 
-    None for a window that reaches beyond what its CRS can describe.
+    Longitudes go on beyond 180 degrees where a window crosses the antimeridian: see `split_at_antimeridian`. None for a
+    window that reaches beyond what its CRS can describe.
     """
     box = np.asarray(windows, dtype=np.float64)
     top, left, bottom, right = box[:, 0], box[:, 1], box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]
@@ -89,9 +91,42 @@ def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int,
     lon, lat = lonlat(crs, transform, rows, cols)
     there = _on_earth(lon, lat).all(axis=1)
     found = np.full(len(box), None)
+    ring = np.stack([_unwrap(lon[there]), lat[there]], axis=-1)
     # A transform that mirrors the image turns the ring round; GeoParquet readers expect counter-clockwise shells.
-    found[there] = shapely.orient_polygons(shapely.polygons(np.stack([lon, lat], axis=-1)[there]))
+    found[there] = shapely.orient_polygons(shapely.polygons(ring))
     return found
+
+
+def _unwrap(lon: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Longitudes of rings `(number, corners)` without a jump, each from a first corner between -180 and 180 degrees."""
+    first = lon[:, :1]
+    beside = np.where(np.abs(lon - first) > 180, lon - 360 * np.round((lon - first) / 360), lon)
+    start = np.where(np.abs(first) > 180, 360 * np.round(first / 360), 0.0)
+    return beside - start
+
+
+def split_at_antimeridian(polygons: NDArray[np.object_]) -> tuple[NDArray[np.object_], list[list[float]]]:
+    """Lon/lat polygons with longitudes from -180 to 180, and the bounding box `xmin, ymin, xmax, ymax` of each.
+
+    One that crosses the antimeridian becomes two, and its `xmin` is greater than its `xmax` (RFC 7946, sections 3.1.9
+    and 5.2). None stays None.
+    """
+    found, boxes = polygons.copy(), shapely.bounds(polygons).tolist()
+    for at, (xmin, ymin, xmax, ymax) in enumerate(boxes):
+        if xmin < -180 or xmax > 180:
+            offset = 360.0 if xmin < -180 else 0.0
+            found[at] = _split(translate(polygons[at], offset))
+            west = xmin + offset
+            boxes[at] = [west if west < 180 else west - 360, ymin, xmax + offset - 360, ymax]
+    return found, boxes
+
+
+def _split(polygon: shapely.Polygon) -> shapely.Geometry:
+    """A polygon that ends east of 180 degrees, as one or two that end there."""
+    east = translate(shapely.clip_by_rect(polygon, 180, -90, 540, 90), -360.0)
+    west = shapely.clip_by_rect(polygon, -180, -90, 180, 90)
+    both = [shapely.orient_polygons(half) for half in (west, east) if half.area]
+    return both[0] if len(both) == 1 else shapely.multipolygons(both)
 
 
 def corner_distance(one: tuple[str, Transform, int, int], other: tuple[str, Transform, int, int]) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Compression, Interleaving, MaskFlags
 from rasterio.io import DatasetReader
 
-from seg_core.raster import Valid, ask_again, open_grid, read_mask
+from seg_core.raster import Valid, ask_again, open_scene, read_valid
 from seg_core.scenes import Scene
 from seg_core.storage import read_ranges
 from seg_core.tiling import Window, fold, unfold_mask
@@ -86,17 +86,17 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> Streams | No
     Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask; those whose
     three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its streams.
     """
-    if scene.resampled or scene.nodata is not None:
+    if scene.resampled or scene.inverted or scene.nodata is not None or scene.nodata_color is not None:
         return None
     return ask_again(lambda fresh: _read_streams(scene, window, rgb, fresh))
 
 
 def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> Streams | None:
     box, rows, cols = fold(window, scene.height, scene.width)
-    with open_grid(scene, scene, fresh) as dataset:
+    with open_scene(scene, scene, fresh) as dataset:
         if not _is_served(dataset, rgb):
             return None
-        valid = read_mask(dataset, box, scene)
+        valid = read_valid(dataset, box, scene)
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
@@ -163,7 +163,7 @@ def _without_colour(stream: bytes) -> list[memoryview]:
 def _find_blocks(dataset: DatasetReader, box: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Row and column of each block that the box touches, and where in the file it is: offset and size.
 
-    Those that a sparse file leaves out are not among them: they are 0, as GDAL reads them.
+    Those that a sparse file leaves out are not among them: no pixel of theirs is valid.
     """
     height, width = dataset.block_shapes[0]
     for row in range(box.row_off // height, -(-box.bottom // height)):

@@ -35,6 +35,7 @@ class Settings:
     decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.decided
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
+    alpha: int | None = None  # the alpha band; 0: none; None: the one that is labelled so
 
     def named(self) -> dict[str, Any]:
         """Those that are not what they are by default: a setting that comes later leaves older runs what they are."""
@@ -74,11 +75,11 @@ class Part:
     @property
     def version(self) -> str:
         """What tells one state of the files that the part is read from, and of how they are read, from another."""
-        return _digest([asdict(scene) for scene in (self.scene, *self.sources)])
+        return _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
 
     def to_row(self) -> dict[str, Any]:
         """As plain values, to travel."""
-        scenes = json.dumps([asdict(scene) for scene in (self.scene, *self.sources)])
+        scenes = json.dumps([scene.to_plain() for scene in (self.scene, *self.sources)])
         return {"key": self.key, "scenes": scenes, **self.window._asdict()}
 
     @classmethod
@@ -152,7 +153,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash of scenes, settings and model."""
-        return _digest([[asdict(s) for s in self.scenes], self.settings.named(), self.model])
+        return _digest([[scene.to_plain() for scene in self.scenes], self.settings.named(), self.model])
 
 
 def _digest(content: Any) -> str:
@@ -178,12 +179,27 @@ def make_plan(
     if bundle.context_px is None or settings.halo < bundle.context_px:
         settings = replace(settings, window=window or _largest_window(settings))
     # The scenes of a mosaic are read on the grid of the whole: only that must have the model's resolution.
-    served, refused = _fit(scenes, bundle, settings, None if settings.mosaic else bundle.gsd_m)
+    scenes, refused = _of_one_depth(scenes, settings.scale)
+    served, unfit = _fit(scenes, bundle, settings, None if settings.mosaic else bundle.gsd_m)
+    refused += unfit
     if settings.mosaic and served:
         whole, pieces, off_grid = make_mosaic(served)
         fitted, unfit = _fit([whole], bundle, settings, bundle.gsd_m)
         served, refused = [*(fitted or [whole]), *pieces], refused + off_grid + unfit
     return Plan(scenes=tuple(served), settings=settings, model=bundle.hash), refused
+
+
+def _of_one_depth(scenes: Sequence[Scene], scale: tuple[float, float] | None) -> tuple[list[Scene], list[str]]:
+    """The scenes whose pixels are of the type that a scale is for, that of the first; and a line for each other."""
+    if scale is None:
+        return list(scenes), []
+    other = [scene for scene in scenes if scene.dtype != scenes[0].dtype]
+    lines = [
+        f"{scene.scene_id}: its pixels are {scene.dtype}, those of {scenes[0].scene_id} {scenes[0].dtype}, and --scale "
+        "is for one type: make a run of its own"
+        for scene in other
+    ]
+    return [scene for scene in scenes if scene.dtype == scenes[0].dtype], lines
 
 
 def _fit(
@@ -198,7 +214,7 @@ def _fit(
                     num_bands=bundle.bands,
                     gsd_m=gsd_m,
                     bands=settings.bands,
-                    scaled=settings.scale is not None,
+                    scale=settings.scale,
                     resample=settings.resample,
                 )
             )

@@ -103,7 +103,7 @@ def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
     types = {each.name: each.type for each in fields}
     if types.get("geometry") != pa.binary():
         return None
-    column = dict(GEO["columns"]["geometry"])
+    column = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
     if types.get("bbox") != BBOX:
         del column["covering"]
     return {"geo": json.dumps({**GEO, "columns": {"geometry": column}})}

@@ -1,5 +1,6 @@
 """Pixels on disk: read a chip and what of it is valid, write a GeoTIFF. The only module that touches them."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,17 +12,18 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
+from rasterio.enums import Interleaving, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 
 from seg_core.errors import ReadError, SegError, UnansweredError
-from seg_core.geometry import Transform, pixel_size, position
-from seg_core.scenes import Scene, files_beside, has_mask, open_image
+from seg_core.geometry import Transform, pixel_at, pixel_size, position
+from seg_core.images import alpha_band, files_beside, has_mask, has_own_mask, open_image
+from seg_core.scenes import Scene
 from seg_core.storage import PARTIAL, is_remote
 from seg_core.tiling import Window, align, fold, inside, intersection, split, unfold, unfold_mask
 
@@ -31,6 +33,8 @@ NewPixels = Callable[[tuple[int, ...]], Pixels]
 T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
+OPAQUE = 100  # as alpha while resampling: any type of pixel holds it
+MAX_SOURCE = 4096  # px a side of what is read to resample a block: of very fine imagery blocks are smaller
 BLOCK = 512  # px a side, of what is written in pieces
 # GDAL's options for a GeoTIFF, by what a person calls the codec.
 CODECS: dict[str, dict[str, str | int]] = {
@@ -85,7 +89,7 @@ def _read_chip(
     scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: NewPixels, fresh: bool
 ) -> tuple[Pixels, Valid]:
     box, rows, cols = fold(window, grid.height, grid.width)
-    with open_grid(scene, grid, fresh) as dataset:
+    with open_scene(scene, grid, fresh) as dataset:
         chip = new((len(scene.bands), len(rows), len(cols)))
         into = inside(chip, rows, cols)
         raw, valid = _read(dataset, box, scene, grid, into if scale is None and scene.dtype == "uint8" else None)
@@ -94,35 +98,21 @@ def _read_chip(
 
 
 @contextmanager
-def open_grid(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
-    """The file on a grid: as it is, or warped to it where that is not the file's own. Raises ReadError."""
-    with open_image(scene.uri, fresh) as dataset:
+def open_scene(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader]:
+    """The file that a scene is read from; an overview of it where the grid is coarser. Raises ReadError."""
+    with open_image(scene.uri, fresh, sidecars=scene.sidecars) as dataset:
         end = position(tuple(dataset.transform)[:6], *dataset.shape)
         if not np.allclose(end, position(scene.transform, scene.height, scene.width), rtol=1e-9):
             raise ReadError(f"{scene.uri}: {dataset.width} x {dataset.height} px: not the size that was planned")
-        if has_mask(dataset) != scene.masked:
+        if has_mask(dataset, scene.alpha) != scene.masked:
             # To take every pixel for valid because a store was silent would be a wrong answer: it is asked again.
             kind = UnansweredError if is_remote(scene.uri) else ReadError
             raise kind(f"{scene.uri}: its mask was {'' if scene.masked else 'not '}there when it was planned")
-        if not grid.resampled:
+        if grid.resampled:
+            with _near(dataset, scene, grid, fresh) as source:
+                yield source
+        else:
             yield dataset
-            return
-        bounded = scene.masked or (grid is not scene and dataset.nodata is None)
-        with _near(dataset, scene, grid, fresh) as source:
-            own, wanted = pixel_size(tuple(source.transform)[:6]), pixel_size(grid.transform)
-            with WarpedVRT(
-                source,
-                crs=source.crs,
-                transform=Affine(*grid.transform),
-                height=grid.height,
-                width=grid.width,
-                resampling=Resampling.bilinear,
-                add_alpha=bounded and _alpha_band(source) is None,
-                # Else GDAL takes them from what of the file a window covers, rounded.
-                XSCALE=own[0] / wanted[0],
-                YSCALE=own[1] / wanted[1],
-            ) as warped:
-                yield warped
 
 
 @contextmanager
@@ -136,19 +126,16 @@ def _near(dataset: DatasetReader, scene: Scene, grid: Scene, fresh: bool) -> Ite
     room = min(wanted[0] / own[0], wanted[1] / own[1]) * (1 + 1e-6)
     factors = dataset.overviews(scene.bands[0])
     fitting = [level for level, factor in enumerate(factors) if factor <= room]
-    masked = scene.masked and _alpha_band(dataset) is None
-    beside = files_beside(scene.uri, dataset, ".ovr")
-    if not fitting or masked or beside or any(dataset.overviews(band) != factors for band in dataset.indexes):
+    beside = files_beside(scene.uri, dataset, scene.sidecars, ".ovr")
+    different = any(dataset.overviews(band) != factors for band in dataset.indexes)
+    if not fitting or has_own_mask(dataset) or beside or different:
         yield dataset
         return
-    with open_image(scene.uri, fresh, max(fitting, key=lambda level: factors[level])) as overview:
+    level = max(fitting, key=lambda level: factors[level])
+    with open_image(scene.uri, fresh, level, sidecars=scene.sidecars) as overview:
         # A nodata value that was set after the overviews were made is not theirs.
-        same = (repr(overview.nodata), overview.colorinterp) == (repr(dataset.nodata), dataset.colorinterp)
+        same = (repr(overview.nodatavals), overview.colorinterp) == (repr(dataset.nodatavals), dataset.colorinterp)
         yield overview if same else dataset
-
-
-def _alpha_band(dataset: DatasetReader) -> int | None:
-    return next((i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c == ColorInterp.alpha), None)
 
 
 def _read(
@@ -161,68 +148,173 @@ def _read(
     # GDAL rounds a resampled pixel a little differently for another window, so it is only ever asked for whole blocks
     # of a fixed grid: the answer must not depend on how the scene is cut.
     valid = np.empty((box.height, box.width), np.bool_)
-    for block in split(align(box, RESAMPLE_BLOCK, grid.window), RESAMPLE_BLOCK):
-        block_pixels = np.empty((len(scene.bands), block.height, block.width), scene.dtype)
-        block_valid = _read_at_once(dataset, block, scene, block_pixels)
+    size = _resample_block(dataset, grid)
+    for block in split(align(box, size, grid.window), size):
+        block_pixels, block_valid = _read_resampled(dataset, block, scene, grid)
         common = intersection(block, box)
         target, source = common.slices(box), common.slices(block)
         pixels[:, *target], valid[target] = block_pixels[:, *source], block_valid[source]
     return pixels, valid
 
 
-def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDArray[np.generic]) -> Valid:
-    """Put the pixels of a box where they are wanted, and say which hold data; 0 where none does."""
-    if _is_left_out(dataset, box, scene):
+def _resample_block(dataset: DatasetReader, grid: Scene) -> int:
+    """The side in px of the blocks of a grid that are resampled at once: what they are made of is bounded."""
+    own, wanted = pixel_size(tuple(dataset.transform)[:6]), pixel_size(grid.transform)
+    factor, size = max(wanted[0] / own[0], wanted[1] / own[1]), RESAMPLE_BLOCK
+    while size > 1 and size * factor > MAX_SOURCE:
+        size //= 2
+    return size
+
+
+def _read_resampled(dataset: DatasetReader, block: Window, scene: Scene, grid: Scene) -> tuple[NDArray[Any], Valid]:
+    """A block of a grid, made of the pixels of the file that hold data: bilinear, `(bands, height, width)`."""
+    own: Transform = tuple(dataset.transform)[:6]
+    box = _source_window(own, dataset.shape, block, grid)
+    found = np.zeros((len(scene.bands), block.height, block.width), scene.dtype)
+    if min(box.height, box.width) <= 0:
+        return found, np.zeros(found.shape[1:], np.bool_)
+    pixels = np.empty((len(scene.bands), box.height, box.width), scene.dtype)
+    valid = _read_at_once(dataset, box, scene, pixels)
+    if not valid.any():
+        return found, np.zeros(found.shape[1:], np.bool_)
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels[:, ~valid] = 0  # what is not finite would spread
+    size, wanted = pixel_size(own), pixel_size(grid.transform)
+    opaque = np.where(valid, OPAQUE, 0).astype(pixels.dtype)
+    warped, _ = reproject(
+        np.concatenate([pixels, opaque[np.newaxis]]),
+        np.zeros((len(pixels) + 1, block.height, block.width), pixels.dtype),
+        src_crs=scene.crs,
+        dst_crs=scene.crs,
+        src_transform=Affine(*_moved(own, box)),
+        dst_transform=Affine(*_moved(grid.transform, block)),
+        src_alpha=len(pixels) + 1,
+        dst_alpha=len(pixels) + 1,
+        resampling=Resampling.bilinear,
+        SRC_ALPHA_MAX=OPAQUE,
+        DST_ALPHA_MAX=OPAQUE,
+        # Else GDAL takes them from what of the file a window covers, rounded.
+        XSCALE=size[0] / wanted[0],
+        YSCALE=size[1] / wanted[1],
+    )
+    return warped[:-1], warped[-1] > 0
+
+
+def _source_window(own: Transform, shape: tuple[int, int], block: Window, grid: Scene) -> Window:
+    """The pixels of a file that a block of a grid is made of."""
+    corners = [(row, col) for row in (block.row_off, block.bottom) for col in (block.col_off, block.right)]
+    rows, cols = zip(*(pixel_at(own, *position(grid.transform, *corner)) for corner in corners), strict=True)
+    size, wanted = pixel_size(own), pixel_size(grid.transform)
+    reach = 2 * math.ceil(max(1.0, wanted[0] / size[0], wanted[1] / size[1])) + 1  # of a bilinear kernel, and one
+    top, left = math.floor(min(rows)) - reach, math.floor(min(cols)) - reach
+    bottom, right = math.ceil(max(rows)) + reach, math.ceil(max(cols)) + reach
+    return intersection(Window(top, left, bottom - top, right - left), Window(0, 0, *shape))
+
+
+def _moved(transform: Transform, window: Window) -> Transform:
+    """The transform of a window of an image."""
+    a, b, _, d, e, _ = transform
+    x, y = position(transform, window.row_off, window.col_off)
+    return a, b, float(x), d, e, float(y)
+
+
+def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDArray[Any]) -> Valid:
+    """Put the pixels of a box of the file where they are wanted, and say which hold data; 0 where none does.
+
+    A pixel holds data where each of these that the file has says so: its mask, its alpha band, its nodata value, the
+    blocks that a sparse file holds, and, of floats, where it is a number.
+    """
+    stored, alpha = _stored(dataset, box, scene), alpha_band(dataset, scene.alpha)
+    window = _as_rasterio(box)
+    if stored is not None and not stored.any():  # much of a mosaic is often empty: it needn't be fetched and decoded
         pixels[...] = 0
-        return np.zeros(box[2:], np.bool_)
-    alpha, window = _alpha_band(dataset), _as_rasterio(box)
-    if alpha is not None and dataset.interleaving == Interleaving.pixel:
+        return stored
+    if alpha is not None and dataset.interleaving == Interleaving.pixel and not has_own_mask(dataset):
         found = dataset.read([*scene.bands, alpha], window=window)  # at once: they are in the same blocks
         pixels[...] = found[:-1]
         valid: Valid = found[-1] > 0
     else:
-        valid = read_mask(dataset, box, scene)
-        if not valid.any():  # much of a mosaic is often empty: its colours needn't be fetched and decoded
+        valid = _read_masks(dataset, box, scene)
+        if not valid.any():
             pixels[...] = 0
             return valid
         dataset.read(list(scene.bands), window=window, out=pixels)
-    if scene.nodata is not None and not np.isnan(scene.nodata):
-        # One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
-        valid &= (pixels != scene.nodata).any(axis=0)
-    if np.issubdtype(pixels.dtype, np.floating):
-        valid &= np.isfinite(pixels).all(axis=0)
+    if stored is not None:
+        valid &= stored
+    _drop_nodata(scene, pixels, valid)
+    if scene.premultiplied and alpha is not None:
+        _divide_by_alpha(pixels, dataset.read(alpha, window=window))
+    if scene.inverted:
+        np.subtract(np.iinfo(pixels.dtype).max, pixels, out=pixels)
     return valid
 
 
-def _is_left_out(dataset: DatasetReader, box: Window, scene: Scene) -> bool:
-    """Whether a sparse GeoTIFF holds no block of the box at all, so that all of it is nodata.
+def _divide_by_alpha(pixels: NDArray[Any], alpha: NDArray[Any]) -> None:
+    """Undo the multiplication of colours by alpha, where it is between transparent and opaque."""
+    opaque = np.iinfo(alpha.dtype).max if np.issubdtype(alpha.dtype, np.integer) else 1
+    partly = (alpha > 0) & (alpha < opaque)
+    colors = pixels[:, partly] * (opaque / alpha[partly].astype(np.float64))
+    pixels[:, partly] = colors.round().clip(0, opaque) if opaque > 1 else colors
+
+
+def _drop_nodata(scene: Scene, pixels: NDArray[Any], valid: Valid) -> None:
+    """Take from the valid pixels those that hold the nodata value in all bands, and those that are no numbers.
+
+    One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
+    """
+    if scene.nodata_color is not None:
+        values = [(band, scene.nodata_color[number - 1]) for band, number in zip(pixels, scene.bands, strict=True)]
+        told = [band != value for band, value in values if value is not None and not math.isnan(value)]
+        if told:
+            valid &= np.any(told, axis=0)
+    elif scene.nodata is not None and not np.isnan(scene.nodata):
+        valid &= (pixels != scene.nodata).any(axis=0)
+    if np.issubdtype(pixels.dtype, np.floating):
+        valid &= np.isfinite(pixels).all(axis=0)
+
+
+def read_valid(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
+    """Which pixels of a box hold data, so far as is said apart from the pixels themselves, `(height, width)`."""
+    stored, valid = _stored(dataset, box, scene), _read_masks(dataset, box, scene)
+    return valid if stored is None else valid & stored
+
+
+def _read_masks(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
+    """What the alpha band and the mask say, where there are any; a pixel holds data where both say so."""
+    valid, window = np.ones((box.height, box.width), np.bool_), _as_rasterio(box)
+    if (alpha := alpha_band(dataset, scene.alpha)) is not None:
+        valid &= dataset.read(alpha, window=window) > 0  # as a band: GDAL's masks leave alpha out beside others
+    if has_own_mask(dataset):
+        valid &= dataset.read_masks(scene.bands[0], window=window) > 0
+    return valid
+
+
+def _stored(dataset: DatasetReader, box: Window, scene: Scene) -> Valid | None:
+    """Which pixels of a box are in blocks that a sparse GeoTIFF holds; None where all are.
 
     GDAL says where a block is in the file (https://gdal.org/drivers/raster/gtiff.html#metadata), and reads nothing.
     """
-    if scene.nodata is None or dataset.driver != "GTiff":
-        return False
+    if dataset.driver != "GTiff":
+        return None
     height, width = dataset.block_shapes[0]
     if height == 1:  # a large strip, perhaps: GDAL shows its rows as blocks, and of the first alone says where it is
-        return False
+        return None
     bands = scene.bands[:1] if dataset.interleaving == Interleaving.pixel else scene.bands
     rows = range(box.row_off // height, -(-box.bottom // height))
     cols = range(box.col_off // width, -(-box.right // width))
-    return not any(
-        dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
-        for row in rows
-        for col in cols
-        for band in bands
+    held = np.array(
+        [
+            [
+                any(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band) for band in bands)
+                for col in cols
+            ]
+            for row in rows
+        ]
     )
-
-
-def read_mask(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """What the alpha band or the mask says, where there is one."""
-    alpha = _alpha_band(dataset)
-    if alpha is not None:  # read as a band: GDAL's masks leave alpha out where there is a nodata value too
-        return np.asarray(dataset.read(alpha, window=_as_rasterio(box)) > 0)
-    if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
-        return np.asarray(dataset.read_masks(scene.bands[0], window=_as_rasterio(box)) > 0)
-    return np.ones((box.height, box.width), np.bool_)
+    if held.all():
+        return None
+    at_row, at_col = np.arange(box.row_off, box.bottom) // height, np.arange(box.col_off, box.right) // width
+    return held[np.ix_(at_row - rows.start, at_col - cols.start)]
 
 
 def _as_rasterio(window: Window) -> RasterioWindow:

@@ -1,29 +1,46 @@
 """Regions: find the images that a person names, by files, folders, prefixes, globs or manifests."""
 
 import io
+import math
 import posixpath
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 
 import pandas as pd
 
 from seg_core.errors import ReadError, SegError
-from seg_core.scenes import SUFFIXES, Scene, read_scene
+from seg_core.geometry import position
+from seg_core.images import SUFFIXES, TIFF_SUFFIXES
+from seg_core.scenes import Scene, read_scene
 from seg_core.storage import absolute, exists, expand, folder_of, is_remote, read_bytes, stat, walk
 
 MANIFESTS = (".csv", ".parquet", ".txt")
 READERS = 16  # threads to read headers with
+# Words for a small picture of a scene, in the names of files beside it.
+PREVIEW = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
+COARSE = 2  # times the pixel of another scene on the same ground, from which on a scene is a preview of it
 
 
-def read_region(sources: Sequence[str], as_given: bool = False) -> tuple[list[Scene], list[str]]:
+def read_region(
+    sources: Sequence[str], as_given: bool = False, alpha: int | None = None, include: Sequence[str] = ()
+) -> tuple[list[Scene], list[str]]:
     """Scenes of a region in the order of their ids, and one line for each file that is no readable image.
 
-    With `as_given` they are in the order in which the sources name them, those of a folder by name.
+    With `as_given` they are in the order in which the sources name them, those of a folder by name. `alpha` is that of
+    `seg_core.scenes.read_scene`.
 
     A source is a file, a folder (searched with its subfolders), a glob, each on disk or in S3, or a manifest (`.txt`: a
-    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). Raises SegError where nothing is found.
+    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). A preview that was found beside the scene it
+    shows is left out, and the scene's doubts say so, unless its name matches a pattern in `include`. Raises SegError
+    where nothing is found.
     """
-    named = dict.fromkeys(uri for source in sources for uri in find_images(source))
+    found = [_find(source, include) for source in sources]
+    previews = {uri: scene for each in found for uri, scene in each.previews.items()}
+    named = dict.fromkeys(uri for each in found for uri in each.images)
     uris = list(named) if as_given else sorted(named)
     if len({is_remote(uri) for uri in uris}) > 1:
         raise SegError("some scenes are on disk, some in S3: make two runs of them")
@@ -31,40 +48,113 @@ def read_region(sources: Sequence[str], as_given: bool = False) -> tuple[list[Sc
 
     def read(uri: str) -> Scene | str:
         try:
-            return read_scene(uri, posixpath.relpath(uri, root))
+            return read_scene(uri, posixpath.relpath(uri, root), alpha)
         except ReadError as error:
             return str(error)
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, uris))
-    scenes = [s for s in found if isinstance(s, Scene)]
+        headers = list(pool.map(read, uris))
+    scenes = [s for s in headers if isinstance(s, Scene)]
     by_id = {scene.scene_id: scene for scene in scenes}
     twin = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
     if twin is not None:  # such as s3://b//a.tif and s3://b/a.tif
         raise SegError(f"{twin.uri}, {by_id[twin.scene_id].uri}: two files of one name: make two runs of them")
-    return scenes, [line for line in found if isinstance(line, str)]
+    searched = {uri for each in found for uri in each.searched}
+    previews |= find_coarse_copies([scene for scene in scenes if scene.uri in searched], include)
+    left = [_name_previews(scene, previews, root) for scene in scenes if scene.uri not in previews]
+    return left, [line for line in headers if isinstance(line, str)]
+
+
+def _name_previews(scene: Scene, previews: Mapping[str, str], root: str) -> Scene:
+    """The scene, with a doubt for each preview of it that was left out."""
+    names = [posixpath.relpath(preview, root) for preview, shown in previews.items() if shown == scene.uri]
+    lines = [f"{name} beside it is left out as a preview: --include {name} takes it back" for name in names]
+    return replace(scene, doubts=(*scene.doubts, *lines))
 
 
 def find_images(source: str) -> list[str]:
     """Absolute paths of the images that a source names. Raises SegError where it names none."""
+    return _find(source, ()).images
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source names."""
+
+    images: list[str]
+    previews: dict[str, str]  # of images that were left out, the one that each shows
+    searched: list[str]  # of the images, those that were found in a folder and not named
+
+
+def _find(source: str, include: Sequence[str]) -> Found:
     path = absolute(source)
     if stat(path) is not None:
-        return _read_manifest(path) if path.lower().endswith(MANIFESTS) else [path]
+        return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], {}, [])
     if any(letter in path for letter in "*?[") and not exists(path):
         found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
         if not found:
             raise SegError(f"{source}: no such file or folder")
-        return found
-    found = sorted(name for name in walk(path) if _is_image(name))
-    if not found and not exists(path):
-        raise SegError(f"{source}: no such file or folder")
-    if not found:
-        raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return found
+    else:
+        found = sorted(name for name in walk(path) if _is_image(name))
+        if not found and not exists(path):
+            raise SegError(f"{source}: no such file or folder")
+        if not found:
+            raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
+    previews = find_previews(found, include)
+    images = [name for name in found if name not in previews]
+    return Found(images, previews, images)
 
 
 def _is_image(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
+
+
+def find_previews(paths: Sequence[str], include: Sequence[str] = ()) -> dict[str, str]:
+    """Of images in folders, those that are previews by their names, each with the GeoTIFF that it shows.
+
+    That is: what is no GeoTIFF and has the stem of one in its folder, alone or with more after it (`a.png`, `a.tif.jpg`
+    and `a_small.png` beside `a.tif`), or a word for it in its name (`thumbnail.png`).
+    """
+    by_folder: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for path in paths:
+        stem, suffix = posixpath.splitext(posixpath.basename(path))
+        if suffix.lower() in TIFF_SUFFIXES:
+            by_folder[folder_of(path)][stem.lower()] = path
+    found = {}
+    for path in paths:
+        stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
+        tiffs = by_folder.get(folder_of(path))
+        if tiffs and suffix not in TIFF_SUFFIXES and not _is_included(path, include):
+            named = stem[: match.start()] if (match := PREVIEW.search(stem)) else stem
+            shown = next((tiffs[each] for each in (stem, named, posixpath.splitext(stem)[0]) if each in tiffs), None)
+            if shown or match:
+                found[path] = shown or min(tiffs.values())
+    return found
+
+
+def find_coarse_copies(scenes: Sequence[Scene], include: Sequence[str] = ()) -> dict[str, str]:
+    """Of scenes with one footprint in one folder, the URIs of the coarse ones, each with that of the finest."""
+    by_place: defaultdict[tuple[object, ...], list[Scene]] = defaultdict(list)
+    for scene in scenes:
+        if scene.crs is not None:
+            x, y = position(scene.transform, 0, 0)
+            right, bottom = position(scene.transform, scene.height, scene.width)
+            size = math.hypot(right - x, bottom - y)
+            digits = 2 - math.floor(math.log10(size))  # a hundredth of its size and finer
+            place = [round(value, digits) for value in (x, y, right, bottom)]
+            by_place[folder_of(scene.uri), scene.crs, *place].append(scene)
+    found = {}
+    for alike in by_place.values():
+        finest = max(alike, key=lambda scene: scene.width * scene.height)
+        for scene in alike:
+            coarse = COARSE * scene.width <= finest.width and COARSE * scene.height <= finest.height
+            if coarse and not _is_included(scene.uri, include):
+                found[scene.uri] = finest.uri
+    return found
+
+
+def _is_included(path: str, include: Sequence[str]) -> bool:
+    return any(fnmatch(path, pattern) or fnmatch(path, f"*/{pattern}") for pattern in include)
 
 
 def _read_manifest(path: str) -> list[str]:

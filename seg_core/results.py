@@ -7,7 +7,6 @@ RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file
 import json
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -81,6 +80,13 @@ SCENES = pa.schema(
         pa.field("transform", pa.list_(pa.float64()), nullable=False),  # a, b, c, d, e, f
         pa.field("gsd_m", pa.float64()),
         pa.field("source_gsd_m", pa.float64()),  # differs from gsd_m where the scene is resampled
+        # Null where the file says nothing unusual, as in runs from before there were these columns:
+        pa.field("alpha", pa.int32()),  # the alpha band that --alpha named; 0: none
+        pa.field("nodata_color", pa.list_(pa.float64())),  # the nodata value of each band of the file, if they differ
+        pa.field("inverted", pa.bool_()),  # 0 is white
+        pa.field("premultiplied", pa.bool_()),  # its colours by its alpha band
+        pa.field("bits", pa.int32()),  # of a value, where they are fewer than its dtype holds
+        pa.field("sidecars", pa.list_(pa.string())),  # files beside a remote image that belong to it
     ]
 )
 
@@ -96,8 +102,17 @@ def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str
     The version of the scene's file goes into the Parquet file's metadata.
     """
     ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
-    schema = TILES.with_metadata({**TILES.metadata, VERSION: version})
+    schema = TILES.with_metadata({b"geo": json.dumps(_geo(ordered)), VERSION: version})
     publish(part_path(run, key), _parquet(pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema)))
+
+
+def _geo(rows: Sequence[Row]) -> dict[str, Any]:
+    """GEO for these rows: a tile across the antimeridian has two polygons."""
+    boxes = [row["bbox"] for row in rows if row["bbox"]]
+    if not any(box["xmin"] > box["xmax"] for box in boxes):
+        return GEO
+    column = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
+    return {**GEO, "columns": {"geometry": column}}
 
 
 def read_state(path: str) -> tuple[bool, str] | None:
@@ -118,7 +133,7 @@ def read_state(path: str) -> tuple[bool, str] | None:
 
 def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
     """Publish the scenes table."""
-    publish(scenes_path(run), _parquet(pa.Table.from_pylist([asdict(s) for s in scenes], schema=SCENES)))
+    publish(scenes_path(run), _parquet(pa.Table.from_pylist([scene.to_plain() for scene in scenes], schema=SCENES)))
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -170,7 +170,7 @@ def _scene_differences(there: Sequence[Scene], here: Sequence[Scene]) -> list[st
 
 def _as_text(scene: Scene) -> str:
     # Not as it is, because a NaN, which a nodata value may be, differs from itself.
-    return repr(asdict(scene))
+    return repr(scene.to_plain())
 
 
 def parts_to_do(run: str, plan: Plan) -> list[Part]:

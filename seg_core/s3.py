@@ -9,6 +9,7 @@ A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for wha
 
 import io
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
@@ -92,6 +93,19 @@ def head(uri: str) -> tuple[int, str] | None:
     bucket, key = _split(uri)
     answer = _ask(uri, methodcaller("head_object", Bucket=bucket, Key=key)) if key else None
     return (answer["ContentLength"], answer["ETag"].strip('"')) if answer else None
+
+
+def list_beside(uri: str) -> dict[str, tuple[int, str]] | None:
+    """Size in bytes and etag of an object and of those beside it with the same stem, by URI.
+
+    None where the bucket may not be listed, or there are more than can be listed at once.
+    """
+    bucket, key = _split(uri)
+    request = methodcaller("list_objects_v2", Bucket=bucket, Prefix=f"{posixpath.splitext(key)[0]}.")
+    answer = _ask(uri, request, {"AccessDenied", "403"})
+    if answer is None or answer.get("IsTruncated"):
+        return None
+    return {f"{S3}{bucket}/{o['Key']}": (o["Size"], o["ETag"].strip('"')) for o in answer.get("Contents", ())}
 
 
 def get(uri: str) -> bytes | None:

@@ -1,56 +1,42 @@
-"""Scenes: read the headers of images, refuse what can't be segmented, and say why."""
+"""Scenes: what the header of an image says, whether a model can be served with it, and why not."""
 
-import math
-import os
-import posixpath
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import rasterio
-from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 
-from seg_core.errors import ReadError, SegError, UnansweredError
+from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform, corner_distance, ground_size
-from seg_core.storage import (
-    gdal_path,
-    gdal_settings,
-    is_remote,
-    stat,
+from seg_core.images import (
+    MASK,
+    SIDECARS,
+    bits_per_sample,
+    check_pixels,
+    color_bands,
+    doubts,
+    files_beside,
+    find_unlabelled_alpha,
+    has_mask,
+    is_inverted,
+    is_premultiplied,
+    open_image,
 )
+from seg_core.storage import stat, stat_beside
 from seg_core.tiling import Window
-
-# Formats that hold pixels and nothing else, each opened with its own driver: VRT and its kind name further files,
-# so that a scene could read what its sender can't.
-DRIVERS = {
-    ".tif": "GTiff",
-    ".tiff": "GTiff",
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jp2": "JP2OpenJPEG",
-}
-SUFFIXES = tuple(DRIVERS)
-UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
-# A scene without georeference is served; the command line says so itself, once a scene and not once a read.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-
-MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
-MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
-MASK = ".msk"
-BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
 APART = 0.1  # of its diagonal, by which the corners of an image and its label may differ
+NOT_LISTED = "its folder may not be listed: files beside it (.aux.xml, .msk, world files) are not looked for"
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
+
+
+PLANNING = MappingProxyType({"kept": False})  # marks fields of a scene that are not part of a run's record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +57,30 @@ class Scene:
     transform: Transform
     gsd_m: float | None  # ground sampling distance in metres a pixel, at the scene's centre
     source_gsd_m: float | None  # the file's own; differs from gsd_m where the scene is resampled
+    alpha: int | None = None  # the alpha band, where it is another than the file's labels say; 0: none
+    nodata_color: tuple[float | None, ...] | None = None  # a nodata value for each band of the file, if they differ
+    inverted: bool = False  # 0 is white in the file
+    premultiplied: bool = False  # the colours are multiplied by the alpha band
+    bits: int | None = None  # of a value, where they are fewer than its dtype holds
+    sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that say more of it
+    # What is only of use while a run is planned:
+    maybe_alpha: int | None = field(default=None, metadata=PLANNING)  # a band without a label that looks like alpha
+    doubts: tuple[str, ...] = field(default=(), metadata=PLANNING)  # what may be meant otherwise, a line each
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Scene":
-        """The scene of `dataclasses.asdict`, after JSON or Parquet made lists of its tuples."""
-        return cls(**{**values, "bands": tuple(values["bands"]), "transform": tuple(values["transform"])})
+        """The scene of `to_plain`, after JSON or Parquet made lists of its tuples and null of what was left out."""
+        later = {f.name for f in fields(cls) if f.default is not MISSING}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{k: v for k, v in known.items() if v is not None or k not in later})
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values, without fields that runs did not always have where those hold their default.
+
+        So a run that is older than a field keeps its fingerprint.
+        """
+        left_out = {f.name for f in fields(self) if f.metadata is PLANNING or getattr(self, f.name) == f.default}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def window(self) -> Window:
@@ -88,118 +93,27 @@ class Scene:
         return self.gsd_m != self.source_gsd_m
 
 
-@contextmanager
-def open_image(uri: str, fresh: bool = False, overview: int | None = None) -> Iterator[DatasetReader]:
-    """Open an image, or one of its overviews. Raises ReadError where it is none, or reading it fails.
+def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
+    """Read one header. `alpha` is the number of the alpha band, 0 for none; by default the file's labels say.
 
-    GDAL's settings are in force meanwhile. It keeps what it has fetched of a remote file for the next one to open it,
-    but not of a `fresh` one.
+    Raises ReadError for what is not an image, or means something else than it seems.
     """
-    kept = {"CPL_VSIL_CURL_NON_CACHED": gdal_path(uri)} if fresh else {}
-    options = {} if overview is None else {"overview_level": overview}
-    with rasterio.Env(**gdal_settings(uri), **kept):
-        try:
-            dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[posixpath.splitext(uri)[1].lower()], **options)
-        except RasterioError as error:
-            raise _read_error(uri, error, _why_unreadable(uri)) from error
-        except (KeyError, UnicodeDecodeError) as error:  # of another suffix; of a CRS that is no text
-            raise ReadError(_why_unreadable(uri)) from error
-        with dataset:
-            opened = False
-            try:
-                _check_header(uri, dataset)
-                opened = True
-                yield dataset
-            except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
-                found = _read_error(uri, error)
-                tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
-                found.in_places = opened and tiled and not isinstance(found, UnansweredError)
-                raise found from error
-
-
-def _check_header(uri: str, dataset: DatasetReader) -> None:
-    """Raise ReadError for an image that needs more memory than there may be, before any is taken, or other files."""
-    dtype = dataset.dtypes[0]
-    if dtype.startswith("complex"):
-        raise ReadError(f"{uri}: its pixels are {dtype}, this program reads real numbers")
-    if dataset.width * dataset.height > MAX_PIXELS:
-        raise ReadError(f"{uri}: says it measures {dataset.width} x {dataset.height} px: its header is damaged")
-    height, width = max(dataset.block_shapes, key=math.prod)
-    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
-    size = height * width * np.dtype(dtype).itemsize * together
-    if size > MAX_BLOCK:
-        raise ReadError(
-            f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
-            f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
-        )
-    _check_overviews(uri, dataset)  # before GDAL is asked which files it opens: they would be opened
-    for path in files_beside(uri, dataset, BESIDE):
-        if not _begins(path, TIFF):
-            raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
-        with rasterio.open(path, driver="GTiff") as beside:
-            _check_overviews(path, beside)
-
-
-def _check_overviews(path: str, dataset: DatasetReader) -> None:
-    """Raise ReadError for an image that names a file for its overviews: any could be read through it."""
-    if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-        raise ReadError(f"{path}: its overviews are in a file of its choice, {named}: take that out of its metadata")
-
-
-def files_beside(uri: str, dataset: DatasetReader, endings: str | tuple[str, ...]) -> list[str]:
-    """The files beside an image on disk, with one of those endings, that GDAL opens with it.
-
-    Of one in a store not even their names are asked for: GDAL would send a request for each.
-    """
-    return [] if is_remote(uri) else [path for path in dataset.files[1:] if path.lower().endswith(endings)]
-
-
-def _begins(path: str, with_any: tuple[bytes, ...]) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4).startswith(with_any)
-
-
-def _read_error(uri: str, error: BaseException, reason: str | None = None) -> ReadError:
-    """What GDAL says of its first cause, for rasterio's own error only says that there is one."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    if is_remote(uri) and any(UNANSWERED.search(str(cause)) for cause in causes):
-        return UnansweredError(f"{uri}: {causes[-1]}")
-    return ReadError(reason or f"{uri}: {causes[-1]}")
-
-
-def _why_unreadable(uri: str) -> str:
-    try:
-        if stat(uri) is None:
-            return f"{uri}: no such file"
-    except SegError as error:
-        return str(error)
-    if not is_remote(uri) and not os.access(uri, os.R_OK):
-        return f"{uri}: not allowed to read it"
-    return f"{uri}: not an image, or a damaged one (read: {', '.join(SUFFIXES)})"
-
-
-def read_scene(uri: str, scene_id: str) -> Scene:
-    """Read one header. Raises ReadError for what is not an image."""
-    found = stat(uri)
-    if found is None:
-        raise ReadError(f"{uri}: no such file")
     try:
         uri.encode()
     except UnicodeEncodeError as error:
         raise ReadError(f"{uri}: its name is not UTF-8: rename it") from error
-    with open_image(uri) as dataset:
-        if ColorInterp.palette in dataset.colorinterp:
-            raise ReadError(f"{uri}: its pixels are numbers of colours: give it those (gdal_translate -expand rgb)")
-        masks = [stat(path) for path in files_beside(uri, dataset, MASK)]
-        crs = _crs_text(dataset)
-        transform: Transform = tuple(dataset.transform)[:6]
-        try:
-            gsd_m = mean_gsd(crs, transform, dataset.height, dataset.width)
-        except SegError as error:
-            way_out = "mend it (gdal_edit -a_srs, -a_ullr), or take it away (gdal_edit -a_srs None)"
-            raise ReadError(f"{uri}: {error}: {way_out}") from error
+    found, beside = stat_beside(uri)
+    if found is None:
+        raise ReadError(f"{uri}: no such file")
+    sidecars = tuple(path for path in beside or () if path.lower().endswith(SIDECARS))
+    with open_image(uri, sidecars=sidecars) as dataset:
+        check_pixels(uri, dataset)
+        if alpha is not None and alpha > dataset.count:
+            raise ReadError(f"{uri}: --alpha {alpha}: it has {dataset.count} bands")
+        masks = [stat(path) for path in files_beside(uri, dataset, sidecars, MASK)]
+        crs, transform = _crs_text(dataset), tuple(dataset.transform)[:6]
+        gsd_m = _checked_gsd(uri, crs, transform, dataset)
+        same_nodata = len(set(map(repr, dataset.nodatavals))) == 1
         return Scene(
             scene_id=scene_id,
             uri=uri,
@@ -207,30 +121,49 @@ def read_scene(uri: str, scene_id: str) -> Scene:
             version=" ".join(each.version for each in (found, *masks) if each),
             height=dataset.height,
             width=dataset.width,
-            bands=tuple(i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c != ColorInterp.alpha),
+            bands=color_bands(dataset, alpha),
             dtype=dataset.dtypes[0],
-            nodata=dataset.nodata,
-            masked=has_mask(dataset),
+            nodata=dataset.nodata if same_nodata else None,
+            masked=has_mask(dataset, alpha),
             crs=crs,
             transform=transform,
             gsd_m=gsd_m,
             source_gsd_m=gsd_m,
+            alpha=alpha,
+            nodata_color=None if same_nodata else dataset.nodatavals,
+            inverted=is_inverted(dataset),
+            premultiplied=alpha is None and is_premultiplied(uri, dataset),
+            bits=bits_per_sample(dataset),
+            sidecars=sidecars,
+            maybe_alpha=find_unlabelled_alpha(dataset) if alpha is None else None,
+            doubts=(*doubts(dataset, alpha), *([NOT_LISTED] if beside is None else [])),
         )
 
 
-def has_mask(dataset: DatasetReader) -> bool:
-    """Whether an alpha band or mask says which pixels hold data, so far as GDAL could find out.
-
-    It looks for masks quietly: where a store does not answer, there is none.
-    """
-    return ColorInterp.alpha in dataset.colorinterp or MaskFlags.per_dataset in dataset.mask_flag_enums[0]
-
-
 def _crs_text(dataset: DatasetReader) -> str | None:
-    if not dataset.crs or dataset.transform.is_identity:
-        return None
-    code = dataset.crs.to_epsg()
-    return f"EPSG:{code}" if code else str(dataset.crs.to_wkt())
+    return None if not dataset.crs or dataset.transform.is_identity else _shortest_name(dataset.crs.to_wkt())
+
+
+@lru_cache(maxsize=64)
+def _shortest_name(wkt: str) -> str:
+    """The EPSG code of a CRS where it is exactly that, else its own text.
+
+    Of a CRS whose datum has no name, PROJ finds codes of countries that use its ellipsoid, some 100 m apart.
+    """
+    crs = CRS.from_wkt(wkt)
+    code = crs.to_epsg()
+    try:
+        return f"EPSG:{code}" if code and CRS.from_epsg(code) == crs else wkt
+    except CRSError:  # a code that this PROJ does not know
+        return wkt
+
+
+def _checked_gsd(uri: str, crs: str | None, transform: Transform, dataset: DatasetReader) -> float | None:
+    try:
+        return mean_gsd(crs, transform, dataset.height, dataset.width)
+    except SegError as error:
+        way_out = "correct it (gdal_edit.py -a_srs, -a_ullr), or remove it (gdal_edit.py -a_srs None)"
+        raise ReadError(f"{uri}: {error}: {way_out}") from error
 
 
 def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> float | None:
@@ -251,34 +184,62 @@ def lie_apart(one: Scene, other: Scene) -> bool:
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:
     """The bands to read. Raises SegError where the model's number of bands doesn't follow from the file."""
-    if bands is None:
-        count = len(scene.bands)
-        if count != wanted:
-            example = ",".join(str(min(i, count)) for i in range(1, wanted + 1))
-            raise SegError(
-                f"{scene.scene_id}: {count} bands besides alpha, the model wants {wanted}: "
-                f"choose with --bands, such as --bands {example}"
-            )
-        return scene.bands
-    if len(bands) != wanted:
+    count, name = len(scene.bands), scene.scene_id
+    example = ",".join(str(scene.bands[min(i, count - 1)]) for i in range(wanted)) if count else ""
+    if bands is None and count != wanted:
+        raise SegError(f"{name}: {count} bands besides alpha, the model wants {wanted}: {_way_out(scene, example)}")
+    if bands is not None and len(bands) != wanted:
         raise SegError(f"--bands {','.join(map(str, bands))}: names {len(bands)} bands, the model wants {wanted}")
-    absent = [b for b in bands if b not in scene.bands]
+    chosen = scene.bands if bands is None else tuple(bands)
+    absent = [b for b in chosen if b not in scene.bands]
     if absent:
-        raise SegError(f"{scene.scene_id}: no colour band {absent[0]} (it has {', '.join(map(str, scene.bands))})")
-    return tuple(bands)
+        raise SegError(f"{name}: no colour band {absent[0]} (it has {', '.join(map(str, scene.bands))})")
+    if scene.maybe_alpha is not None and scene.maybe_alpha not in chosen:
+        raise SegError(f"{name}: {_way_out(scene, ','.join(map(str, chosen)))}")
+    return chosen
+
+
+def _way_out(scene: Scene, example: str) -> str:
+    """How to say which bands to read, such as those of the example."""
+    band = scene.maybe_alpha
+    if band is None:
+        return f"choose with --bands, such as --bands {example}"
+    ways_out = f"--alpha {band}, or --alpha none --bands {example}"
+    return f"band {band} may be alpha, for it holds only 0 and opaque: add {ways_out}"
 
 
 def fit_to_model(
-    scene: Scene, *, num_bands: int, gsd_m: float | None, bands: Sequence[int] | None, scaled: bool, resample: bool
+    scene: Scene,
+    *,
+    num_bands: int,
+    gsd_m: float | None,
+    bands: Sequence[int] | None,
+    scale: tuple[float, float] | None,
+    resample: bool,
 ) -> Scene:
     """The scene with the bands and on the grid that a model reads it in. Raises SegError for what can't be served."""
     chosen = choose_bands(scene, num_bands, bands)
-    if scene.dtype != "uint8" and not scaled:
+    _check_scale(scene, scale)
+    return replace(_fit_grid(scene, gsd_m, resample), bands=chosen)
+
+
+def _check_scale(scene: Scene, scale: tuple[float, float] | None) -> None:
+    """Raise SegError where the values of a scene are not 0 to 255, and are not scaled to that either."""
+    name, dtype = scene.scene_id, np.dtype(scene.dtype)
+    if scale is None and dtype != np.uint8:
         raise SegError(
-            f"{scene.scene_id}: its pixels are {scene.dtype}, the model was trained on uint8: "
+            f"{name}: its pixels are {dtype}, the model was trained on uint8: "
             "say with --scale MIN MAX which values become 0 and 255"
         )
-    return replace(_fit_grid(scene, gsd_m, resample), bands=chosen)
+    if scale is None and scene.bits is not None:
+        raise SegError(f"{name}: its pixels have {scene.bits} bits, not 8: add --scale 0 {2**scene.bits - 1}")
+    if scale is not None and np.issubdtype(dtype, np.integer):
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if scale[0] < least or scale[1] > most:
+            raise SegError(
+                f"{name}: --scale {scale[0]:g} {scale[1]:g}: its pixels are {dtype}, {least} to {most}: make a run of "
+                "its own"
+            )
 
 
 def compare_gsd(scene: Scene, gsd_m: float) -> tuple[float, str]:

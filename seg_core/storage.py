@@ -19,6 +19,21 @@ from seg_core.errors import ReadError, SegError, UnansweredError
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+# GDAL's settings that change what a file's pixels are, where they lie, or which hold data, at their defaults: what the
+# caller's environment says of them does not count.
+PINNED: dict[str, str | float] = {
+    "CONVERT_YCBCR_TO_RGB": "YES",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",  # files beside an image are looked for
+    "GDAL_JPEG_TO_RGB": "YES",
+    "GDAL_PAM_ENABLED": "YES",  # .aux.xml
+    "GDAL_TIFF_INTERNAL_MASK_TO_8BIT": "YES",
+    "GTIFF_HONOUR_NEGATIVE_SCALEY": "NO",
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "GTIFF_POINT_GEO_IGNORE": "NO",
+    "GTIFF_SRS_SOURCE": "",
+    "JPEG_READ_MASK": "YES",
+    "OSR_STRIP_TOWGS84": "YES",
+}
 PARTIAL = ".partial-"  # files of this prefix are not there yet
 
 
@@ -61,7 +76,7 @@ def gdal_path(path: str) -> str:
 def gdal_settings(path: str = "") -> dict[str, str | float]:
     """Settings for `rasterio.Env` to read imagery at a path, the same in every process."""
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
-    settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64}
+    settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64, **PINNED}
     return settings | (s3.gdal_settings(path) if is_remote(path) else {})
 
 
@@ -86,6 +101,20 @@ def stat(path: str) -> Stat | None:
     if not S_ISREG(found.st_mode):  # a folder; or a pipe, which one would wait at for ever
         return None
     return Stat(found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
+
+
+def stat_beside(path: str) -> tuple[Stat | None, list[str] | None]:
+    """As `stat`, and the paths of files beside a remote one that have its stem; by one request.
+
+    They are None where the store does not list them. On disk none are looked for.
+    """
+    if not is_remote(path):
+        return stat(path), []
+    listed = s3.list_beside(path)
+    if listed is None:
+        return stat(path), None
+    found = listed.pop(path, None)
+    return Stat(*found) if found else None, sorted(listed)
 
 
 def exists(path: str) -> bool:

@@ -5,6 +5,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +68,11 @@ def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_scene(tmp_path: Path) -> MakeScene:
-    """Write a seeded random GeoTIFF, uint8 and 1 m a pixel unless told otherwise, and return its path."""
+    """Write a seeded random GeoTIFF, uint8 and 1 m a pixel unless told otherwise, and return its path.
+
+    Scenes of one folder lie 10 km apart, unless they are given a transform.
+    """
+    names: defaultdict[Path, list[str]] = defaultdict(list)
 
     def make(
         name: str = "scene.tif",
@@ -85,7 +90,11 @@ def make_scene(tmp_path: Path) -> MakeScene:
             pixels = np.random.default_rng(seed).integers(0, high, (bands, height, width)).astype(dtype)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_geotiff(str(path), pixels, **{"crs": UTM, "transform": NORTH_UP, **options})
+        beside = names[path.parent]
+        beside.extend([name] * (name not in beside))
+        a, b, x, d, e, y = NORTH_UP
+        transform = (a, b, x, d, e, y - 10_000 * beside.index(name))
+        write_geotiff(str(path), pixels, **{"crs": UTM, "transform": transform, **options})
         return str(path)
 
     return make

@@ -115,6 +115,12 @@ def test_the_scenes_table_has_these_columns() -> None:
         ("transform", pa.list_(pa.float64()), False),
         ("gsd_m", pa.float64(), True),
         ("source_gsd_m", pa.float64(), True),
+        ("alpha", pa.int32(), True),
+        ("nodata_color", pa.list_(pa.float64()), True),
+        ("inverted", pa.bool_(), True),
+        ("premultiplied", pa.bool_(), True),
+        ("bits", pa.int32(), True),
+        ("sidecars", pa.list_(pa.string()), True),
     ]
     assert [(f.name, f.type, f.nullable) for f in SCENES] == expected
 

@@ -358,6 +358,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "decode": "cpu",
         "mosaic": False,
         "window": None,
+        "alpha": None,
     }
     assert record["plan"] == {"fingerprint": plan.fingerprint, **plan.counts}
     assert record["created"] <= record["finished"]

@@ -15,7 +15,7 @@ from pyproj import Geod, Transformer
 
 from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform
-from seg_core.region import find_images, read_region
+from seg_core.region import Found, find_images, read_region
 from seg_core.scenes import Scene, choose_bands, fit_to_model, read_scene
 
 WGS84 = Geod(ellps="WGS84")
@@ -310,7 +310,7 @@ def test_bands_follow_from_the_file_or_are_asked_for(
 
 
 def fitted(scene: Scene, gsd_m: float | None, *, resample: bool = False) -> Scene:
-    return fit_to_model(scene, num_bands=3, gsd_m=gsd_m, bands=None, scaled=False, resample=resample)
+    return fit_to_model(scene, num_bands=3, gsd_m=gsd_m, bands=None, scale=None, resample=resample)
 
 
 @pytest.mark.parametrize("gsd_m", [0.92, 1.0, 1.09, None])
@@ -352,7 +352,7 @@ def test_imagery_that_is_not_uint8_needs_a_scale(make_scene: MakeScene, dtype: s
     scene = read_scene(make_scene(dtype=dtype), "scene.tif")
     with pytest.raises(SegError, match=f"scene.tif: its pixels are {dtype}, .* say with --scale MIN MAX"):
         fitted(scene, 1.0)
-    assert fit_to_model(scene, num_bands=3, gsd_m=1.0, bands=None, scaled=True, resample=False) == scene
+    assert fit_to_model(scene, num_bands=3, gsd_m=1.0, bands=None, scale=(0.0, 255.0), resample=False) == scene
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a"])
@@ -373,8 +373,8 @@ def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Pat
 
 def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
-    monkeypatch.setattr("seg_core.region.find_images", lambda _: uris)
-    monkeypatch.setattr("seg_core.region.read_scene", lambda uri, name: replace(plain, uri=uri, scene_id=name))
+    monkeypatch.setattr("seg_core.region._find", lambda *_: Found(uris, {}, []))
+    monkeypatch.setattr("seg_core.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name))
     with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files of one name"):
         read_region(["s3://b/r"])
 
