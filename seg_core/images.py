@@ -319,6 +319,8 @@ def doubts(dataset: DatasetReader, alpha: int | None) -> list[str]:
             f"band {labelled} is labelled alpha and holds many values, as infrared does: if it is not alpha, "
             "add --alpha none"
         )
+    if dataset.transform.is_identity and (dataset.gcps[0] or dataset.rpcs):
+        found.append("only control points or RPCs say where it is, which are not used: warp it (gdalwarp)")
     structure = dataset.tags(ns="IMAGE_STRUCTURE")
     codec = structure.get("COMPRESSION", "")
     lossy = codec.endswith(LOSSY) and not structure.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSLESS")

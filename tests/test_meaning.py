@@ -18,6 +18,7 @@ import rasterio
 import shapely
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
@@ -395,6 +396,17 @@ def test_a_crs_whose_datum_has_no_name_is_kept_as_it_is(tmp_path: Path, name: st
 
 def test_a_crs_that_is_exactly_a_code_is_called_by_it(make_scene: MakeScene) -> None:
     assert read_scene(make_scene(), "a.tif").crs == UTM
+
+
+def test_control_points_that_are_not_used_are_doubted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", noise(), crs=None, transform=None)
+    corners = [(0, 0), (0, SIDE), (SIDE, 0), (SIDE, SIDE)]
+    with rasterio.open(path, "r+") as dataset:
+        points = [GroundControlPoint(row, col, 500_000 + col, 5_800_000 - row) for row, col in corners]
+        dataset.gcps = points, rasterio.crs.CRS.from_string(UTM)
+    scene = read_scene(path, "a.tif")
+    assert scene.crs is None
+    assert scene.doubts[0].endswith("warp it (gdalwarp)")
 
 
 # Longitudes
