@@ -33,6 +33,7 @@ class Evaluation:
     histogram: Histogram
     counts: Counts
     threshold: float
+    labels_off_px: dict[str, float]  # of each label file, as AlignedLabel has it
 
     def figures(self) -> dict[str, Any]:
         """The figures of all images together."""
@@ -52,19 +53,21 @@ def evaluate(segmenter: Segmenter, data: str, split_name: str) -> Evaluation:
     """Building scores over the valid pixels of all images of a split, segmented as in a bulk run."""
     threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
     rows, pixels, total = [], np.zeros_like(Histogram.empty().pixels), Counts()
-    for pair, sample, probability in _segment(segmenter, data, split_name):
+    labels_off_px = {}
+    for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
+        labels_off_px[pair.label] = off_px
         valid, truth = sample.label != MISSING, sample.label == building
         counts = count(probability >= threshold, truth, valid)
         pixels += histogram(probability, truth, valid).pixels
         total = total.plus(counts)
         rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
-    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold)
+    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold, labels_off_px)
 
 
 def _segment(
     segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
-) -> Iterator[tuple[Pair, Sample, NDArray[np.float32]]]:
-    """Each pair of a split, or `only` some by name, with its decoded sample and each pixel's building probability."""
+) -> Iterator[tuple[Pair, Sample, float, NDArray[np.float32]]]:
+    """Each pair of a split, or `only` some by name, as read_pair decodes it, with its building probability by pixel."""
     bundle, classes = segmenter.bundle, read_classes(data)
     if classes.names != bundle.classes:
         raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
@@ -74,11 +77,11 @@ def _segment(
         pairs = [by_name[name] for name in only]
     with ThreadPoolExecutor(1) as pool:
         decoded = ahead(pool, lambda pair: read_pair(pair, classes), pairs, 2)
-        for pair, (sample, header) in zip(pairs, decoded, strict=True):
+        for pair, (sample, header, off_px) in zip(pairs, decoded, strict=True):
             scene = fit_to_model(
                 header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scale=None, resample=False
             )
-            yield pair, sample, _segment_scene(segmenter, scene)
+            yield pair, sample, off_px, _segment_scene(segmenter, scene)
 
 
 def _segment_scene(segmenter: Segmenter, scene: Scene) -> NDArray[np.float32]:
@@ -105,7 +108,7 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split
     chosen = [ranked.iloc[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else []
     panels = []
     segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
-    for row, (_, sample, probability) in zip(chosen, segmented, strict=True):
+    for row, (_, sample, _, probability) in zip(chosen, segmented, strict=True):
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
         predicted = (probability >= evaluation.threshold) & valid
         panels += [

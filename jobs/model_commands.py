@@ -5,11 +5,12 @@ One function a command; each returns the exit code.
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import fields
 
 from jobs.arguments import local, model_of
 from jobs.settings import TrainSettings, make_settings, parse_assignment
-from jobs.terminal import show, text
+from jobs.terminal import note, show, text
 from seg_core.errors import SegError
 from seg_core.storage import absolute, exists, make_folder
 
@@ -62,6 +63,7 @@ def evaluate(args: Namespace) -> int:
         make_folder(os.path.dirname(images))  # before anything is computed
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
     found = score(segmenter, data, args.split)
+    _note_warps(found.labels_off_px)
     if images:
         write = found.images.to_csv if images.lower().endswith(".csv") else found.images.to_parquet
         write(images, index=False)
@@ -84,9 +86,18 @@ def _evaluate_run(args: Namespace, run: str) -> int:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")
-    counts, failed = score_run(run, absolute(args.labels), read_classes(local(args.data)) if args.data else None)
-    show({**scores(counts), **counts._asdict(), "failed_tiles": failed}, args.json)
-    return 1 if failed else 0
+    classes = read_classes(local(args.data)) if args.data else None
+    counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
+    _note_warps(labels_off_px)
+    show({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
+    return 1 if num_failed else 0
+
+
+def _note_warps(labels_off_px: Mapping[str, float]) -> None:
+    from seg_core.labels import describe_warps
+
+    for line in describe_warps(labels_off_px):
+        note(line)
 
 
 def models_show(args: Namespace) -> int:

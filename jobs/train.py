@@ -37,6 +37,7 @@ from seg_core.dataset import (
     read_pair,
 )
 from seg_core.errors import JobError, SegError
+from seg_core.labels import describe_warps
 from seg_core.lease import hold
 from seg_core.models import build_model, probe
 from seg_core.segmenter import Segmenter, choose_device
@@ -165,23 +166,29 @@ def _read_settings(work: str) -> dict[str, Any]:
 
 
 def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
-    """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy."""
+    """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy.
+
+    Says which labels were warped to the grids of their images.
+    """
     refs: list[Any] = [_decode.remote(pair, classes) for pair in pairs]
     try:
-        return list(zip([sample for sample, _ in refs], ray.get([d for _, d in refs]), strict=True))
+        digests: list[Digest] = ray.get([d for _, d in refs])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SegError):
             raise error.cause from error
         raise
+    for line in describe_warps({pair.label: d.label_off_px for pair, d in zip(pairs, digests, strict=True)}):
+        note(line)
+    return list(zip([sample for sample, _ in refs], digests, strict=True))
 
 
 @ray.remote(num_returns=2)
 def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
-    sample, scene = read_pair(pair, classes)
+    sample, scene, off_px = read_pair(pair, classes)
     if sample.image.shape[2] != 3:
         count = sample.image.shape[2]
         raise SegError(f"{pair.image}: {count} bands: training takes images of 3 (gdal_translate -b 1 -b 2 -b 3)")
-    return sample, digest(sample, scene, classes.building)
+    return sample, digest(sample, scene, classes.building, off_px)
 
 
 def _figures(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from seg_core.errors import SegError
 from seg_core.images import SUFFIXES
+from seg_core.labels import AlignedLabel, open_label
 from seg_core.raster import read_chip
-from seg_core.scenes import GSD_TOLERANCE, Scene, compare_gsd, lie_apart, read_scene
+from seg_core.scenes import GSD_TOLERANCE, Scene, compare_gsd, read_scene
 from seg_core.tiling import Window, intersection, round_up, split
 
 ROWS = 512  # of a label that are decoded at once
@@ -119,17 +120,19 @@ def _label_of(image: Path, labels: Path) -> Path | None:
     return next((labels / name for name in names if (labels / name).is_file()), None)
 
 
-def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene]:
-    """Decode a pair: the image, its label as class indices (MISSING where one of them holds no data), its header.
+def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
+    """Decode a pair: the image with its label as class indices (MISSING where one of them holds no data), its header.
 
-    Raises SegError where they don't lie on each other, the image is not uint8, or a colour stands for no class.
+    The label is warped to the image's grid where it lies on another: off by so many px, as AlignedLabel has it. Raises
+    SegError where they don't overlap, the image is not uint8, or a colour stands for no class.
     """
     scene = read_scene(pair.image, os.path.basename(pair.image))
     _check_image(scene)
     label = open_label(pair.label, scene, classes.greys)
     pixels, valid = read_chip(scene, scene.window)
     found = read_label(label, scene.window, classes, valid)
-    return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene
+    label.check_use(int(valid.sum()), int((found != MISSING).sum()))
+    return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene, label.off_px
 
 
 def _check_image(scene: Scene) -> None:
@@ -144,43 +147,24 @@ def _check_image(scene: Scene) -> None:
             raise SegError(f"{scene.uri}: {size} a pixel: a dataset's are square (gdalwarp -t_srs, -tr)")
 
 
-def open_label(path: str, image: Scene, meanings: Sequence[int]) -> Scene:
-    """The header of the label of an image, in which those grey values have a meaning.
-
-    Raises SegError where it does not lie on the image, is not uint8, or one of the values is its nodata value.
-    """
-    label = read_scene(path, image.scene_id)
-    if (label.height, label.width) != (image.height, image.width):
-        size = f"{label.width} x {label.height} px, its image {image.width} x {image.height}"
-        way_out = f", as it was resampled (gdalwarp -ts {image.width} {image.height})" if image.resampled else ""
-        raise SegError(f"{path}: this label measures {size}{way_out}")
-    if lie_apart(label, image):
-        raise SegError(f"{path}: this label lies elsewhere than its image, {image.uri}")
-    if label.dtype != "uint8":
-        raise SegError(f"{path}: its pixels are {label.dtype}, a label's are uint8 (gdal_translate -ot Byte)")
-    if label.nodata in meanings:
-        raise SegError(f"{path}: its nodata value is {label.nodata:g}, which is a class: gdal_edit -unsetnodata")
-    return label
-
-
-def read_label(label: Scene, window: Window, classes: Classes, valid: NDArray[np.bool_]) -> Label:
-    """Class indices of a window of a label, `(height, width)`; MISSING where not valid, or the label holds no data.
+def read_label(label: AlignedLabel, window: Window, classes: Classes, valid: NDArray[np.bool_]) -> Label:
+    """Class indices of a window of an image, `(height, width)`; MISSING where not valid, or the label holds no data.
 
     A label of one band is read as grey: the value v stands for the colour (v, v, v). Raises SegError for a colour that
     stands for no class.
     """
-    pixels, labelled = read_chip(label, window)
+    pixels, labelled = label.read(window)
     rgb = pixels[:3] if len(pixels) >= 3 else np.broadcast_to(pixels[:1], (3, *valid.shape))
     known, found = labelled & valid, np.empty(valid.shape, np.uint8)
     for top in range(0, len(valid), ROWS):  # a few rows at a time, for it takes many bytes a pixel
         rows = slice(top, top + ROWS)
         corner = window.row_off + top, window.col_off
-        found[rows] = _decode_colours(rgb[:, rows], classes, known[rows], label.uri, corner)
+        found[rows] = _decode_colours(rgb[:, rows], classes, known[rows], label, corner)
     return found
 
 
 def _decode_colours(
-    rgb: NDArray[np.uint8], classes: Classes, valid: NDArray[np.bool_], path: str, corner: tuple[int, int]
+    rgb: NDArray[np.uint8], classes: Classes, valid: NDArray[np.bool_], label: AlignedLabel, corner: tuple[int, int]
 ) -> Label:
     packed = _pack(rgb[0], rgb[1], rgb[2])
     known = np.array([_pack(*np.array(colour)) for colour in classes.colours])
@@ -190,8 +174,8 @@ def _decode_colours(
     if unknown.any():
         row, col = np.argwhere(unknown)[0]
         colour = ", ".join(str(int(v)) for v in rgb[:, row, col])
-        where = f"row {row + corner[0]}, column {col + corner[1]}"
-        raise SegError(f"{path}: colour ({colour}) at {where} is not in label_class_dict.csv")
+        where = f"row {row + corner[0]}, column {col + corner[1]}{' of its image' if label.warped else ''}"
+        raise SegError(f"{label.file.uri}: colour ({colour}) at {where} is not in label_class_dict.csv")
     return np.where(valid, nearest, MISSING).astype(np.uint8)
 
 
@@ -210,9 +194,10 @@ class Digest:
     sums: tuple[float, ...]  # over valid pixels, a value a band
     squares: tuple[float, ...]
     gsd_m: float | None
+    label_off_px: float = 0.0  # by how much the label was off before it was warped to the image's grid
 
 
-def digest(sample: Sample, scene: Scene, building: int) -> Digest:
+def digest(sample: Sample, scene: Scene, building: int, label_off_px: float = 0.0) -> Digest:
     """Sum up a decoded pair, in which buildings have that index."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
@@ -229,6 +214,7 @@ def digest(sample: Sample, scene: Scene, building: int) -> Digest:
         tuple(sums.tolist()),
         tuple(squares.tolist()),
         scene.gsd_m,
+        label_off_px,
     )
 
 

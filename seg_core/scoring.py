@@ -2,17 +2,18 @@
 
 import posixpath
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.coverage import Row, decode_mask
-from seg_core.dataset import MISSING, Classes, open_label, read_label
+from seg_core.dataset import MISSING, Classes, read_label
 from seg_core.errors import SegError
+from seg_core.labels import AlignedLabel, open_label
 from seg_core.metrics import Counts, count
 from seg_core.mosaic import read_image
 from seg_core.plan import Part
-from seg_core.raster import read_chip
 from seg_core.results import part_path, read_part
 from seg_core.run import num_missing, read_plan
 from seg_core.scenes import Scene
@@ -25,13 +26,22 @@ MEANING = (
 )
 
 
-def score_run(run: str, labels: str, classes: Classes | None) -> tuple[Counts, int]:
+class RunScore(NamedTuple):
+    """How a run's masks compare with their labels."""
+
+    counts: Counts
+    num_failed: int  # tiles, which are left out
+    labels_off_px: dict[str, float]  # of each label file, as AlignedLabel has it
+
+
+def score_run(run: str, labels: str, classes: Classes | None) -> RunScore:
     """Count the pixels of a run's masks by prediction and truth.
 
     `labels` is one file for a run of one image, or a folder that holds a file for each scene under its scene_id (or
     that with `.tif`). It is decoded through `classes`, as those that are trained on. Without them it is of one band,
-    which holds 0 (background), 1 (building), and 255 or its nodata value (missing). Returns the number of failed tiles
-    too, which are left out. Raises SegError where a label is absent, or no label of its scene, or the run not finished.
+    which holds 0 (background), 1 (building), and 255 or its nodata value (missing). Labels that lie on another grid
+    than what was segmented are warped to it. Raises SegError where a label is absent, or no label of its scene, or the
+    run not finished.
     """
     plan = read_plan(run)
     parts = list(plan.parts())
@@ -51,7 +61,9 @@ def score_run(run: str, labels: str, classes: Classes | None) -> tuple[Counts, i
     seen = set().union(*(truth.seen for truth in truth_of.values()))
     if MISSING in seen and 1 not in seen:  # then 255 is building, most likely
         raise SegError(f"{labels}: holds no 1, but {MISSING}: {MEANING}")
-    return total, failed
+    for truth in truth_of.values():
+        truth.label.check_use(truth.num_valid, truth.num_labelled)
+    return RunScore(total, failed, {truth.label.file.uri: truth.label.off_px for truth in truth_of.values()})
 
 
 def _score_tile(row: Row, part: Part, truth: "Truth", scale: tuple[float, float] | None) -> Counts:
@@ -61,7 +73,7 @@ def _score_tile(row: Row, part: Part, truth: "Truth", scale: tuple[float, float]
     return count(decode_mask(row["mask"], row["height"], row["width"]), building, labelled)
 
 
-def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> Scene:
+def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> AlignedLabel:
     if stat(labels) is None:
         stem = posixpath.splitext(scene.scene_id)[0]
         names = [scene.scene_id, f"{stem}.tif", f"{stem}.tiff"]
@@ -75,7 +87,7 @@ def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | N
     else:
         raise SegError(f"--labels {labels}: one file for {num_scenes} scenes: name a folder with a label for each")
     label = open_label(path, scene, (0, 1) if classes is None else classes.greys)
-    if classes is None and len(label.bands) > 1:
+    if classes is None and len(label.file.bands) > 1:
         raise SegError(f"{path}: a label in colours: name its label_class_dict.csv's folder with --data")
     return label
 
@@ -84,18 +96,26 @@ def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | N
 class Truth:
     """What a label says of the pixels of a scene."""
 
-    label: Scene
+    label: AlignedLabel
     classes: Classes | None
     seen: set[int] = field(default_factory=set)  # values of a label without classes
+    num_valid: int = 0  # pixels of what was read
+    num_labelled: int = 0  # of those
 
     def read(self, window: Window, valid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which pixels of a window are building, and which of the valid ones are labelled at all."""
+        building, labelled = self._decode(window, valid)
+        self.num_valid += int(valid.sum())
+        self.num_labelled += int(labelled.sum())
+        return building, labelled
+
+    def _decode(self, window: Window, valid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         if self.classes is not None:
             found = read_label(self.label, window, self.classes, valid)
             return found == self.classes.building, found != MISSING
-        (values,), labelled = read_chip(self.label, window)
+        (values,), labelled = self.label.read(window)
         found, known = np.unique(values[labelled & valid]), {0, 1, MISSING}
         self.seen |= set(found.tolist())
         if odd := self.seen - known:
-            raise SegError(f"{self.label.uri}: holds {min(odd)}: {MEANING}")
+            raise SegError(f"{self.label.file.uri}: holds {min(odd)}: {MEANING}")
         return values == 1, labelled & valid & (values != MISSING)

@@ -98,7 +98,7 @@ def test_a_label_that_does_not_fit_is_named_and_nothing_is_written(
         for name in "ab":
             make_scene(f"data/{split}/{name}.tiff", 64, 64)
             make_scene(f"data/{split}_labels/{name}.tif", pixels=np.full((3, 64, 64), 255, np.uint8))
-    make_scene("data/val_labels/b.tif", pixels=np.full((3, height, 64), colour, np.uint8))
+    make_scene("data/val_labels/b.tif", pixels=np.full((3, height, 64), colour, np.uint8), crs=None)
     (tmp_path / "data" / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
     _, err = seg(capsys, "train", "--data", tmp_path / "data", "--out", tmp_path / "bundle", *NARROW, code=2)
     assert message in err

@@ -666,32 +666,53 @@ def test_damaged_weights_are_refused_by_evaluate(seg: Seg, tmp_path: Path, make_
 # Training data and settings
 
 
-def make_dataset(folder: Path, label: tuple[int, int] = (40, 50)) -> Path:
-    """A dataset of one 40 x 50 px pair in each split, the label of `val` of another size where told so."""
+def make_dataset(folder: Path) -> Path:
+    """A dataset of one 40 x 50 px pair in each split."""
     rng = np.random.default_rng(0)
     data = folder / "data"
-    for split, size in (("train", (40, 50)), ("val", label)):
+    for split in ("train", "val"):
         for name in (split, f"{split}_labels"):
             (data / name).mkdir(parents=True)
         write_pair(data / split / "a.tif", rng.integers(0, 255, (3, 40, 50)).astype(np.uint8))
-        write_pair(data / f"{split}_labels/a.tif", np.zeros((3, *size), np.uint8))
+        write_pair(data / f"{split}_labels/a.tif", np.zeros((3, 40, 50), np.uint8))
     (data / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
     assert read_classes(str(data)).building == 1
     return data
 
 
-def write_pair(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def write_pair(
+    path: Path,
+    pixels: np.ndarray[Any, np.dtype[np.uint8]],
+    crs: str | None = UTM,
+    corner: tuple[int, int] = (0, 0),
+) -> None:
+    """Write an image, or a label, whose corner lies so many rows and columns from the others'."""
     with rasterio.open(
         path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2], dtype="uint8",
-        crs=UTM, transform=Affine(*NORTH_UP),
+        crs=crs, transform=Affine(1.0, 0.0, NORTH_UP[2] + corner[1], 0.0, -1.0, NORTH_UP[5] - corner[0]),
     ) as dataset:  # fmt: skip
         dataset.write(pixels)
 
 
-def test_a_label_of_another_size_than_its_image_is_refused(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
-    data = make_dataset(tmp_path, label=(40, 49))
+def test_a_label_of_another_size_needs_a_georeference(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    data, label = make_dataset(tmp_path), tmp_path / "data/val_labels/a.tif"
+    write_pair(label, np.zeros((3, 40, 49), np.uint8), crs=None)
     outcome = seg("evaluate", make_bundle(), "--data", data, "--device", "cpu")
-    refused(outcome, data / "val_labels/a.tif", "49 x 40 px", "50 x 40")
+    refused(outcome, label, "49 x 40 px", "50 x 40", "gdal_edit")
+
+
+def test_a_label_in_another_frame_is_warped_and_named(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    data, score = make_dataset(tmp_path), ["evaluate", make_bundle(), "--device", "cpu", "--json", "--data"]
+    label = data / "val_labels/a.tif"
+    write_pair(label, np.zeros((3, 45, 50), np.uint8))  # five rows more below: it lies on the image's grid
+    figures = seg(*score, data).figures
+    assert figures["tn"] + figures["fp"] == 2000
+    write_pair(label, np.zeros((3, 40, 50), np.uint8), corner=(0, 5))
+    outcome = seg(*score, data)
+    figures = json.loads(outcome.out)
+    assert (outcome.code, figures["tn"] + figures["fp"]) == (0, 1800)
+    assert outcome.err.startswith(f"{label}: warped to the pixel grid of its image: ")
+    assert outcome.err.endswith("up to 5.0 px off\n")
 
 
 def test_a_bundle_is_scored_on_a_split_and_needs_one(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
@@ -760,8 +781,10 @@ def test_a_model_is_exported_beside_its_bundle(seg: Seg, tmp_path: Path, make_bu
 def test_labels_of_a_run_must_fit_its_scenes(seg: Seg, tmp_path: Path, make_scene: MakeScene) -> None:
     run, _ = build_run(tmp_path)
     labels = shutil.copytree(tmp_path / "scenes", tmp_path / "labels")
-    make_scene("labels/north/a.tif", 100, 119, bands=1)
-    refused(seg("evaluate", run, "--labels", labels), labels / "north/a.tif", "119 x 100 px", "120 x 100")
+    make_scene("labels/north/a.tif", 100, 119, bands=1, crs=None)
+    refused(seg("evaluate", run, "--labels", labels), labels / "north/a.tif", "119 x 100 px", "120 x 100", "gdal_edit")
+    make_scene("labels/north/a.tif", 100, 120, bands=1, transform=(1.0, 0.0, 400_000.0, 0.0, -1.0, 5_700_000.0))
+    refused(seg("evaluate", run, "--labels", labels), labels / "north/a.tif", "lies elsewhere", "scenes/north/a.tif")
     (labels / "north/a.tif").unlink()
     refused(seg("evaluate", run, "--labels", labels), labels, "no label for scene north/a.tif")
     refused(seg("evaluate", run, "--labels", labels / "south/b.tif"), "--labels", "one file for 2 scenes")

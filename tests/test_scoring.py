@@ -1,5 +1,6 @@
 """A run is scored against labels as they mean it, and only against those."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,24 @@ def run(made: Made) -> str:  # noqa: F811
     return made[2]
 
 
-@pytest.fixture
-def expected(run: str, made: Made) -> Counts:  # noqa: F811, ARG001
-    mask = np.zeros(TRUTH.shape, np.bool_)
+def mask_of(made: Made) -> NDArray[np.bool_]:  # noqa: F811
+    """What a run of one image calls building."""
+    (image,) = made[0].images
+    mask = np.zeros((image.height, image.width), np.bool_)
     for row in rows_of(made):
         at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
         mask[at] = decode_mask(row["mask"], row["height"], row["width"])
-    return count(mask, TRUTH, np.ones_like(TRUTH))
+    return mask
+
+
+@pytest.fixture
+def expected(run: str, made: Made) -> Counts:  # noqa: F811, ARG001
+    return count(mask_of(made), TRUTH, np.ones_like(TRUTH))
+
+
+def moved(rows: float, cols: float, gsd_m: float = 1.0) -> tuple[float, ...]:
+    """The transform of a grid whose corner lies so many metres south and east of the scene's."""
+    return (gsd_m, 0.0, 400_000.0 + cols, 0.0, -gsd_m, 5_800_000.0 - rows)
 
 
 def label(*values: int) -> NDArray[np.uint8]:
@@ -57,7 +69,7 @@ def label(*values: int) -> NDArray[np.uint8]:
 def test_labels_mean_what_their_classes_say_or_1_is_building(
     run: str, expected: Counts, make_scene: MakeScene, pixels: Any, classes: Classes | None, options: dict[str, Any]
 ) -> None:
-    assert score_run(run, make_scene("label.tif", pixels=pixels, **options), classes) == (expected, 0)
+    assert score_run(run, make_scene("label.tif", pixels=pixels, **options), classes)[:2] == (expected, 0)
     assert expected.tp > 0
 
 
@@ -71,6 +83,7 @@ def test_labels_mean_what_their_classes_say_or_1_is_building(
         (np.repeat(label(0, 255), 3, axis=0), None, {}, "a label in colours: name its label_class_dict.csv's folder"),
         (label(0, 7), GREY, {}, r"colour \(7, 7, 7\) at row 0, column \d+ is not in"),
         (label(0, 1), None, {"transform": (1.0, 0.0, 500_000.0, 0.0, -1.0, 5_800_000.0)}, "lies elsewhere"),
+        (label(0, 1)[:, 1:], None, {"crs": None}, "500 x 255 px, its image 500 x 256, and .* no georeference"),
     ],
 )
 def test_labels_that_could_mean_something_else_are_refused(
@@ -80,13 +93,69 @@ def test_labels_that_could_mean_something_else_are_refused(
         score_run(run, make_scene("label.tif", pixels=pixels, **options), classes)
 
 
+@pytest.mark.parametrize("classes", [None, GREY])
+def test_a_label_in_another_frame_is_scored_where_it_lies(
+    run: str,
+    made: Made,  # noqa: F811
+    make_scene: MakeScene,
+    classes: Classes | None,
+) -> None:
+    pixels = label(0, 255 if classes else 1)[:, 5:, 20:]
+    path = make_scene("label.tif", pixels=pixels, transform=moved(5, 20))
+    found, _, off_px = score_run(run, path, classes)
+    assert found == count(mask_of(made)[5:, 20:], TRUTH[5:, 20:], np.ones((251, 480), np.bool_))
+    assert off_px == {path: 20.0}
+    path = make_scene("label.tif", pixels=np.pad(pixels, ((0, 0), (9, 7), (21, 3))), transform=moved(-4, -1))
+    found, *_ = score_run(run, path, classes)
+    truth = TRUTH.copy()
+    truth[:5], truth[:, :20] = False, False
+    assert found == count(mask_of(made), truth, np.ones_like(truth))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "cols", "reason"),
+    [(label(0, 1), 500, "lies elsewhere than its image"), (label(255, 255), 5, "holds no data where its image")],
+)
+def test_a_label_that_says_nothing_of_its_scene_is_refused(
+    run: str, make_scene: MakeScene, pixels: NDArray[np.uint8], cols: int, reason: str
+) -> None:
+    path = make_scene("label.tif", pixels=pixels, transform=moved(0, cols), nodata=255)
+    with pytest.raises(SegError, match=rf"label\.tif: this label {reason}, .*a\.tif"):
+        score_run(run, path, None)
+
+
+def test_a_label_is_laid_on_the_grid_that_was_segmented(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    scene, fine = make_scene("scene.tif", 128, 256, transform=moved(0, 0, 0.5)), TRUTH[:128, :256]
+    resampled = replace(SETTINGS, resample=True)
+    plan, _ = make_plan(read_region([scene])[0], read_bundle(model := make_bundle()), resampled)
+    open_run(run := str(tmp_path / "run"), plan, model)
+    work((plan, model, run))
+    path = make_scene("label.tif", pixels=fine[None].astype(np.uint8), transform=moved(0, 0, 0.5))
+    expected = count(mask_of((plan, model, run)), fine[1::2, 1::2], np.ones((64, 128), np.bool_))
+    assert score_run(run, path, None)[:2] == (expected, 0)
+
+
+def test_one_label_may_cover_a_mosaic_and_more(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    for name, col in (("a", 0), ("b", 200)):
+        make_scene(f"pieces/{name}.tif", 128, 200, seed=col, transform=moved(0, col))
+    scenes, _ = read_region([str(tmp_path / "pieces")])
+    plan, _ = make_plan(scenes, read_bundle(model := make_bundle()), replace(SETTINGS, mosaic=True))
+    open_run(run := str(tmp_path / "run"), plan, model)
+    work((plan, model, run))
+    path = make_scene("label.tif", pixels=label(0, 1), transform=moved(-50, -60))
+    truth = TRUTH[50:178, 60:460]
+    assert score_run(run, path, None)[:2] == (count(mask_of((plan, model, run)), truth, np.ones_like(truth)), 0)
+
+
 def test_missing_pixels_of_a_label_are_not_scored(run: str, make_scene: MakeScene) -> None:
     pixels = label(0, 1)
     pixels[:, :100] = 255
-    found, _ = score_run(run, make_scene("label.tif", pixels=pixels), None)
+    found, *_ = score_run(run, make_scene("label.tif", pixels=pixels), None)
     assert sum(found) == 156 * 500
     pixels = np.full_like(pixels, 255)
-    found, _ = score_run(run, make_scene("label.tif", pixels=pixels, nodata=255), None)  # it says itself what 255 is
+    found, *_ = score_run(run, make_scene("label.tif", pixels=pixels, nodata=255), None)  # it says itself what 255 is
     assert sum(found) == 0
 
 
@@ -102,7 +171,7 @@ def test_a_scene_without_a_building_may_have_missing_pixels(
     with_building[:, :9], without[:, :5] = 1, 255
     make_scene("labels/a.tif", pixels=with_building)
     make_scene("labels/b.tif", pixels=without)
-    found, _ = score_run(run, str(tmp_path / "labels"), None)
+    found, *_ = score_run(run, str(tmp_path / "labels"), None)
     assert sum(found) == 64 * 64 + 59 * 64
 
 
@@ -110,7 +179,7 @@ def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene
     Path(made[0].scenes[0].uri).rename(f"{made[0].scenes[0].uri}.away")
     work(made)
     Path(f"{made[0].scenes[0].uri}.away").rename(made[0].scenes[0].uri)
-    found, failed = score_run(made[2], make_scene("label.tif", pixels=label(0, 1)), None)
+    found, failed, _ = score_run(made[2], make_scene("label.tif", pixels=label(0, 1)), None)
     assert (sum(found), failed) == (0, 32)
 
 

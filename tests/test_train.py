@@ -17,7 +17,7 @@ import psutil
 import pytest
 import ray
 import torch
-from conftest import outside_environment
+from conftest import MakeScene, outside_environment
 from tensorboardX.proto.event_pb2 import Event
 
 import jobs.train
@@ -28,7 +28,7 @@ from jobs.settings import TrainSettings, difference, make_settings
 from jobs.train import decode, train
 from jobs.worker import COMPILED, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.bundle import Bundle, read_bundle, read_weights
-from seg_core.dataset import Crops, Sample, find_pairs, read_classes
+from seg_core.dataset import Classes, Crops, Pair, Sample, find_pairs, read_classes
 from seg_core.errors import JobError, SegError
 from seg_core.losses import make_loss
 from seg_core.raster import read_whole, write_geotiff
@@ -224,6 +224,31 @@ def test_an_image_of_a_split_without_data_is_refused(dataset: Path, tmp_path: Pa
         cv2.imwrite(str(data / name / "a.png"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(SegError, match="split val: no label of its 1 images holds a pixel of the class building"):
         run(data, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_labels_in_other_frames_are_the_same_data_and_named(
+    make_scene: MakeScene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = np.random.default_rng(0).integers(0, 2, (1, 84, 84), dtype=np.uint8) * np.uint8(255)
+    classes = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
+    contents = []
+    for margin in (0, 10):
+        label = np.ascontiguousarray(truth[:, 10 - margin : 74 + margin, 10 - margin : 74 + margin])
+        transform = (1.0, 0.0, 400_000.0 - margin, 0.0, -1.0, 5_800_000.0 + margin)
+        pairs = [
+            Pair(
+                make_scene(f"{margin}/train/{name}.tiff", 64, 64),
+                make_scene(f"{margin}/train_labels/{name}.tif", pixels=label, transform=transform),
+            )
+            for name in "abcde"
+        ]
+        contents.append([digest.content for _, digest in decode(pairs, classes)])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == (4 if margin else 0)
+        assert all("/10/train_labels/" in line and "10.0 px off" in line for line in lines[:3])
+    assert lines[3] == "and 2 more labels were warped"
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.usefixtures("ray_cluster")
