@@ -46,14 +46,18 @@ def train(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     """`seg evaluate`."""
-    target = absolute(args.target)
-    if exists(f"{target}/run.json"):
-        return _evaluate_run(args, target)
-    from seg_core.bundle import read_bundle
+    from seg_core.bundle import HEADER, read_bundle
 
+    target = absolute(args.target)
+    if exists(f"{target}/run.json") or (args.labels and not exists(f"{target}/{HEADER}")):
+        return _evaluate_run(args, target)
+    if args.data is None and not exists(target):
+        raise SegError(f"{target}: no such bundle or run")
     read_bundle(target)
-    if args.data is None or args.labels:
-        raise SegError(f"{args.target}: is a bundle: name a dataset with --data (--labels are for a run)")
+    if args.labels:
+        raise SegError(f"{args.target}: is a bundle: name a dataset with --data instead: --labels are for a run")
+    if args.data is None:
+        raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
     from jobs.evaluate import evaluate as score
     from jobs.evaluate import write_figures, write_samples
     from seg_core.segmenter import Segmenter
@@ -78,8 +82,10 @@ def evaluate(args: Namespace) -> int:
 def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.dataset import read_classes
     from seg_core.metrics import scores
+    from seg_core.run import read_record
     from seg_core.scoring import score_run
 
+    read_record(run)  # before anything else is said of it
     unsaid = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
     for option, value in unsaid.items():
         if getattr(args, option) != value:

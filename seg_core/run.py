@@ -15,7 +15,7 @@ from seg_core.lease import LEASE
 from seg_core.plan import Part, Plan, Settings, image_key
 from seg_core.results import part_path, published_parts, read_scenes, read_state, scenes_path, write_scenes
 from seg_core.scenes import Scene
-from seg_core.storage import PARTIAL, check_writable, make_folder, publish, read_bytes, remove, stat, walk
+from seg_core.storage import PARTIAL, check_writable, exists, make_folder, publish, read_bytes, remove, stat, walk
 
 FORMAT = "aerial-seg run"
 VERSION = 2
@@ -106,10 +106,10 @@ def write_record(out: str, record: dict[str, Any]) -> None:
 
 
 def read_record(run: str) -> dict[str, Any]:
-    """Read `run.json`. Raises SegError for a folder that is no run."""
+    """Read `run.json`. Raises SegError for a folder that is no run, or not there."""
     content = read_bytes(f"{run}/run.json")
     if content is None:
-        raise SegError(f"{run}: not a run: it holds no run.json")
+        raise SegError(f"{run}: not a run: it holds no run.json" if exists(run) else f"{run}: no such run")
     try:
         record = json.loads(content)
     except ValueError as error:

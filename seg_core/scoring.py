@@ -81,7 +81,8 @@ def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | N
         if path is None and not exists(labels):
             raise SegError(f"--labels {labels}: no such file or folder")
         if path is None:
-            raise SegError(f"{labels}: no label for scene {scene.scene_id} in this folder")
+            looked = ", ".join(dict.fromkeys(names))
+            raise SegError(f"{labels}: no label for scene {scene.scene_id} in this folder (looked for {looked})")
     elif num_scenes == 1:
         path = labels
     else:

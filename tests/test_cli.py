@@ -746,6 +746,26 @@ def test_a_bundle_is_looked_at_from_all_sides(seg: Seg, tmp_path: Path, make_bun
     assert curve["iou"].max() == pytest.approx(sides["best_iou"])
 
 
+def test_what_is_to_be_scored_must_be_there(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    nowhere, bundle, (run, _) = tmp_path / "nowhere", make_bundle("model"), build_run(tmp_path)
+    refused(seg("evaluate", nowhere), f"{nowhere}: no such bundle or run")
+    refused(seg("evaluate", nowhere, "--data", tmp_path), f"{nowhere}: no such bundle")
+    refused(seg("evaluate", nowhere, "--labels", tmp_path), f"{nowhere}: no such run")
+    refused(seg("evaluate", nowhere, "--labels", tmp_path, "--tta"), f"{nowhere}: no such run")
+    refused(seg("evaluate", tmp_path, "--labels", tmp_path), f"{tmp_path}: not a run: it holds no run.json")
+    refused(seg("evaluate", tmp_path), f"{tmp_path}: not a bundle: it holds no model.json")
+    refused(seg("evaluate", bundle), f"{bundle}: is a bundle: name a dataset with --data")
+    refused(seg("evaluate", bundle, "--labels", tmp_path), f"{bundle}: is a bundle: ", "--labels are for a run")
+    refused(seg("evaluate", run), f"{run}: is a run: name its truth with --labels")
+    refused(seg("evaluate", run, "--data", tmp_path), f"{run}: is a run: name its truth with --labels")
+    refused(seg("evaluate", run, "--labels", nowhere), f"--labels {nowhere}: no such file or folder")
+
+
+@pytest.mark.parametrize("command", [["verify"], ["query"], ["repair"], ["export", "masks", "--out", "new"]])
+def test_a_run_that_is_not_there_is_named(seg: Seg, tmp_path: Path, command: list[str]) -> None:
+    refused(seg(*command, tmp_path / "nowhere"), f"{tmp_path}/nowhere: no such run")
+
+
 def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> None:
     run, _ = build_run(tmp_path)
     refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
@@ -786,7 +806,12 @@ def test_labels_of_a_run_must_fit_its_scenes(seg: Seg, tmp_path: Path, make_scen
     make_scene("labels/north/a.tif", 100, 120, bands=1, transform=(1.0, 0.0, 400_000.0, 0.0, -1.0, 5_700_000.0))
     refused(seg("evaluate", run, "--labels", labels), labels / "north/a.tif", "lies elsewhere", "scenes/north/a.tif")
     (labels / "north/a.tif").unlink()
-    refused(seg("evaluate", run, "--labels", labels), labels, "no label for scene north/a.tif")
+    refused(
+        seg("evaluate", run, "--labels", labels),
+        labels,
+        "no label for scene north/a.tif",
+        "for north/a.tif, north/a.tiff)",
+    )
     refused(seg("evaluate", run, "--labels", labels / "south/b.tif"), "--labels", "one file for 2 scenes")
     refused(seg("evaluate", run), run, "--labels")
 
