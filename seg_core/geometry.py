@@ -129,17 +129,6 @@ def _split(polygon: shapely.Polygon) -> shapely.Geometry:
     return both[0] if len(both) == 1 else shapely.multipolygons(both)
 
 
-def corner_distance(one: tuple[str, Transform, int, int], other: tuple[str, Transform, int, int]) -> float:
-    """How far the corners of two grids (CRS, transform, height, width) lie from each other at most, by a diagonal."""
-    places = []
-    for crs, transform, height, width in (one, other):
-        rows, cols = np.array([0.0, 0, height, height]), np.array([0.0, width, 0, width])
-        places.append(lonlat(crs, transform, rows, cols))
-    (lon, lat), (there_lon, there_lat) = places
-    apart = GEOD.inv(lon, lat, there_lon, there_lat)[2]
-    return float(np.max(apart) / GEOD.inv(lon[0], lat[0], lon[3], lat[3])[2])
-
-
 def area_m2(polygon: shapely.Polygon) -> float:
     """Geodesic area of a lon/lat polygon in square metres."""
     lon, lat = shapely.get_coordinates(polygon).T

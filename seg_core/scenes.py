@@ -12,7 +12,7 @@ from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 
 from seg_core.errors import ReadError, SegError
-from seg_core.geometry import Transform, corner_distance, ground_size
+from seg_core.geometry import Transform, ground_size
 from seg_core.images import (
     MASK,
     SIDECARS,
@@ -31,7 +31,6 @@ from seg_core.storage import stat, stat_beside
 from seg_core.tiling import Window
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
-APART = 0.1  # of its diagonal, by which the corners of an image and its label may differ
 NOT_LISTED = "its folder may not be listed: files beside it (.aux.xml, .msk, world files) are not looked for"
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
@@ -172,14 +171,6 @@ def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> 
         return None
     along_column, along_row = ground_size(crs, transform, height, width)
     return round(float((along_column * along_row) ** 0.5), 6)
-
-
-def lie_apart(one: Scene, other: Scene) -> bool:
-    """Whether corners of two images lie far from each other for their size; False where they don't say where."""
-    if one.crs is None or other.crs is None:
-        return False
-    ours, theirs = ((str(s.crs), s.transform, s.height, s.width) for s in (one, other))
-    return corner_distance(ours, theirs) > APART
 
 
 def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:
