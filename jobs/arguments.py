@@ -3,9 +3,14 @@
 import math
 import re
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from seg_core.errors import SegError
 from seg_core.storage import absolute, is_remote
+
+if TYPE_CHECKING:
+    from seg_core.plan import Places
 
 
 def model_of(args: Namespace) -> str:
@@ -20,6 +25,20 @@ def local(path: str) -> str:
     if is_remote(path):
         raise SegError(f"{path}: this must be on a disk: only scenes, models, runs and --work may be in S3")
     return absolute(path)
+
+
+def places(pairs: Sequence[tuple[str, str]]) -> "Places":
+    """Where scenes were and are, from the values of --relocate."""
+    return tuple((absolute(old), absolute(new)) for old, new in pairs)
+
+
+def relocation(text: str) -> tuple[str, str]:
+    """`OLD=NEW`. Where there are several `=`, NEW begins at the first that is followed by `/` or `s3://`."""
+    found = re.fullmatch(r"(.+?)=((?:/|s3://).*)|([^=]+)=([^=]+)", text)
+    if found is None:
+        raise ArgumentTypeError(f"{text}: say OLD=NEW: what the scenes' paths began with, and what they begin with now")
+    old, new = (group for group in found.groups() if group is not None)
+    return old, new
 
 
 def device(text: str) -> str:

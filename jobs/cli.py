@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TypeAlias
 
-from jobs.arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive
+from jobs.arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive, relocation
 from jobs.settings import PRESETS, TrainSettings
 from jobs.terminal import Terminated
 from seg_core import __version__
@@ -178,6 +178,7 @@ def _segment(commands: Commands) -> None:
     _region(parser)
     parser.add_argument("--out", required=True, metavar="RUN", help="folder for the results; the same command resumes")
     parser.add_argument("--max-failures", type=count, metavar="N", help="end the run when more tiles than N fail")
+    _relocate(parser)
     _speed(parser)
 
 
@@ -188,6 +189,12 @@ def _verify(commands: Commands) -> None:
     parser.add_argument("--deep", type=number, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="where the model is now (default: where it was)")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
+    _relocate(parser)
+
+
+def _relocate(parser: argparse.ArgumentParser) -> None:
+    text = "scenes of the run whose paths begin with OLD have moved, and begin with NEW now; may be repeated"
+    parser.add_argument("--relocate", type=relocation, action="append", default=[], metavar="OLD=NEW", help=text)
 
 
 def _repair(commands: Commands) -> None:

@@ -2,6 +2,7 @@
 
 import posixpath
 import random
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ from jobs.windows import infer_window, may_be_in_places
 from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row, decode_mask, tile_rows
 from seg_core.errors import ReadError, SegError
-from seg_core.plan import Part, Settings, choose_window
+from seg_core.plan import Part, Places, Settings, choose_window
 from seg_core.results import part_path, read_part
 from seg_core.run import read_plan, read_record
+from seg_core.scenes import Scene, read_scene
 from seg_core.segmenter import Segmenter
 from seg_core.storage import exists
 from seg_core.tiling import Window, overlap, split
@@ -21,37 +23,66 @@ MEMORY = 2**31  # bytes to segment a window in
 TOLERANCE = 0.002  # share of a tile's pixels that may differ where the device has rounded otherwise
 
 
-def recheck(run: str, number: int, device: str, model: str | None = None) -> tuple[int, dict[str, list[str]]]:
-    """Segment `number` windows, chosen at random, again.
+@dataclass
+class Recheck:
+    """What came of segmenting windows again."""
 
-    Returns how many there were, and for the name of each part file that differs a line for each difference.
+    num_same: int = 0  # windows of which all that is stored was found again
+    differing: dict[str, list[str]] = field(default_factory=dict)  # lines, by the name of the part's file
+    unread: list[str] = field(default_factory=list)  # reasons, one for each window that could not be rechecked
+
+
+def recheck(run: str, number: int, device: str, model: str | None = None, places: Places = ()) -> Recheck:
+    """Segment `number` windows, chosen at random, again. Scenes that have moved are at `places`.
 
     The model is at `model`, or where `run.json` says, or the one that comes with the package where nothing is there.
     Raises SegError where that is another.
     """
-    plan, record = read_plan(run), read_record(run)
+    plan, record = read_plan(run, places), read_record(run)
     torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
     named = record["model"]["uri"]
     copied = model is None and not exists(named) and read_bundle(BUILT_IN).hash == plan.model
     segmenter = Segmenter(BUILT_IN if copied else model or named, device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:
         raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
+    rounded = not (segmenter.exact and record.get("exact", True))
     window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
-    parts = list(plan.parts())
-    problems: dict[str, list[str]] = {}
+    parts, result = list(plan.parts()), Recheck()
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
     for part in (parts[i] for i in sorted(chosen)):
         at = random.choice(list(split(part.window, window)))
         path = part_path(run, part.key)
-        stored = read_part(path)
-        again, unread = _segment_again(part, at, plan.settings, segmenter)
-        found = _differences(part, again, stored, rounded=not (segmenter.exact and record.get("exact", True)))
-        for where, error in unread:
-            if any(row["status"] == "done" and overlap(Window.from_row(row), where) for row in stored):
-                found.append(f"its tiles are done, and now they can't be read: {error}")
-        if found:
-            problems[posixpath.basename(path)] = found
-    return len(chosen), problems
+        differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
+        if differing:
+            result.differing[posixpath.basename(path)] = differing
+        elif reason is not None:
+            result.unread.append(reason)
+        else:
+            result.num_same += 1
+    return result
+
+
+def _recheck_window(
+    part: Part, window: Window, stored: list[Row], settings: Settings, segmenter: Segmenter, rounded: bool
+) -> tuple[list[str], str | None]:
+    """Lines for what differs, and the reason why not all of the window's tiles could be compared, if there is one."""
+    again, unread = _segment_again(part, window, settings, segmenter)
+    done = [Window.from_row(row) for row in stored if row["status"] == "done"]
+    reason = next((str(error) for where, error in unread if any(overlap(tile, where) for tile in done)), None)
+    differing = _differences(part, again, stored, rounded)
+    changed = (
+        next((scene for scene in part.sources or (part.scene,) if _has_changed(scene)), None) if differing else None
+    )
+    if changed is not None:  # which says nothing about what was stored before
+        return [], f"{changed.uri}: has changed since it was segmented: its seg segment command does it again"
+    return differing, reason
+
+
+def _has_changed(scene: Scene) -> bool:
+    try:
+        return read_scene(scene.uri, scene.scene_id).version != scene.version
+    except ReadError:
+        return True
 
 
 def _segment_again(

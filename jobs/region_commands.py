@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import local, model_of
+from jobs.arguments import local, model_of, places
 from jobs.terminal import note, show, show_table
 from seg_core.errors import SegError
 from seg_core.storage import absolute, make_folder
@@ -21,9 +21,11 @@ from seg_core.storage import absolute, make_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from jobs.recheck import Recheck
     from jobs.session import Speed
     from seg_core.plan import Plan
     from seg_core.scenes import Scene
+    from seg_core.verify import Verdict
 
 TABLE_ROWS = 100
 
@@ -137,7 +139,16 @@ def _speed(args: Namespace) -> "Speed":
 
 def segment(args: Namespace) -> int:
     """`seg segment`."""
+    from seg_core.run import take_up
+
     planned, out = _accepted(args), absolute(args.out)
+    planned, doubtful = take_up(out, planned, places(args.relocate))
+    if doubtful:
+        more = f" and {len(doubtful) - 1:,} more" if len(doubtful) > 1 else ""
+        note(
+            f"{doubtful[0]}{more}: same size and header as before the move, another time of change: taken for the same "
+            "(seg verify --deep compares a sample)"
+        )
     from jobs.segment import segment as run
 
     record = run(planned, model_of(args), out, _speed(args))
@@ -148,8 +159,7 @@ def segment(args: Namespace) -> int:
     show({"run": out, **record["counts"], "seam_disagreement": disagreement}, args.json)
     failed = record["counts"]["failed"]
     if failed:
-        ask = shlex.join(["seg", "query", args.out, "SELECT * FROM failures"])
-        note(f"{failed:,} tiles failed: {ask}; the same command tries them again")
+        _explain_failures(args.out, failed)
     return 1 if failed else 0
 
 
@@ -157,28 +167,50 @@ def verify(args: Namespace) -> int:
     """`seg verify`."""
     from seg_core.verify import verify as prove
 
-    if not args.deep and (args.model or args.device != "auto"):
-        raise SegError("--model, --device: are to segment windows again with: add --deep")
+    if not args.deep and (args.model or args.device != "auto" or args.relocate):
+        raise SegError("--model, --device, --relocate: are to segment windows again with: add --deep")
     found = prove(absolute(args.out))
     figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
-    differing: dict[str, list[str]] = {}
-    if args.deep and found.holds:
-        from jobs.recheck import recheck
-
-        model = absolute(args.model) if args.model else None
-        figures["rechecked"], differing = recheck(absolute(args.out), args.deep, args.device, model)
-        found.problems = [f"{name}: {line}" for name, lines in differing.items() for line in lines]
+    again = _recheck(args) if args.deep and found.holds else None
+    differing, unread = (again.differing, again.unread) if again else ({}, [])
+    found.problems += [f"{name}: {line}" for name, lines in differing.items() for line in lines]
+    if again:
+        figures |= {"rechecked": again.num_same + len(differing), "not_rechecked": unread if args.json else len(unread)}
     figures |= {"complete": found.holds, "problems": found.problems if args.json else len(found.problems)}
-    show(figures, args.json)
-    for line in [] if args.json else found.problems[:TABLE_ROWS]:
-        print(f"  {line}")
-    if not found.holds and not args.json:
+    show(figures if args.json else {"run": found.describe(), **figures}, args.json)
+    if not args.json:
+        for line in [*found.problems, *(f"could not be rechecked: {reason}" for reason in unread)][:TABLE_ROWS]:
+            print(f"  {line}")
+        _advise(args, found, list(differing), len(unread))
+    return 0 if found.holds and not found.num_failed and not unread else 1
+
+
+def _recheck(args: Namespace) -> "Recheck":
+    from jobs.recheck import recheck
+
+    model = absolute(args.model) if args.model else None
+    return recheck(absolute(args.out), args.deep, args.device, model, places(args.relocate))
+
+
+def _advise(args: Namespace, found: "Verdict", differing: list[str], unread: int) -> None:
+    """Say why `seg verify` ends with 1, and what to do."""
+    if found.bad_parts or differing:
         command = shlex.join(["seg", "repair", args.out, *differing])
-        if found.bad_parts or differing:
-            note(f"{command} removes the parts that this is about; seg segment then makes them again")
-        elif found.num_missing == len(found.problems):
-            note("the run is not finished: the seg segment command that began it goes on")
-    return 0 if found.holds and not found.num_failed else 1
+        note(f"{command} removes the parts that this is about; seg segment then makes them again")
+    elif found.num_missing and found.num_missing == len(found.problems):
+        note("the run is not finished: the seg segment command that began it goes on")
+    if found.num_failed:
+        _explain_failures(args.out, found.num_failed)
+    if unread:
+        note(
+            f"{unread:,} windows could not be rechecked, which says nothing against the run: exit code 1. "
+            "Where scenes have moved, add --relocate OLD=NEW"
+        )
+
+
+def _explain_failures(run: str, failed: int) -> None:
+    ask = shlex.join(["seg", "query", run, "SELECT * FROM failures"])
+    note(f"{failed:,} tiles failed: exit code 1. {ask} says why; the run's seg segment command tries them again")
 
 
 def repair(args: Namespace) -> int:

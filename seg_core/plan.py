@@ -71,22 +71,39 @@ class Part:
     scene: Scene  # the image on whose grid the window is
     window: Window
     sources: tuple[Scene, ...] = ()  # of a mosaic, those that the windows of this part reach
+    planned: str = ""  # the version of before its files moved
 
     @property
     def version(self) -> str:
         """What tells one state of the files that the part is read from, and of how they are read, from another."""
-        return _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
+        return self.planned or _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
 
     def to_row(self) -> dict[str, Any]:
         """As plain values, to travel."""
         scenes = json.dumps([scene.to_plain() for scene in (self.scene, *self.sources)])
-        return {"key": self.key, "scenes": scenes, **self.window._asdict()}
+        return {"key": self.key, "scenes": scenes, "planned": self.planned, **self.window._asdict()}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Part":
         """The part that was made a row."""
         scene, *sources = map(Scene.from_plain, json.loads(row["scenes"]))
-        return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources))
+        return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources), str(row["planned"]))
+
+    def relocated(self, places: "Places") -> "Part":
+        """The same part, of the same version, read from where its scenes are now."""
+        scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
+        return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
+
+
+Places = tuple[tuple[str, str], ...]  # what URIs began with when they were planned, and what they begin with now
+
+
+def relocate(uri: str, places: Places) -> str:
+    """Where a scene is now: by the first place that its URI, or a folder that it is in, is named by."""
+    for old, new in places:
+        if uri == old or uri.startswith(f"{old.rstrip('/')}/"):
+            return new.rstrip("/") + uri[len(old.rstrip("/")) :]
+    return uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +113,7 @@ class Plan:
     scenes: tuple[Scene, ...]  # with the setting `mosaic`, first the image that the others make together
     settings: Settings
     model: str  # the bundle's hash
+    places: Places = ()  # where the scenes are now, if they have moved: no part of what identifies the plan
 
     @property
     def images(self) -> tuple[Scene, ...]:
@@ -114,7 +132,8 @@ class Plan:
         for image in self.images:
             for window in sorted(self._reached) if mosaic else split(image.window, self.settings.part):
                 key = f"{image_key(image)}-{window.row_off:07d}-{window.col_off:07d}"
-                yield Part(key, image, window, self._reached[window] if mosaic else ())
+                part = Part(key, image, window, self._reached[window] if mosaic else ())
+                yield part.relocated(self.places) if self.places else part
 
     @cached_property
     def _reached(self) -> dict[Window, tuple[Scene, ...]]:

@@ -2,20 +2,32 @@
 
 import json
 import posixpath
+import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from seg_core import __version__
 from seg_core.ahead import for_each
 from seg_core.attempts import attempts_folder
 from seg_core.errors import SegError
-from seg_core.lease import LEASE
-from seg_core.plan import Part, Plan, Settings, image_key
+from seg_core.lease import LEASE, hold
+from seg_core.plan import Part, Places, Plan, Settings, image_key, relocate
 from seg_core.results import part_path, published_parts, read_scenes, read_state, scenes_path, write_scenes
 from seg_core.scenes import Scene
-from seg_core.storage import PARTIAL, check_writable, exists, make_folder, publish, read_bytes, remove, stat, walk
+from seg_core.storage import (
+    PARTIAL,
+    check_writable,
+    exists,
+    is_remote,
+    make_folder,
+    publish,
+    read_bytes,
+    remove,
+    stat,
+    walk,
+)
 
 FORMAT = "aerial-seg run"
 VERSION = 2
@@ -82,6 +94,59 @@ def changed_scenes(out: str, plan: Plan) -> list[Scene]:
     return [scene for scene in plan.scenes if before.get(scene.scene_id) != _as_text(scene)]
 
 
+def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
+    """The plan as the run at `out` knows it, where its scenes have moved; and the ids of those that may have changed.
+
+    Scenes are at the `given` places, or at those that `run.json` says; where they are is noted there. A scene is the
+    same where size and header agree, and its etag, if both places are in S3. The time of the last change, which copying
+    does not keep, may differ: these are the ids that are returned.
+
+    Raises SegError as `find_run` does.
+    """
+    if stat(f"{out}/run.json") is None:
+        if given:
+            raise SegError(f"--relocate: {out} is no run yet: leave it out")
+        return plan, []
+    record = read_record(out)
+    places = read_places(record, given)
+    if not places:
+        return plan, []
+    known = read_scenes(out)
+    at = {relocate(scene.uri, places): scene for scene in known}
+    if plan.settings.mosaic:  # of which the first is no file
+        at[plan.scenes[0].uri] = known[0]
+    scenes = [_as_known(at.get(scene.uri, scene), scene) for scene in plan.scenes]
+    moved = any(one.uri != other.uri for one, other in zip(scenes, plan.scenes, strict=True))
+    doubtful = [
+        scene.scene_id
+        for scene, here in zip(scenes, plan.scenes, strict=True)
+        if scene.uri != here.uri and scene.version != here.version
+    ]
+    if not plan.settings.mosaic:  # else their order is a setting
+        order = {scene.scene_id: number for number, scene in enumerate(known)}
+        scenes.sort(key=lambda scene: order.get(scene.scene_id, len(order)))
+    plan = replace(plan, scenes=tuple(scenes), places=places if moved else ())
+    find_run(out, as_begun(out, plan))
+    if read_places(record) != plan.places:
+        with hold(out):
+            write_record(out, {**read_record(out), "relocated": [list(place) for place in plan.places]})
+    return plan, doubtful
+
+
+def _as_known(known: Scene, here: Scene) -> Scene:
+    """A scene as the run knows it: by its old name, and, where it is the same file, of the old version."""
+    renamed = replace(here, scene_id=known.scene_id, uri=known.uri)
+    comparable = is_remote(known.uri) and is_remote(here.uri)
+    same = _as_text(renamed if comparable else replace(renamed, version=known.version)) == _as_text(known)
+    return known if same else renamed
+
+
+def read_places(record: Mapping[str, Any], given: Places = ()) -> Places:
+    """Where the scenes of a run are now: at the given places, or else where its record says."""
+    noted = ((old, relocate(new, given)) for old, new in record.get("relocated", ()))
+    return (*given, *noted)
+
+
 def _new_record(plan: Plan, model_uri: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -127,11 +192,16 @@ def read_record(run: str) -> dict[str, Any]:
     return record
 
 
-def read_plan(run: str) -> Plan:
-    """The plan that a run was made with, from its own files."""
+def read_plan(run: str, given: Places = ()) -> Plan:
+    """The plan that a run was made with, from its own files. Scenes that have moved are at the given places, if any."""
     record = read_record(run)
     stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-    return Plan(scenes=tuple(read_scenes(run)), settings=Settings(**stored), model=record["model"]["hash"])
+    return Plan(
+        scenes=tuple(read_scenes(run)),
+        settings=Settings(**stored),
+        model=record["model"]["hash"],
+        places=read_places(record, given),
+    )
 
 
 def num_missing(run: str, plan: Plan) -> int:
@@ -165,7 +235,15 @@ def _scene_differences(there: Sequence[Scene], here: Sequence[Scene]) -> list[st
         return [f"scene {odd} is there, not here"]
     if odd not in before:
         return [f"scene {odd} is new"]
-    return [f"scene {odd} is {before[odd]} there, {after[odd]} now"]
+    way_out = f"if it has moved, add {_suggest(before[odd], after[odd])}"
+    return [f"scene {odd} is {before[odd]} there, {after[odd]} now: {way_out}"]
+
+
+def _suggest(old: str, new: str) -> str:
+    """The option that takes one URI to the other: without the end that they have in common."""
+    while posixpath.basename(old) == posixpath.basename(new) != "":
+        old, new = posixpath.dirname(old), posixpath.dirname(new)
+    return f"--relocate {shlex.quote(f'{old}={new}')}"
 
 
 def _as_text(scene: Scene) -> str:

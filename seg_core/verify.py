@@ -36,6 +36,16 @@ class Verdict:
         """Whether the run is complete and sound."""
         return not self.problems
 
+    def describe(self) -> str:
+        """The state of the run in a few words: that it is complete does not mean that its tiles are done."""
+        if len(self.problems) > self.num_missing:
+            return f"not sound: {len(self.problems):,} problems"
+        if self.num_missing:
+            return f"not finished: {self.num_missing:,} parts are missing"
+        if self.num_failed:
+            return f"complete, but {self.num_failed:,} of {self.num_planned:,} tiles failed"
+        return f"complete: all {self.num_planned:,} tiles are done"
+
 
 def verify(run: str) -> Verdict:
     """Read every part of a run and check it against the plan. Raises SegError where `run` is no run."""

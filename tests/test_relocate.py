@@ -1,0 +1,245 @@
+"""Imagery that has moved, changed or gone since a run was made: nothing is removed for it, and the run goes on."""
+
+import json
+import os
+import shlex
+import shutil
+from argparse import ArgumentTypeError
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
+from test_failures import CREW, SPEED
+from test_run import SETTINGS, build_run, part_rows, replan, write_light_bundle
+from test_segment import part_bytes, seg
+
+from jobs.actor import PartSegmenter
+from jobs.arguments import relocation
+from jobs.recheck import recheck
+from seg_core.bundle import read_bundle
+from seg_core.errors import SegError
+from seg_core.plan import Part, Plan, make_plan, relocate
+from seg_core.raster import write_geotiff
+from seg_core.region import read_region
+from seg_core.results import part_path, scenes_path, write_part
+from seg_core.run import open_run, parts_to_do, read_plan, read_record, take_up
+from seg_core.verify import repair, verify
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """A folder with a whole `run`, whose scenes were in `scenes` and are in `archive/2025` now."""
+    build_run(tmp_path)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "scenes").rename(tmp_path / "archive/2025")
+    return tmp_path
+
+
+def command(folder: Path, *options: object) -> list[object]:
+    """The command of the run in `moved`, for its scenes where they are now."""
+    settings = ["--tile-size", 32, "--part", 64, "--model", folder / "bundle", "--out", folder / "run"]
+    return ["segment", folder / "archive/2025", *settings, *options]
+
+
+def plan_of(scenes: object, folder: Path) -> Plan:
+    return make_plan(read_region([str(scenes)])[0], read_bundle(str(folder / "bundle")), SETTINGS)[0]
+
+
+def places_of(folder: Path) -> tuple[tuple[str, str], ...]:
+    return ((str(folder / "scenes"), str(folder / "archive/2025")),)
+
+
+def test_the_refusal_of_scenes_that_have_moved_names_the_option_that_goes_on(moved: Path, capsys: Capture) -> None:
+    before = part_bytes(moved / "run"), Path(scenes_path(str(moved / "run"))).read_bytes()
+    _, err = seg(capsys, *command(moved), code=2)
+    option = err.partition("if it has moved, add ")[2].partition("):")[0]
+    assert option == f"--relocate {moved}/scenes={moved}/archive/2025"
+    _, err = seg(capsys, *command(moved, *shlex.split(option)))
+    assert "nothing to do" in err
+    _, err = seg(capsys, *command(moved))  # where they are is noted in the run
+    assert "nothing to do" in err
+    assert (part_bytes(moved / "run"), Path(scenes_path(str(moved / "run"))).read_bytes()) == before
+
+
+def test_a_relocated_run_is_verified_exported_and_scored(moved: Path, capsys: Capture) -> None:
+    seg(capsys, *command(moved, "--relocate", f"{moved}/scenes={moved}/archive/2025"))
+    seg(capsys, "verify", moved / "run")
+    out, _ = seg(capsys, "export", "masks", moved / "run", "--out", moved / "masks", "--json")
+    assert len(json.loads(out)["files"]) == 2
+    out, _ = seg(capsys, "evaluate", moved / "run", "--labels", moved / "masks", "--json")
+    assert json.loads(out)["iou"] == 1.0
+
+
+def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Path) -> None:
+    run, before = str(moved / "run"), part_bytes(moved / "run")
+    part = next(read_plan(run).parts())
+    Path(part_path(run, part.key)).unlink()
+    plan, doubtful = take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    (todo,) = (Part.from_row(each.to_row()) for each in parts_to_do(run, plan))
+    assert (todo.key, todo.version, doubtful) == (part.key, part.version, [])
+    write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
+    assert part_bytes(moved / "run") == before
+    assert verify(run).holds
+
+
+def test_scenes_that_move_on_and_back_are_followed(moved: Path) -> None:
+    run = str(moved / "run")
+    take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    (moved / "archive").rename(moved / "attic")
+    here, places = moved / "attic/2025", ((str(moved / "archive"), str(moved / "attic")),)
+    assert {part.scene.uri for part in read_plan(run, places).parts()} == {
+        str(here / name) for name in ("north/a.tif", "south/b.tif")
+    }
+    plan, _ = take_up(run, plan_of(here, moved), places)
+    assert parts_to_do(run, plan) == []
+    assert read_plan(run) == plan
+    here.rename(moved / "scenes")
+    plan, _ = take_up(run, replan(moved))
+    assert plan.places == read_plan(run).places == ()
+    assert parts_to_do(run, plan) == []
+
+
+@pytest.mark.parametrize("differs", ["time", "pixels"])
+def test_a_copied_scene_is_the_same_by_size_and_header(moved: Path, capsys: Capture, differs: str) -> None:
+    path = moved / "archive/2025/south/b.tif"
+    if differs == "time":
+        os.utime(path, ns=(0, 1))
+    else:
+        write_geotiff(str(path), np.ones((3, 70, 34), np.uint8), crs=UTM, transform=NORTH_UP, nodata=0)
+    plan, doubtful = take_up(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))
+    todo = {part.scene.scene_id for part in parts_to_do(str(moved / "run"), plan)}
+    assert (doubtful, todo) == ((["south/b.tif"], set()) if differs == "time" else ([], {"south/b.tif"}))
+    if differs == "time":
+        assert "south/b.tif: same size and header as before the move" in seg(capsys, *command(moved))[1]
+
+
+def test_a_scene_in_s3_is_the_same_by_its_etag(s3: str, tmp_path: Path, make_scene: MakeScene) -> None:
+    client, names = boto3.client("s3"), ("a.tif", "b.tif")
+    for number, name in enumerate(names):
+        path = make_scene(name, 64, 64, seed=number)
+        for folder in ("old", "new"):
+            client.upload_file(path, "tests", f"relocate/{folder}/{name}")
+    write_light_bundle(tmp_path / "bundle")
+    run, old, new = str(tmp_path / "run"), f"{s3}/relocate/old", f"{s3}/relocate/new"
+    plan = plan_of(old, tmp_path)
+    open_run(run, plan, "bundle")
+    for part in plan.parts():
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
+    assert parts_to_do(run, take_up(run, plan_of(new, tmp_path), ((old, new),))[0]) == []
+    content = bytearray(Path(path).read_bytes())
+    content[-1] ^= 1
+    client.put_object(Bucket="tests", Key="relocate/new/b.tif", Body=bytes(content))
+    plan, doubtful = take_up(run, plan_of(new, tmp_path), ((old, new),))
+    assert {part.scene.scene_id for part in parts_to_do(run, plan)} == {"b.tif"}
+    assert doubtful == []
+
+
+def test_a_mosaic_is_relocated(tmp_path: Path, make_scene: MakeScene) -> None:
+    make_scene("scenes/a.tif", 64, 64)
+    make_scene("scenes/b.tif", 64, 64, transform=(1.0, 0.0, 400_064.0, 0.0, -1.0, 5_800_000.0))
+    bundle, run = read_bundle(write_light_bundle(tmp_path / "bundle")), str(tmp_path / "run")
+    settings = replace(SETTINGS, mosaic=True)
+    open_run(run, make_plan(read_region([str(tmp_path / "scenes")])[0], bundle, settings)[0], "bundle")
+    versions = [part.version for part in read_plan(run).parts()]
+    (tmp_path / "scenes").rename(tmp_path / "moved")
+    here = make_plan(read_region([str(tmp_path / "moved")])[0], bundle, settings)[0]
+    plan, _ = take_up(run, here, tuple((f"{tmp_path}/scenes/{n}", f"{tmp_path}/moved/{n}") for n in ("a.tif", "b.tif")))
+    assert [part.version for part in plan.parts()] == versions
+    assert {Path(source.uri).parent.name for part in plan.parts() for source in part.sources} == {"moved"}
+
+
+def test_relocate_is_refused_where_there_is_no_run_and_for_other_scenes(moved: Path, capsys: Capture) -> None:
+    places = f"{moved}/elsewhere={moved}/archive/2025"
+    assert "is there" not in seg(capsys, *command(moved, "--relocate", places), code=2)[1]
+    shutil.rmtree(moved / "run")
+    assert "is no run yet" in seg(capsys, *command(moved, "--relocate", places), code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=b", ("a", "b")),
+        ("/a=/b", ("/a", "/b")),
+        ("s3://x/year=24=s3://y/year=24", ("s3://x/year=24", "s3://y/year=24")),
+        ("year=24=/b", ("year=24", "/b")),
+        ("a", None),
+        ("=b", None),
+        ("a=", None),
+        ("a=b=c", None),
+    ],
+)
+def test_what_relocate_takes(text: str, expected: tuple[str, str] | None) -> None:
+    if expected is None:
+        with pytest.raises(ArgumentTypeError, match=r"say OLD=NEW"):
+            relocation(text)
+    else:
+        assert relocation(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "places", "expected"),
+    [
+        ("/a/b.tif", [("/a", "/x")], "/x/b.tif"),
+        ("/a/b.tif", [("/a/b.tif", "/x/c.tif")], "/x/c.tif"),
+        ("/ab/c.tif", [("/a", "/x")], "/ab/c.tif"),  # a folder of a longer name
+        ("/a/b.tif", [("/", "/x")], "/x/a/b.tif"),
+        ("/a/b.tif", [("/a", "/")], "/b.tif"),
+        ("/a/b.tif", [("/a", "s3://x/y")], "s3://x/y/b.tif"),
+        ("/a/b.tif", [("/b", "/c"), ("/a", "/x"), ("/x", "/y")], "/x/b.tif"),  # the first one that fits, once
+    ],
+)
+def test_where_a_scene_is_now(uri: str, places: list[tuple[str, str]], expected: str) -> None:
+    assert relocate(uri, tuple(places)) == expected
+
+
+@pytest.fixture
+def segmented(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> tuple[Path, Path]:
+    """A run that a model made, and its scene."""
+    path, model, run = make_scene("region/a.tif", 256, 256), make_bundle(), str(tmp_path / "run")
+    settings = replace(SETTINGS, halo=24, part=128)
+    plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
+    open_run(run, plan, model)
+    list(PartSegmenter(model, run, settings, 128, CREW, SPEED, "s").segment_parts(list(plan.parts())))
+    return Path(run), Path(path)
+
+
+def test_scenes_that_are_gone_are_no_problem_of_the_run(segmented: tuple[Path, Path], capsys: Capture) -> None:
+    run, path = segmented
+    seg(capsys, "verify", run, "--deep")
+    path.parent.rename(path.parents[1] / "moved")
+    out, err = seg(capsys, "verify", run, "--deep", code=1)
+    assert out.startswith("run            complete: all 64 tiles are done\n")
+    assert f"could not be rechecked: {path}: no such file" in out
+    assert "4 windows could not be rechecked" in err
+    assert "--relocate OLD=NEW" in err
+    assert "repair" not in out + err
+    figures: dict[str, Any] = json.loads(seg(capsys, "verify", run, "--deep", "--json", code=1)[0])
+    assert (figures["complete"], figures["problems"], figures["rechecked"]) == (True, [], 0)
+    assert figures["not_rechecked"] == 4 * [f"{path}: no such file"]
+    assert repair(str(run)).bad_parts == []
+    assert len(part_bytes(run)) == 4
+    relocated = ["--relocate", f"{path.parent}={path.parents[1]}/moved", "--json"]
+    assert json.loads(seg(capsys, "verify", run, "--deep", *relocated)[0])["rechecked"] == 4
+    assert "relocated" not in read_record(str(run))  # verify changes nothing
+
+
+def test_a_scene_that_has_changed_is_no_problem_of_the_run(segmented: tuple[Path, Path], make_scene: MakeScene) -> None:
+    run, path = segmented
+    os.utime(path, ns=(0, 1))
+    assert recheck(str(run), 16, "cpu").num_same == 4  # what it says is what was segmented
+    make_scene("region/a.tif", 256, 256, seed=1)
+    again = recheck(str(run), 16, "cpu")
+    assert (again.num_same, again.differing) == (0, {})
+    assert again.unread == 4 * [f"{path}: has changed since it was segmented: its seg segment command does it again"]
+
+
+def test_a_scene_of_another_name_is_refused(moved: Path) -> None:
+    (moved / "archive/2025/south/b.tif").rename(moved / "archive/2025/south/c.tif")
+    with pytest.raises(SegError, match=r"scene south/c\.tif is new"):
+        take_up(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))
