@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seg_core.ahead import READERS
 from seg_core.coverage import Row
-from seg_core.errors import DamagedError
+from seg_core.errors import DamagedError, SegError
+from seg_core.isolated import for_each_isolated
 from seg_core.scenes import Scene
 from seg_core.storage import filesystem, publish, published, read_bytes
 
 T = TypeVar("T")
 
 VERSION = b"scene_version"  # of a part's metadata
+WAY_OUT = ": seg repair removes it, and the seg segment command of the run makes it again"
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 # https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
@@ -115,20 +118,36 @@ def _geo(rows: Sequence[Row]) -> dict[str, Any]:
     return {**GEO, "columns": {"geometry": column}}
 
 
-def read_state(path: str) -> tuple[bool, str] | None:
-    """Whether all tiles of a part are done, and the version of the scene they are of; None where it is damaged.
+State = tuple[bool, str] | None
 
-    It costs the footer, and the statistics of the status column in it. Raises SegError where it can't be read.
+
+def read_states(paths: Sequence[str]) -> dict[str, State]:
+    """Of each part, whether all of its tiles are done, and the version of the scene they are of; None where damaged.
+
+    It costs the footer, and the statistics of the status column in it. Raises SegError where one can't be read.
     """
+    return dict(zip(paths, for_each_isolated(_read_state, lambda _: None, paths, READERS), strict=True))
+
+
+def _read_state(path: str) -> State:
     try:
-        footer = _read(path, pq.read_metadata)
+        return _read(path, _state_of)
     except DamagedError:
         return None
+
+
+def _state_of(file: Any) -> State:
+    footer = pq.read_metadata(file)
     if not footer.schema.to_arrow_schema().equals(TILES):
         return None
     index = TILES.names.index("status")
     groups = [footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups)]
     return all(group is not None and group.max == "done" for group in groups), _version(footer.metadata)
+
+
+def crashes_its_reader(path: str) -> DamagedError:
+    """What is said of a part over which the process that reads it crashes."""
+    return DamagedError(f"{posixpath.basename(path)}: can't be read: the process that reads it crashes")
 
 
 def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
@@ -156,24 +175,35 @@ def read_scenes(run: str) -> list[Scene]:
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
     """The rows of a part. Raises SegError where the file can't be read, DamagedError where it is no such table."""
-    return list(_read_table(path, columns).to_pylist())
+    try:
+        return _read(path, lambda file: list(_read_table(file, columns).to_pylist()))
+    except DamagedError as error:
+        raise DamagedError(f"{error}{WAY_OUT}") from error
 
 
 def read_versioned(path: str) -> tuple[list[Row], str]:
     """The rows of a part, and the version of the scene that they are of; raises SegError as `read_part` does."""
-    table = _read_table(path, None)
-    return list(table.to_pylist()), _version(table.schema.metadata)
+
+    def parse(file: Any) -> tuple[list[Row], str]:
+        table = _read_table(file, None)
+        return list(table.to_pylist()), _version(table.schema.metadata)
+
+    return _read(path, parse)
 
 
 def _version(metadata: Mapping[bytes, bytes] | None) -> str:
     return (metadata or {}).get(VERSION, b"").decode()
 
 
-def _read_table(path: str, columns: Sequence[str] | None) -> pa.Table:
-    table: pa.Table = _read(path, lambda file: pq.ParquetFile(file).read(columns=list(columns) if columns else None))
+def _read_table(file: Any, columns: Sequence[str] | None) -> pa.Table:
+    table = pq.ParquetFile(file).read(columns=list(columns) if columns else None)
     if columns is None and not table.schema.equals(TILES):
-        raise DamagedError(f"{posixpath.basename(path)}: its columns are not those of a tiles table")
+        raise _OtherColumnsError("its columns are not those of a tiles table")
     return table
+
+
+class _OtherColumnsError(Exception):
+    """A table is another one than it should be."""
 
 
 def _read(path: str, parse: Callable[[Any], T]) -> T:
@@ -185,12 +215,21 @@ def _read(path: str, parse: Callable[[Any], T]) -> T:
     try:
         with system.open_input_file(inside) as file:
             return parse(file)
-    except (OSError, pa.ArrowException):
+    except UNREADABLE:
         content = read_bytes(path)
+    name = posixpath.basename(path)
+    if content is None:
+        raise SegError(f"{path}: can't be read: no such file")
     try:
-        return parse(pa.BufferReader(content or b""))
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedError(f"{posixpath.basename(path)}: can't be read: {error}") from error
+        return parse(pa.BufferReader(content))
+    except _OtherColumnsError as error:
+        raise DamagedError(f"{name}: {error}") from error
+    except UNREADABLE as error:
+        raise DamagedError(f"{name}: can't be read: {' '.join(str(error).split())}") from error
+
+
+# A text that is not UTF-8 is a ValueError.
+UNREADABLE = (OSError, ValueError, pa.ArrowException, _OtherColumnsError)
 
 
 def published_parts(run: str) -> list[str]:

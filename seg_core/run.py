@@ -9,12 +9,11 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from seg_core import __version__
-from seg_core.ahead import for_each
 from seg_core.attempts import attempts_folder
 from seg_core.errors import SegError
 from seg_core.lease import LEASE, hold
 from seg_core.plan import Part, Places, Plan, Settings, image_key, relocate
-from seg_core.results import part_path, published_parts, read_scenes, read_state, scenes_path, write_scenes
+from seg_core.results import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
 from seg_core.scenes import Scene
 from seg_core.storage import (
     PARTIAL,
@@ -255,5 +254,5 @@ def parts_to_do(run: str, plan: Plan) -> list[Part]:
     """The planned parts that are not published, damaged, hold failed tiles, or are of an older state of a file."""
     planned = {part_path(run, part.key) for part in plan.parts()}
     there = sorted(planned.intersection(published_parts(run)))  # what else lies there is for verify to name
-    read = dict(zip(there, for_each(read_state, there), strict=True))
+    read = read_states(there)
     return [part for part in plan.parts() if read.get(part_path(run, part.key)) != (True, part.version)]

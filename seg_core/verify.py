@@ -4,15 +4,17 @@ What does not hold can be repaired: its parts are removed, and the run's own com
 """
 
 import posixpath
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 
-from seg_core.ahead import for_each
 from seg_core.coverage import Row, decode_mask
 from seg_core.errors import DamagedError, SegError
+from seg_core.isolated import for_each_isolated
 from seg_core.lease import hold
-from seg_core.plan import Part, Plan
-from seg_core.results import part_path, published_parts, read_versioned
+from seg_core.plan import Part
+from seg_core.results import crashes_its_reader, part_path, published_parts, read_versioned
 from seg_core.run import read_plan, read_record
 from seg_core.storage import remove
 from seg_core.tiling import split
@@ -56,8 +58,13 @@ def verify(run: str) -> Verdict:
     there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
     verdict.bad_parts = sorted(there - planned)
     verdict.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in verdict.bad_parts]
-    # As many threads as cores can use: to decode masks is work.
-    for found in for_each(lambda part: _verify_part(run, plan, part, there), plan.parts(), threads=None):
+    paths = [(part_path(run, part.key), part) for part in plan.parts()]
+    check = partial(_verify_part, plan.settings.tile_size, plan.model)
+    for found in chain(
+        (_missing_part(*each) for each in paths if each[0] not in there),
+        # As many threads as cores can use: to decode masks is work.
+        for_each_isolated(check, _crashing_part, [each for each in paths if each[0] in there], threads=None),
+    ):
         verdict.num_done += found.num_done
         verdict.num_failed += found.num_failed
         verdict.num_missing += found.num_missing
@@ -85,16 +92,24 @@ def repair(run: str, names: Sequence[str] = ()) -> Verdict:
     return verdict
 
 
-def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Verdict:
-    path = part_path(run, part.key)
+def _missing_part(path: str, part: Part) -> Verdict:
+    where = f"{part.scene.scene_id}, {part.window}"
+    return Verdict(num_missing=1, problems=[f"{posixpath.basename(path)}: missing: {where}"])
+
+
+def _crashing_part(where: tuple[str, Part]) -> Verdict:
+    return Verdict(problems=[str(crashes_its_reader(where[0]))], bad_parts=[where[0]])
+
+
+def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict:
+    """What is found in a part that is there, at a path."""
+    path, part = where
     name = posixpath.basename(path)
-    if path not in there:
-        return Verdict(num_missing=1, problems=[f"{name}: missing: {part.scene.scene_id}, {part.window}"])
     try:
         rows, version = read_versioned(path)
     except DamagedError as error:  # what a store does not give says nothing about the part
         return Verdict(problems=[str(error)], bad_parts=[path])
-    planned = {tuple(tile) for tile in split(part.window, plan.settings.tile_size)}
+    planned = {tuple(tile) for tile in split(part.window, tile_size)}
     found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
     problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
     problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
@@ -102,15 +117,15 @@ def _verify_part(run: str, plan: Plan, part: Part, there: Collection[str]) -> Ve
     if version != part.version:
         problems.append(f"{name}: is of another state of {part.scene.scene_id} than the one that is planned")
     for row in rows:
-        problems += [f"{name}: tile {row['row_off']}, {row['col_off']}: {p}" for p in _row_problems(row, plan, part)]
+        at = f"{name}: tile {row['row_off']}, {row['col_off']}"
+        problems += [f"{at}: {problem}" for problem in _row_problems(row, tile_size, model, part)]
     num_failed = sum(row["status"] == "failed" for row in rows)
     bad = [path] if problems else []
     return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
 
 
-def _row_problems(row: Row, plan: Plan, part: Part) -> Iterator[str]:
-    size = plan.settings.tile_size
-    if row["scene_id"] != part.scene.scene_id or row["model"] != plan.model:
+def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:
+    if row["scene_id"] != part.scene.scene_id or row["model"] != model:
         yield "is of another scene or model"
     if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
         yield f"says it is tile {row['tile_row']}, {row['tile_col']}"

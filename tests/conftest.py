@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are read in this process: a child takes half a second to start, and tests/test_isolated.py has them."""
+
+    def plainly(function: Callable[[Any], Any], _: object, items: Sequence[Any], threads: object) -> Iterator[Any]:
+        del threads
+        return map(function, items)
+
+    monkeypatch.setattr("seg_core.verify.for_each_isolated", plainly)
+    monkeypatch.setattr("seg_core.results.for_each_isolated", plainly)
 
 
 @pytest.fixture(scope="session")

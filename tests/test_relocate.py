@@ -29,6 +29,8 @@ from seg_core.results import part_path, scenes_path, write_part
 from seg_core.run import open_run, parts_to_do, read_plan, read_record, take_up
 from seg_core.verify import repair, verify
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -47,6 +47,8 @@ from seg_core.scenes import read_scene
 from seg_core.tiling import Window, hull, split
 from seg_core.verify import verify
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
 
 

@@ -14,14 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 from test_run import SETTINGS, build_run
 
-from seg_core import results
 from seg_core.coverage import Failure, Row, encode_mask, failed_rows
 from seg_core.errors import SegError
 from seg_core.lease import hold
 from seg_core.plan import Part, Plan
-from seg_core.results import TILES, part_path, read_part, scenes_path, write_part
+from seg_core.results import (
+    TILES,
+    part_path,
+    read_part,
+    read_versioned,
+    scenes_path,
+    write_part,
+)
 from seg_core.run import parts_to_do, read_plan
 from seg_core.verify import Verdict, repair, verify
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @dataclass(frozen=True)
@@ -359,27 +367,20 @@ def refuse(*_: object) -> None:
     raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
 
 
-def is_part(path: str) -> bool:
-    return "/tiles/" in path
-
-
-def keep_out(path: str) -> bytes:
-    raise SegError(f"{path}: access denied")
-
-
-def test_parts_that_the_store_does_not_give_are_not_taken_for_damaged(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    system, read = results.filesystem, results.read_bytes
+def test_a_part_that_arrow_cannot_fetch_is_fetched_in_another_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_versioned(str(made.path()))
     closed = SimpleNamespace(open_input_file=refuse)
-    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path) if is_part(path) else system(path))
-    assert made.verdict().holds  # all is fetched in another way
-    assert parts_to_do(made.run, made.plan) == []
-    monkeypatch.setattr("seg_core.results.read_bytes", lambda path: keep_out(path) if is_part(path) else read(path))
+    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path))
+    assert read_versioned(str(made.path())) == expected
+
+
+def test_parts_that_cannot_be_read_are_not_taken_for_damaged(made: Made) -> None:
+    made.path().unlink()
+    made.path().symlink_to("/proc/self/mem")  # whose first bytes are an input/output error
     for find_out in (made.verdict, lambda: parts_to_do(made.run, made.plan), lambda: repair(made.run)):
-        with pytest.raises(SegError, match=r"access denied$"):
+        with pytest.raises(SegError, match=r"can't be read: Input/output error$"):
             find_out()
-    assert all(made.path(number).exists() for number in range(len(made.parts)))
+    assert all(os.path.lexists(made.path(number)) for number in range(len(made.parts)))
 
 
 def test_a_run_is_not_repaired_while_a_driver_is_at_work(made: Made) -> None:
