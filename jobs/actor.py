@@ -23,10 +23,12 @@ from jobs.busy import Stopwatch, enough_readers
 from jobs.session import UNPUBLISHED, Crew, Speed
 from jobs.windows import fit_squares, fit_window, may_be_in_places, seam, stage_windows, start_windows
 from jobs.writers import MakeRows, Published, make_rows, make_writers, publish_part
+from seg_core import storage
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch
 from seg_core.coverage import Damage, Failure, Row, failed_rows, tile_rows
 from seg_core.errors import ReadError, UnansweredError
+from seg_core.fence import Store
 from seg_core.plan import Job, Part, Settings, Square
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
@@ -55,6 +57,7 @@ class PartSegmenter:
         speed: Speed,
         session: str,
         watched: frozenset[str] = frozenset(),
+        store: Store = storage,
     ) -> None:
         # torch and OpenCV come late, so that the driver doesn't pay for them.
         import cv2
@@ -66,7 +69,7 @@ class PartSegmenter:
         cv2.setNumThreads(1)
         sys.setswitchinterval(SWITCH)
         self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
-        self.out, self.settings, self.planned, self.session = out, settings, window, session
+        self.out, self.settings, self.planned, self.session, self.store = out, settings, window, session, store
         # Smaller ones once the device's memory has run out.
         self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
         self.crew, self.batch, self.at_once = crew, speed.batch, speed.compiling == "yes"
@@ -101,7 +104,7 @@ class PartSegmenter:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
         publishing: deque[tuple[Part, Future[Published]]] = deque()
-        careful = take_up(self.out, [part.key for part in parts], self.session)
+        careful = take_up(self.out, [part.key for part in parts], self.session, self.store)
         self.begun |= set(careful)
         if careful:  # to look at a neighbour could end the process in another window's name
             self.watched -= {part.key for part in parts}
@@ -116,7 +119,7 @@ class PartSegmenter:
             yield (receipt := self.receipt(*each, started))
             started = receipt["ended"]
         for key in self.given_up:
-            end(self.out, key)
+            end(self.out, key, self.store)
         self.given_up.clear()
 
     def parts_windows(
@@ -148,7 +151,7 @@ class PartSegmenter:
         """Begin to make the rows of a part, and to publish them."""
         # Until the task is done, which does all of its parts again if it must, those in which a window is stay known.
         given_up = self.given_up.get(part.key)
-        return self.writers.submit(publish_part, self.out, part, windows, self.model, given_up)
+        return self.writers.submit(publish_part, self.out, part, windows, self.model, given_up, self.store)
 
     def receipt(self, part: Part, publishing: Future[Published], started: float) -> Row:
         """What the driver is told of a part, once it is published."""
@@ -225,7 +228,7 @@ class PartSegmenter:
         """The chip of each window of a square, or why it can't be read."""
         part, _ = square[0]
         if part.key not in self.begun:  # several threads may say so, each before it reads
-            begin(self.out, part.key, self.session)
+            begin(self.out, part.key, self.session, self.store)
             self.begun.add(part.key)
         try:
             return stage_windows(square, self.settings, self.segmenter, partial(self.reading, len(square)))
@@ -351,7 +354,7 @@ class PartSegmenter:
             failure = Failure("Crash", text, attempt.deaths[name])
             self.given_up[part.key] = attempt
             return list(failed_rows(part.scene, window, self.settings.tile_size, failure))
-        touch(self.out, part.key, attempt, name)
+        touch(self.out, part.key, attempt, name, self.store)
         return self.rows(part, window)
 
 

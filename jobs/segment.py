@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,11 @@ from jobs.actor import PartSegmenter
 from jobs.busy import Busy
 from jobs.progress import Progress
 from jobs.session import Crew, Speed, make_crew, ray_session
+from seg_core import storage
 from seg_core.bundle import read_bundle
 from seg_core.coverage import Row
 from seg_core.errors import JobError
+from seg_core.fence import Lease, Store
 from seg_core.lease import hold
 from seg_core.plan import Part, Plan, Settings, choose_window
 from seg_core.query import summary
@@ -73,28 +75,26 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
             crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
             window = choose_window(speed.window, plan.settings, read_bundle(model), crew.window_memory)
             make_folder(out)
-            with hold(out) as check:
-                record = open_run(out, plan, model)
+            with hold(out) as lease:
+                record = open_run(out, plan, model, lease)
                 todo = parts_to_do(out, plan)  # another driver may have been at work until now
                 if todo:
                     windows = sum(num_splits(part.window, window) for part in todo)
-                    pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed)
-                    busy, on_cpu = _follow(_watch(pipe, out, speed.max_failures), windows, record, out, check)
+                    pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed, lease)
+                    busy, on_cpu = _follow(_watch(pipe, out, speed.max_failures), windows, record, lease)
                     if plan.settings.decode != "cpu" and on_cpu:
                         print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
                     record["bottleneck"] = busy.figures(crew.writers, crew.num_gpus, crew.cores)
                     print(record["bottleneck"]["advice"], file=sys.stderr)
-                    _finish(record, out, started)
+                    _finish(record, lease, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if not record["finished"]:  # the driver was killed after the last part
-        with hold(out):
-            _finish(record, out, started)
+        with hold(out) as lease:
+            _finish(record, lease, started)
     return {**record, "num_new": len(todo)}
 
 
-def _follow(
-    receipts: Iterable[Row], windows: int, record: dict[str, Any], out: str, check: Callable[[], None]
-) -> tuple[Busy, int]:
+def _follow(receipts: Iterable[Row], windows: int, record: dict[str, Any], lease: Lease) -> tuple[Busy, int]:
     """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
 
     Returns what the actors were busy with, and how many windows no device has decoded.
@@ -102,27 +102,26 @@ def _follow(
     record.setdefault("exact", True)
     if record["finished"]:  # no more, should this driver die
         record["finished"] = None
-        write_record(out, record)
+        write_record(lease.run, record, lease)
     seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), Busy(), 0
     for receipt in receipts:
-        check()
         progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
         seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
         busy.add(receipt)
         if record["exact"] and not receipt["exact"]:
             record["exact"] = False
-            write_record(out, record)  # now: another device may finish what this one began
+            write_record(lease.run, record, lease)  # now: another device may finish what this one began
         on_cpu += receipt["on_cpu"]
     progress.end()
     record["seams"] = dict(seams)
     return busy, on_cpu
 
 
-def _finish(record: dict[str, Any], out: str, started: float) -> None:
+def _finish(record: dict[str, Any], lease: Lease, started: float) -> None:
     """Note in the record of a run that all of its parts are there."""
     seconds = round(record.get("seconds", 0) + time.time() - started, 3)
-    record |= {"finished": now(), "seconds": seconds, "counts": summary(out)}
-    write_record(out, record)
+    record |= {"finished": now(), "seconds": seconds, "counts": summary(lease.run)}
+    write_record(lease.run, record, lease)
 
 
 def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Iterator[Row]:
@@ -153,15 +152,22 @@ def share_out(parts: Sequence[Part], actors: int, pixels: int) -> list[Sequence[
 
 
 def run_pipe(
-    todo: Sequence[Part], model: str, out: str, settings: Settings, window: int, crew: Crew, speed: Speed
+    todo: Sequence[Part],
+    model: str,
+    out: str,
+    settings: Settings,
+    window: int,
+    crew: Crew,
+    speed: Speed,
+    store: Store = storage,
 ) -> Iterable[Row]:
-    """Parts to receipts. The rows themselves go from the actors to storage, and never through the driver."""
+    """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
     shares = share_out(todo, crew.most, TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS)
     tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
     watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,
-        fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched),
+        fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched, store),
         batch_size=1,
         compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
         num_cpus=crew.num_cpus,

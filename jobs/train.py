@@ -37,11 +37,12 @@ from seg_core.dataset import (
     read_pair,
 )
 from seg_core.errors import JobError, SegError
+from seg_core.fence import Lease
 from seg_core.labels import describe_warps
 from seg_core.lease import hold
 from seg_core.models import build_model, probe
 from seg_core.segmenter import Segmenter, choose_device
-from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, publish, read_bytes
+from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
 
 # A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -81,11 +82,11 @@ def train(
             "steps": steps_an_epoch(settings, len(pairs["train"])),
         }
         make_folder(work)
-        with hold(work) as check:
-            _claim(work, settings, header["provenance"]["data_fingerprint"])
+        with hold(work) as lease:
+            _claim(work, settings, header["provenance"]["data_fingerprint"], lease)
             note(_announcement(config, work))
             best = _fit(config, work)
-            check()
+            lease.check()
             bundle = _publish(best, out, settings)
     try:
         _draw_samples(out, settings, data, f"{work}/samples.png")
@@ -145,12 +146,12 @@ def _refuse_other(work: str, settings: TrainSettings) -> None:
         raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
 
 
-def _claim(work: str, settings: TrainSettings, data: str) -> None:
+def _claim(work: str, settings: TrainSettings, data: str, lease: Lease) -> None:
     """Take the folder for this training run. Raises SegError where it holds one on data of another fingerprint."""
     if _read_settings(work).get("data_fingerprint", data) != data:
         raise SegError(f"{work}: holds a training run on other data: choose another --work or --out")
     described = {**asdict(settings), "data_fingerprint": data}
-    publish(f"{work}/settings.json", json.dumps(described, indent=2).encode())
+    lease.publish(f"{work}/settings.json", json.dumps(described, indent=2).encode())
 
 
 def _read_settings(work: str) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
+from seg_core import storage
 from seg_core.attempts import Attempt, end, touch
 from seg_core.coverage import Row
+from seg_core.fence import Store
 from seg_core.plan import Part
 from seg_core.results import write_part
 
@@ -48,18 +50,20 @@ def make_rows(make: MakeRows) -> tuple[list[Row], float]:
     return list(make()), time.perf_counter() - started
 
 
-def publish_part(out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None) -> Published:
+def publish_part(
+    out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = storage
+) -> Published:
     """Make the rows of a part's windows, publish them into the run at `out`, and say that the part is done.
 
     Where a window of it was given up, that stays known: for whoever takes the part up once more.
     """
     started = time.perf_counter()
     rows = [row for make in windows for row in make()]
-    write_part(out, part.key, rows, model, part.version)
+    write_part(out, part.key, rows, model, part.version, store)
     if given_up is None:
-        end(out, part.key)
+        end(out, part.key, store)
     else:
-        touch(out, part.key, given_up, None)
+        touch(out, part.key, given_up, None, store)
     failed = sum(row["status"] == "failed" for row in rows)
     return Published(failed, time.time(), time.perf_counter() - started)
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 
+from seg_core import storage
 from seg_core.errors import SegError
-from seg_core.storage import publish, published, read_bytes, remove
+from seg_core.fence import Store
+from seg_core.storage import published, read_bytes
 
 SUFFIX = ".json"
 DEATHS = 2  # of processes over one window, from which on it is given up
@@ -38,12 +40,12 @@ def attempts_folder(run: str) -> str:
     return f"{run}/attempts"
 
 
-def begin(run: str, key: str, session: str) -> None:
+def begin(run: str, key: str, session: str, store: Store = storage) -> None:
     """Say that a part is at work."""
-    _write(run, key, Attempt(session))
+    _write(run, key, Attempt(session), store)
 
 
-def take_up(run: str, keys: Sequence[str], session: str) -> dict[str, Attempt]:
+def take_up(run: str, keys: Sequence[str], session: str, store: Store = storage) -> dict[str, Attempt]:
     """Of parts that are to be done, those over which a process of this session died, with what is known of each."""
     begun = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
     found = {key: _read(run, key) for key in keys if key in begun}
@@ -52,19 +54,19 @@ def take_up(run: str, keys: Sequence[str], session: str) -> dict[str, Attempt]:
         if attempt.window is not None:
             attempt.deaths[attempt.window] = attempt.deaths.get(attempt.window, 0) + 1
             attempt.window = None
-        _write(run, key, attempt)
+        _write(run, key, attempt, store)
     return died
 
 
-def touch(run: str, key: str, attempt: Attempt, window: str | None) -> None:
+def touch(run: str, key: str, attempt: Attempt, window: str | None, store: Store = storage) -> None:
     """Say which window of a part is at work; None: no longer any."""
     attempt.window = window
-    _write(run, key, attempt)
+    _write(run, key, attempt, store)
 
 
-def end(run: str, key: str) -> None:
+def end(run: str, key: str, store: Store = storage) -> None:
     """Say that a part is done."""
-    remove(_path(run, key))
+    store.remove(_path(run, key))
 
 
 def _path(run: str, key: str) -> str:
@@ -79,5 +81,5 @@ def _read(run: str, key: str) -> Attempt | None:
         raise SegError(f"{_path(run, key)}: damaged: delete it") from error
 
 
-def _write(run: str, key: str, attempt: Attempt) -> None:
-    publish(_path(run, key), json.dumps(asdict(attempt)).encode())
+def _write(run: str, key: str, attempt: Attempt, store: Store) -> None:
+    store.publish(_path(run, key), json.dumps(asdict(attempt)).encode())

@@ -1,95 +1,107 @@
-"""One driver at a time on a run: it holds a lease, a file in the run's folder, and renews it while it lives.
+"""One driver at a time on a run: it has the lease, a file in the run's folder, and renews it while it lives.
 
-Two drivers would do no harm to the rows, for both publish the same parts under the same names; but all work would be
-done twice. A driver that was killed leaves its lease behind. It is taken over at once where its process can be seen to
-be gone, and otherwise when it has not been renewed for a while. No clock is compared with another.
+A driver that was killed leaves its lease behind. It is taken over at once where its process can be seen to be gone, and
+otherwise when it has not been renewed for a while. No clock is compared with another. A driver that was only frozen
+then finds that it can no longer change the run: see `fence`.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from seg_core.errors import JobError, SegError
-from seg_core.storage import create, publish, read_bytes, remove
+from seg_core.fence import Lease, parse
+from seg_core.storage import read_bytes
 
-LEASE = "driver.json"
 RENEWAL = 10.0  # s
 PATIENCE = 45.0  # s without a renewal, after which a driver elsewhere is given up for dead
+GRACE = 5.0  # s after which a lease is taken even if its former owner has no staging folder
 
 
 @contextmanager
-def hold(run: str) -> Iterator[Callable[[], None]]:
-    """Hold the lease of a run. Yields a function that raises JobError where somebody has taken it over.
+def hold(run: str) -> Iterator[Lease]:
+    """Have the lease of a run, and renew it meanwhile.
 
-    Raises SegError where another driver lives.
+    Raises SegError where another driver lives, and JobError where another driver takes the run over meanwhile: what the
+    block raises is then only a consequence.
     """
-    path, me = f"{run}/{LEASE}", {**_this_process(), "owner": uuid.uuid4().hex, "renewals": 0}
-    _take(path, me)
-    lost, done = threading.Event(), threading.Event()
-
-    def check() -> None:
-        if lost.is_set():
-            raise JobError(f"{run}: another driver has taken this run over")
-
-    renewer = threading.Thread(target=_renew, args=(path, me, lost, done), daemon=True)
+    lease = Lease(run, uuid.uuid4().hex)
+    content = {**_this_process(), "owner": lease.owner, "renewals": 0}
+    _take(lease, content)
+    done = threading.Event()
+    renewer = threading.Thread(target=_renew, args=(lease, content, done), daemon=True)
     renewer.start()
     try:
-        yield check
+        try:
+            yield lease
+        finally:
+            done.set()
+            renewer.join()
+    except BaseException as error:
+        if _is_known_to_be_lost(lease):
+            raise lease.loss() from error
+        raise
     finally:
-        done.set()
-        renewer.join()
-        if not lost.is_set():
-            remove(path)
+        lease.release()
 
 
-def _take(path: str, me: dict[str, Any]) -> None:
-    """Create the lease, once that of a dead driver is removed."""
-    first, since = None, time.monotonic()
-    while not create(path, json.dumps(me).encode()):
-        held = read_bytes(path)
+def _is_known_to_be_lost(lease: Lease) -> bool:
+    with suppress(OSError, SegError):
+        return lease.is_lost()
+    return False
+
+
+def _take(lease: Lease, content: dict[str, Any]) -> None:
+    """Take the lease, once its owner is dead if it has one."""
+    mine, first, since = json.dumps(content).encode(), None, time.monotonic()
+    while not lease.acquire(mine):
+        held = read_bytes(lease.path)
         if held is None:
             continue
-        holder = _parse(held)
-        if holder.get("owner") == me["owner"]:  # it was created, and the answer that said so was lost
-            return
-        near = holder.get("place") == me["place"]
+        holder = parse(held)
+        near = holder.get("place") == content["place"]
         if first is None and not near:
-            print(f"{path}: waiting whether its driver on {holder.get('host')} lives", file=sys.stderr, flush=True)
-        first = first or held
-        if (near and _is_gone(holder)) or (held == first and time.monotonic() - since > PATIENCE):
-            remove(path)
+            print(
+                f"{lease.path}: waiting to see if its driver on {holder.get('host')} lives", file=sys.stderr, flush=True
+            )
+        first, waited = first or held, time.monotonic() - since
+        if (near and _is_gone(holder)) or (held == first and waited > PATIENCE):
+            if lease.supersede(held, mine, force=waited > GRACE):
+                return
         elif near or held != first:
             who = f"process {holder.get('pid')} on {holder.get('host')}"
-            raise SegError(f"{path}: another driver is at work on this run ({who}): let it finish, or stop it first")
+            raise SegError(
+                f"{lease.path}: another driver is at work on this run ({who}): let it finish, or stop it first"
+            )
         time.sleep(0.5)
 
 
-def _renew(path: str, me: dict[str, Any], lost: threading.Event, done: threading.Event) -> None:
+def _renew(lease: Lease, content: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(RENEWAL):
         try:
-            held = read_bytes(path)
-            if held is not None and _parse(held).get("owner") != me["owner"]:
-                lost.set()
-                return
-            me["renewals"] += 1
-            publish(path, json.dumps(me).encode())
+            lease.check()
+            content["renewals"] += 1
+            lease.publish(lease.path, json.dumps(content).encode())
+        except JobError:
+            _interrupt()
+            return
         except (OSError, SegError):  # a store that is away now may be back in time
             continue
 
 
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(content))
-    except ValueError:
-        return {}
+def _interrupt() -> None:
+    """End what the main thread is waiting for, where SIGTERM is handled in Python: else its next write fails."""
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _this_process() -> dict[str, Any]:

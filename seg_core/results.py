@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seg_core import storage
 from seg_core.ahead import READERS
 from seg_core.coverage import Row
 from seg_core.errors import DamagedError, SegError
+from seg_core.fence import Store
 from seg_core.isolated import for_each_isolated
 from seg_core.scenes import Scene
-from seg_core.storage import filesystem, publish, published, read_bytes
+from seg_core.storage import filesystem, published, read_bytes
 
 T = TypeVar("T")
 
@@ -99,14 +101,15 @@ def part_path(run: str, key: str) -> str:
     return f"{run}/tiles/part-{key}.parquet"
 
 
-def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str) -> None:
+def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = storage) -> None:
     """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes.
 
     The version of the scene's file goes into the Parquet file's metadata.
     """
     ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
     schema = TILES.with_metadata({b"geo": json.dumps(_geo(ordered)), VERSION: version})
-    publish(part_path(run, key), _parquet(pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema)))
+    table = pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema)
+    store.publish(part_path(run, key), _parquet(table))
 
 
 def _geo(rows: Sequence[Row]) -> dict[str, Any]:
@@ -150,9 +153,11 @@ def crashes_its_reader(path: str) -> DamagedError:
     return DamagedError(f"{posixpath.basename(path)}: can't be read: the process that reads it crashes")
 
 
-def write_scenes(run: str, scenes: Sequence[Scene]) -> None:
+def write_scenes(run: str, scenes: Sequence[Scene], store: Store = storage) -> None:
     """Publish the scenes table."""
-    publish(scenes_path(run), _parquet(pa.Table.from_pylist([scene.to_plain() for scene in scenes], schema=SCENES)))
+    store.publish(
+        scenes_path(run), _parquet(pa.Table.from_pylist([scene.to_plain() for scene in scenes], schema=SCENES))
+    )
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -8,25 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from seg_core import __version__
+from seg_core import __version__, storage
 from seg_core.attempts import attempts_folder
 from seg_core.errors import SegError
-from seg_core.lease import LEASE, hold
+from seg_core.fence import LEASE, Store
+from seg_core.lease import hold
 from seg_core.plan import Part, Places, Plan, Settings, image_key, relocate
 from seg_core.results import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
 from seg_core.scenes import Scene
-from seg_core.storage import (
-    PARTIAL,
-    check_writable,
-    exists,
-    is_remote,
-    make_folder,
-    publish,
-    read_bytes,
-    remove,
-    stat,
-    walk,
-)
+from seg_core.storage import PARTIAL, check_writable, exists, is_remote, make_folder, read_bytes, stat, walk
 
 FORMAT = "aerial-seg run"
 VERSION = 2
@@ -54,35 +44,35 @@ def as_begun(out: str, plan: Plan) -> Plan:
     return plan.decided(on_gpu=read_record(out)["settings"].get("decode") == "device")
 
 
-def open_run(out: str, plan: Plan, model_uri: str) -> dict[str, Any]:
+def open_run(out: str, plan: Plan, model_uri: str, store: Store = storage) -> dict[str, Any]:
     """The record of the run at `out`, made there if there is none. Raises SegError as `find_run` does."""
     record = find_run(out, plan)
     if record is None:
         make_folder(out)
         record = _new_record(plan, model_uri)
-        write_record(out, record)
+        write_record(out, record, store)
     for folder in (f"{out}/tiles", attempts_folder(out)):
         make_folder(folder)
     if stat(scenes_path(out)) is None:
         make_folder(f"{out}/scenes")
-        write_scenes(out, plan.scenes)
+        write_scenes(out, plan.scenes, store)
     elif record["plan"]["fingerprint"] != plan.fingerprint:
-        _take_over(out, plan)
+        _take_over(out, plan, store)
         record["plan"] = {"fingerprint": plan.fingerprint, **plan.counts}
         record.pop("seams", None)  # perhaps of borders that are no more
-        write_record(out, record)
+        write_record(out, record, store)
     return record
 
 
-def _take_over(out: str, plan: Plan) -> None:
+def _take_over(out: str, plan: Plan, store: Store) -> None:
     """Replace the scenes table where scenes have changed since, and remove what is no part of them any more."""
     images = plan.images if plan.settings.mosaic else changed_scenes(out, plan)
     changed = tuple(f"part-{image_key(image)}-" for image in images)
     planned = {part_path(out, part.key) for part in plan.parts()}
     for path in published_parts(out):
         if path not in planned and posixpath.basename(path).startswith(changed):
-            remove(path)
-    write_scenes(out, plan.scenes)
+            store.remove(path)
+    write_scenes(out, plan.scenes, store)
 
 
 def changed_scenes(out: str, plan: Plan) -> list[Scene]:
@@ -127,8 +117,8 @@ def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
     plan = replace(plan, scenes=tuple(scenes), places=places if moved else ())
     find_run(out, as_begun(out, plan))
     if read_places(record) != plan.places:
-        with hold(out):
-            write_record(out, {**read_record(out), "relocated": [list(place) for place in plan.places]})
+        with hold(out) as lease:
+            write_record(out, {**read_record(out), "relocated": [list(place) for place in plan.places]}, lease)
     return plan, doubtful
 
 
@@ -164,9 +154,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_record(out: str, record: dict[str, Any]) -> None:
+def write_record(out: str, record: dict[str, Any], store: Store = storage) -> None:
     """Publish `run.json`."""
-    publish(f"{out}/run.json", json.dumps(record, indent=2).encode())
+    store.publish(f"{out}/run.json", json.dumps(record, indent=2).encode())
 
 
 def read_record(run: str) -> dict[str, Any]:

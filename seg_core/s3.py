@@ -132,9 +132,18 @@ def put(uri: str, content: bytes) -> None:
 
 def create(uri: str, content: bytes) -> bool:
     """Write an object where there is none yet. Returns whether it was this call that did."""
+    return _put_where(uri, content, IfNoneMatch="*")
+
+
+def replace(uri: str, content: bytes, etag: str) -> bool:
+    """Write an object in the place of the one with this etag. Returns False where that is no longer there."""
+    return _put_where(uri, content, IfMatch=f'"{etag}"')
+
+
+def _put_where(uri: str, content: bytes, **condition: str) -> bool:
     bucket, key = _split(uri)
-    request = methodcaller("put_object", Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-    return _ask(uri, request, {"PreconditionFailed", "412", "ConditionalRequestConflict"}) is not None
+    request = methodcaller("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+    return _ask(uri, request, _CONDITION_FAILED) is not None
 
 
 def delete(uri: str) -> None:
@@ -264,6 +273,7 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
         raise SegError(f"{uri}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
 
 
+_CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "NoSuchKey", "404"}
 _DENIED = "access denied: these credentials are unknown or don't allow it (public buckets: --no-sign-request)"
 _NOBODY = "no credentials: see AWS_ACCESS_KEY_ID or AWS_PROFILE (public buckets: --no-sign-request)"
 _UNKNOWN = "these credentials are not known to S3: see AWS_ACCESS_KEY_ID or AWS_PROFILE"

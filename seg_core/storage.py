@@ -171,16 +171,17 @@ def _neighbours(ranges: Sequence[tuple[int, int]], near: int) -> Iterator[list[t
         yield group
 
 
-def publish(path: str | Path, content: bytes) -> None:
+def publish(path: str | Path, content: bytes, staging: str | None = None) -> None:
     """Write a file atomically: by one put to an object store, on disk under a temporary name, flushed, then renamed.
 
-    A process killed at any moment leaves the old file, the new file, or none; never a part of one.
+    A process killed at any moment leaves the old file, the new file, or none; never a part of one. The temporary file
+    is in the folder `staging` of the same file system (default: beside the file).
     """
     if is_remote(path):
         s3.put(str(path), content)
         return
     path = Path(path)
-    partial = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    partial = Path(staging or path.parent, f"{PARTIAL}{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as file:
             file.write(content)

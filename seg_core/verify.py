@@ -16,7 +16,6 @@ from seg_core.lease import hold
 from seg_core.plan import Part
 from seg_core.results import crashes_its_reader, part_path, published_parts, read_versioned
 from seg_core.run import read_plan, read_record
-from seg_core.storage import remove
 from seg_core.tiling import split
 
 FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
@@ -83,12 +82,11 @@ def repair(run: str, names: Sequence[str] = ()) -> Verdict:
     if unknown is not None:
         raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
     read_record(run)  # else the lease would be the first file of what is no run
-    with hold(run) as check:
+    with hold(run) as lease:
         verdict = verify(run)
         verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
-        check()
         for path in verdict.bad_parts:
-            remove(path)
+            lease.remove(path)
     return verdict
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from conftest import NORTH_UP, UTM, outside_environment, write_untrained
 from proxy import Proxy
 from weed import Weed
 
+from seg_core.fence import LEASE
 from seg_core.raster import write_geotiff
 from seg_core.results import published_parts, read_part
+from seg_core.storage import publish, read_bytes, walk
 
 pytestmark = pytest.mark.chaos
 
@@ -159,6 +162,63 @@ def test_a_killed_actor(region: Path, expected: dict[str, bytes]) -> None:
         assert actors
         for actor in actors:
             actor.kill()
+    finish(job)
+    assert_whole(run, expected, region)
+
+
+def signal_all(job: Job, number: int) -> None:
+    """Send a signal to a driver and all processes of its Ray."""
+    for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+SUCCESSOR = """
+import sys
+from jobs.cli import main
+from seg_core import lease
+lease.PATIENCE = 1.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_frozen_driver_that_has_been_superseded_changes_nothing(
+    region: Path, where: str, s3: str, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run") if where == "disk" else f"{s3}/frozen/run"
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    scene = tmp_path / "scenes" / "a.tif"
+    shutil.copytree(region / "scenes", scene.parent)
+    frozen = start(region, run, scenes=scene.parent, **keys)
+    wait_for_parts(run, 2, frozen)
+    signal_all(frozen, signal.SIGSTOP)
+    try:
+        held = json.loads(read_bytes(f"{run}/{LEASE}") or b"")
+        publish(f"{run}/{LEASE}", json.dumps({**held, "place": "elsewhere"}).encode())
+        pixels = np.random.default_rng(1).integers(0, 250, (3, SIDE, SIDE)).astype(np.uint8)
+        write_geotiff(str(scene), pixels, crs=UTM, transform=NORTH_UP)
+        command = ["segment", str(scene.parent), "--model", "model", "--out", run, *OPTIONS]
+        second = [sys.executable, "-c", SUCCESSOR, *command]
+        subprocess.run(second, cwd=region, env=outside_environment(**keys), check=True, capture_output=True)
+        before = {path: read_bytes(path) for path in walk(run)}
+        assert len(before) == PARTS + 2
+    finally:
+        signal_all(frozen, signal.SIGCONT)
+    err = finish(frozen, 1)
+    assert err.splitlines()[-1] == f"seg: {run}: another driver has taken this run over: this one ends"
+    assert "Traceback" not in err
+    assert {path: read_bytes(path) for path in walk(run)} == before
+    assert verified(run, **keys)
+
+
+def test_a_driver_that_was_frozen_and_not_superseded_goes_on(region: Path, expected: dict[str, bytes]) -> None:
+    run = region / "slept"
+    job = start(region, run)
+    wait_for_parts(run, 2, job)
+    signal_all(job, signal.SIGSTOP)
+    time.sleep(5)
+    signal_all(job, signal.SIGCONT)
     finish(job)
     assert_whole(run, expected, region)
 

@@ -1,22 +1,26 @@
 """One driver at a time holds a run, on disk and in S3; one that is dead holds nothing."""
 
+import copy
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seg_core import lease
+from seg_core import lease, storage
 from seg_core.errors import JobError, SegError
-from seg_core.lease import LEASE, hold
-from seg_core.storage import create, make_folder, publish, read_bytes, stat
+from seg_core.fence import LEASE
+from seg_core.lease import hold
+from seg_core.storage import create, make_folder, publish, read_bytes, stat, walk
 
 HOLDER = """
 import sys, time
@@ -60,8 +64,8 @@ def test_a_file_is_created_once(run: str) -> None:
 
 def test_a_lease_is_given_back(run: str) -> None:
     for _ in range(2):
-        with hold(run) as check:
-            check()
+        with hold(run) as held:
+            held.check()
             assert stat(f"{run}/{LEASE}") is not None
         assert stat(f"{run}/{LEASE}") is None
 
@@ -89,7 +93,7 @@ def test_the_lease_of_a_driver_elsewhere_is_taken_over_when_it_is_no_longer_rene
     monkeypatch.setattr(lease, "PATIENCE", 1.5)
     with hold(run):
         pass
-    assert "waiting whether its driver on far lives" in capsys.readouterr().err
+    assert "waiting to see if its driver on far lives" in capsys.readouterr().err
 
 
 def test_a_driver_elsewhere_that_renews_its_lease_is_alive(run: str, other: "subprocess.Popen[str]") -> None:
@@ -104,12 +108,12 @@ def test_a_driver_elsewhere_that_renews_its_lease_is_alive(run: str, other: "sub
 
 def lose(run: str) -> None:
     """Hold a run that somebody else takes."""
-    with hold(run) as check:
+    with hold(run) as held:
         of_elsewhere(run, owner="somebody")
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             time.sleep(0.1)
-            check()
+            held.check()
 
 
 def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,11 +124,124 @@ def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["owner"] == "somebody"
 
 
+FREEZER = """
+import os, signal, sys
+from seg_core import storage
+from seg_core.errors import SegError
+from seg_core.fence import Lease
+from seg_core.lease import hold
+
+run, what = sys.argv[1:]
+path, freezing, is_lost = f"{run}/tiles/a", False, Lease.is_lost
+
+def freeze(*_):
+    global freezing
+    if freezing:
+        freezing = False
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+def check_and_freeze(lease):
+    lost = is_lost(lease)
+    freeze()
+    return lost
+
+Lease.is_lost = check_and_freeze  # in S3 the last step before the put
+os.fsync = freeze  # on disk the last step before the rename
+try:
+    with hold(run) as lease:
+        if what == "replace":
+            lease.publish(path, b"before")
+        freezing = True
+        if what == "remove":
+            freeze()
+            lease.remove(path)
+        else:
+            lease.publish(path, b"old")
+except SegError as error:
+    sys.exit(f"seg: {error}")
+"""
+
+
+@pytest.mark.parametrize("what", ["write", "replace", "remove"])
+def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_been_superseded(
+    run: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(run)
+    make_folder(f"{run}/tiles")
+    with subprocess.Popen([sys.executable, "-c", FREEZER, run, what], stderr=subprocess.PIPE, text=True) as frozen:
+        os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
+        of_elsewhere(run)
+        monkeypatch.setattr(lease, "PATIENCE", 0.5)
+        with hold(run) as held:
+            held.publish(f"{run}/tiles/a", b"new")
+        frozen.send_signal(signal.SIGCONT)
+        _, err = frozen.communicate(timeout=60)
+        assert frozen.returncode == 1
+        assert err == f"seg: {run}: another driver has taken this run over: this one ends\n"
+        assert read_bytes(f"{run}/tiles/a") == b"new"
+    assert sorted(walk(run)) == [f"{run}/tiles/a"]
+
+
+def test_a_driver_that_was_frozen_and_not_superseded_goes_on(run: str) -> None:
+    make_folder(run)
+    make_folder(f"{run}/tiles")
+    with subprocess.Popen([sys.executable, "-c", FREEZER, run, "write"]) as frozen:
+        os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
+        frozen.send_signal(signal.SIGCONT)
+        assert frozen.wait(timeout=60) == 0
+    assert read_bytes(f"{run}/tiles/a") == b"old"
+    assert stat(f"{run}/{LEASE}") is None
+
+
+def test_of_two_successors_of_a_dead_driver_one_gets_the_lease(run: str, other: "subprocess.Popen[str]") -> None:
+    other.kill()
+    other.wait()
+    two = [subprocess.Popen([sys.executable, "-c", HOLDER, run], stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = list(pool.map(lambda job: job.stdout.readline(), two))
+        assert sorted(outcomes) == ["", "held\n"]
+    finally:
+        for job in two:
+            job.kill()
+            job.communicate()
+
+
+@pytest.mark.parametrize("run", ["local"], indirect=True)
+def test_a_lease_of_a_version_without_staging_folders_is_taken_over(
+    run: str, other: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other.kill()
+    other.wait()
+    (folder,) = Path(run).glob(".partial-*")
+    folder.rmdir()
+    monkeypatch.setattr(lease, "GRACE", 0.5)
+    with hold(run):
+        pass
+    assert os.listdir(run) == []
+
+
+def test_what_killed_drivers_left_in_their_staging_folders_is_deleted(tmp_path: Path) -> None:
+    left = tmp_path / ".partial-0" / ".partial-1"
+    left.parent.mkdir()
+    left.touch()
+    with hold(str(tmp_path)) as held:
+        assert sorted(os.listdir(tmp_path)) == sorted([LEASE, os.path.basename(held.staging)])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_of_a_lease_writes_for_its_owner(run: str) -> None:
+    make_folder(run)
+    with hold(run) as held:
+        copy.copy(held).publish(f"{run}/a", b"content")
+    assert read_bytes(f"{run}/a") == b"content"
+
+
 def test_a_lease_whose_creation_was_answered_by_nobody_is_held(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(run)
-    monkeypatch.setattr(lease, "create", lambda path, content: create(path, content) and False)
-    with hold(run) as check:
-        check()
+    monkeypatch.setattr(storage, "create", lambda path, content: create(path, content) and False)
+    with hold(run) as held:
+        held.check()
     assert stat(f"{run}/{LEASE}") is None
 
 
