@@ -91,7 +91,7 @@ def open_image(
     image on disk are found by GDAL.
     """
     suffix, options = posixpath.splitext(uri)[1].lower(), {} if overview is None else {"overview_level": overview}
-    # GDAL 3.10 takes the setting before the open option of that name.
+    # As a setting: beside another one, GTIFF_POINT_GEO_IGNORE, GDAL 3.10 does not heed the open option for it.
     settings = gdal_settings(uri) | GEOREF_SOURCES.get(DRIVERS.get(suffix, ""), {})
     if is_remote(uri):
         settings["CPL_VSIL_CURL_ALLOWED_EXTENSIONS"] = ",".join((*SUFFIXES, *SIDECARS))
