@@ -117,7 +117,10 @@ def _accepted(args: Namespace) -> "Plan":
         note(line)
     for scene in planned.scenes:
         if scene.crs is None:
-            note(f"{scene.scene_id}: no CRS: its resolution is taken for the model's, areas and geometry stay null")
+            note(
+                f"{scene.scene_id}: no CRS: its resolution is taken for the model's, its geometry and areas are null, "
+                "and so are the areas of the whole run"
+            )
     return planned
 
 

@@ -112,6 +112,9 @@ def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
 def summary(run: str) -> dict[str, Any]:
     """Counts, coverage and areas of the whole run; null where no tile has them. Raises SegError as `connect` does.
 
+    Areas are null, too, where tiles with valid pixels have none, as those without a CRS: else their ratio would be that
+    of another ground than coverage is of.
+
     Not in SQL: that would keep the footers of all parts in memory at once.
     """
     planned = read_record(run)["plan"]["tiles"]
@@ -119,7 +122,8 @@ def summary(run: str) -> dict[str, Any]:
     found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED}
     valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED[:2])
-    area_m2, building_m2 = (math.fsum(total[name]) if total[name] else None for name in SUMMED[2:])
+    without_area = sum(part["without_area"] for part in each)
+    area_m2, building_m2 = (math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED[2:])
     return {
         "scenes": sum(scene.version != "" for scene in read_scenes(run)),
         "planned": planned,
@@ -142,7 +146,8 @@ def _sum_up(path: str) -> dict[str, Any]:
     """The sums of a part's tiles that are done, and how many are and are not."""
     rows = read_part(path, ["status", *SUMMED])
     done = [row for row in rows if row["status"] == "done"]
-    sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done)}
+    without_area = sum(row["area_m2"] is None and row["valid_px"] > 0 for row in done)
+    sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done), "without_area": without_area}
     for name in SUMMED:
         held = [row[name] for row in done if row[name] is not None]
         add = math.fsum if name.endswith("_m2") else sum  # of floats in whatever order the same

@@ -532,7 +532,7 @@ def test_no_crs_is_accepted_with_a_note(seg: Seg, tmp_path: Path, bundle: str, m
     outcome = seg("segment", scene, "--model", bundle, "--out", tmp_path / "taken")
     note, refusal = outcome.err.splitlines()
     assert note.startswith("bare.tif: no CRS: ")
-    assert "areas and geometry stay null" in note
+    assert "so are the areas of the whole run" in note
     assert refusal.startswith("seg: ")
 
 

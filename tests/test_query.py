@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import UTM, MakeBundle, MakeScene
 from test_run import build_run
 
 from jobs.cli import main
@@ -117,6 +118,25 @@ def test_the_summary_of_a_run_where_all_failed_has_counts_and_no_coverage(tmp_pa
         "area_km2": None,
         "building_km2": None,
     }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_areas_of_a_run_are_of_the_ground_that_coverage_is_of(
+    tmp_path: Path, make_scene: MakeScene, make_bundle: MakeBundle
+) -> None:
+    # Where some scenes have no CRS, the sums of areas were those of the others, and their ratio was not the coverage.
+    make_scene("r/a.tif", 96, 96)
+    model = make_bundle()
+    for name, crs, known in (("with", UTM, True), ("without", None, False)):
+        make_scene("r/b.tif", 64, 64, crs=crs, seed=1)
+        run = str(tmp_path / name)
+        command = ["segment", str(tmp_path / "r"), "--model", model, "--tile-size", "64", "--halo", "16"]
+        assert main([*command, "--part", "64", "--out", run]) == 0
+        found = summary(run)
+        assert found["coverage"] is not None
+        assert (found["area_km2"] is not None, found["building_km2"] is not None) == (known, known)
+        if known:
+            assert found["building_km2"] / found["area_km2"] == pytest.approx(found["coverage"], rel=1e-3)
 
 
 def test_the_view_tiles_holds_the_rows_that_are_done(run: str, rows: list[Row]) -> None:
