@@ -20,9 +20,10 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 
+from seg_core.bands import alpha_band, has_mask, has_own_mask
 from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.geometry import Transform, pixel_at, pixel_size, position
-from seg_core.images import alpha_band, files_beside, has_mask, has_own_mask, open_image
+from seg_core.images import files_beside, open_image
 from seg_core.scenes import Scene
 from seg_core.storage import PARTIAL, is_remote
 from seg_core.tiling import Window, align, fold, inside, intersection, split, unfold, unfold_mask
@@ -264,9 +265,9 @@ def _drop_nodata(scene: Scene, pixels: NDArray[Any], valid: Valid) -> None:
     """
     if scene.nodata_color is not None:
         values = [(band, scene.nodata_color[number - 1]) for band, number in zip(pixels, scene.bands, strict=True)]
-        told = [band != value for band, value in values if value is not None and not math.isnan(value)]
-        if told:
-            valid &= np.any(told, axis=0)
+        differs = [band != value for band, value in values if value is not None and not math.isnan(value)]
+        if differs:
+            valid &= np.any(differs, axis=0)
     elif scene.nodata is not None and not np.isnan(scene.nodata):
         valid &= (pixels != scene.nodata).any(axis=0)
     if np.issubdtype(pixels.dtype, np.floating):

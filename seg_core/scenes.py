@@ -11,22 +11,19 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 
-from seg_core.errors import ReadError, SegError
-from seg_core.geometry import Transform, ground_size
-from seg_core.images import (
-    MASK,
-    SIDECARS,
+from seg_core.bands import (
     bits_per_sample,
     check_pixels,
     color_bands,
-    doubts,
-    files_beside,
+    find_doubts,
     find_unlabelled_alpha,
     has_mask,
     is_inverted,
     is_premultiplied,
-    open_image,
 )
+from seg_core.errors import ReadError, SegError
+from seg_core.geometry import Transform, ground_size
+from seg_core.images import MASK, SIDECARS, files_beside, open_image
 from seg_core.storage import stat, stat_beside
 from seg_core.tiling import Window
 
@@ -135,7 +132,7 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
             bits=bits_per_sample(dataset),
             sidecars=sidecars,
             maybe_alpha=find_unlabelled_alpha(dataset) if alpha is None else None,
-            doubts=(*doubts(dataset, alpha), *([NOT_LISTED] if beside is None else [])),
+            doubts=(*find_doubts(dataset, alpha), *([NOT_LISTED] if beside is None else [])),
         )
 
 
