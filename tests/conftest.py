@@ -70,7 +70,7 @@ def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_scene(tmp_path: Path) -> MakeScene:
     """Write a seeded random GeoTIFF, uint8 and 1 m a pixel unless told otherwise, and return its path.
 
-    Scenes of one folder lie 10 km apart, unless they are given a transform.
+    Scenes in a folder of their own, such as region/a.tif, lie 10 km apart, unless they are given a transform.
     """
     names: defaultdict[Path, list[str]] = defaultdict(list)
 
@@ -90,11 +90,12 @@ def make_scene(tmp_path: Path) -> MakeScene:
             pixels = np.random.default_rng(seed).integers(0, high, (bands, height, width)).astype(dtype)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = names[path.parent]
-        beside.extend([name] * (name not in beside))
         a, b, x, d, e, y = NORTH_UP
-        transform = (a, b, x, d, e, y - 10_000 * beside.index(name))
-        write_geotiff(str(path), pixels, **{"crs": UTM, "transform": transform, **options})
+        if path.parent != tmp_path:
+            beside = names[path.parent]
+            beside.extend([name] * (name not in beside))
+            y -= 10_000 * beside.index(name)
+        write_geotiff(str(path), pixels, **{"crs": UTM, "transform": (a, b, x, d, e, y), **options})
         return str(path)
 
     return make
