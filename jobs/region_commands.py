@@ -145,13 +145,9 @@ def segment(args: Namespace) -> int:
     from seg_core.run import take_up
 
     planned, out = _accepted(args), absolute(args.out)
-    planned, doubtful = take_up(out, planned, places(args.relocate))
-    if doubtful:
-        more = f" and {len(doubtful) - 1:,} more" if len(doubtful) > 1 else ""
-        note(
-            f"{doubtful[0]}{more}: same size and header as before the move, another time of change: taken for the same "
-            "(seg verify --deep compares a sample)"
-        )
+    planned, notes = take_up(out, planned, places(args.relocate))
+    for line in notes:
+        note(line)
     from jobs.segment import segment as run
 
     record = run(planned, model_of(args), out, _speed(args))
@@ -237,11 +233,12 @@ def query(args: Namespace) -> int:
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
     run = absolute(args.out)
+    planned = read_plan(run)  # damage is named before anything is answered
     if args.sql is None and args.format in {"table", "json"}:
         show(summary(run), args.format == "json")
     else:
         _answer(run, args)
-    if missing := num_missing(run, read_plan(run)):
+    if missing := num_missing(run, planned):
         note(f"{args.out}: {missing:,} parts are not done yet, and not in this answer (seg verify names them)")
     return 0
 

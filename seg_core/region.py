@@ -174,19 +174,35 @@ def _manifest_entries(path: str) -> list[str]:
         if path.lower().endswith(".txt"):
             lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
             return [line for line in lines if line and not line.startswith("#")]
+        return _column_entries(path, _read_table(path, content))
+    except UnicodeDecodeError as error:
+        raise SegError(f"{path}: this manifest is not UTF-8: save it as UTF-8") from error
+
+
+def _read_table(path: str, content: bytes) -> pd.DataFrame:
+    try:
         if path.lower().endswith(".parquet"):
-            table = pd.read_parquet(io.BytesIO(content))
-        else:  # as text, for a name may be a number, or NA
-            table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
-    except (ValueError, OSError) as error:  # what is no text, no table or no Parquet is a ValueError to pandas
+            return pd.read_parquet(io.BytesIO(content))
+        # As text, for a name may be a number, or NA.
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OSError) as error:  # what is no table or no Parquet is a ValueError to pandas
         raise SegError(f"{path}: not a manifest that can be read: {str(error).strip()}") from error
+
+
+def _column_entries(path: str, table: pd.DataFrame) -> list[str]:
     column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
     if column is None:
         names = ", ".join(map(str, table.columns))
         raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {names or 'none'}")
     rows = table.reset_index(drop=True).dropna(how="all")  # spreadsheets leave empty rows at the end
-    entries = ["" if pd.isna(uri) else str(uri).strip() for uri in rows[column]]
+    entries = ["" if pd.isna(uri) else _text(uri).strip() for uri in rows[column]]
     if "" in entries:
         number = rows.index[entries.index("")] + 1
         raise SegError(f"{path}: row {number} below the header names no scene: fill in its {column}, or delete it")
     return entries
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -19,12 +19,13 @@ from seg_core.errors import DamagedError, SegError
 from seg_core.fence import Store
 from seg_core.isolated import for_each_isolated
 from seg_core.scenes import Scene
-from seg_core.storage import filesystem, published, read_bytes
+from seg_core.storage import filesystem, published, read_bytes, stat
 
 T = TypeVar("T")
 
 VERSION = b"scene_version"  # of a part's metadata
-WAY_OUT = ": seg repair removes it, and the seg segment command of the run makes it again"
+REMAKE = "the seg segment command of the run makes it again"
+WAY_OUT = f": seg repair removes it, and {REMAKE}"
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 # https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
@@ -173,8 +174,23 @@ def scenes_path(run: str) -> str:
 
 
 def read_scenes(run: str) -> list[Scene]:
-    """The scenes of a run, as they were planned. Raises SegError where the table can't be read."""
-    table = _read(scenes_path(run), lambda file: pq.read_table(file, schema=SCENES))
+    """The scenes of a run, as they were planned.
+
+    Raises DamagedError where the file is gone or no such table, SegError where it can't be read.
+    """
+    path = scenes_path(run)
+    if stat(path) is None:
+        raise DamagedError(f"{path}: can't be read: no such file: {REMAKE}")
+    try:
+        return _read(path, _scenes_of)
+    except DamagedError as error:
+        raise DamagedError(f"{posixpath.dirname(path)}/{error}: {REMAKE}") from error
+
+
+def _scenes_of(file: Any) -> list[Scene]:
+    table = pq.ParquetFile(file).read()
+    if not table.schema.equals(SCENES):
+        raise _OtherColumnsError("its columns are not those of a scenes table")
     return [Scene.from_plain(row) for row in table.to_pylist()]
 
 

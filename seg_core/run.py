@@ -10,7 +10,7 @@ from typing import Any
 
 from seg_core import __version__, storage
 from seg_core.attempts import attempts_folder
-from seg_core.errors import SegError
+from seg_core.errors import DamagedError, SegError
 from seg_core.fence import LEASE, Store
 from seg_core.lease import hold
 from seg_core.plan import Part, Places, Plan, Settings, image_key, relocate
@@ -84,11 +84,12 @@ def changed_scenes(out: str, plan: Plan) -> list[Scene]:
 
 
 def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
-    """The plan as the run at `out` knows it, where its scenes have moved; and the ids of those that may have changed.
+    """The plan as the run at `out` knows it, and lines about what was found there; before a run is begun, as it is.
 
-    Scenes are at the `given` places, or at those that `run.json` says; where they are is noted there. A scene is the
-    same where size and header agree, and its etag, if both places are in S3. The time of the last change, which copying
-    does not keep, may differ: these are the ids that are returned.
+    Scenes that have moved are at the `given` places, or at those that `run.json` says; where they are is noted there. A
+    scene is the same where size and header agree, and its etag, if both places are in S3. The time of the last change,
+    which copying does not keep, may differ. A scenes table that is damaged or gone is made again, where the plan is the
+    one that the run was made with.
 
     Raises SegError as `find_run` does.
     """
@@ -98,28 +99,45 @@ def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
         return plan, []
     record = read_record(out)
     places = read_places(record, given)
-    if not places:
-        return plan, []
-    known = read_scenes(out)
+    plan, notes = _relocate(plan, _known_scenes(out), places) if places else (plan, [])
+    begun = as_begun(out, plan)
+    find_run(out, begun)
+    if read_places(record) != plan.places:
+        with hold(out) as lease:
+            write_record(out, {**read_record(out), "relocated": dict(plan.places)}, lease)
+    if record["plan"]["fingerprint"] == begun.fingerprint and not _has_scenes(out, begun):
+        with hold(out) as lease:
+            make_folder(posixpath.dirname(scenes_path(out)))
+            write_scenes(out, begun.scenes, lease)
+        notes.append(f"{scenes_path(out)}: was damaged or gone: made again from the plan")
+    return plan, notes
+
+
+def _has_scenes(out: str, plan: Plan) -> bool:
+    """Whether the scenes table of the run is that of the plan."""
+    try:
+        there = read_scenes(out)
+    except DamagedError:
+        return False
+    return list(map(_as_text, there)) == list(map(_as_text, plan.scenes))
+
+
+def _relocate(plan: Plan, known: list[Scene], places: Places) -> tuple[Plan, list[str]]:
+    """The plan with its scenes as the run knows them, and a line about those that are only as good as the same."""
     at = {relocate(scene.uri, places): scene for scene in known}
     if plan.settings.mosaic:  # of which the first is no file
         at[plan.scenes[0].uri] = known[0]
-    scenes = [_as_known(at.get(scene.uri, scene), scene) for scene in plan.scenes]
-    moved = any(one.uri != other.uri for one, other in zip(scenes, plan.scenes, strict=True))
-    doubtful = [
-        scene.scene_id
-        for scene, here in zip(scenes, plan.scenes, strict=True)
-        if scene.uri != here.uri and scene.version != here.version
-    ]
+    pairs = [(scene, _as_known(at.get(scene.uri, scene), scene)) for scene in plan.scenes]
+    moved = [(here, there) for here, there in pairs if here.uri != there.uri]
+    doubtful = [there.scene_id for here, there in moved if here.version != there.version]
+    scenes = [there for _, there in pairs]
     if not plan.settings.mosaic:  # else their order is a setting
         order = {scene.scene_id: number for number, scene in enumerate(known)}
         scenes.sort(key=lambda scene: order.get(scene.scene_id, len(order)))
-    plan = replace(plan, scenes=tuple(scenes), places=places if moved else ())
-    find_run(out, as_begun(out, plan))
-    if read_places(record) != plan.places:
-        with hold(out) as lease:
-            write_record(out, {**read_record(out), "relocated": [list(place) for place in plan.places]}, lease)
-    return plan, doubtful
+    more = f" and {len(doubtful) - 1:,} more" if len(doubtful) > 1 else ""
+    why = "same size and header as before the move, another time of change: taken for the same"
+    notes = [f"{doubtful[0]}{more}: {why} (seg verify --deep compares a sample)"] if doubtful else []
+    return replace(plan, scenes=tuple(scenes), places=places if moved else ()), notes
 
 
 def _as_known(known: Scene, here: Scene) -> Scene:
@@ -132,7 +150,7 @@ def _as_known(known: Scene, here: Scene) -> Scene:
 
 def read_places(record: Mapping[str, Any], given: Places = ()) -> Places:
     """Where the scenes of a run are now: at the given places, or else where its record says."""
-    noted = ((old, relocate(new, given)) for old, new in record.get("relocated", ()))
+    noted = ((old, relocate(str(new), given)) for old, new in (record.get("relocated") or {}).items())
     return (*given, *noted)
 
 
@@ -160,14 +178,14 @@ def write_record(out: str, record: dict[str, Any], store: Store = storage) -> No
 
 
 def read_record(run: str) -> dict[str, Any]:
-    """Read `run.json`. Raises SegError for a folder that is no run, or not there."""
+    """Read `run.json`. Raises SegError for a folder that is no run, DamagedError where the record can't be one."""
     content = read_bytes(f"{run}/run.json")
     if content is None:
         raise SegError(f"{run}: not a run: it holds no run.json" if exists(run) else f"{run}: no such run")
     try:
         record = json.loads(content)
     except ValueError as error:
-        raise SegError(f"{run}: damaged: run.json is no JSON ({error})") from error
+        raise DamagedError(f"{run}: damaged: run.json is no JSON ({error}): {RESTORE}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise SegError(f"{run}: not a run: run.json does not say format {FORMAT!r}")
     if record.get("version") != VERSION:
@@ -175,22 +193,67 @@ def read_record(run: str) -> dict[str, Any]:
             f"{run}: of version {record.get('version')}, this aerial-seg reads {VERSION}: use the aerial-seg that "
             "made it, or segment into another folder"
         )
-    absent = [name for name in ("settings", "model", "plan") if not isinstance(record.get(name), dict)]
-    if absent:
-        raise SegError(f"{run}: damaged: run.json lacks {', '.join(absent)}")
+    for name, kind in FIELDS.items():
+        value = _look_up(record, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and name != "exact"):  # True is an int to Python
+            raise DamagedError(f"{run}: damaged: {name} in run.json is {json.dumps(value)[:60]}: {RESTORE}")
+    if unknown := set(record["settings"]) - {field.name for field in fields(Settings)}:
+        raise SegError(f"{run}: has a setting {min(unknown)}, which is unknown here: use the aerial-seg that made it")
+    if not isinstance(_look_up(record, "counts.failed"), int):
+        record["finished"] = None  # so that they are made again
     return record
 
 
+RESTORE = "restore run.json from a copy, or segment into another folder"
+# What commands count on; the last ones need not be there.
+FIELDS: dict[str, Any] = {
+    "settings": dict,
+    "settings.halo": int,
+    "settings.threshold": int | float,
+    "model.hash": str,
+    "model.uri": str,
+    "plan.fingerprint": str,
+    **dict.fromkeys(("plan.scenes", "plan.parts", "plan.tiles", "plan.pixels"), int),
+    "finished": str | None,
+    "counts": dict | None,
+    "seams": dict | None,
+    "seams.pixels": int | None,
+    "seams.differing": int | None,
+    "seconds": int | float | None,
+    "exact": bool | None,
+    "relocated": dict | None,
+}
+
+
+def _look_up(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, whose name may be of several words; None where there is none."""
+    value: Any = record
+    for word in name.split("."):
+        value = value.get(word) if isinstance(value, dict) else None
+    return value
+
+
 def read_plan(run: str, given: Places = ()) -> Plan:
-    """The plan that a run was made with, from its own files. Scenes that have moved are at the given places, if any."""
+    """The plan that a run was made with, from its own files. Scenes that have moved are at the given places, if any.
+
+    Raises SegError where there is no run, DamagedError where its files don't belong together.
+    """
     record = read_record(run)
     stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-    return Plan(
+    plan = Plan(
         scenes=tuple(read_scenes(run)),
         settings=Settings(**stored),
         model=record["model"]["hash"],
         places=read_places(record, given),
     )
+    if plan.fingerprint != record["plan"]["fingerprint"] or any(
+        record["plan"].get(name, value) != value for name, value in plan.counts.items()
+    ):
+        raise DamagedError(
+            f"{run}: damaged: run.json or scenes/scenes.parquet was changed after the run was planned: "
+            f"the seg segment command of the run makes the scenes again, or says what differs"
+        )
+    return plan
 
 
 def num_missing(run: str, plan: Plan) -> int:
@@ -200,18 +263,26 @@ def num_missing(run: str, plan: Plan) -> int:
 
 
 def _refuse_differences(out: str, record: dict[str, Any], plan: Plan) -> None:
-    if record["plan"]["fingerprint"] == plan.fingerprint:
-        return
     here = json.loads(json.dumps(asdict(plan.settings)))
     # A setting that is newer than the run had its default then.
     there = {field.name: field.default for field in fields(Settings)} | record["settings"]
     differing = [f"{name} {there[name]} there, {here[name]} now" for name in here if there[name] != here[name]]
     if record["model"]["hash"] != plan.model:
         differing.append(f"model {record['model']['hash'][:8]} there, {plan.model[:8]} now")
-    if not differing:
-        differing += _scene_differences(read_scenes(out), plan.scenes)
+    if not differing and record["plan"]["fingerprint"] != plan.fingerprint:
+        differing += _scene_differences(_known_scenes(out), plan.scenes)
     if differing:
         raise SegError(f"{out}: is a run with other settings ({'; '.join(differing)}): choose another folder")
+
+
+def _known_scenes(out: str) -> list[Scene]:
+    try:
+        return read_scenes(out)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{scenes_path(out)}: damaged, and can't be made again, for the scenes are not those, or not as, it was "
+            "made of: restore it from a copy, or choose another folder"
+        ) from error
 
 
 def _scene_differences(there: Sequence[Scene], here: Sequence[Scene]) -> list[str]:
