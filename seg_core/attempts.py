@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 
 from seg_core import storage
-from seg_core.errors import SegError
 from seg_core.fence import Store
 from seg_core.storage import published, read_bytes
 
@@ -74,11 +73,12 @@ def _path(run: str, key: str) -> str:
 
 
 def _read(run: str, key: str) -> Attempt | None:
-    content = read_bytes(_path(run, key))
+    """What is known of the attempts at a part; None for a file that is gone or damaged, which says nothing."""
     try:
-        return None if content is None else Attempt(**json.loads(content))
-    except (TypeError, ValueError) as error:
-        raise SegError(f"{_path(run, key)}: damaged: delete it") from error
+        attempt = Attempt(**json.loads(read_bytes(_path(run, key)) or b""))
+    except (TypeError, ValueError):
+        return None
+    return attempt if isinstance(attempt.deaths, dict) else None
 
 
 def _write(run: str, key: str, attempt: Attempt, store: Store) -> None:
