@@ -18,6 +18,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
+from seg_core.data_files import use_own_data_files
 from seg_core.errors import ReadError, SegError, UnansweredError
 from seg_core.storage import gdal_path, gdal_settings, is_remote, read_ranges, stat
 
@@ -36,6 +37,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
 DAMAGED_BLOCK = re.compile(r"IReadBlock failed at X offset (\d+), Y offset (\d+)")
 MISSING_CODEC = re.compile(r"missing codec (?:of code )?(\w+)")
+use_own_data_files()
 # A scene without georeference is served; the command line says so itself, once a scene and not once a read.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
