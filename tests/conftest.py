@@ -72,7 +72,7 @@ def make_scene(tmp_path: Path) -> MakeScene:
 
     Scenes in a folder of their own, such as region/a.tif, lie 10 km apart, unless they are given a transform.
     """
-    names: defaultdict[Path, list[str]] = defaultdict(list)
+    names: defaultdict[str, list[str]] = defaultdict(list)
 
     def make(
         name: str = "scene.tif",
@@ -91,8 +91,8 @@ def make_scene(tmp_path: Path) -> MakeScene:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         a, b, x, d, e, y = NORTH_UP
-        if path.parent != tmp_path:
-            beside = names[path.parent]
+        if "/" in name:
+            beside = names[name.partition("/")[0]]
             beside.extend([name] * (name not in beside))
             y -= 10_000 * beside.index(name)
         write_geotiff(str(path), pixels, **{"crs": UTM, "transform": (a, b, x, d, e, y), **options})
