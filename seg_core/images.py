@@ -67,6 +67,7 @@ GEOREF_SOURCES = {
     "GTiff": {"GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE,XML"},
     "JP2OpenJPEG": {"GDAL_GEOREF_SOURCES": "PAM,GEOJP2,GMLJP2,WORLDFILE"},
 }
+ALLOWED = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"  # GDAL's setting for which remote files there are
 BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
@@ -84,8 +85,8 @@ def open_image(
     suffix, options = posixpath.splitext(uri)[1].lower(), {} if overview is None else {"overview_level": overview}
     # As a setting: beside another one, GTIFF_POINT_GEO_IGNORE, GDAL 3.10 does not heed the open option for it.
     settings = gdal_settings(uri) | GEOREF_SOURCES.get(DRIVERS.get(suffix, ""), {})
-    if is_remote(uri):
-        settings["CPL_VSIL_CURL_ALLOWED_EXTENSIONS"] = ",".join((*SUFFIXES, *SIDECARS))
+    if ALLOWED in os.environ:  # else it is left alone: GDAL takes what follows a ? in a name for no part of it
+        settings[ALLOWED] = ",".join((*SUFFIXES, *SIDECARS))
     if fresh:
         settings["CPL_VSIL_CURL_NON_CACHED"] = gdal_path(uri)
     if sidecars:
