@@ -6,6 +6,8 @@ Each test names a condition that was seen in public reports, of this kind of pro
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from seg_core.raster import read_chip
 from seg_core.region import read_region
 from seg_core.results import read_part, write_part
 from seg_core.scenes import Scene, fit_to_model, read_scene, resample_grid
-from seg_core.storage import publish
+from seg_core.storage import publish, sha256
 
 Pixels = NDArray[Any]
 
@@ -630,26 +632,28 @@ ADVERSE = {
 }
 
 
-def test_files_beside_a_scene_count_wherever_it_lies_and_whatever_gdals_settings_are(
-    tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # GDAL issues 4593 and 909: they were used on disk and not in S3.
-    expected = sidecar_region(tmp_path / "r")
-    for path in sorted((tmp_path / "r").iterdir()):
-        publish(f"{s3}/meaning/r/{path.name}", path.read_bytes())
-    on_disk, refused = read_region([str(tmp_path / "r")])
+def meanings(source: str) -> dict[str, str]:
+    """By the name of each scene of a region, a digest of what it says."""
+    scenes, refused = read_region([source])
     assert not refused
-    before = {scene.scene_id: meaning(scene) for scene in on_disk}
-    assert all(expected[scene.scene_id](scene) for scene in on_disk)
-    for adverse in ({}, ADVERSE):
-        for name, value in adverse.items():
-            monkeypatch.setenv(name, value)
-        for source in (f"{s3}/meaning/r", str(tmp_path / "r")):
-            scenes, refused = read_region([source])
-            assert not refused
-            assert {scene.scene_id: meaning(scene) for scene in scenes} == before
-    (scene,) = read_region([f"{s3}/meaning/r/mask.tif"])[0]  # named alone, too
-    assert meaning(scene) == before["mask.tif"]
+    return {scene.scene_id: sha256(repr(meaning(scene)).encode()) for scene in scenes}
+
+
+def test_files_beside_a_scene_count_wherever_it_lies_and_whatever_gdals_settings_are(tmp_path: Path, s3: str) -> None:
+    # GDAL issues 4593 and 909: they were used on disk and not in S3.
+    expected, remote = sidecar_region(tmp_path / "r"), f"{s3}/meaning/r"
+    for path in sorted((tmp_path / "r").iterdir()):
+        publish(f"{remote}/{path.name}", path.read_bytes())
+    assert all(expected[scene.scene_id](scene) for scene in read_region([str(tmp_path / "r")])[0])
+    before = meanings(str(tmp_path / "r"))
+    assert meanings(remote) == before
+    assert meanings(f"{remote}/mask.tif") == {"mask.tif": before["mask.tif"]}  # named alone
+    # In a process of its own, for rasterio keeps what an environment once said.
+    code = "import json, sys; from test_meaning import meanings; print(json.dumps([meanings(s) for s in sys.argv[1:]]))"
+    command = [sys.executable, "-c", code, remote, str(tmp_path / "r")]
+    environment, folder = {**os.environ, **ADVERSE}, Path(__file__).parent
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [before, before]
 
 
 def test_a_mask_beside_a_remote_scene_is_part_of_its_state(tmp_path: Path, s3: str) -> None:
