@@ -1,13 +1,14 @@
 """What words of the command line mean. Raises argparse's own error, or SegError, for those that mean nothing."""
 
 import math
+import posixpath
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seg_core.errors import SegError
-from seg_core.storage import absolute, is_remote
+from seg_core.storage import absolute, exists, is_remote
 
 if TYPE_CHECKING:
     from seg_core.plan import Places
@@ -25,6 +26,19 @@ def local(path: str) -> str:
     if is_remote(path):
         raise SegError(f"{path}: this must be on a disk: only scenes, models, runs and --work may be in S3")
     return absolute(path)
+
+
+IMAGES = (".tif", ".tiff", ".vrt", ".png", ".jpg", ".jpeg", ".jp2")
+TABLES = (".parquet", ".csv", ".json", ".geojson", ".gpkg", ".shp", ".txt")
+FILES = (*IMAGES, *TABLES, ".html", ".zip", ".pt", ".pt2", ".onnx", ".safetensors")
+
+
+def folder(option: str, path: str) -> str:
+    """The absolute form of a folder to write. Raises SegError for the name of a file, unless it is a folder already."""
+    suffix, found = posixpath.splitext(path.rstrip("/"))[1], absolute(path)
+    if suffix.lower() in FILES and not exists(found):
+        raise SegError(f"{option} {path}: names a folder, and this looks like a file: leave out {suffix}")
+    return found
 
 
 def places(pairs: Sequence[tuple[str, str]]) -> "Places":

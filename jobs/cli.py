@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jobs.arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive, relocation
 from jobs.settings import PRESETS, TrainSettings
@@ -70,9 +70,20 @@ def _enter(folder: str) -> None:
         raise SegError(f"-C {folder}: no such folder on this machine: relative paths are taken from it") from error
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses an option it does not know with its own usage: argparse shows that of the whole program."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """What argparse's own returns, where nothing is unknown."""
+        found, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser with all commands; `command` names a function of jobs.region_commands or its like."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"seg {__version__}")
@@ -336,7 +347,9 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
         "auto: device where a run begins on GPUs, else cpu"
     )
     group.add_argument("--decode", choices=("cpu", "device", "auto"), default="cpu", help=text)
-    group.add_argument("--keep-probability", action="store_true", help="store an 8-bit probability beside each mask")
+    group.add_argument(
+        "--keep-probability", action="store_true", help="store the probability beside each mask, in 255ths, rounded"
+    )
     group.add_argument(
         "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
     )

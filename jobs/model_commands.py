@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import fields
 
-from jobs.arguments import local, model_of
+from jobs.arguments import folder, local, model_of
 from jobs.settings import TrainSettings, make_settings, parse_assignment
 from jobs.terminal import note, show, text
 from seg_core.errors import SegError
@@ -34,8 +34,8 @@ def _preset(args: Namespace) -> str:
 def train(args: Namespace) -> int:
     """`seg train`."""
     settings = train_settings(args)
-    out = absolute(args.out)
-    work = absolute(args.work or f"{out}.train")
+    out = folder("--out", args.out)
+    work = folder("--work", args.work) if args.work else f"{out}.train"
     from jobs.train import train as run
 
     bundle = run(settings, local(args.data), out, work, args.address, args.debug)
@@ -63,6 +63,7 @@ def evaluate(args: Namespace) -> int:
     from seg_core.segmenter import Segmenter
 
     images = local(args.per_image) if args.per_image else None
+    figures = folder("--figures", args.figures) if args.figures else None
     if images:
         make_folder(os.path.dirname(images))  # before anything is computed
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
@@ -71,10 +72,9 @@ def evaluate(args: Namespace) -> int:
     if images:
         write = found.images.to_csv if images.lower().endswith(".csv") else found.images.to_parquet
         write(images, index=False)
-    if args.figures:
-        folder = absolute(args.figures)
-        write_figures(found, folder)
-        write_samples(found, segmenter, data, args.split, f"{folder}/samples.png")
+    if figures:
+        write_figures(found, figures)
+        write_samples(found, segmenter, data, args.split, f"{figures}/samples.png")
     show(found.figures(), args.json)
     return 0
 

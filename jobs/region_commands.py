@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import local, model_of, places
+from jobs.arguments import folder, local, model_of, places
 from jobs.terminal import note, show, show_table
 from seg_core.errors import SegError
 from seg_core.storage import absolute, make_folder
@@ -144,7 +144,7 @@ def segment(args: Namespace) -> int:
     """`seg segment`."""
     from seg_core.run import take_up
 
-    planned, out = _accepted(args), absolute(args.out)
+    out, planned = folder("--out", args.out), _accepted(args)
     planned, notes = take_up(out, planned, places(args.relocate))
     for line in notes:
         note(line)
@@ -202,14 +202,14 @@ def _advise(args: Namespace, found: "Verdict", differing: list[str], unread: int
         _explain_failures(args.out, found.num_failed)
     if unread:
         note(
-            f"{unread:,} windows could not be rechecked, which says nothing against the run: exit code 1. "
-            "Where scenes have moved, add --relocate OLD=NEW"
+            f"{unread:,} windows could not be rechecked (exit code 1), which says nothing against the run: "
+            "where scenes have moved, add --relocate OLD=NEW"
         )
 
 
 def _explain_failures(run: str, failed: int) -> None:
     ask = shlex.join(["seg", "query", run, "SELECT * FROM failures"])
-    note(f"{failed:,} tiles failed: exit code 1. {ask} says why; the run's seg segment command tries them again")
+    note(f"{failed:,} tiles failed (exit code 1): {ask} says why; the run's seg segment command tries them again")
 
 
 def repair(args: Namespace) -> int:
@@ -227,15 +227,18 @@ def repair(args: Namespace) -> int:
 
 def query(args: Namespace) -> int:
     """`seg query`."""
-    from seg_core.query import summary
+    from seg_core.query import describe, summary
     from seg_core.run import num_missing, read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
     run = absolute(args.out)
     planned = read_plan(run)  # damage is named before anything is answered
-    if args.sql is None and args.format in {"table", "json"}:
-        show(summary(run), args.format == "json")
+    if args.sql is None and args.format == "table":
+        figures = summary(run)
+        show({"run": describe(figures), **figures}, as_json=False)
+    elif args.sql is None and args.format == "json":
+        show(summary(run), as_json=True)
     else:
         _answer(run, args)
     if missing := num_missing(run, planned):
@@ -253,18 +256,23 @@ def _answer(run: str, args: Namespace) -> None:
 def export_masks(args: Namespace) -> int:
     """`seg export masks`."""
     from seg_core.masks import export_masks as write
-    from seg_core.query import summary
+    from seg_core.query import describe, summary
 
-    run, folder, files, problems = absolute(args.run), local(args.out), [], 0
+    run, out, files, problems = absolute(args.run), local(folder("--out", args.out)), [], 0
     known = summary(run)
-    for path, problem in write(run, folder):
+    for path, problem in write(run, out):
         files += [] if problem else [path]
         problems += bool(problem)
         note(f"no {path}: {problem}" if problem else path)
     unknown = {name: known[name] for name in ("failed", "missing")}
-    show({"files": files if args.json else len(files), **unknown}, args.json)
+    show(
+        {"files": files, **unknown} if args.json else {"run": describe(known), "files": len(files), **unknown},
+        args.json,
+    )
     if any(unknown.values()):
-        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata there")
+        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata there (exit code 1)")
+    if problems:
+        note(f"{problems:,} files could not be written (exit code 1)")
     return 1 if problems or any(unknown.values()) else 0
 
 
@@ -319,6 +327,6 @@ def demo(args: Namespace) -> int:
     """`seg demo`."""
     from jobs.demo import demo as run
 
-    figures = run(local(args.out), note if args.json else partial(print, flush=True))
+    figures = run(local(folder("--out", args.out)), note if args.json else partial(print, flush=True))
     show(figures, args.json)
     return 0 if figures["verified"] else 1

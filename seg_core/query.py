@@ -137,6 +137,15 @@ def summary(run: str) -> dict[str, Any]:
     }
 
 
+def describe(figures: Mapping[str, Any]) -> str:
+    """The state of a run in a few words, of its summary: that it is complete does not mean that its tiles are done."""
+    planned, failed, missing = (figures[name] for name in ("planned", "failed", "missing"))
+    failures = f"{failed:,} of {planned:,} tiles failed" if failed else ""
+    if missing:
+        return f"not finished: {missing:,} of {planned:,} tiles are not done yet" + (f", {failures}" if failed else "")
+    return f"complete, but {failures}" if failed else f"complete: all {planned:,} tiles are done"
+
+
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
     """Figures as a table of one row."""
     return pa.Table.from_pylist([dict(figures)])

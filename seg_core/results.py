@@ -62,7 +62,9 @@ TILES = pa.schema(
         pa.field("building_m2", pa.float64()),
         pa.field("mean_probability", pa.float64()),  # over valid pixels
         pa.field("mask", pa.binary()),  # 1-bit PNG; null where there is no building
-        pa.field("probability", pa.binary()),  # 8-bit PNG, where asked for
+        # 8-bit PNG, where asked for: the probability in 255ths, rounded, and 0 where a pixel is not valid. The mask is
+        # made of what is not rounded yet: at a threshold of 0.5 it is where this is 128 or more.
+        pa.field("probability", pa.binary()),
         pa.field("model", pa.string(), nullable=False),  # the bundle's hash
         pa.field("geometry", pa.binary()),  # WKB polygon, lon/lat
         pa.field("bbox", BBOX),

@@ -75,11 +75,11 @@ def repair(run: str, names: Sequence[str] = ()) -> Verdict:
 
     Raises SegError for a name that is no part's, and where a driver is at work on the run.
     """
+    read_record(run)  # else the lease would be the first file of what is no run
     there = {posixpath.basename(path): path for path in published_parts(run)}
     unknown = next((name for name in names if name not in there), None)
     if unknown is not None:
         raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
-    read_record(run)  # else the lease would be the first file of what is no run
     with hold(run) as lease:
         verdict = verify(run)
         verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -222,6 +222,14 @@ def test_each_command_has_its_function() -> None:
     assert len(found) > 15
     for command, parser in found:
         assert callable(getattr(import_module(f"jobs.{parser.get_default('on')}_commands"), command))
+
+
+@pytest.mark.parametrize("command", ["plan a.tif", "bench segment", "export masks run --out a", "jobs"])
+def test_an_unknown_option_is_refused_with_the_usage_of_its_command(seg: Seg, command: str) -> None:
+    name = " ".join(word for word in command.split()[:2] if "." not in word)
+    outcome = seg(*command.split(), "--unknown")
+    refused_by_parser(outcome, f"seg {name}: error: unrecognized arguments: --unknown")
+    assert outcome.err.startswith(f"usage: seg {name} ")
 
 
 def test_options_are_not_abbreviated(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
@@ -575,6 +583,42 @@ def test_a_whole_run_is_not_done_again(seg: Seg, tmp_path: Path) -> None:
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("failed", [{4}, range(5)])
+def test_a_run_is_not_called_good_where_tiles_failed(seg: Seg, tmp_path: Path, failed: Collection[int]) -> None:
+    run, _ = build_run(tmp_path, failed_parts=failed)
+    number = 18 if len(failed) == 5 else 2
+    found, asked = seg("verify", run), seg("query", run)
+    masks = seg("export", "masks", run, "--out", tmp_path / "masks")
+    assert (found.code, asked.code, masks.code) == (1, 0, 1)
+    for outcome in (found, asked, masks):
+        first = outcome.out.splitlines()[0].split(maxsplit=1)
+        assert first == ["run", f"complete, but {number} of 18 tiles failed"]
+    assert found.err.startswith(f"{number} tiles failed (exit code 1): seg query {run} 'SELECT * FROM failures' says")
+    assert f"{number} tiles failed or are not done yet: they are nodata there (exit code 1)" in masks.err
+
+
+@pytest.mark.parametrize("name", ["new.tif", "new.PNG", "a/new.parquet", "new.csv/"])
+def test_a_folder_is_not_given_the_name_of_a_file(
+    seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, name: str
+) -> None:
+    named = f"{tmp_path}/{name}: names a folder, and this looks like a file: leave out .{name.strip('/').split('.')[1]}"
+    for command in (["segment", make_scene(), "--model", bundle], ["train", "--data", tmp_path], ["demo"]):
+        refused(seg(*command, "--out", f"{tmp_path}/{name}"), f"--out {named}")
+    refused(
+        seg("train", "--data", tmp_path, "--out", tmp_path / "b", "--work", f"{tmp_path}/{name}"), f"--work {named}"
+    )
+    run, _ = build_run(tmp_path / "whole")
+    refused(seg("export", "masks", run, "--out", f"{tmp_path}/{name}"), f"--out {named}")
+    assert not (tmp_path / name.strip("/")).exists()
+
+
+def test_a_run_that_is_called_like_a_file_goes_on(seg: Seg, tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    Path(run).rename(tmp_path / "run.tif")
+    args = ["--model", tmp_path / "bundle", "--out", tmp_path / "run.tif", "--part", 64, "--tile-size", 32]
+    assert "nothing to do" in seg("segment", tmp_path / "scenes", *args).err
+
+
 @pytest.mark.parametrize("command", ["verify", "query"])
 def test_what_is_no_run_is_refused(seg: Seg, tmp_path: Path, command: str) -> None:
     refused(seg(command, tmp_path), f"{tmp_path}: not a run")
@@ -593,6 +637,7 @@ def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
     outcome = seg("verify", whole)
     assert outcome.code == 1
     assert "missing" in outcome.out
+    assert outcome.out.startswith("run       not finished: 1 parts are missing\n")
     assert outcome.err == "the run is not finished: the seg segment command that began it goes on\n"
     damaged.write_bytes(b"PAR1")
     assert f"seg repair {whole} removes the parts that this is about" in seg("verify", whole).err

@@ -100,7 +100,7 @@ def test_the_summary_for_the_terminal_has_a_line_for_each_figure(ask: Ask, rows:
     code, out, _ = ask()
     lines = dict(line.split(maxsplit=1) for line in out.decode().splitlines())
     assert code == 0
-    assert list(lines) == list(recomputed(rows))
+    assert list(lines) == ["run", *recomputed(rows)]
     assert lines["valid_px"] == f"{recomputed(rows)['valid_px']:,}"
 
 

@@ -193,6 +193,14 @@ def test_what_is_not_there_is_refused_in_a_line(
     assert err == f"seg: {message.format(s3=s3)}\n"
 
 
+@pytest.mark.parametrize("command", ["verify", "query", "repair"])
+def test_a_run_that_is_not_there_is_said_to_be_so(s3: str, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    _, err = seg(capsys, command, "s3://nowhere-at-all/run", code=2)
+    assert err == "seg: s3://nowhere-at-all/run: no such bucket\n"
+    _, err = seg(capsys, command, f"{s3}/nothing", code=2)
+    assert err == f"seg: {s3}/nothing: not a run: no such folder\n"
+
+
 def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
     make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str], s3: str
 ) -> None:

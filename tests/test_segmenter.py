@@ -410,3 +410,21 @@ def test_windows_fit_the_memory_of_the_gpu(
     monkeypatch.setattr(Segmenter, "memory", memory)
     settings = Settings(tile_size=64, part=512, halo=16, threshold=0.5)
     assert fit_window(256, wanted, settings, segmenter, gpus) == expected
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3984375])
+def test_the_probability_that_is_kept_is_in_255ths_and_the_mask_is_made_of_what_is_not_rounded(
+    make_bundle: MakeBundle, threshold: float
+) -> None:
+    segmenter = Segmenter(make_bundle(), "cpu")
+    rng = np.random.default_rng(0)
+    pixels, valid = rng.integers(0, 250, (3, 96, 96)).astype(np.uint8), rng.random((96, 96)) > 0.1
+    probability = segmenter(pixels, valid, 16, 64, 64)
+    (answer,) = segmenter.start([segmenter.stage(pixels, valid)], Cut(16, 64, 64, 64, threshold, True)).result()
+    inside = valid[16:80, 16:80]
+    assert np.array_equal(answer.levels, np.where(inside, np.round(probability * 255), 0))
+    assert np.array_equal(answer.building(64), (probability >= threshold) & inside)
+    if threshold == 0.5:
+        assert np.array_equal(answer.building(64), answer.levels >= 128)
+    half = np.nextafter(np.float32(0.5), np.float32([0, 0.5, 1]), dtype=np.float32)  # just below, at and just above
+    assert (np.round(half * 255) >= 128).tolist() == (half >= 0.5).tolist()
