@@ -19,7 +19,7 @@ from jobs.session import Crew, Speed, make_crew, ray_session
 from seg_core import storage
 from seg_core.bundle import read_bundle
 from seg_core.coverage import Row
-from seg_core.errors import JobError
+from seg_core.errors import JobError, SegError
 from seg_core.fence import Lease, Store
 from seg_core.lease import hold
 from seg_core.plan import Part, Plan, Settings, choose_window
@@ -75,7 +75,7 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
             crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
             window = choose_window(speed.window, plan.settings, read_bundle(model), crew.window_memory)
             make_folder(out)
-            with hold(out) as lease:
+            with _lease_of(out) as lease:
                 record = open_run(out, plan, model, lease)
                 todo = parts_to_do(out, plan)  # another driver may have been at work until now
                 if todo:
@@ -89,9 +89,23 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
                     _finish(record, lease, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if not record["finished"]:  # the driver was killed after the last part
-        with hold(out) as lease:
+        with _lease_of(out) as lease:
             _finish(record, lease, started)
     return {**record, "num_new": len(todo)}
+
+
+@contextmanager
+def _lease_of(out: str) -> Iterator[Lease]:
+    """Hold the lease of a run. What goes wrong from then on is a JobError and no refusal, since the run has begun."""
+    begun = False
+    try:
+        with hold(out) as lease:
+            begun = True
+            yield lease
+    except SegError as error:
+        if not begun or isinstance(error, JobError):
+            raise
+        raise JobError(f"{error}: the run has begun, and the same command goes on") from error
 
 
 def _follow(receipts: Iterable[Row], windows: int, record: dict[str, Any], lease: Lease) -> tuple[Busy, int]:

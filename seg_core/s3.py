@@ -11,6 +11,7 @@ import io
 import os
 import posixpath
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from operator import methodcaller
@@ -30,6 +31,7 @@ ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests ar
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
 THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
 ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # s, after which an object that came damaged, or never whole, is asked for again
 TOLD = 4  # attempts, after a few seconds, of which a line says so
 TIMEOUT = 10  # s to connect; and without a byte before a request is given up
 
@@ -116,11 +118,20 @@ def get(uri: str) -> bytes | None:
 
 def _download(client: Any, bucket: str, key: str) -> bytes:
     from boto3.s3.transfer import TransferConfig
+    from botocore.exceptions import FlexibleChecksumError
+    from s3transfer.exceptions import RetriesExceededError
 
-    content = io.BytesIO()
     # Not get_object: it gives up where the connection breaks after the answer has begun.
     config = TransferConfig(use_threads=False, num_download_attempts=ATTEMPTS)
-    client.download_fileobj(bucket, key, content, Config=config)
+    for pause in (*PAUSES, None):
+        content = io.BytesIO()
+        try:
+            client.download_fileobj(bucket, key, content, Config=config)
+            break
+        except (FlexibleChecksumError, RetriesExceededError):  # boto3 asks again at once, or not at all
+            if pause is None:
+                raise
+            time.sleep(pause)
     return content.getvalue()
 
 
@@ -255,7 +266,7 @@ def _say_once(line: str) -> None:
 
 def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
     """The answer of S3, or None for an error of a code in `none`."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, NoCredentialsError
     from s3transfer.exceptions import RetriesExceededError
 
     try:
@@ -267,6 +278,8 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
         raise SegError(f"{uri}: {_REASONS.get(code, f'S3 answers {code}')}") from error
     except NoCredentialsError as error:
         raise SegError(f"{uri}: {_NOBODY}") from error
+    except FlexibleChecksumError as error:
+        raise SegError(f"{uri}: arrives damaged again and again: its checksum is another one than S3 says") from error
     except RetriesExceededError as error:
         raise SegError(f"{uri}: S3 breaks off again and again: {error.last_exception}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore

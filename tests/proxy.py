@@ -15,7 +15,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     """Passes bytes on between 127.0.0.1:`port` and `upstream`, a port of the same machine.
 
     Of the connections, the share `refused` is answered with 503; after each 64 kB the share `cut` is broken off. What
-    is asked is passed on `delay` seconds later.
+    is asked is passed on `delay` seconds later. Of the next `garbled` answers that have a body, a bit of it is wrong.
     """
 
     daemon_threads = True
@@ -24,6 +24,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     def __init__(self, upstream: int, refused: float = 0.0, cut: float = 0.0, seed: int = 0) -> None:
         self.upstream, self.refused, self.cut = upstream, refused, cut
         self.random, self.delay = random.Random(seed), 0.0
+        self.garbled = 0
         self.received = self.num_refused = self.num_cut = 0  # bytes from the server, connections
         super().__init__(("127.0.0.1", 0), _Connection)
         self.port: int = self.server_address[1]
@@ -62,6 +63,9 @@ class _Connection(socketserver.BaseRequestHandler):
                     proxy.num_cut += 1
                     self.request.sendall(data[: len(data) // 2])
                     return
+                if proxy.garbled and not data.endswith(b"\r\n\r\n"):
+                    proxy.garbled -= 1
+                    data = data[:-1] + bytes([data[-1] ^ 1])
                 self.request.sendall(data)
 
 

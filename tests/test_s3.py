@@ -17,6 +17,7 @@ from test_failures import CREW, SPEED
 from test_segment import SMALL, seg
 from test_storage import other_environment  # noqa: F401 - a fixture
 
+from jobs import segment
 from jobs.actor import PartSegmenter
 from seg_core import s3 as store
 from seg_core import storage
@@ -92,6 +93,51 @@ def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scen
         assert storage.read_bytes(f"{s3}/unreliable/{number}") == b"x" * 100_000
     assert proxied.num_refused > 3
     assert proxied.num_cut > 2
+
+
+def test_an_object_that_arrives_damaged_is_asked_for_again(
+    s3: str,
+    proxied: Proxy,
+    other_environment: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    other_environment.setattr(store, "PAUSES", (0.0, 0.0))
+    storage.publish(f"{s3}/garbled/run.json", b"x" * 1000)  # boto3 sends a checksum, which is kept
+    proxied.garbled = 2
+    assert storage.read_bytes(f"{s3}/garbled/run.json") == b"x" * 1000
+    assert proxied.garbled == 0
+    proxied.garbled = 3
+    with pytest.raises(SegError, match=r"run\.json: arrives damaged again and again: its checksum"):
+        storage.read_bytes(f"{s3}/garbled/run.json")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
+    s3: str,
+    make_scene: MakeScene,
+    make_bundle: MakeBundle,
+    proxied: Proxy,
+    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finish, run = segment._finish, f"{s3}/broken/run"
+    command = ["segment", make_scene(), "--model", make_bundle(), "--out", run, *SMALL]
+
+    def break_off(*args: Any) -> None:
+        proxied.cut = 1.0
+        finish(*args)
+
+    other_environment.setattr(segment, "_finish", break_off)
+    other_environment.setattr(store, "PAUSES", ())
+    other_environment.setattr(store, "ATTEMPTS", 2)
+    store._client.cache_clear()
+    _, err = seg(capsys, *command, code=1)
+    assert err.splitlines()[-1].startswith(f"seg: {run}")
+    assert err.endswith(": the run has begun, and the same command goes on\n")
+    proxied.cut = 0.0
+    other_environment.setattr(segment, "_finish", finish)
+    storage.remove(f"{run}/driver.json")  # as this process, whose lease it was, is still there
+    _, err = seg(capsys, *command)
+    assert "nothing to do" in err
 
 
 @pytest.mark.parametrize(("refused", "what"), [(1.0, "asks to slow down"), (None, "does not answer")])
