@@ -71,7 +71,7 @@ def _enter(folder: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses an option it does not know with its own usage: argparse shows that of the whole program."""
+    """A parser that refuses unknown options with its own usage; argparse would print that of the whole program."""
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """What argparse's own returns, where nothing is unknown."""

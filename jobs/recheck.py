@@ -25,9 +25,9 @@ TOLERANCE = 0.002  # share of a tile's pixels that may differ where the device h
 
 @dataclass
 class Recheck:
-    """What came of segmenting windows again."""
+    """The outcome of segmenting windows again."""
 
-    num_same: int = 0  # windows of which all that is stored was found again
+    num_same: int = 0  # windows whose stored tiles were reproduced
     differing: dict[str, list[str]] = field(default_factory=dict)  # lines, by the name of the part's file
     unread: list[str] = field(default_factory=list)  # reasons, one for each window that could not be rechecked
 
@@ -74,7 +74,7 @@ def _recheck_window(
         next((scene for scene in part.sources or (part.scene,) if _has_changed(scene)), None) if differing else None
     )
     if changed is not None:  # which says nothing about what was stored before
-        return [], f"{changed.uri}: has changed since it was segmented: its seg segment command does it again"
+        return [], f"{changed.uri}: has changed since it was segmented: the run's seg segment command does it again"
     return differing, reason
 
 

@@ -202,7 +202,7 @@ def _advise(args: Namespace, found: "Verdict", differing: list[str], unread: int
         _explain_failures(args.out, found.num_failed)
     if unread:
         note(
-            f"{unread:,} windows could not be rechecked (exit code 1), which says nothing against the run: "
+            f"{unread:,} windows could not be rechecked (exit code 1), which is no problem of the run: "
             "where scenes have moved, add --relocate OLD=NEW"
         )
 

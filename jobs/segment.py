@@ -96,7 +96,7 @@ def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
 
 @contextmanager
 def _lease_of(out: str) -> Iterator[Lease]:
-    """Hold the lease of a run. What goes wrong from then on is a JobError and no refusal, since the run has begun."""
+    """Hold the lease of a run. Errors from then on are JobErrors, since the run has begun and is no longer refused."""
     begun = False
     try:
         with hold(out) as lease:

@@ -73,7 +73,7 @@ def _path(run: str, key: str) -> str:
 
 
 def _read(run: str, key: str) -> Attempt | None:
-    """What is known of the attempts at a part; None for a file that is gone or damaged, which says nothing."""
+    """What is known of the attempts at a part; None where the file is missing or damaged."""
     try:
         attempt = Attempt(**json.loads(read_bytes(_path(run, key)) or b""))
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""The data files of PROJ and GDAL, such as what each EPSG code means: those that came with the libraries are used.
+"""The data files of PROJ and GDAL, such as the database of EPSG codes: those that come with rasterio are used.
 
-Other installations (a GIS, a conda environment) set PROJ_DATA, PROJ_LIB or GDAL_DATA to data of other versions, with
-which a good CRS is not known: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables when it
+Other installations (a GIS, a conda environment) set PROJ_DATA, PROJ_LIB or GDAL_DATA to files of other versions, with
+which a valid CRS is unknown: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables when it
 is imported, and again in each thread.
 """
 
@@ -12,9 +12,9 @@ from rasterio.env import GDALDataFinder, PROJDataFinder
 
 
 def use_own_data_files() -> None:
-    """Take PROJ's and GDAL's data from the rasterio package, in this process and those it starts, if they are there.
+    """Use the files in the rasterio package, in this process and in those it starts.
 
-    Where rasterio was built against a PROJ of the system, the variables stay as they are.
+    Where rasterio has none, because it was built against the system's libraries, the variables are left alone.
     """
     if proj := PROJDataFinder().search_wheel():
         os.environ.pop("PROJ_DATA", None)

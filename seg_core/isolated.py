@@ -1,4 +1,4 @@
-"""Do work on many files in child processes, which a damaged file may crash: Arrow's C++ need not raise for one.
+"""Read many files in child processes: over a damaged file, Arrow's C++ code may crash its process instead of raising.
 
     items ─ batches ─▶ children, each with threads ─ answers in order ─▶ results
                           └─ crashed: a new child takes what is left of the batch, item by item
@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from seg_core.errors import SegError
 
 BATCH = 250  # items: what is sent to a child at once
-WORTH = 2000  # items, for which another child is started: it takes half a second, and some 150 MB
+WORTH = 2000  # items that justify another child: each takes half a second to start, and some 150 MB
 CHILDREN = 4  # at most
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from seg_core.isolated import serve; serve()"
-# Other signals, such as that of the kernel where memory runs out, say nothing about the file.
+# Other signals, such as the kernel's when memory runs out, say nothing about the file.
 CRASHES = {-number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)}
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ R = TypeVar("R")
 def for_each_isolated(
     function: Callable[[T], R], crashed: Callable[[T], R], items: Sequence[T], threads: int | None
 ) -> Iterator[R]:
-    """`map(function, items)` in child processes, and `crashed(item)` for an item over which its process crashes.
+    """`map(function, items)` in child processes, and `crashed(item)` for an item that crashes its process.
 
-    The function must be picklable, and is called in so many `threads` of a child (None: as many as cores can use). An
-    exception of it comes out where its result would have. Raises SegError where a process ends for another reason.
+    The function must be picklable. Each child calls it in `threads` threads (None: as many as suit the cores). An
+    exception that it raises comes where its result would have come. Raises SegError if a process ends otherwise.
     """
     batches = [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
     started: list[_Child] = []
@@ -100,7 +100,7 @@ class _Child:
         return results
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it is doing."""
         self.process.kill()
         self.process.wait()
 

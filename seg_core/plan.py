@@ -71,7 +71,7 @@ class Part:
     scene: Scene  # the image on whose grid the window is
     window: Window
     sources: tuple[Scene, ...] = ()  # of a mosaic, those that the windows of this part reach
-    planned: str = ""  # the version of before its files moved
+    planned: str = ""  # its version before its files moved, if they have
 
     @property
     def version(self) -> str:
@@ -95,11 +95,11 @@ class Part:
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
 
 
-Places = tuple[tuple[str, str], ...]  # what URIs began with when they were planned, and what they begin with now
+Places = tuple[tuple[str, str], ...]  # prefixes of URIs: when the run was planned, and now
 
 
 def relocate(uri: str, places: Places) -> str:
-    """Where a scene is now: by the first place that its URI, or a folder that it is in, is named by."""
+    """Where a scene is now: the first place that names its URI, or a folder above it, applies."""
     for old, new in places:
         if uri == old or uri.startswith(f"{old.rstrip('/')}/"):
             return new.rstrip("/") + uri[len(old.rstrip("/")) :]
@@ -113,7 +113,7 @@ class Plan:
     scenes: tuple[Scene, ...]  # with the setting `mosaic`, first the image that the others make together
     settings: Settings
     model: str  # the bundle's hash
-    places: Places = ()  # where the scenes are now, if they have moved: no part of what identifies the plan
+    places: Places = ()  # where the scenes are now, if they have moved; not part of the fingerprint
 
     @property
     def images(self) -> tuple[Scene, ...]:

@@ -138,7 +138,7 @@ def summary(run: str) -> dict[str, Any]:
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """The state of a run in a few words, of its summary: that it is complete does not mean that its tiles are done."""
+    """The state of a run in a few words, from its summary. A complete run may still hold failed tiles."""
     planned, failed, missing = (figures[name] for name in ("planned", "failed", "missing"))
     failures = f"{failed:,} of {planned:,} tiles failed" if failed else ""
     if missing:

@@ -24,7 +24,7 @@ from seg_core.storage import filesystem, published, read_bytes, stat
 T = TypeVar("T")
 
 VERSION = b"scene_version"  # of a part's metadata
-REMAKE = "the seg segment command of the run makes it again"
+REMAKE = "the seg segment command of the run rewrites it"
 WAY_OUT = f": seg repair removes it, and {REMAKE}"
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
@@ -63,7 +63,7 @@ TILES = pa.schema(
         pa.field("mean_probability", pa.float64()),  # over valid pixels
         pa.field("mask", pa.binary()),  # 1-bit PNG; null where there is no building
         # 8-bit PNG, where asked for: the probability in 255ths, rounded, and 0 where a pixel is not valid. The mask is
-        # made of what is not rounded yet: at a threshold of 0.5 it is where this is 128 or more.
+        # made before rounding: at a threshold of 0.5 it is where this is 128 or more.
         pa.field("probability", pa.binary()),
         pa.field("model", pa.string(), nullable=False),  # the bundle's hash
         pa.field("geometry", pa.binary()),  # WKB polygon, lon/lat
@@ -152,8 +152,8 @@ def _state_of(file: Any) -> State:
 
 
 def crashes_its_reader(path: str) -> DamagedError:
-    """What is said of a part over which the process that reads it crashes."""
-    return DamagedError(f"{posixpath.basename(path)}: can't be read: the process that reads it crashes")
+    """The error for a part that crashes the process that reads it."""
+    return DamagedError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
 
 
 def write_scenes(run: str, scenes: Sequence[Scene], store: Store = storage) -> None:
@@ -178,7 +178,7 @@ def scenes_path(run: str) -> str:
 def read_scenes(run: str) -> list[Scene]:
     """The scenes of a run, as they were planned.
 
-    Raises DamagedError where the file is gone or no such table, SegError where it can't be read.
+    Raises DamagedError where the file is missing or is not such a table, SegError where it can't be read.
     """
     path = scenes_path(run)
     if stat(path) is None:
@@ -226,7 +226,7 @@ def _read_table(file: Any, columns: Sequence[str] | None) -> pa.Table:
 
 
 class _OtherColumnsError(Exception):
-    """A table is another one than it should be."""
+    """A table does not have the columns that it should have."""
 
 
 def _read(path: str, parse: Callable[[Any], T]) -> T:
@@ -238,6 +238,8 @@ def _read(path: str, parse: Callable[[Any], T]) -> T:
     try:
         with system.open_input_file(inside) as file:
             return parse(file)
+    except pa.ArrowMemoryError as error:
+        raise SegError(f"{path}: can't be read: there is too little memory") from error
     except UNREADABLE:
         content = read_bytes(path)
     name = posixpath.basename(path)
@@ -251,7 +253,7 @@ def _read(path: str, parse: Callable[[Any], T]) -> T:
         raise DamagedError(f"{name}: can't be read: {' '.join(str(error).split())}") from error
 
 
-# A text that is not UTF-8 is a ValueError.
+# Text that is not UTF-8 is a ValueError.
 UNREADABLE = (OSError, ValueError, pa.ArrowException, _OtherColumnsError)
 
 

@@ -84,18 +84,18 @@ def changed_scenes(out: str, plan: Plan) -> list[Scene]:
 
 
 def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
-    """The plan as the run at `out` knows it, and lines about what was found there; before a run is begun, as it is.
+    """The plan under the names by which the run at `out` knows its scenes, if there is a run; and messages.
 
-    Scenes that have moved are at the `given` places, or at those that `run.json` says; where they are is noted there. A
-    scene is the same where size and header agree, and its etag, if both places are in S3. The time of the last change,
-    which copying does not keep, may differ. A scenes table that is damaged or gone is made again, where the plan is the
-    one that the run was made with.
+    Scenes that have moved are at the `given` places, or at those that `run.json` records; the places in use are
+    recorded there. A scene is unchanged where its size and header agree, and its etag if both places are in S3. Its
+    modification time may differ, since copying seldom keeps it. A damaged or missing scenes table is rewritten if the
+    plan is the one that the run was made with.
 
     Raises SegError as `find_run` does.
     """
     if stat(f"{out}/run.json") is None:
         if given:
-            raise SegError(f"--relocate: {out} is no run yet: leave it out")
+            raise SegError(f"--relocate: there is no run at {out} yet: leave out this option")
         return plan, []
     record = read_record(out)
     places = read_places(record, given)
@@ -109,7 +109,7 @@ def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
         with hold(out) as lease:
             make_folder(posixpath.dirname(scenes_path(out)))
             write_scenes(out, begun.scenes, lease)
-        notes.append(f"{scenes_path(out)}: was damaged or gone: made again from the plan")
+        notes.append(f"{scenes_path(out)}: was damaged or missing: rewritten from the plan")
     return plan, notes
 
 
@@ -123,7 +123,7 @@ def _has_scenes(out: str, plan: Plan) -> bool:
 
 
 def _relocate(plan: Plan, known: list[Scene], places: Places) -> tuple[Plan, list[str]]:
-    """The plan with its scenes as the run knows them, and a line about those that are only as good as the same."""
+    """The plan with its scenes as the run knows them, and a line about those that are assumed to be unchanged."""
     at = {relocate(scene.uri, places): scene for scene in known}
     if plan.settings.mosaic:  # of which the first is no file
         at[plan.scenes[0].uri] = known[0]
@@ -135,7 +135,7 @@ def _relocate(plan: Plan, known: list[Scene], places: Places) -> tuple[Plan, lis
         order = {scene.scene_id: number for number, scene in enumerate(known)}
         scenes.sort(key=lambda scene: order.get(scene.scene_id, len(order)))
     more = f" and {len(doubtful) - 1:,} more" if len(doubtful) > 1 else ""
-    why = "same size and header as before the move, another time of change: taken for the same"
+    why = "same size and header as before the move, another modification time: treated as unchanged"
     notes = [f"{doubtful[0]}{more}: {why} (seg verify --deep compares a sample)"] if doubtful else []
     return replace(plan, scenes=tuple(scenes), places=places if moved else ()), notes
 
@@ -198,14 +198,16 @@ def read_record(run: str) -> dict[str, Any]:
         if not isinstance(value, kind) or (isinstance(value, bool) and name != "exact"):  # True is an int to Python
             raise DamagedError(f"{run}: damaged: {name} in run.json is {json.dumps(value)[:60]}: {RESTORE}")
     if unknown := set(record["settings"]) - {field.name for field in fields(Settings)}:
-        raise SegError(f"{run}: has a setting {min(unknown)}, which is unknown here: use the aerial-seg that made it")
+        raise SegError(
+            f"{run}: has a setting {min(unknown)}, which this version does not know: use the aerial-seg that made it"
+        )
     if not isinstance(_look_up(record, "counts.failed"), int):
-        record["finished"] = None  # so that they are made again
+        record["finished"] = None  # so that they are counted again
     return record
 
 
 RESTORE = "restore run.json from a copy, or segment into another folder"
-# What commands count on; the last ones need not be there.
+# What commands rely on; those that may be None may also be absent.
 FIELDS: dict[str, Any] = {
     "settings": dict,
     "settings.halo": int,
@@ -251,7 +253,7 @@ def read_plan(run: str, given: Places = ()) -> Plan:
     ):
         raise DamagedError(
             f"{run}: damaged: run.json or scenes/scenes.parquet was changed after the run was planned: "
-            f"the seg segment command of the run makes the scenes again, or says what differs"
+            f"the seg segment command of the run rewrites the scenes, or says what differs"
         )
     return plan
 
@@ -280,8 +282,8 @@ def _known_scenes(out: str) -> list[Scene]:
         return read_scenes(out)
     except DamagedError as error:
         raise DamagedError(
-            f"{scenes_path(out)}: damaged, and can't be made again, for the scenes are not those, or not as, it was "
-            "made of: restore it from a copy, or choose another folder"
+            f"{scenes_path(out)}: damaged, and can't be rewritten: the scenes named are not those of the run, or have "
+            "changed since: restore it from a copy, or choose another folder"
         ) from error
 
 

@@ -31,7 +31,7 @@ ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests ar
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
 THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
 ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # s, after which an object that came damaged, or never whole, is asked for again
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # s before another attempt at an object that arrived damaged or incomplete
 TOLD = 4  # attempts, after a few seconds, of which a line says so
 TIMEOUT = 10  # s to connect; and without a byte before a request is given up
 
@@ -279,7 +279,7 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
     except NoCredentialsError as error:
         raise SegError(f"{uri}: {_NOBODY}") from error
     except FlexibleChecksumError as error:
-        raise SegError(f"{uri}: arrives damaged again and again: its checksum is another one than S3 says") from error
+        raise SegError(f"{uri}: what arrives does not match its checksum, in several attempts") from error
     except RetriesExceededError as error:
         raise SegError(f"{uri}: S3 breaks off again and again: {error.last_exception}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore

@@ -38,7 +38,7 @@ class Verdict:
         return not self.problems
 
     def describe(self) -> str:
-        """The state of the run in a few words: that it is complete does not mean that its tiles are done."""
+        """The state of the run in a few words. A complete run may still hold failed tiles."""
         if len(self.problems) > self.num_missing:
             return f"not sound: {len(self.problems):,} problems"
         if self.num_missing:
@@ -98,7 +98,7 @@ def _crashing_part(where: tuple[str, Part]) -> Verdict:
 
 
 def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict:
-    """What is found in a part that is there, at a path."""
+    """Check a published part, given its path and its plan."""
     path, part = where
     name = posixpath.basename(path)
     try:

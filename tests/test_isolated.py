@@ -114,7 +114,7 @@ def test_a_part_that_crashes_its_reader_is_named_and_the_rest_is_read(
     monkeypatch.setattr("seg_core.results._read_state", crash_over_footer)
     *others, crashing = made.parts
     found = repair(made.run)
-    assert found.problems == [f"part-{crashing.key}.parquet: can't be read: the process that reads it crashes"]
+    assert found.problems == [f"part-{crashing.key}.parquet: can't be read: it crashes the process that reads it"]
     assert found.bad_parts == [part_path(made.run, crashing.key)]
     assert found.num_done == sum(len(read_part(part_path(made.run, part.key))) for part in others)
     assert len(published_parts(made.run)) == len(others)

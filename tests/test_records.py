@@ -96,7 +96,7 @@ RECORDS = {
     "text for a halo": (change(settings__halo="16"), 'settings.halo in run.json is "16"'),
     "settings from later": (
         lambda path: path.write_text(path.read_text().replace('"halo"', '"later": 1, "halo"')),
-        "has a setting later, which is unknown here",
+        "has a setting later, which this version does not know",
     ),
     "no model": (change(model=None), "model.hash in run.json is null"),
     "no hash": (change(model__hash=None), "model.hash in run.json is null"),
@@ -145,10 +145,10 @@ def test_damaged_scenes_are_named_by_every_command_and_made_again_by_seg_segment
         assert out == ""
         assert err.startswith(f"seg: {run}")
         assert "scenes.parquet" in err
-        assert "seg segment command of the run makes" in err
+        assert "seg segment command of the run rewrites" in err
         assert err.count("\n") == 1
     _, err = seg(capsys, *segment)
-    assert f"{path}: was damaged or gone: made again from the plan" in err
+    assert f"{path}: was damaged or missing: rewritten from the plan" in err
     assert path.read_bytes() == (original / "run/scenes/scenes.parquet").read_bytes()
     for command in others:
         seg(capsys, *command)
@@ -162,7 +162,7 @@ def test_damaged_scenes_are_not_made_again_of_other_scenes(
     command = commands(original, run)["segment"]
     command[1] = original / "scenes/north"
     _, err = seg(capsys, *command, code=2)
-    assert err.startswith(f"seg: {run}/scenes/scenes.parquet: damaged, and can't be made again")
+    assert err.startswith(f"seg: {run}/scenes/scenes.parquet: damaged, and can't be rewritten")
 
 
 @pytest.mark.parametrize("counts", [None, {}, {"failed": "none"}])

@@ -161,7 +161,7 @@ def test_relocate_is_refused_where_there_is_no_run_and_for_other_scenes(moved: P
     places = f"{moved}/elsewhere={moved}/archive/2025"
     assert "is there" not in seg(capsys, *command(moved, "--relocate", places), code=2)[1]
     shutil.rmtree(moved / "run")
-    assert "is no run yet" in seg(capsys, *command(moved, "--relocate", places), code=2)[1]
+    assert "there is no run at" in seg(capsys, *command(moved, "--relocate", places), code=2)[1]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,9 @@ def test_a_scene_that_has_changed_is_no_problem_of_the_run(segmented: tuple[Path
     make_scene("region/a.tif", 256, 256, seed=1)
     again = recheck(str(run), 16, "cpu")
     assert (again.num_same, again.differing) == (0, {})
-    assert again.unread == 4 * [f"{path}: has changed since it was segmented: its seg segment command does it again"]
+    assert again.unread == 4 * [
+        f"{path}: has changed since it was segmented: the run's seg segment command does it again"
+    ]
 
 
 def test_a_scene_of_another_name_is_refused(moved: Path) -> None:

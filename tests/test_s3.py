@@ -106,7 +106,7 @@ def test_an_object_that_arrives_damaged_is_asked_for_again(
     assert storage.read_bytes(f"{s3}/garbled/run.json") == b"x" * 1000
     assert proxied.garbled == 0
     proxied.garbled = 3
-    with pytest.raises(SegError, match=r"run\.json: arrives damaged again and again: its checksum"):
+    with pytest.raises(SegError, match=r"run\.json: what arrives does not match its checksum"):
         storage.read_bytes(f"{s3}/garbled/run.json")
 
 
