@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from jobs.arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive, relocation
 from jobs.settings import PRESETS, TrainSettings
-from jobs.terminal import Terminated
+from jobs.terminal import RayEnded, Terminated, stoppable
 from seg_core import __version__
 from seg_core.errors import JobError, SegError
 from seg_core.s3 import ANONYMOUS
@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0: all done; 1: finished, but something failed; 2: wrong use or refused input."""
     args = make_parser().parse_args(argv)
     _set_environment(args)
+    with stoppable(final=True):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         if args.folder is not None:
             _enter(args.folder)
@@ -40,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        print(f"seg: stopped{GOES_ON.get(args.command, '')}", file=sys.stderr)
+        print(f"seg: {str(stop) or 'stopped'}{GOES_ON.get(args.command, '')}", file=sys.stderr, flush=True)
+        if isinstance(stop, RayEnded):
+            os._exit(1)  # at the end of the process Ray would wait for what has ended
         return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:

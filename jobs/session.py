@@ -3,9 +3,9 @@
 import logging
 import math
 import os
-import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -17,8 +17,12 @@ from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 
-from jobs.terminal import Terminated
+import jobs
+import seg_core
+from jobs.processes import own_ray
+from jobs.terminal import Terminated, handle_stops, restore_handlers, stoppable
 from seg_core.errors import SegError
 from seg_core.s3 import SHARED
 
@@ -30,12 +34,14 @@ WORKER_ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONSAFEPATH": "1",  # nor do the processes that workers start import from the current folder
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
+SHUTDOWN = 30.0  # s that Ray is given to end
 TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 KNOCK = 5.0  # s that the head of a cluster is given to answer
 
@@ -53,47 +59,68 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
     given, address = address, address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
     os.environ.update(WORKER_ENVIRONMENT)  # inherited by a Ray that starts here
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stoppable(), nullcontext() if address else own_ray() as processes:
         warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
+        _start(given, address, num_cpus, verbose)
+        if processes is not None:
+            processes.watch()
         try:
-            with nullcontext() if verbose else _hushed():
-                if address:
-                    _join(address, options)
-                else:
-                    cpus = max(num_cpus, os.cpu_count() or 1)
-                    ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
-        except (OSError, ValueError, AuthenticationError) as error:
-            named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
-            where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
-            cause = str(error.__cause__ or "").strip()  # may hold a traceback
-            if address and "AuthenticationError" in f"{type(error).__name__} {cause}":
-                raise SegError(f"{named}: {TURNED_AWAY}") from error
-            reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
-            raise SegError(f"{where} ({reason})") from error
-        try:
-            with _ends_in_order():
-                yield
+            yield
         finally:
-            wait_for_data()
-            ray.shutdown()
+            if processes is None or processes.close():
+                wait_for_data()
+                _shut_down()
 
 
-@contextmanager
-def _ends_in_order() -> Iterator[None]:
-    """Take SIGTERM, as `kill`, containers and clusters send it, for Ctrl-C: Ray's own handler prints C++ and aborts."""
-
-    def end(*_: Any) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
+def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.ERROR
+    # Ray prints what goes wrong on standard output, where results belong, even if it is not to log to the driver.
+    ray._private.worker._worker_logs_enabled = verbose  # noqa: SLF001 - there is no other way
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "job_config": _JobConfig()}
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with nullcontext() if verbose else _hushed():
+            if address:
+                _join(address, options)
+            else:
+                ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+        handle_stops()  # as Ray has put a handler of its own in place
+    except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts
+        raise Terminated from stopped
+    except (OSError, ValueError, AuthenticationError) as error:
+        named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
+        where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
+        cause = str(error.__cause__ or "").strip()  # may hold a traceback
+        if address and "AuthenticationError" in f"{type(error).__name__} {cause}":
+            raise SegError(f"{named}: {TURNED_AWAY}") from error
+        reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
+        raise SegError(f"{where} ({reason})") from error
+
+
+def _shut_down() -> None:
+    """Shut Ray down. Its C++ resets the handler of SIGTERM halfway, and a second `kill` would end us without a word."""
+    closing = threading.Thread(target=ray.shutdown, daemon=True)
+    closing.start()
+    deadline = time.monotonic() + SHUTDOWN
+    while closing.is_alive() and time.monotonic() < deadline:
+        restore_handlers()
+        closing.join(0.01)
+    restore_handlers()
+
+
+class _JobConfig(JobConfig):
+    """Keeps workers from importing from the folders that the driver runs in and was started from.
+
+    Ray puts both first on their path, where a file named numpy.py is taken for the library, unless the job has a
+    working_dir (https://github.com/ray-project/ray/issues/43182). A checkout that is not installed they do need.
+    """
+
+    def __init__(self) -> None:
+        installed = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+        roots = {os.path.dirname(os.path.realpath(module.__path__[0])) for module in (jobs, seg_core)}
+        super().__init__(_py_driver_sys_path=sorted(roots - installed))
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> 
         try:
             return str(
                 client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "jobs.cli", "-C", folder, *command]),
+                    entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", "-C", folder, *command]),
                     runtime_env={"py_modules": packages},
                     metadata={"command": shlex.join(command)},
                 )

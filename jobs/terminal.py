@@ -1,13 +1,69 @@
 """What commands say: figures on standard output, messages on standard error."""
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was told to end by SIGTERM."""
+    """SIGTERM has asked the process to end."""
+
+
+class RayEnded(KeyboardInterrupt):
+    """A Ray that was started here has ended by itself."""
+
+
+@contextmanager
+def stoppable(final: bool = False) -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C and Terminated for SIGTERM, but only for the first of them.
+
+    What is cleaned up after it is not interrupted by the next: until the block ends, or the process if it is `final`. A
+    signal that was ignored before stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
+    handle_stops()
+    try:
+        yield
+    finally:
+        stopped = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        for number, handler in before.items():
+            if not (stopped and (final or handler is _stop)):
+                signal.signal(number, handler)
+
+
+def handle_stops() -> None:
+    """Handle Ctrl-C and SIGTERM as `stoppable` does, also where a library has put a handler of its own in its place."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _stop)
+
+
+def restore_handlers() -> None:
+    """Have the handlers that Python knows of in place again: other code resets them where Python does not see it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
+
+
+def ignore_stops() -> None:
+    """Ignore Ctrl-C and SIGTERM."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    ignore_stops()
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def show(figures: dict[str, Any], as_json: bool) -> None:

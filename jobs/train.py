@@ -281,6 +281,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as stopped:
+        before = signal.SIG_IGN  # while all of it is cleaned up
         raise KeyboardInterrupt from stopped
     finally:
         if threading.current_thread() is threading.main_thread():

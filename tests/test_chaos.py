@@ -49,6 +49,9 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenes").mkdir()
     write_geotiff(str(folder / "scenes" / "a.tif"), pixels, crs=UTM, transform=NORTH_UP, nodata=255)
     write_untrained(str(folder / "model"), width=2, depth=1)
+    for name in ("jobs", "seg_core", "numpy", "random", "rasterio/__init__"):  # all commands start here
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} of the current folder')")
     return folder
 
 
@@ -143,14 +146,39 @@ def test_a_driver_that_is_told_to_end_says_how_to_go_on(
     job = start(region, run)
     wait_for_parts(run, 1, job)
     below = psutil.Process(job.pid).children(recursive=True)
-    job.send_signal(number)
+    while job.poll() is None:  # as somebody does who is impatient
+        job.send_signal(number)
+        time.sleep(0.2)
     assert finish(job, code).splitlines()[-1] == "seg: stopped; the same command goes on from here"
-    assert not (run / "driver.json").exists()
-    psutil.wait_procs(below, timeout=30)
-    assert [process for process in below if process.is_running()] == []
+    assert_nothing_is_left(run, below)
     there = bytes_of(run)
     assert there
     assert there.items() <= expected.items()
+
+
+def assert_nothing_is_left(run: Path, below: list[psutil.Process]) -> None:
+    assert not (run / LEASE).exists()
+    psutil.wait_procs(below, timeout=30)
+    assert [process for process in below if process.is_running()] == []
+
+
+def test_a_killed_gcs_ends_the_run_at_once(region: Path, expected: dict[str, bytes]) -> None:
+    run = region / "gcs"
+    job = start(region, run)
+    wait_for_parts(run, 1, job)
+    below = psutil.Process(job.pid).children(recursive=True)
+    (gcs,) = processes(job, "gcs/gcs_server")
+    gcs.kill()
+    last = finish(job, 1).splitlines()[-1]
+    assert last == f"seg: gcs_server of Ray (process {gcs.pid}) ended unexpectedly; the same command goes on from here"
+    assert_nothing_is_left(run, below)
+    assert bytes_of(run).items() <= expected.items()
+
+
+def test_modules_in_the_current_folder_are_not_taken_for_libraries(region: Path, expected: dict[str, bytes]) -> None:
+    # https://github.com/ray-project/ray/issues/43182
+    assert (region / "numpy.py").exists()
+    assert len(expected) == PARTS
 
 
 def test_a_killed_actor(region: Path, expected: dict[str, bytes]) -> None:

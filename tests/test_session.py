@@ -1,17 +1,24 @@
 """Actors are sized to the cluster: how many, and what each has of its node. Its processes keep their memory."""
 
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 import ray
 from conftest import outside_environment
 from ray.data import DataContext
 
+import jobs
+from jobs.processes import ESSENTIAL
 from jobs.session import TURNED_AWAY, data_threads, make_crew, ray_session, wait_for_data
 from seg_core.errors import SegError
 
@@ -150,3 +157,66 @@ def test_the_line_of_a_cluster_that_turns_away_says_where_its_address_came_from_
         ray_session(address),
     ):
         pass
+
+
+SESSION = """
+import sys, time
+from jobs.session import ray_session
+from jobs.terminal import stoppable
+
+with stoppable():
+    try:
+        with ray_session(None):
+            print("ready", flush=True)
+            time.sleep(300)
+    except KeyboardInterrupt as stop:
+        print(type(stop).__name__, stop, flush=True)
+"""
+
+
+@pytest.fixture
+def session() -> Iterator["subprocess.Popen[str]"]:
+    """A process that starts a Ray, says `ready`, and then how it was ended."""
+    command = [sys.executable, "-c", SESSION]
+    with subprocess.Popen(command, env=outside_environment(), stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def essential(process: "subprocess.Popen[str]") -> dict[str, psutil.Process]:
+    return {child.name(): child for child in psutil.Process(process.pid).children() if child.name() in ESSENTIAL}
+
+
+def test_a_session_ends_with_its_raylet_and_leaves_no_process(session: "subprocess.Popen[str]") -> None:
+    assert session.stdout is not None
+    assert session.stdout.readline() == "ready\n"
+    below = psutil.Process(session.pid).children(recursive=True)
+    raylet = essential(session)["raylet"]
+    raylet.kill()
+    assert session.stdout.readline() == f"RayEnded raylet of Ray (process {raylet.pid}) ended unexpectedly\n"
+    psutil.wait_procs(below, timeout=30)
+    assert [process for process in below if process.is_running()] == []
+
+
+def test_sigterm_while_ray_starts_is_taken_for_what_it_is(session: "subprocess.Popen[str]") -> None:
+    while session.poll() is None and not essential(session):
+        time.sleep(0.01)
+    below = psutil.Process(session.pid).children(recursive=True)
+    session.send_signal(signal.SIGTERM)
+    assert session.stdout is not None
+    assert session.stdout.readline() == "Terminated \n"
+    psutil.wait_procs(below, timeout=30)
+    assert [process for process in below if process.is_running()] == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_and_what_they_start_do_not_import_from_the_current_folder() -> None:
+    @ray.remote
+    def path() -> tuple[str, list[str], str]:
+        command = [sys.executable, "-c", "import sys; print(sys.path[0])"]
+        return os.getcwd(), sys.path, subprocess.run(command, stdout=-1, check=True, text=True).stdout.strip()
+
+    folder, own, below = ray.get(path.remote())
+    assert not {"", os.path.dirname(sys.argv[0])} & set(own)
+    assert folder not in own or folder == os.path.dirname(os.path.dirname(jobs.__file__))
+    assert below not in {"", folder}
