@@ -30,6 +30,7 @@ from seg_core.tiling import num_splits
 
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
+OURS = re.compile(r"seg_core\.errors\.\w+: (.*)")  # that of an error which is written for users
 ONLY = (
     "--decode device is for JPEG GeoTIFFs of 8 bits, on a GPU YCbCr ones, without nodata value, alpha band, --mosaic or"
     " --resample"
@@ -118,15 +119,17 @@ def _follow(receipts: Iterable[Row], windows: int, record: dict[str, Any], lease
         record["finished"] = None
         write_record(lease.run, record, lease)
     seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), Busy(), 0
-    for receipt in receipts:
-        progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
-        seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
-        busy.add(receipt)
-        if record["exact"] and not receipt["exact"]:
-            record["exact"] = False
-            write_record(lease.run, record, lease)  # now: another device may finish what this one began
-        on_cpu += receipt["on_cpu"]
-    progress.end()
+    try:
+        for receipt in receipts:
+            progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
+            seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
+            busy.add(receipt)
+            if record["exact"] and not receipt["exact"]:
+                record["exact"] = False
+                write_record(lease.run, record, lease)  # now: another device may finish what this one began
+            on_cpu += receipt["on_cpu"]
+    finally:
+        progress.end()
     record["seams"] = dict(seams)
     return busy, on_cpu
 
@@ -154,6 +157,8 @@ def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Itera
 def _reason(error: ray.exceptions.RayError) -> str:
     """The worker's own last word, which Ray wraps in pages of its own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if ours := [found[1] for line in lines if (found := OURS.search(line))]:
+        return ours[-1]
     own = [line for line in lines if RAISED.match(line) and not line.startswith("ray.")]
     return (own or lines or [type(error).__name__])[-1]
 

@@ -69,15 +69,18 @@ class Lease:
             raise self.loss()
 
     def publish(self, path: str, content: bytes) -> None:
-        """Write a file atomically. Raises JobError where the lease is lost: then nothing has changed."""
+        """Write a file atomically, or else change nothing.
+
+        Raises JobError where it can't be written on disk, or the lease is lost.
+        """
         if is_remote(path):
             self._put(path, content)
             return
         try:
             storage.publish(path, content, self.staging)
-        except FileNotFoundError:
+        except OSError as error:
             self.check()
-            raise
+            raise JobError(f"{path}: can't be written: {error.strerror}") from error
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there. Raises JobError where the lease is lost.

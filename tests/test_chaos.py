@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -304,8 +305,12 @@ def test_a_full_disk(region: Path, expected: dict[str, bytes], tmp_path: Path) -
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(2**21 - sum(map(len, expected.values())) // 2))
         err = finish(start(region, disk / "run"), code=1)
-        assert "No space left on device" in err
-        assert "the same command goes on from here" in err
+        last = err.splitlines()[-1]
+        assert re.fullmatch(
+            rf"seg: {disk}/run: the run stopped: {disk}/run/\S+: can't be written: No space left on device: "
+            "the same command goes on from here",
+            last,
+        )
         assert 0 < len(published_parts(str(disk / "run"))) < PARTS
         assert not [name for name in os.listdir(disk / "run" / "tiles") if name.startswith(".partial")]
         ballast.unlink()

@@ -182,6 +182,22 @@ def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_bee
     assert sorted(walk(run)) == [f"{run}/tiles/a"]
 
 
+@pytest.mark.parametrize("run", ["local"], indirect=True)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(
+    run: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with hold(run) as held, monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(JobError) as raised:
+            held.publish(f"{run}/a", b"content")
+    assert str(raised.value) == f"{run}/a: can't be written: {os.strerror(number)}"
+    assert os.listdir(run) == []
+
+
 def test_a_driver_that_was_frozen_and_not_superseded_goes_on(run: str) -> None:
     make_folder(run)
     make_folder(f"{run}/tiles")
