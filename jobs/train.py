@@ -40,7 +40,7 @@ from seg_core.errors import JobError, SegError
 from seg_core.fence import Lease
 from seg_core.labels import describe_warps
 from seg_core.lease import hold
-from seg_core.models import build_model, probe
+from seg_core.models import build_model, check_sizes, probe, stride_of
 from seg_core.segmenter import Segmenter, choose_device
 from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
 
@@ -110,15 +110,15 @@ def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
         architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
     # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
     pretrained = None if settings.encoder_weights == "none" else settings.encoder_weights
-    footing = probe(build_model(architecture, pretrained), 3)
+    model = build_model(architecture, pretrained)
+    stride = stride_of(model)
     for name in ("crop", "pad_multiple"):
-        if getattr(settings, name) % footing.stride:
-            raise SegError(
-                f"{name} = {getattr(settings, name)}: the model's stride is {footing.stride}: use a multiple of it"
-            )
+        if getattr(settings, name) % stride:
+            raise SegError(f"{name} = {getattr(settings, name)}: the model's stride is {stride}: use a multiple of it")
+    check_sizes(settings.model, model, 3, settings.crop)
     return {
         "architecture": architecture,
-        **asdict(footing),
+        **asdict(probe(model, 3)),
         "bands": 3,
         "classes": classes.names,
         "building": classes.building,

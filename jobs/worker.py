@@ -64,9 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 choose_readers(settings.readers, context.get_local_world_size()),
                 learner.device,
             ),
-            partial(
-                _validation, validation, settings.pad_multiple or config["header"]["stride"], config["header"]["halo"]
-            ),
+            partial(_validation, validation, settings, config["header"]),
             steps=steps,
             first=first,
             last=settings.epochs,
@@ -102,9 +100,11 @@ def _any_worker(here: bool) -> bool:
     return bool(flag)
 
 
-def _validation(samples: list[Sample], multiple: int, halo: int) -> Iterator[Batch]:
+def _validation(samples: list[Sample], settings: TrainSettings, header: dict[str, Any]) -> Iterator[Batch]:
+    multiple = settings.pad_multiple or header["stride"]
+    least = 0 if settings.model == "unet" else settings.crop  # some networks take nothing smaller
     for sample in samples:
-        for image, label in cut(pad(sample, multiple), round_up(VALIDATION_SIDE, multiple), halo):
+        for image, label in cut(pad(sample, multiple, least), round_up(VALIDATION_SIDE, multiple), header["halo"]):
             yield torch.from_numpy(image[None]), torch.from_numpy(label[None])
 
 

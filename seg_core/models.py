@@ -13,11 +13,12 @@ from torch.fx import Graph, Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seg_core.errors import SegError
-from seg_core.tiling import round_up
+from seg_core.tiling import MIN_CHIP, round_up
 from seg_core.unet import UNet
 
 MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: the far pixels hardly count
 MAX_PROBE = 2048  # px; a context that does not fit in is taken for unbounded
+SMALL = 256  # px a side of inputs by which memory is estimated, and height of those that find the context
 
 
 def build_model(architecture: dict[str, Any], encoder_weights: str | None = None) -> nn.Module:
@@ -53,10 +54,15 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
             f"encoder_weights = {weights}: can't be downloaded for {encoder}: the model hub does not answer: try where "
             f"there is internet, or train from scratch with encoder_weights = none"
         ) from error
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().strip('"')
-        raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {reason}") from error
+    except Exception as error:  # smp and timm refuse what they can't build by errors of any type
+        raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {_first_line(error)}") from error
     return model
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    text = str(error).strip().strip('"')
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _check_name(what: str, name: str, known: Any) -> None:
@@ -108,20 +114,58 @@ class Footing:
     activation_bytes_per_px: int  # memory of a forward pass in float32, per pixel of the chip, estimated
 
 
+def check_sizes(name: str, model: nn.Module, in_channels: int, crop: int | None = None) -> None:
+    """Raise SegError for a network that does not take, and answer, the sizes at which it is to run.
+
+    They are crops of `crop` px a side, to train on, and chips of any multiple of the stride from MIN_CHIP on. Encoders
+    of a fixed input size (https://github.com/pytorch/vision/issues/2151) take no others, some want multiples of more
+    than their stride or a least size, and each says so by an error of its own.
+    """
+    if isinstance(model, UNet):  # takes any multiple of its stride
+        return
+    stride = stride_of(model)
+    chip = round_up(MIN_CHIP, stride)
+    for height, width in ((chip, chip + stride), (SMALL, SMALL)):
+        if problem := _find_problem(model, in_channels, height, width):
+            raise SegError(
+                f"model {name}: does not segment {height} x {width} px ({problem}): choose a model that takes any "
+                f"multiple of its stride, {stride} px, such as smp:Unet/resnet34"
+            )
+    if crop is not None and (problem := _find_problem(model, in_channels, crop, crop)):
+        raise SegError(f"crop = {crop}: model {name} does not take it ({problem}): {chip} will do")
+
+
+@torch.inference_mode()
+def _find_problem(model: nn.Module, in_channels: int, height: int, width: int) -> str | None:
+    """What is wrong with a network's answer to random pixels of a size, or keeps it from answering; None if nothing."""
+    pixels = torch.randn(1, in_channels, height, width, generator=torch.Generator().manual_seed(0))
+    was_training = model.training
+    try:
+        answer = model.eval()(pixels)
+    except Exception as error:  # networks refuse sizes by errors of any type
+        return _first_line(error)
+    finally:
+        model.train(was_training)
+    if answer.shape[-2:] != (height, width):
+        return f"it answers with {' x '.join(map(str, answer.shape[-2:]))} px"
+    return None if bool(answer.isfinite().all()) else "its answer is not finite"
+
+
 def probe(model: nn.Module, in_channels: int) -> Footing:
     """Find stride, context and memory of a network; the latter two by running it on small inputs."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        stride = _stride(model)
+        stride = stride_of(model)
         context = _probe_context(model, in_channels, stride)
-        memory = _probe_activations(model, in_channels, round_up(256, stride))
+        memory = _probe_activations(model, in_channels, round_up(SMALL, stride))
     model.train(was_training)
     halo = min(round_up(MAX_HALO if context is None else context, stride), round_up(MAX_HALO, stride))
     return Footing(stride, context, halo, memory)
 
 
-def _stride(model: nn.Module) -> int:
+def stride_of(model: nn.Module) -> int:
+    """What heights and widths of a network's inputs are multiples of, in px."""
     if isinstance(model, UNet):
         return model.stride
     # smp networks accept any size by interpolating, but only windows on the stride's grid agree at their seams.
@@ -135,13 +179,19 @@ def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | Non
     Windows start and end where cells do, so the distance that counts is from the cell's border, not from the pixel.
     """
     length = round_up(512, stride)
+    thin = _find_problem(model, in_channels, stride, length) is None
+    height = stride if thin else round_up(SMALL, stride)
     while length <= MAX_PROBE:
         at = length // 2 // stride * stride
-        x = torch.zeros(stride, in_channels, stride, length)
+        x = torch.zeros(stride, in_channels, height, length)
         for phase in range(stride):
             x[phase, :, :, at + phase] = torch.nan
-        touched = model(x).isnan().any(dim=1).any(dim=1)
-        if not bool(touched[:, 0].any() | touched[:, -1].any()):
+        # Where one place reaches the ends already, as in networks that pool over all, the others needn't be tried.
+        for part in (x[:1], x):
+            touched = model(part).isnan().any(dim=1).any(dim=1)
+            if bool(touched[:, 0].any() | touched[:, -1].any()):
+                break
+        else:
             return max(_reach(row, at + phase, stride) for phase, row in enumerate(touched))
         length *= 2
     return None

@@ -23,7 +23,7 @@ from seg_core.compiled import AFTER, Compiled, batch
 from seg_core.decoder import AT_ONCE, Decoder
 from seg_core.errors import JobError, SegError
 from seg_core.jpeg import Streams
-from seg_core.models import build_model, class_probability, fold_batchnorm, normalise
+from seg_core.models import build_model, check_sizes, class_probability, fold_batchnorm, normalise
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
 VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
@@ -99,12 +99,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(bundle: Bundle, weights: Weights) -> torch.nn.Module:
-    """The network of a bundle with its weights, ready for inference. Raises SegError where they don't fit."""
+    """The network of a bundle with its weights, ready for inference.
+
+    Raises SegError where they don't fit, or the network does not take the sizes of chips.
+    """
     model = build_model(bundle.architecture)
     try:
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     except RuntimeError as error:
         raise SegError(f"the weights are not those of {bundle.architecture}: {error}") from error
+    check_sizes(bundle.architecture["name"], model, bundle.bands)
     return model.eval()
 
 

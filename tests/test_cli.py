@@ -978,6 +978,11 @@ def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: P
         (["--model", "smp:Unett/resnet18"], ["architecture Unett", "near it are Unet"]),
         (["--model", "smp:Unet/resnet19"], ["encoder resnet19", "near it are", "resnet18"]),
         (["--model", "smp:Unet/tu-resnet10"], ["encoder tu-resnet10", "near it are", "tu-resnet10t"]),
+        (
+            ["--model", "smp:Unet/tu-swin_tiny_patch4_window7_224"],
+            ["does not segment 512 x 544 px", "smp:Unet/resnet34"],
+        ),
+        (["--model", "smp:PAN/resnet18", "--crop", 96], ["crop = 96", "smp:PAN/resnet18", "512 will do"]),
     ],
 )
 def test_a_model_that_cannot_work_is_refused(seg: Seg, tmp_path: Path, args: list[object], named: list[str]) -> None:

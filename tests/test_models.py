@@ -1,18 +1,27 @@
-"""Memory of a training step is counted before the step is taken; folding batch norm changes nothing but speed."""
+"""Networks are refused before they fail; a training step's memory is counted; folding batch norm changes only speed."""
 
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+from conftest import write_untrained
 from torch import Tensor, nn
 
+import seg_core.models
+from seg_core.bundle import read_bundle
+from seg_core.errors import SegError
 from seg_core.losses import make_loss
-from seg_core.models import build_model, fold_batchnorm, training_bytes_per_px
+from seg_core.models import build_model, check_sizes, fold_batchnorm, probe, training_bytes_per_px
+from seg_core.segmenter import load_model
 from seg_core.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ARCHITECTURES = sorted(cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values())
 FLOAT = 4  # bytes
 SPARE = 5 / 4  # for what both passes hold for a moment
 
@@ -188,3 +197,142 @@ def test_ways_that_share_a_convolution_keep_it() -> None:
     for x in (torch.rand(1, 3, 8, 8), -torch.rand(1, 3, 8, 8)):
         torch.testing.assert_close(folded(x), model(x))
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
+
+
+# What of segmentation-models-pytorch is served
+
+
+def build(name: str) -> nn.Module:
+    return build_model({"name": name, "in_channels": 3, "classes": 1})
+
+
+@pytest.fixture
+def small_chips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are checked on small chips, to be quick."""
+    monkeypatch.setattr(seg_core.models, "MIN_CHIP", 128)
+    monkeypatch.setattr(seg_core.models, "SMALL", 128)
+
+
+@pytest.mark.usefixtures("small_chips")
+@pytest.mark.filterwarnings("ignore:Encoder does not have prefix tokens")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_takes_the_sizes_of_crops_and_chips_and_learns(architecture: str) -> None:
+    name = f"smp:{architecture}/{'tu-' if architecture == 'DPT' else ''}resnet18"
+    model = build(name)
+    check_sizes(name, model, 3, crop=128)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = make_loss("bce+dice")(model.train()(torch.randn(2, 3, 128, 128)), torch.ones(2, 128, 128).byte())
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.usefixtures("small_chips")
+@pytest.mark.parametrize(
+    "encoder", ["mobilenet_v2", "efficientnet-b0", "mit_b0", "dpn68", "tu-convnext_atto", "tu-mobilevit_s"]
+)
+def test_encoders_of_any_size_are_served(encoder: str) -> None:
+    check_sizes(f"smp:Unet/{encoder}", build(f"smp:Unet/{encoder}"), 3, crop=96)
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        # Each of these is refused by an error of another type, or in other words: see pytorch/vision, issue 2151.
+        ("Unet/tu-swin_tiny_patch4_window7_224", r"512 x 544 px \(Input height \(512\) doesn't match model \(224\)\)"),
+        ("Unet/tu-swinv2_tiny_window8_256", r"512 x 544 px \(Input height \(512\) doesn't match model \(256\)\)"),
+        ("DPT/tu-vit_tiny_patch16_224", r"512 x 528 px \(Input height \(512\) doesn't match model \(224\)\)"),
+        ("Unet/tu-maxvit_nano_rw_256", r"512 x 544 px \(width \(\d+\) must be divisible by window \(8\)\)"),
+        ("Unet/tu-efficientformer_l1", r"512 x 544 px \(The size of tensor a \(\d+\) must match"),
+    ],
+)
+def test_encoders_of_a_fixed_size_are_refused(pair: str, reason: str) -> None:
+    with pytest.raises(
+        SegError, match=rf"^model smp:{pair}: does not segment {reason}.*: choose .*, such as smp:"
+    ) as line:
+        check_sizes(f"smp:{pair}", build(f"smp:{pair}"), 3, crop=224)
+    assert "\n" not in str(line.value)
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        ("DPT/resnet18", "Only Timm encoders are supported for DPT"),
+        ("Linknet/mit_b0", "Encoder `mit_b0` is not supported for Linknet"),
+        ("DeepLabV3/vgg11", "'VGG' models do not support dilated mode"),
+        ("Unet/tu-levit_128", "Unsupported model downsampling pattern"),
+        ("Unet/tu-vit_tiny_patch16_224", "Unsupported model downsampling pattern"),
+        ("PAN/tu-swin_tiny_patch4_window7_224", "unexpected keyword argument 'output_stride'"),
+    ],
+)
+def test_pairs_that_smp_does_not_build_are_refused_in_its_words(pair: str, reason: str) -> None:
+    with pytest.raises(SegError, match=rf"^model smp:{pair}, encoder_weights = None: .*{reason}") as line:
+        build(f"smp:{pair}")
+    assert "\n" not in str(line.value)
+
+
+def test_a_crop_that_is_too_small_for_the_network_is_refused() -> None:
+    model = build("smp:PAN/resnet18")
+    check_sizes("smp:PAN/resnet18", model, 3, crop=128)
+    with pytest.raises(
+        SegError, match=r"^crop = 96: model smp:PAN/resnet18 does not take it \(.*too small\): 512 will"
+    ):
+        check_sizes("smp:PAN/resnet18", model, 3, crop=96)
+
+
+def test_a_network_that_takes_no_thin_inputs_is_probed_with_higher_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seg_core.models, "MAX_PROBE", 512)
+    footing = probe(build("smp:PAN/resnet18"), 3)  # it halves its input seven times
+    assert (footing.stride, footing.context_px, footing.halo) == (16, None, 128)
+
+
+class Answering(nn.Module):
+    """A network of smp's kind, whose answer is made from its input by a function."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer, self.encoder = answer, nn.Module()
+        self.encoder.output_stride = 32  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)  # type: ignore[no-any-return]
+
+
+def refuse(x: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+@pytest.mark.usefixtures("small_chips")
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda x: x[..., ::2, ::2], r"it answers with 64 x 80 px"),
+        (lambda x: x / 0, r"its answer is not finite"),
+        (refuse, r"NotImplementedError"),
+    ],
+)
+def test_answers_of_another_size_and_numbers_that_are_none_are_refused(answer: Any, reason: str) -> None:
+    check_sizes("fine", Answering(lambda x: x), 3, crop=64)
+    with pytest.raises(SegError, match=rf"^model odd: does not segment 128 x 160 px \({reason}\): "):
+        check_sizes("odd", Answering(answer), 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_checking_leaves_network_and_random_state_as_they_were(training: bool) -> None:
+    model, state = build("smp:PSPNet/resnet18").train(training), torch.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_sizes("smp:PSPNet/resnet18", model, 3, crop=64)
+    assert all(module.training == training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_bundle_whose_network_takes_no_chips_is_refused(tmp_path: Path) -> None:
+    bundle = read_bundle(write_untrained(str(tmp_path / "bundle"), width=2, depth=1))
+    name = "smp:Unet/tu-coat_tiny"
+    model = build(name)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    odd = replace(bundle, architecture={"name": name, "in_channels": 3, "classes": 1})
+    with pytest.raises(SegError, match=rf"^model {name}: does not segment 512 x 544 px \(Input height"):
+        load_model(odd, weights)

@@ -26,7 +26,7 @@ from jobs.readers import Share, choose_readers, iter_batches
 from jobs.record import Record, _drain
 from jobs.settings import TrainSettings, difference, make_settings
 from jobs.train import decode, train
-from jobs.worker import COMPILED, _way_out, choose_micro_batch, is_compiled, make_learner
+from jobs.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.bundle import Bundle, read_bundle, read_weights
 from seg_core.dataset import Classes, Crops, Pair, Sample, find_pairs, read_classes
 from seg_core.errors import JobError, SegError
@@ -376,6 +376,19 @@ def test_readers_make_the_batches_that_crops_would_in_order(dataset: Path) -> No
         for (image, label), sample in zip(found, expected, strict=True):
             assert np.array_equal(image.numpy(), sample.image)
             assert np.array_equal(label.numpy(), sample.label)
+
+
+def test_networks_of_smp_validate_on_nothing_smaller_than_a_crop() -> None:
+    small = Sample(np.zeros((40, 50, 3), np.uint8), np.ones((40, 50), np.uint8))
+    for model, size in (("unet", (48, 64)), ("smp:PAN/resnet18", (128, 128))):
+        settings = (
+            settings_of(model=model)
+            if model == "unet"
+            else make_settings("large", None, [{"model": model, "crop": 128}])
+        )
+        ((image, label),) = _validation([small], settings, {"stride": 16, "halo": 128})
+        assert image.shape == (1, *size, 3)
+        assert int((label == 1).sum()) == 40 * 50
 
 
 def test_the_loss_is_the_one_of_the_settings() -> None:
