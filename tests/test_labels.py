@@ -24,6 +24,7 @@ from seg_core.raster import read_chip, write_geotiff
 from seg_core.scenes import Scene, read_scene, resample_grid
 from seg_core.tiling import Window, split
 
+CUT = Window(1200, 1200, 768, 768)  # of the real imagery
 HEIGHT, WIDTH = 60, 80
 INDICES = np.random.default_rng(1).integers(0, 2, (HEIGHT + 200, WIDTH + 200), dtype=np.uint8)
 
@@ -43,9 +44,6 @@ def scene_of(make_scene: MakeScene, **options: Any) -> Scene:
 
 
 # Real labels
-
-
-CUT = Window(1200, 1200, 768, 768)  # of the real imagery
 
 
 def cut(source: Path, path: Path, window: Window) -> str:
