@@ -83,7 +83,9 @@ def write_region(folder: Path) -> str:
         pixels = rng.integers(1, 250, (3, height, width)).astype(np.uint8)
         pixels[:, 30:70, 60:110] = 0
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_geotiff(str(folder / name), pixels, crs=UTM, transform=NORTH_UP, nodata=0)
+        a, b, x, d, e, y = NORTH_UP
+        place = (a, b, x, d, e, y - 10_000 * (name == "south/b.tif"))
+        write_geotiff(str(folder / name), pixels, crs=UTM, transform=place, nodata=0)
     return str(folder)
 
 
