@@ -99,6 +99,9 @@ SCENES = pa.schema(
 )
 
 
+LATER = {"alpha", "nodata_color", "inverted", "premultiplied", "bits", "sidecars"}  # columns that older runs lack
+
+
 def part_path(run: str, key: str) -> str:
     """Where the rows of a part are, once published."""
     return f"{run}/tiles/part-{key}.parquet"
@@ -191,7 +194,8 @@ def read_scenes(run: str) -> list[Scene]:
 
 def _scenes_of(file: Any) -> list[Scene]:
     table = pq.ParquetFile(file).read()
-    if not table.schema.equals(SCENES):
+    older = pa.schema([each for each in SCENES if each.name in table.schema.names or each.name not in LATER])
+    if not table.schema.equals(older):
         raise _OtherColumnsError("its columns are not those of a scenes table")
     return [Scene.from_plain(row) for row in table.to_pylist()]
 

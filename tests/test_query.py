@@ -435,7 +435,7 @@ def test_an_unknown_format_is_refused(ask: Ask, capsysbinary: pytest.CaptureFixt
 
 def test_what_is_no_run_is_refused(ask: Ask, tmp_path: Path) -> None:
     assert "not a run" in refused(ask(run=str(tmp_path)))
-    assert "not a run" in refused(ask(run=str(tmp_path / "nowhere")))
+    assert "nowhere: no such run" in refused(ask(run=str(tmp_path / "nowhere")))
 
 
 def test_a_run_without_rows_is_refused(run: str, tmp_path: Path, ask: Ask) -> None:

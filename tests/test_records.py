@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import NORTH_UP, UTM
+import rasterio
+from conftest import UTM
 from test_run import build_run
 from test_segment import seg
 
@@ -34,7 +35,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_run(folder)
     for name, height, width in (("north/a.tif", 100, 120), ("south/b.tif", 40, 30)):
         (folder / "labels" / name).parent.mkdir(parents=True)
-        write_geotiff(str(folder / "labels" / name), np.ones((1, height, width), np.uint8), crs=UTM, transform=NORTH_UP)
+        with rasterio.open(folder / "scenes" / name) as scene:
+            place = tuple(scene.transform)[:6]
+        write_geotiff(str(folder / "labels" / name), np.ones((1, height, width), np.uint8), crs=UTM, transform=place)
     return folder
 
 

@@ -31,7 +31,7 @@ from seg_core.plan import (
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
-from seg_core.results import part_path, published_parts, read_part, read_scenes, write_part
+from seg_core.results import LATER, part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run import (
     as_begun,
     changed_scenes,
@@ -635,6 +635,17 @@ def test_a_run_from_before_there_was_a_setting_goes_on(tmp_path: Path) -> None:
     assert find_run(run, plan) is not None
     with pytest.raises(SegError, match="decode cpu there, device now"):
         find_run(run, replace(plan, settings=replace(plan.settings, decode="device")))
+
+
+def test_a_run_from_before_scenes_had_a_column_goes_on(tmp_path: Path) -> None:
+    run, plan = build_run(tmp_path)
+    path = scenes_path(run)
+    table = pq.read_table(path)
+    pq.write_table(table.select([name for name in table.schema.names if name not in LATER]), path)
+    assert read_scenes(run) == list(plan.scenes)
+    assert read_plan(run).fingerprint == plan.fingerprint
+    assert parts_to_do(run, plan) == []
+    assert verify(run).holds
 
 
 def test_who_decodes_is_decided_when_a_run_begins(tmp_path: Path) -> None:
