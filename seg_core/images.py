@@ -101,7 +101,7 @@ def open_image(
         with dataset:
             opened = False
             try:
-                _check_header(uri, dataset, sidecars)
+                _check_header(uri, dataset, sidecars, overview is not None)
                 opened = True
                 yield dataset
             except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
@@ -111,7 +111,7 @@ def open_image(
                 raise found from error
 
 
-def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str]) -> None:
+def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str], overview: bool) -> None:
     """Raise ReadError for an image that needs more memory than there may be, before any is taken, or other files."""
     dtype = dataset.dtypes[0]
     if dtype.startswith("complex"):
@@ -132,6 +132,9 @@ def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str]) -> 
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
         with rasterio.open(gdal_path(path), driver="GTiff") as beside:
             _check_overviews(path, beside)
+            if path.lower().endswith(MASK) and not overview and beside.shape != dataset.shape:
+                size = f"{beside.width} x {beside.height} px, the image {dataset.width} x {dataset.height}"
+                raise ReadError(f"{uri}: {path}, which is beside it, measures {size}: remove it")
 
 
 def _is_tiff(path: str) -> bool:

@@ -675,6 +675,15 @@ def test_a_mask_beside_a_remote_scene_that_is_no_tiff_is_refused(tmp_path: Path,
         read_scene(f"{s3}/meaning/bad/a.tif", "a.tif")
 
 
+@pytest.mark.parametrize("side", [SIDE // 2, 2 * SIDE])
+def test_a_mask_beside_a_scene_that_has_another_size_is_refused(tmp_path: Path, side: int) -> None:
+    path = write(tmp_path / "a.tif", noise())
+    write(tmp_path / "mask.tif", np.full((1, side, side), 255, np.uint8))
+    (tmp_path / "mask.tif").rename(f"{path}.msk")
+    with pytest.raises(ReadError, match=rf"a.tif.msk, which is beside it, measures {side} x {side} px, the image 128"):
+        read_scene(path, "a.tif")
+
+
 # All of them in one folder
 
 
