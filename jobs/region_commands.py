@@ -88,7 +88,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
     planned, refused = make_plan(scenes, bundle, settings, args.window)
     refused, doubts = unreadable + refused, _doubts(scenes)
-    overlaps, copies = describe_overlaps(scenes)
+    overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     if args.overlap:
         doubts += overlaps
     elif not args.mosaic:
