@@ -15,6 +15,7 @@ import ray
 
 from jobs.busy import Spans, widen
 from jobs.peak import Peak
+from jobs.progress import waiting
 from jobs.segment import run_pipe
 from jobs.session import Crew, Speed, make_crew, ray_session
 from seg_core.bundle import read_bundle
@@ -39,7 +40,11 @@ def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: fl
     with ray_session(speed.address, verbose=speed.verbose):
         bench = Bench(plan, model, folder, speed)
         ready = time.time() - began
-        found = [_round(bench, seconds) for _ in range(rounds)]
+        found = []
+        with waiting("measuring") as say:
+            for number in range(rounds):
+                say(f"round {number + 1} of {rounds}")
+                found.append(_round(bench, seconds))
     found[0]["start_up_s"] = round(found[0]["start_up_s"] + ready, 3)  # only the first one starts Ray
     medians = {
         name: None if None in (each := [figures[name] for figures in found]) else median(each)
@@ -86,7 +91,7 @@ def bench_scale(
     points = []
     for side in windows:
         plan.settings.check_window(side)
-    with ray_session(speed.address, verbose=speed.verbose):
+    with ray_session(speed.address, verbose=speed.verbose), waiting("measuring") as say:
         for number in actors or (None,):
             for window in windows or (speed.window,):
                 crew = speed.actors if number is None else (number, number)
@@ -96,6 +101,7 @@ def bench_scale(
                 rates = bench.stages(("decode", "model"), seconds)
                 slower = min(rates, key=lambda name: rates[name])
                 for size in sizes:
+                    say(f"{size} windows of {bench.window} px with {bench.crew.most} actors")
                     pipe = bench.pipe(windows=size)
                     efficiency = round(pipe["pipe_mpx_s"] / rates[slower], 3)
                     points.append({**bench.describe(), **pipe, "slower": slower, "efficiency": efficiency})

@@ -5,11 +5,12 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice, zip_longest
+from itertools import chain, cycle, islice, zip_longest
 from typing import Any
 
 import torch
 
+from jobs.progress import waiting
 from jobs.session import CPUS_PER_ACTOR, share_cores
 from jobs.windows import fit_window, stage_windows, start_windows
 from seg_core.ahead import ahead
@@ -17,8 +18,8 @@ from seg_core.plan import Plan, Settings, Square, largest_square, squares
 from seg_core.segmenter import Segmenter, Staged, choose_device
 from seg_core.tiling import Window
 
-SAMPLE = 8  # windows
-LEAST = 1.0  # s for which the model is measured
+SAMPLE = 8  # windows, and no more than a quarter of the region
+LEAST, MOST = 1.0, 10.0  # s for which the model, and reading, are measured
 SECONDS_PER_HOUR = 3600
 
 
@@ -43,12 +44,15 @@ def calibrate(
     parts = list(islice(plan.parts(), every // 2, None, every))
     within = [squares([part], window, largest_square(window)) for part in parts]
     chosen = [square for each in within for square in (each if len(within) < 2 * readers else each[:1])]
-    decode = _decode_rate(chosen, plan.settings, segmenter, readers)
+    with waiting("measuring how fast windows are read"):
+        decode = _decode_rate(chosen, plan.settings, segmenter, readers)
     # Of each square the first, then the second ones.
     jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None]
-    sample = jobs[:: max(1, len(chosen) // SAMPLE)][:SAMPLE]
-    chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)[0]) for part, at in sample]
-    rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
+    most = min(SAMPLE, -(-plan.num_windows(window) // 4))
+    sample = jobs[:: max(1, len(chosen) // most)][:most]
+    with waiting(f"measuring how fast {len(sample)} windows are segmented"):
+        chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)[0]) for part, at in sample]
+        rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or here
     device_hours = plan.counts["pixels"] / rates[limit] / SECONDS_PER_HOUR
@@ -64,7 +68,7 @@ def calibrate(
 
 
 def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmenter, readers: int) -> float:
-    """Useful pixels a second that so many threads read; each square once, for what was fetched is kept.
+    """Useful pixels a second that so many threads read in `MOST` s; each square once, for what was fetched is kept.
 
     The first one warms up, where there are others.
     """
@@ -77,8 +81,12 @@ def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmen
     if others:
         read(first)
     with ThreadPoolExecutor(readers) as pool:
-        started = time.perf_counter()
-        return sum(ahead(pool, read, others or chosen, readers)) / (time.perf_counter() - started)
+        started, pixels = time.perf_counter(), 0
+        for read_now in ahead(pool, read, others or chosen, readers):
+            pixels, seconds = pixels + read_now, time.perf_counter() - started
+            if seconds > MOST:
+                break
+        return pixels / seconds
 
 
 def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segmenter: Segmenter) -> float:
@@ -97,7 +105,12 @@ def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segm
         return time.perf_counter() - started
 
     run(batches if segmenter.on_gpu else batches[:1])  # warms up, and compiles
-    seconds, times = 0.0, 0
-    while seconds < LEAST:
-        seconds, times = seconds + run(batches), times + 1
-    return times * sum(at.height * at.width for at, _ in chips) / seconds
+    # A GPU is at its fastest with all of them under way; a CPU takes one after the other.
+    groups = [batches] if segmenter.on_gpu else [[some] for some in batches]
+    seconds, pixels = 0.0, 0
+    for number, group in enumerate(cycle(groups), 1):
+        seconds += run(group)
+        pixels += sum(at.height * at.width for some in group for at, _ in some)
+        if seconds >= LEAST and (number >= len(groups) or seconds >= MOST):
+            break
+    return pixels / seconds

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from jobs.progress import waiting
 from seg_core.ahead import ahead
 from seg_core.dataset import MISSING, Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.errors import SegError
@@ -52,15 +53,17 @@ class Evaluation:
 def evaluate(segmenter: Segmenter, data: str, split_name: str) -> Evaluation:
     """Building scores over the valid pixels of all images of a split, segmented as in a bulk run."""
     threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
-    rows, pixels, total = [], np.zeros_like(Histogram.empty().pixels), Counts()
-    labels_off_px = {}
-    for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
-        labels_off_px[pair.label] = off_px
-        valid, truth = sample.label != MISSING, sample.label == building
-        counts = count(probability >= threshold, truth, valid)
-        pixels += histogram(probability, truth, valid).pixels
-        total = total.plus(counts)
-        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
+    rows: list[dict[str, Any]] = []
+    pixels, total, labels_off_px = np.zeros_like(Histogram.empty().pixels), Counts(), {}
+    with waiting(f"segmenting the images of {split_name}") as say:
+        for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
+            say(f"{len(rows)} done")
+            labels_off_px[pair.label] = off_px
+            valid, truth = sample.label != MISSING, sample.label == building
+            counts = count(probability >= threshold, truth, valid)
+            pixels += histogram(probability, truth, valid).pixels
+            total = total.plus(counts)
+            rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
     return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold, labels_off_px)
 
 

@@ -1,9 +1,61 @@
-"""A progress line on standard error: one that is rewritten on a terminal, one now and then in a log."""
+"""What is under way, on standard error: a line that is rewritten on a terminal, one every 10 s in a log."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 LOG_SECONDS = 10.0
+TERMINAL_SECONDS = 1.0
+
+
+class Ticker:
+    """Shows a line whenever nothing has been shown for a while: nobody should have to guess whether a command lives."""
+
+    def __init__(self, line: Callable[[], str], stream: TextIO | None = None) -> None:
+        self.line, self.stream = line, stream or sys.stderr
+        self.tty = self.stream.isatty()
+        self.period = TERMINAL_SECONDS if self.tty else LOG_SECONDS
+        self.shown, self.lock, self.done = time.monotonic(), threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.thread.start()
+
+    @property
+    def rest(self) -> float:
+        """Seconds until the next line is due."""
+        return self.shown + self.period - time.monotonic()
+
+    def show(self) -> None:
+        """Show the line as it is now."""
+        with self.lock:
+            self.shown = time.monotonic()
+            text = f"\r\x1b[K{self.line()}" if self.tty else f"{self.line()}\n"
+            print(text, end="", file=self.stream, flush=True)
+
+    def end(self, last: str) -> None:
+        """Show no more lines; on a terminal `last` is written behind, or over, the one that stands there."""
+        self.done.set()
+        self.thread.join()
+        if self.tty:
+            print(last, end="", file=self.stream, flush=True)
+
+    def _tick(self) -> None:
+        while not self.done.wait(max(0.0, self.rest)):
+            if self.rest <= 0:
+                self.show()
+
+
+@contextmanager
+def waiting(what: str, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Show what is waited for and for how long, until the block ends. Yields a function that adds how far it is."""
+    began, further = time.monotonic(), [""]
+    ticker = Ticker(lambda: f"{what}{further[-1]} ... {clock(time.monotonic() - began)}", stream)
+    try:
+        yield lambda text: further.append(f": {text}")
+    finally:
+        ticker.end("\r\x1b[K")
 
 
 class Progress:
@@ -11,9 +63,9 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.pixels, self.failed = total, 0, 0, 0
-        self.shown = self.started = time.time()
-        self.tty = sys.stderr.isatty()
+        self.created = self.started = time.time()
         print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
+        self.ticker = Ticker(self._line)
 
     def update(self, windows: int, pixels: int, started: float, failed: int) -> None:
         """Count work that a worker has finished, begun at the time `started`, and show where all of it stands.
@@ -22,24 +74,24 @@ class Progress:
         """
         self.failed += failed
         self.started = min(self.started, started) if self.done else started
-        self.done += windows
         self.pixels += pixels
-        if self.tty or self.done == self.total or time.time() - self.shown >= LOG_SECONDS:
-            self.shown = time.time()
-            print(self._line(), file=sys.stderr, end="" if self.tty else "\n", flush=True)
+        self.done += windows
+        if self.ticker.tty or self.done == self.total or self.ticker.rest <= 0:
+            self.ticker.show()
 
     def end(self) -> None:
         """Leave the last line standing."""
-        if self.tty:
-            print(file=sys.stderr)
+        self.ticker.end("\n")
 
     def _line(self) -> str:
+        if not self.done:
+            waited = clock(time.time() - self.created)
+            return f"0 of {self.total:,} windows, waiting for workers to finish the first part ... {waited}"
         seconds = time.time() - self.started
         left = seconds / self.done * (self.total - self.done)
         rate = self.pixels / seconds / 1e6
         line = f"{self.done:,} of {self.total:,} windows, {rate:.2f} Mpx/s, {clock(left)} left"
-        line += f", {self.failed:,} tiles failed" if self.failed else ""
-        return f"\r\x1b[K{line}" if self.tty else line
+        return line + (f", {self.failed:,} tiles failed" if self.failed else "")
 
 
 def clock(seconds: float) -> str:

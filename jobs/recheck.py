@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from jobs.progress import waiting
 from jobs.windows import infer_window, may_be_in_places
 from seg_core.bundle import BUILT_IN, read_bundle
 from seg_core.coverage import Row, decode_mask, tile_rows
@@ -49,16 +50,18 @@ def recheck(run: str, number: int, device: str, model: str | None = None, places
     window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
     parts, result = list(plan.parts()), Recheck()
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
-    for part in (parts[i] for i in sorted(chosen)):
-        at = random.choice(list(split(part.window, window)))
-        path = part_path(run, part.key)
-        differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
-        if differing:
-            result.differing[posixpath.basename(path)] = differing
-        elif reason is not None:
-            result.unread.append(reason)
-        else:
-            result.num_same += 1
+    with waiting("segmenting again") as say:
+        for done, part in enumerate(parts[i] for i in sorted(chosen)):
+            say(f"{done} of {len(chosen)} windows")
+            at = random.choice(list(split(part.window, window)))
+            path = part_path(run, part.key)
+            differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
+            if differing:
+                result.differing[posixpath.basename(path)] = differing
+            elif reason is not None:
+                result.unread.append(reason)
+            else:
+                result.num_same += 1
     return result
 
 

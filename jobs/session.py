@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import socket
 import sys
 import sysconfig
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 import ray
@@ -22,8 +23,9 @@ from ray.job_config import JobConfig
 import jobs
 import seg_core
 from jobs.processes import own_ray
+from jobs.progress import waiting
 from jobs.terminal import Terminated, handle_stops, restore_handlers, stoppable
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
 from seg_core.s3 import SHARED
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
@@ -41,6 +43,8 @@ READERS_TO_GPU = 4
 UNPUBLISHED = 8  # parts that are being published beside a GPU
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
+SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
+TEMPORARY = 50 * 10**6  # bytes that Ray's logs may take at the least
 SHUTDOWN = 30.0  # s that Ray is given to end
 TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 KNOCK = 5.0  # s that the head of a cluster is given to answer
@@ -72,20 +76,39 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
                 _shut_down()
 
 
+def check_temporary_folder() -> None:
+    """Raise SegError where Ray can't put its sockets and logs: it would speak of AF_UNIX, or wait in vain."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    folder = os.environ[name] if name else "/tmp"  # noqa: S108 - as Ray chooses
+    where = f"{name}={folder}" if name else folder
+    socket_path = f"{os.path.abspath(folder)}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(socket_path)) > SOCKET_PATH:
+        most = SOCKET_PATH - len(os.fsencode(socket_path)) + len(os.fsencode(os.path.abspath(folder)))
+        raise SegError(f"{where}: longer than the {most} bytes that Ray has room for: set RAY_TMPDIR to another folder")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise SegError(f"{where}: no folder that can be written to: set RAY_TMPDIR to one that is")
+    free, needed = (number // 10**6 for number in (shutil.disk_usage(folder).free, TEMPORARY))
+    if free < needed:
+        raise SegError(f"{where}: has {free} MB free, Ray needs {needed}: set RAY_TMPDIR to another folder")
+
+
 def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     # Ray prints what goes wrong on standard output, where results belong, even if it is not to log to the driver.
     ray._private.worker._worker_logs_enabled = verbose  # noqa: SLF001 - there is no other way
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "job_config": _JobConfig()}
     try:
-        with nullcontext() if verbose else _hushed():
+        with nullcontext(sys.stderr) if verbose else _hushed() as terminal, waiting("starting Ray", terminal):
             if address:
                 _join(address, options)
             else:
+                check_temporary_folder()
                 ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
         handle_stops()  # as Ray has put a handler of its own in place
     except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts
         raise Terminated from stopped
+    except SegError:
+        raise
     except (OSError, ValueError, AuthenticationError) as error:
         named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
         where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
@@ -94,6 +117,11 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
             raise SegError(f"{named}: {TURNED_AWAY}") from error
         reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
         raise SegError(f"{where} ({reason})") from error
+    except Exception as error:  # Ray's own class for it
+        if "timed out during startup" not in str(error):
+            raise
+        load, cpus = os.getloadavg()[0], os.cpu_count()
+        raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
 
 
 def _shut_down() -> None:
@@ -154,18 +182,21 @@ def data_threads() -> list[threading.Thread]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Drop what is written to standard error, by Ray's C++ core too, which announces that it was told to be quiet."""
+def _hushed() -> Iterator[TextIO]:
+    """Drop what is written to standard error, by Ray's C++ core too, which announces that it is quiet.
+
+    Yields a stream that still leads there.
+    """
     sys.stderr.flush()
-    terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nothing)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with os.fdopen(os.dup(2), "w") as terminal:
+        os.dup2(nothing, 2)
+        try:
+            yield terminal
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal.fileno(), 2)
+            os.close(nothing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def test_all_stages_a_loop_and_the_pipe_are_measured_in_one_run(
         capsys, "bench", "segment", "--model", make_bundle(), *TINY, "--rounds", "1", "--device", "cpu", "--json"
     )
     found = json.loads(out)
-    assert err == ""
+    assert all(line.startswith("measuring: round 1 of 1 ... ") for line in err.splitlines())
     rates = {name: found[f"{name}_mpx_s"] for name in ("decode", "model", "loop", "pipe")}
     assert all(rate > 0 for rate in rates.values())
     assert found["copy_mpx_s"] is None
@@ -228,6 +228,15 @@ def test_a_plan_is_calibrated_where_asked_for(
     out, _ = seg(capsys, *command[:-1], *options)
     assert "cost" in out
     assert json.loads(seg(capsys, *command, "--calibrate", "--device", "cpu")[0])["cost"] is None
+
+
+@pytest.mark.parametrize(("side", "windows"), [(64, 1), (200, 4)])
+def test_of_a_small_scene_a_quarter_is_segmented_to_calibrate(
+    make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str], side: int, windows: int
+) -> None:
+    command = ["plan", make_scene(height=side, width=side), "--model", make_bundle(), "--calibrate", "--device", "cpu"]
+    found = json.loads(seg(capsys, *command, "--tile-size", "64", "--part", "128", "--window", "64", "--json")[0])
+    assert found["calibrated_on"] == windows
 
 
 def test_a_price_needs_an_estimate(

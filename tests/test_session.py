@@ -9,18 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import psutil
 import pytest
 import ray
 from conftest import outside_environment
+from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
 
 import jobs
 from jobs.processes import ESSENTIAL
-from jobs.session import TURNED_AWAY, data_threads, make_crew, ray_session, wait_for_data
-from seg_core.errors import SegError
+from jobs.session import TURNED_AWAY, check_temporary_folder, data_threads, make_crew, ray_session, wait_for_data
+from seg_core.errors import JobError, SegError
 
 GIB = 2**30
 
@@ -220,3 +224,54 @@ def test_workers_and_what_they_start_do_not_import_from_the_current_folder() -> 
     assert not {"", os.path.dirname(sys.argv[0])} & set(own)
     assert folder not in own or folder == os.path.dirname(os.path.dirname(jobs.__file__))
     assert below not in {"", folder}
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_that_cannot_serve_is_named_before_ray_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    for folder, reason in ((long, r"longer than the \d\d bytes that Ray has room for"), ("/no", "no folder")):
+        monkeypatch.setenv(name, str(folder))
+        with pytest.raises(SegError, match=rf"^{name}={folder}: {reason}.*: set RAY_TMPDIR to "), ray_session(None):
+            pass
+
+
+def test_the_longest_temporary_folder_that_is_let_through_has_room_for_a_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TemporaryDirectory(dir="/tmp") as short:
+        for length in range(20, 70):
+            folder = f"{short}/{'x' * length}"
+            os.mkdir(folder)
+            monkeypatch.setenv("RAY_TMPDIR", folder)
+            try:
+                check_temporary_folder()
+            except SegError:
+                break
+            name = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+            validate_socket_filepath(name)  # Ray's own
+        else:
+            pytest.fail("none was too long")
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(SegError, match=r"^RAY_TMPDIR=/: has 1 MB free, Ray needs 50: set RAY_TMPDIR to another"):
+        check_temporary_folder()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_start_of_ray_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(*_: Any, **__: Any) -> NoReturn:
+        # https://github.com/ray-project/ray/blob/master/python/ray/_private/node.py
+        raise Exception("The current node timed out during startup. Some of the raylet failed")  # noqa: TRY002
+
+    monkeypatch.setattr(ray, "init", time_out)
+    line = r"^Ray has not started in time: \d+ CPUs under a load of \d+: try again$"
+    with pytest.raises(JobError, match=line), ray_session(None):
+        pass
