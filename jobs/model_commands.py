@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from jobs.arguments import folder, local, model_of
+from jobs.progress import waiting
 from jobs.settings import TrainSettings, make_settings, parse_assignment
 from jobs.terminal import note, show, text
 from seg_core.errors import SegError
@@ -93,7 +94,8 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its truth with --labels")
     classes = read_classes(local(args.data)) if args.data else None
-    counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
+    with waiting("comparing masks with labels"):
+        counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
     _note_warps(labels_off_px)
     show({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
     return 1 if num_failed else 0

@@ -11,9 +11,11 @@ from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.arguments import folder, local, model_of, places
+from jobs.progress import waiting
 from jobs.terminal import note, show, show_table
 from seg_core.errors import SegError
 from seg_core.storage import absolute, make_folder
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from seg_core.verify import Verdict
 
 TABLE_ROWS = 100
+
+T = TypeVar("T")
 
 
 def plan(args: Namespace) -> int:
@@ -85,10 +89,11 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         alpha=args.alpha,
     )
     as_given = args.mosaic and args.order == "given"
-    scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
-    planned, refused = make_plan(scenes, bundle, settings, args.window)
+    with waiting("reading the headers of scenes"):
+        scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
+        planned, refused = make_plan(scenes, bundle, settings, args.window)
+        overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     refused, doubts = unreadable + refused, _doubts(scenes)
-    overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     if args.overlap:
         doubts += overlaps
     elif not args.mosaic:
@@ -168,7 +173,8 @@ def verify(args: Namespace) -> int:
 
     if not args.deep and (args.model or args.device != "auto" or args.relocate):
         raise SegError("--model, --device, --relocate: are to segment windows again with: add --deep")
-    found = prove(absolute(args.out))
+    with waiting("reading the parts of the run"):
+        found = prove(absolute(args.out))
     figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
     again = _recheck(args) if args.deep and found.holds else None
     differing, unread = (again.differing, again.unread) if again else ({}, [])
@@ -182,6 +188,16 @@ def verify(args: Namespace) -> int:
             print(f"  {line}")
         _advise(args, found, list(differing), len(unread))
     return 0 if found.holds and not found.num_failed and not unread else 1
+
+
+def _watched(results: "Iterator[T]", what: str) -> "Iterator[T]":
+    """The results, with a line about what is under way while the next one is waited for."""
+    for number in count(1):
+        with waiting(f"{what}: number {number}"):
+            found = next(results, None)
+        if found is None:
+            return
+        yield found
 
 
 def _recheck(args: Namespace) -> "Recheck":
@@ -216,7 +232,8 @@ def repair(args: Namespace) -> int:
     """`seg repair`."""
     from seg_core.verify import repair as mend
 
-    found = mend(absolute(args.out), args.parts)
+    with waiting("reading the parts of the run"):
+        found = mend(absolute(args.out), args.parts)
     show({"removed": found.bad_parts if args.json else len(found.bad_parts)}, args.json)
     for path in [] if args.json else found.bad_parts[:TABLE_ROWS]:
         print(f"  {path}")
@@ -234,11 +251,11 @@ def query(args: Namespace) -> int:
         raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
     run = absolute(args.out)
     planned = read_plan(run)  # damage is named before anything is answered
-    if args.sql is None and args.format == "table":
-        figures = summary(run)
-        show({"run": describe(figures), **figures}, as_json=False)
-    elif args.sql is None and args.format == "json":
-        show(summary(run), as_json=True)
+    if args.sql is None and args.format in {"table", "json"}:
+        with waiting("adding up the parts of the run"):
+            figures = summary(run)
+        as_json = args.format == "json"
+        show(figures if as_json else {"run": describe(figures), **figures}, as_json)
     else:
         _answer(run, args)
     if missing := num_missing(run, planned):
@@ -259,8 +276,9 @@ def export_masks(args: Namespace) -> int:
     from seg_core.query import describe, summary
 
     run, out, files, problems = absolute(args.run), local(folder("--out", args.out)), [], 0
-    known = summary(run)
-    for path, problem in write(run, out):
+    with waiting("adding up the parts of the run"):
+        known = summary(run)
+    for path, problem in _watched(write(run, out), "writing masks"):
         files += [] if problem else [path]
         problems += bool(problem)
         note(f"no {path}: {problem}" if problem else path)
