@@ -351,7 +351,7 @@ def test_a_run_without_its_record_or_scenes_is_refused(made: Made, name: str) ->
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SegError, match="not a run"):
         verify(str(tmp_path))
-    with pytest.raises(SegError, match="not a run"):
+    with pytest.raises(SegError, match="nowhere: no such run"):
         verify(str(tmp_path / "nowhere"))
 
 
