@@ -36,6 +36,8 @@ PORTS = iter(secrets.SystemRandom().sample(range(20_000 + OWN, 32_000, PROCESSES
 
 LONG = {"test_chaos.py", "test_train.py", "test_demo.py", "test_submit.py", "test_bounds.py", "test_brookline.py"}
 
+REGIONS = ("region/", "r/", "scenes/")  # folders of scenes that are segmented together
+
 MakeBundle = Callable[..., str]
 MakeScene = Callable[..., str]
 
@@ -70,7 +72,7 @@ def dataset(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_scene(tmp_path: Path) -> MakeScene:
     """Write a seeded random GeoTIFF, uint8 and 1 m a pixel unless told otherwise, and return its path.
 
-    Scenes in a folder of their own, such as region/a.tif, lie 10 km apart, unless they are given a transform.
+    Scenes of a region, such as region/a.tif and region/north/b.tif, lie 10 km apart, unless they have a transform.
     """
     names: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -91,7 +93,7 @@ def make_scene(tmp_path: Path) -> MakeScene:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         a, b, x, d, e, y = NORTH_UP
-        if "/" in name:
+        if name.startswith(REGIONS):
             beside = names[name.partition("/")[0]]
             beside.extend([name] * (name not in beside))
             y -= 10_000 * beside.index(name)
