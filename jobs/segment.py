@@ -156,7 +156,9 @@ def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Itera
 
 def _reason(error: ray.exceptions.RayError) -> str:
     """The worker's own last word, which Ray wraps in pages of its own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Not str(error), which is one line where Ray has mixed a SegError into the error's class.
+    text = getattr(error, "traceback_str", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if ours := [found[1] for line in lines if (found := OURS.search(line))]:
         return ours[-1]
     own = [line for line in lines if RAISED.match(line) and not line.startswith("ray.")]

@@ -228,7 +228,7 @@ def test_a_frozen_driver_that_has_been_superseded_changes_nothing(
         pixels = np.random.default_rng(1).integers(0, 250, (3, SIDE, SIDE)).astype(np.uint8)
         write_geotiff(str(scene), pixels, crs=UTM, transform=NORTH_UP)
         command = ["segment", str(scene.parent), "--model", "model", "--out", run, *OPTIONS]
-        second = [sys.executable, "-c", SUCCESSOR, *command]
+        second = [sys.executable, "-P", "-c", SUCCESSOR, *command]
         subprocess.run(second, cwd=region, env=outside_environment(**keys), check=True, capture_output=True)
         before = {path: read_bytes(path) for path in walk(run)}
         assert len(before) == PARTS + 2

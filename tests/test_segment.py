@@ -1,20 +1,24 @@
 """Bulk segmentation through the command line, on one Ray for the session."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from conftest import MakeBundle, MakeScene, answer_of
 from numpy.typing import NDArray
 
 from jobs.cli import main
+from jobs.segment import _reason
 from seg_core.coverage import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
 from seg_core.raster import read_chip
 from seg_core.results import part_path, published_parts, read_part, write_part
 from seg_core.run import read_plan
@@ -392,3 +396,18 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
     _, err = seg(capsys, *command)
     assert "windows" not in err
     assert part.read_bytes() == content
+
+
+def test_the_reason_why_workers_stopped_is_in_our_words_alone() -> None:
+    def refuse(_: Any) -> NoReturn:
+        try:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        except OSError as error:
+            raise JobError("run/tiles/a: can't be written: Disk quota exceeded") from error
+
+    reasons = []
+    for run in (lambda: ray.get(ray.remote(refuse).remote(None)), ray.data.range(1).map_batches(refuse).take_all):
+        with pytest.raises(ray.exceptions.RayError) as raised:
+            run()
+        reasons.append(_reason(raised.value))
+    assert reasons == ["run/tiles/a: can't be written: Disk quota exceeded"] * 2
