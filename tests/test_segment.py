@@ -400,10 +400,8 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
 
 def test_the_reason_why_workers_stopped_is_in_our_words_alone() -> None:
     def refuse(_: Any) -> NoReturn:
-        try:
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        except OSError as error:
-            raise JobError("run/tiles/a: can't be written: Disk quota exceeded") from error
+        cause = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        raise JobError("run/tiles/a: can't be written: Disk quota exceeded") from cause
 
     reasons = []
     for run in (lambda: ray.get(ray.remote(refuse).remote(None)), ray.data.range(1).map_batches(refuse).take_all):
