@@ -30,7 +30,8 @@ from seg_core.tiling import num_splits
 
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
-OURS = re.compile(r"seg_core\.errors\.\w+: (.*)")  # that of an error which is written for users
+# That of an error which is written for users, without the advice on retries that Ray adds to it (escaped by SegError).
+OURS = re.compile(r"seg_core\.errors\.\w+: (.*?)(?:\\nFailed to apply UDF transform.*)?$")
 ONLY = (
     "--decode device is for JPEG GeoTIFFs of 8 bits, on a GPU YCbCr ones, without nodata value, alpha band, --mosaic or"
     " --resample"
@@ -159,7 +160,7 @@ def _reason(error: ray.exceptions.RayError) -> str:
     # Not str(error), which is one line where Ray has mixed a SegError into the error's class.
     text = getattr(error, "traceback_str", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if ours := [found[1] for line in lines if (found := OURS.search(line))]:
+    if ours := [found[1] for line in lines if (found := OURS.match(line))]:
         return ours[-1]
     own = [line for line in lines if RAISED.match(line) and not line.startswith("ray.")]
     return (own or lines or [type(error).__name__])[-1]

@@ -299,4 +299,5 @@ _REASONS = {
     "SignatureDoesNotMatch": _UNKNOWN,
     "ExpiredToken": _EXPIRED,
     "NoSuchBucket": "no such bucket",
+    "QuotaExceeded": "the quota of the store is used up: free some of it",
 }

@@ -1,8 +1,6 @@
 """Bulk segmentation through the command line, on one Ray for the session."""
 
-import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -400,12 +398,17 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
 
 def test_the_reason_why_workers_stopped_is_in_our_words_alone() -> None:
     def refuse(_: Any) -> NoReturn:
-        cause = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        raise JobError("run/tiles/a: can't be written: Disk quota exceeded") from cause
+        raise JobError(reason)
 
+    class Refuser:
+        def __call__(self, _: Any) -> Iterator[NoReturn]:
+            yield refuse(_)
+
+    reason = "run/tiles/a: can't be written: Disk quota exceeded"
+    rows, actors = ray.data.range(1), ray.data.ActorPoolStrategy(size=1)
     reasons = []
-    for run in (lambda: ray.get(ray.remote(refuse).remote(None)), ray.data.range(1).map_batches(refuse).take_all):
+    for dataset in (rows.map_batches(refuse), rows.map_batches(Refuser, compute=actors)):
         with pytest.raises(ray.exceptions.RayError) as raised:
-            run()
+            dataset.take_all()
         reasons.append(_reason(raised.value))
-    assert reasons == ["run/tiles/a: can't be written: Disk quota exceeded"] * 2
+    assert reasons == [reason, reason]
