@@ -34,6 +34,12 @@ class Ticker:
             text = f"\r\x1b[K{self.line()}" if self.tty else f"{self.line()}\n"
             print(text, end="", file=self.stream, flush=True)
 
+    def note(self, line: str) -> None:
+        """Show a line that stays."""
+        with self.lock:
+            self.shown = time.monotonic()
+            print(f"\r\x1b[K{line}" if self.tty else line, file=self.stream, flush=True)
+
     def end(self, last: str) -> None:
         """Show no more lines; on a terminal `last` is written behind, or over, the one that stands there."""
         self.done.set()

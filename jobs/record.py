@@ -6,9 +6,9 @@ An epoch is a line on the terminal and in `metrics.jsonl`, a step in TensorBoard
 import importlib.util
 import json
 import os
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,8 +18,9 @@ from ray.exceptions import RayActorError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.progress import clock
+from jobs.progress import Ticker, clock
 from jobs.settings import TrainSettings
+from jobs.terminal import note
 from seg_core.errors import SegError
 from seg_core.figures import draw_curves
 from seg_core.storage import is_remote, publish, read_bytes, upload
@@ -35,6 +36,8 @@ class Record:
     def __init__(self, work: str, settings: TrainSettings) -> None:
         self.work, self.settings = work, settings
         self.error: Exception | None = None  # why the workers stopped, where they know
+        self.note: Callable[[str], None] = note
+        self.began = time.monotonic()
         self.epochs: dict[int, dict[str, Any]] = {}
         with suppress(ValueError, TypeError, KeyError):  # of a damaged file: the checkpoints know it all
             lines = (read_bytes(f"{work}/{METRICS}") or b"").decode().splitlines()
@@ -49,8 +52,9 @@ class Record:
         try:
             self._publish()
         except (OSError, SegError) as error:  # the next epoch writes all lines again
-            print(f"{self.work}/{METRICS}: can't be written: {error}", file=sys.stderr, flush=True)
-        print(self._line(figures), file=sys.stderr, flush=True)
+            self.note(f"{self.work}/{METRICS}: can't be written: {error}")
+        self.note(self._line(figures))
+        self.began = time.monotonic()
         self._tell(lambda writer: writer.write(figures))
 
     def restore(self, history: Sequence[dict[str, Any]]) -> None:
@@ -68,13 +72,18 @@ class Record:
                 what(writer)
             except Exception as error:  # a tracking server that is away must not end a training run
                 self.writers.remove(writer)
-                print(f"{writer.name} is written no more: {error}", file=sys.stderr, flush=True)
+                self.note(f"{writer.name} is written no more: {error}")
 
     def _publish(self) -> None:
         """The metrics, and their curves so far."""
         epochs = [self.epochs[number] for number in sorted(self.epochs)]
         publish(f"{self.work}/{METRICS}", "".join(json.dumps(figures) + "\n" for figures in epochs).encode())
         publish(f"{self.work}/{CURVES}", draw_curves(epochs))
+
+    def under_way(self) -> str:
+        """What is waited for, and for how long."""
+        number = min(max(self.epochs, default=0) + 1, self.settings.epochs)
+        return f"epoch {number} of {self.settings.epochs} ... {clock(time.monotonic() - self.began)}"
 
     def _line(self, figures: dict[str, Any]) -> str:
         last, iou = self.settings.epochs, figures["val_iou"]
@@ -160,6 +169,8 @@ def _scalars(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
 def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Record]]:
     """A queue for workers, and the record that takes its epochs; text is printed, an exception kept in `error`."""
     record = Record(work, settings)
+    ticker = Ticker(record.under_way)
+    record.note = ticker.note
     # On the driver's own node: where that is lost, so is the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -172,6 +183,7 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Recor
             queue.put(None)
             thread.join(timeout=60)
         queue.shutdown()
+        ticker.end("\r\x1b[K")
         record.close()
 
 
@@ -180,10 +192,10 @@ def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exce
         if isinstance(item, Exception):
             record.error = item
         elif isinstance(item, str):
-            print(item, file=sys.stderr, flush=True)
+            record.note(item)
         else:
             record.error = None  # they have gone on
             try:
                 record.restore(item) if isinstance(item, list) else record.take(item)
             except Exception as error:  # a full disk or a closed terminal must not end a training run
-                print(f"{METRICS} is not up to date: {error}", file=sys.stderr, flush=True)
+                record.note(f"{METRICS} is not up to date: {error}")

@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from jobs.evaluate import evaluate, write_samples
+from jobs.progress import waiting
 from jobs.record import recording
 from jobs.session import ray_session
 from jobs.settings import TrainSettings, difference
@@ -67,13 +68,15 @@ def train(
         raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
     classes = read_classes(data)
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
-    header = describe_model(settings, classes)
+    with waiting("building the network"):
+        header = describe_model(settings, classes)
     check_writable(work)
     check_writable(folder_of(out))
     _refuse_other(work, settings)
     with ray_session(address, settings.workers, verbose):
         _check_room(settings)
-        samples = {split: decode(pairs[split], classes) for split in pairs}
+        with waiting("decoding the images"):
+            samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= _figures(samples, settings, classes)
         config = {
             "settings": settings,
