@@ -48,6 +48,7 @@ class RayProcesses:
         self.known: set[Process] = set()
         self.lost: str | None = None  # the essential process that has ended
         self.closing, self.ended = threading.Event(), threading.Event()
+        self.deciding = threading.Lock()  # whether what has ended was expected to
 
     def watch(self) -> None:
         """Note the processes of Ray, and interrupt the main thread when an essential one ends."""
@@ -57,8 +58,9 @@ class RayProcesses:
 
     def close(self) -> bool:
         """No longer expect Ray to run. Returns whether it did until now."""
-        self.closing.set()
-        return self.lost is None
+        with self.deciding:
+            self.closing.set()
+            return self.lost is None
 
     def end(self) -> None:
         """Kill what is left of them."""
@@ -76,14 +78,16 @@ class RayProcesses:
     def _watch(self, essential: set[Process]) -> None:
         while not self.closing.wait(INTERVAL):
             gone = essential - self._left()
-            if gone:
+            with self.deciding:
+                if not gone or self.closing.is_set():
+                    continue
                 process = min(gone)
                 self.lost = f"{process.name} of Ray (process {process.pid}) ended unexpectedly"
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                if not self.ended.wait(PATIENCE):  # the main thread is waiting for Ray itself
-                    note(f"seg: {self.lost}")
-                    self.end()
-                    os._exit(1)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            if not self.ended.wait(PATIENCE):  # the main thread is waiting for Ray itself
+                note(f"seg: {self.lost}")
+                self.end()
+                os._exit(1)
 
     def _left(self) -> set[Process]:
         """Those of the known processes that run, after a look for new ones among their children."""

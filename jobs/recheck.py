@@ -73,9 +73,9 @@ def _recheck_window(
     done = [Window.from_row(row) for row in stored if row["status"] == "done"]
     reason = next((str(error) for where, error in unread if any(overlap(tile, where) for tile in done)), None)
     differing = _differences(part, again, stored, rounded)
-    changed = (
-        next((scene for scene in part.sources or (part.scene,) if _has_changed(scene)), None) if differing else None
-    )
+    # Of scenes that have moved the version is that of their old place, with which the file can't be compared.
+    comparable = (part.sources or (part.scene,)) if differing and not part.planned else ()
+    changed = next(filter(_has_changed, comparable), None)
     if changed is not None:  # which says nothing about what was stored before
         return [], f"{changed.uri}: has changed since it was segmented: the run's seg segment command does it again"
     return differing, reason

@@ -18,7 +18,7 @@ from jobs.arguments import folder, local, model_of, places
 from jobs.progress import waiting
 from jobs.terminal import note, show, show_table
 from seg_core.errors import SegError
-from seg_core.storage import absolute, make_folder
+from seg_core.storage import absolute, make_folder, stat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,7 +94,8 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         planned, refused = make_plan(scenes, bundle, settings, args.window)
         overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     refused, doubts = unreadable + refused, _doubts(scenes)
-    if args.overlap:
+    begun = args.command == "segment" and stat(f"{absolute(args.out)}/run.json") is not None
+    if args.overlap or begun:  # a run that has begun goes on as it began
         doubts += overlaps
     elif not args.mosaic:
         refused += overlaps
@@ -115,11 +116,11 @@ def _doubts(scenes: "Sequence[Scene]") -> list[str]:
 def _accepted(args: Namespace) -> "Plan":
     """The plan of a region of which every scene can be segmented."""
     planned, refused, doubts = _planned(args)
+    for line in doubts:
+        note(line)
     if refused:
         more = f" (and {len(refused) - 1} more: see seg plan)" if len(refused) > 1 else ""
         raise SegError(f"{refused[0]}{more}")
-    for line in doubts:
-        note(line)
     for scene in planned.scenes:
         if scene.crs is None:
             note(
@@ -218,7 +219,7 @@ def _advise(args: Namespace, found: "Verdict", differing: list[str], unread: int
         _explain_failures(args.out, found.num_failed)
     if unread:
         note(
-            f"{unread:,} windows could not be rechecked (exit code 1), which is no problem of the run: "
+            f"{unread:,} windows could not be rechecked (exit code 1), the run itself is sound: "
             "where scenes have moved, add --relocate OLD=NEW"
         )
 
@@ -230,10 +231,10 @@ def _explain_failures(run: str, failed: int) -> None:
 
 def repair(args: Namespace) -> int:
     """`seg repair`."""
-    from seg_core.verify import repair as mend
+    from seg_core.verify import repair as remove_bad_parts
 
     with waiting("reading the parts of the run"):
-        found = mend(absolute(args.out), args.parts)
+        found = remove_bad_parts(absolute(args.out), args.parts)
     show({"removed": found.bad_parts if args.json else len(found.bad_parts)}, args.json)
     for path in [] if args.json else found.bad_parts[:TABLE_ROWS]:
         print(f"  {path}")
@@ -248,7 +249,7 @@ def query(args: Namespace) -> int:
     from seg_core.run import num_missing, read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
-        raise SegError("--format parquet: is no text: send it to a file (> answer.parquet)")
+        raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
     run = absolute(args.out)
     planned = read_plan(run)  # damage is named before anything is answered
     if args.sql is None and args.format in {"table", "json"}:

@@ -13,7 +13,8 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from seg_core.errors import ReadError
+from seg_core.errors import ReadError, UnansweredError
+from seg_core.images import is_unanswered
 from seg_core.storage import read_ranges
 
 SAMPLE = 512  # px a side of what is read of a block to look at its values
@@ -59,6 +60,8 @@ def is_premultiplied(uri: str, dataset: DatasetReader) -> bool:
         count_size, entry_size = (8, 20) if big else (2, 12)
         (number,) = struct.unpack(order + ("Q" if big else "H"), read_ranges(uri, [(at, count_size)], 0)[0])
         (entries,) = read_ranges(uri, [(at + count_size, min(number, MAX_TAGS) * entry_size)], 0)
+    except UnansweredError:
+        raise
     except (struct.error, ReadError):  # GDAL, which has opened it, reads on where this does not
         return False
     value = 12 if big else 8  # bytes from the beginning of an entry
@@ -117,11 +120,11 @@ def color_bands(dataset: DatasetReader, alpha: int | None) -> tuple[int, ...]:
     return tuple(labels)
 
 
-def find_doubts(dataset: DatasetReader, alpha: int | None) -> list[str]:
+def find_doubts(uri: str, dataset: DatasetReader, alpha: int | None) -> list[str]:
     """What may be meant otherwise than it is taken, and the way out, a line each."""
     found = []
     labelled = alpha_band(dataset, None)
-    if labelled is not None and alpha is None and _looks_like_imagery(_sample(dataset, labelled)):
+    if labelled is not None and alpha is None and _looks_like_imagery(_sample(uri, dataset, labelled)):
         found.append(
             f"band {labelled} is labelled alpha and holds many values, as infrared does: if it is not alpha, "
             "add --alpha none"
@@ -140,7 +143,7 @@ def find_doubts(dataset: DatasetReader, alpha: int | None) -> list[str]:
     return found
 
 
-def find_unlabelled_alpha(dataset: DatasetReader) -> int | None:
+def find_unlabelled_alpha(uri: str, dataset: DatasetReader) -> int | None:
     """The last band, where it is not labelled and holds nothing but transparent and opaque, as an alpha band does.
 
     Three bands or one are colours.
@@ -149,7 +152,7 @@ def find_unlabelled_alpha(dataset: DatasetReader) -> int | None:
     if last in {1, 3} or dataset.colorinterp[last - 1] not in {ColorInterp.undefined, ColorInterp.gray}:
         return None
     values = set()
-    for pixels in _sample(dataset, last):
+    for pixels in _sample(uri, dataset, last):
         values |= set(np.unique(pixels).tolist())
         if len(values) > 2:
             return None
@@ -166,7 +169,7 @@ def _looks_like_imagery(samples: Iterable[NDArray[np.generic]]) -> bool:
     return False
 
 
-def _sample(dataset: DatasetReader, band: int) -> Iterator[NDArray[np.generic]]:
+def _sample(uri: str, dataset: DatasetReader, band: int) -> Iterator[NDArray[np.generic]]:
     """Pixels of one band from some of its blocks, from the middle on; a block that can't be read is left out."""
     height, width = dataset.block_shapes[band - 1]
     rows, cols = -(-dataset.height // height), -(-dataset.width // width)
@@ -176,5 +179,6 @@ def _sample(dataset: DatasetReader, band: int) -> Iterator[NDArray[np.generic]]:
         size = min(SAMPLE, width, dataset.width - left), min(SAMPLE, height, dataset.height - top)
         try:
             yield dataset.read(band, window=RasterioWindow(left, top, *size))
-        except (RasterioError, CPLE_BaseError):
-            continue
+        except (RasterioError, CPLE_BaseError) as error:
+            if is_unanswered(uri, error):
+                raise

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -44,11 +44,10 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
 MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
 MASK = ".msk"
-# Files beside an image from which GDAL takes what the image does not say; those of .tfw's kind are world files.
-SIDECARS = (
-    ".xml",
-    ".msk",
-    ".ovr",
+# Endings of files beside an image from which GDAL takes what the image does not say: after the image's whole name, and
+# after its stem, where those of .tfw's kind are world files.
+NAME_SIDECARS = (".aux.xml", ".xml", ".msk", ".ovr")
+STEM_SIDECARS = (
     ".tab",
     ".wld",
     ".tfw",
@@ -62,6 +61,7 @@ SIDECARS = (
     ".j2w",
     ".jp2w",
 )
+SIDECARS = (*NAME_SIDECARS, *STEM_SIDECARS)
 # Where an image is, by the first that says so: GDAL's defaults, whatever GDAL_GEOREF_SOURCES says.
 GEOREF_SOURCES = {
     "GTiff": {"GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE,XML"},
@@ -150,7 +150,17 @@ def _is_tiff(path: str) -> bool:
 def _check_overviews(path: str, dataset: DatasetReader) -> None:
     """Raise ReadError for an image that names a file for its overviews: any could be read through it."""
     if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-        raise ReadError(f"{path}: its overviews are in a file of its choice, {named}: take that out of its metadata")
+        raise ReadError(
+            f"{path}: its metadata names another file for its overviews, {named}: remove OVERVIEW_FILE from it"
+        )
+
+
+def choose_sidecars(uri: str, beside: Iterable[str]) -> tuple[str, ...]:
+    """Of the paths of files beside a remote image, those that GDAL takes for its own."""
+    stem = posixpath.splitext(uri)[0]
+    names = {f"{uri}{ending}" for ending in NAME_SIDECARS} | {f"{stem}{ending}" for ending in STEM_SIDECARS}
+    lower = {name.lower() for name in names}
+    return tuple(path for path in beside if path.lower() in lower)
 
 
 def files_beside(
@@ -166,10 +176,13 @@ def files_beside(
 
 def _read_error(uri: str, error: BaseException, reason: str | None = None) -> ReadError:
     """What GDAL says of its first cause, for rasterio's own error only says that there is one."""
-    causes = _causes(error)
-    if is_remote(uri) and any(UNANSWERED.search(str(cause)) for cause in causes):
-        return UnansweredError(f"{uri}: {causes[-1]}")
-    return ReadError(reason or f"{uri}: {causes[-1]}")
+    cause = _causes(error)[-1]
+    return UnansweredError(f"{uri}: {cause}") if is_unanswered(uri, error) else ReadError(reason or f"{uri}: {cause}")
+
+
+def is_unanswered(uri: str, error: BaseException) -> bool:
+    """Whether GDAL's error is that an object store did not answer, or broke off."""
+    return is_remote(uri) and any(UNANSWERED.search(str(cause)) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> list[BaseException]:

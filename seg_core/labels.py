@@ -11,7 +11,7 @@ is none, it is not labelled.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -88,7 +88,7 @@ def open_label(path: str, image: Scene, meanings: Sequence[int]) -> AlignedLabel
     A label and an image that say where they lie are matched by that, others by row and column. Raises SegError where
     the label lies elsewhere, can't be matched, is not uint8, or one of the values is its nodata value.
     """
-    label = read_scene(path, image.scene_id)
+    label = replace(read_scene(path, image.scene_id), blank_is_data=True)
     aligned = _align(label, image)
     if label.dtype != "uint8":
         raise SegError(f"{path}: its pixels are {label.dtype}, a label's are uint8 (gdal_translate -ot Byte)")

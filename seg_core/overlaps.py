@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 
-from seg_core.geometry import footprints, position
+from seg_core.geometry import footprints, position, split_at_antimeridian
 from seg_core.scenes import Scene
 from seg_core.storage import is_remote, read_ranges
 
 EDGE = 1.5  # px that neighbours may overlap by: where their grids differ, edges are rounded
-APART = 0.01  # of the smaller one, that scenes of two CRSs may overlap by: their edges are curves to each other
+APART = (
+    0.01  # share of the smaller scene by which scenes in two CRSs may overlap: straight edges of one are curved there
+)
 PIECE = 2**12  # bytes at the beginning, middle and end by which files of one size are first compared
 
 
@@ -35,7 +37,8 @@ def find_overlaps(scenes: Sequence[Scene]) -> list[Overlap]:
     placed = [scene for scene in scenes if scene.crs is not None]
     if len(placed) < 2:
         return []
-    frames = np.array([footprints(str(s.crs), s.transform, [(0, 0, s.height, s.width)])[0] for s in placed])
+    outlines = [footprints(str(s.crs), s.transform, [(0, 0, s.height, s.width)])[0] for s in placed]
+    frames, _ = split_at_antimeridian(np.array(outlines))
     tree, found = shapely.STRtree(frames), []
     for one, other in zip(*tree.query(frames, predicate="intersects"), strict=True):
         if one < other and (share := _share(placed[one], placed[other], frames[one], frames[other])):
@@ -68,6 +71,8 @@ def _share(one: Scene, other: Scene, frame: shapely.Polygon, other_frame: shapel
     same = one.crs == other.crs
     ours, theirs = (_outline(one), _outline(other)) if same else (frame, other_frame)
     common = shapely.intersection(ours, theirs)
+    if same and common.is_empty:  # where longitudes go on beyond 180 degrees, and begin again at -180
+        ours, theirs, common, same = frame, other_frame, shapely.intersection(frame, other_frame), False
     share = float(common.area / min(ours.area, theirs.area))
     if not same:
         return share if share > APART else 0.0

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
 OPAQUE = 100  # as alpha while resampling: any type of pixel holds it
-MAX_SOURCE = 4096  # px a side of what is read to resample a block: of very fine imagery blocks are smaller
+MAX_SOURCE = 2048  # px a side of what is read to resample a block: of very fine imagery blocks are smaller
 BLOCK = 512  # px a side, of what is written in pieces
 # GDAL's options for a GeoTIFF, by what a person calls the codec.
 CODECS: dict[str, dict[str, str | int]] = {
@@ -246,7 +246,8 @@ def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDA
     if scene.premultiplied and alpha is not None:
         _divide_by_alpha(pixels, dataset.read(alpha, window=window))
     if scene.inverted:
-        np.subtract(np.iinfo(pixels.dtype).max, pixels, out=pixels)
+        white = np.iinfo(pixels.dtype).max if scene.bits is None else 2**scene.bits - 1
+        np.subtract(white, pixels, out=pixels)
     return valid
 
 
@@ -275,7 +276,7 @@ def _drop_nodata(scene: Scene, pixels: NDArray[Any], valid: Valid) -> None:
 
 
 def read_valid(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """Which pixels of a box hold data, so far as is said apart from the pixels themselves, `(height, width)`."""
+    """Which pixels of a box hold data by mask, alpha band and stored blocks, not by their values, `(height, width)`."""
     stored, valid = _stored(dataset, box, scene), _read_masks(dataset, box, scene)
     return valid if stored is None else valid & stored
 
@@ -295,7 +296,7 @@ def _stored(dataset: DatasetReader, box: Window, scene: Scene) -> Valid | None:
 
     GDAL says where a block is in the file (https://gdal.org/drivers/raster/gtiff.html#metadata), and reads nothing.
     """
-    if dataset.driver != "GTiff":
+    if dataset.driver != "GTiff" or (scene.blank_is_data and scene.nodata is None):
         return None
     height, width = dataset.block_shapes[0]
     if height == 1:  # a large strip, perhaps: GDAL shows its rows as blocks, and of the first alone says where it is

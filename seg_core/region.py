@@ -1,15 +1,16 @@
 """Regions: find the images that a person names, by files, folders, prefixes, globs or manifests."""
 
 import io
-import math
 import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from seg_core.errors import ReadError, SegError
@@ -38,8 +39,7 @@ def read_region(
     shows is left out, and the scene's doubts say so, unless its name matches a pattern in `include`. Raises SegError
     where nothing is found.
     """
-    found = [_find(source, include) for source in sources]
-    previews = {uri: scene for each in found for uri, scene in each.previews.items()}
+    found = [_find(source) for source in sources]
     named = dict.fromkeys(uri for each in found for uri in each.images)
     uris = list(named) if as_given else sorted(named)
     if len({is_remote(uri) for uri in uris}) > 1:
@@ -59,8 +59,9 @@ def read_region(
     twin = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
     if twin is not None:  # such as s3://b//a.tif and s3://b/a.tif
         raise SegError(f"{twin.uri}, {by_id[twin.scene_id].uri}: two files of one name: make two runs of them")
-    searched = {uri for each in found for uri in each.searched}
-    previews |= find_coarse_copies([scene for scene in scenes if scene.uri in searched], include)
+    asked_for = {uri for each in found if not each.searched for uri in each.images}
+    searched = [scene for scene in scenes if scene.uri not in asked_for and not _is_included(scene.uri, include)]
+    previews = find_previews(searched, scenes)
     left = [_name_previews(scene, previews, root) for scene in scenes if scene.uri not in previews]
     return left, [line for line in headers if isinstance(line, str)]
 
@@ -74,22 +75,20 @@ def _name_previews(scene: Scene, previews: Mapping[str, str], root: str) -> Scen
 
 def find_images(source: str) -> list[str]:
     """Absolute paths of the images that a source names. Raises SegError where it names none."""
-    return _find(source, ()).images
+    return _find(source).images
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a source names."""
+class Found(NamedTuple):
+    """The images that a source names."""
 
     images: list[str]
-    previews: dict[str, str]  # of images that were left out, the one that each shows
-    searched: list[str]  # of the images, those that were found in a folder and not named
+    searched: bool  # whether they were found in a folder or by a glob, and not named one by one
 
 
-def _find(source: str, include: Sequence[str]) -> Found:
+def _find(source: str) -> Found:
     path = absolute(source)
     if stat(path) is not None:
-        return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], {}, [])
+        return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
     if any(letter in path for letter in "*?[") and not exists(path):
         found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
         if not found:
@@ -100,57 +99,83 @@ def _find(source: str, include: Sequence[str]) -> Found:
             raise SegError(f"{source}: no such file or folder")
         if not found:
             raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    previews = find_previews(found, include)
-    images = [name for name in found if name not in previews]
-    return Found(images, previews, images)
+    return Found(found, searched=True)
 
 
 def _is_image(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
 
 
-def find_previews(paths: Sequence[str], include: Sequence[str] = ()) -> dict[str, str]:
-    """Of images in folders, those that are previews by their names, each with the GeoTIFF that it shows.
+def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[str, str]:
+    """Of scenes that were searched for, the URIs of those that are previews, each with that of the scene it shows.
 
-    That is: what is no GeoTIFF and has the stem of one in its folder, alone or with more after it (`a.png`, `a.tif.jpg`
-    and `a_small.png` beside `a.tif`), or a word for it in its name (`thumbnail.png`).
+    A preview is no larger than the scene in the same folder that it shows, and has no more colour bands. It is known
+    by its name (see `_names_of`), or as a coarse image of the same ground.
     """
-    by_folder: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for path in paths:
-        stem, suffix = posixpath.splitext(posixpath.basename(path))
-        if suffix.lower() in TIFF_SUFFIXES:
-            by_folder[folder_of(path)][stem.lower()] = path
-    found = {}
-    for path in paths:
-        stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
-        tiffs = by_folder.get(folder_of(path))
-        if tiffs and suffix not in TIFF_SUFFIXES and not _is_included(path, include):
-            named = stem[: match.start()] if (match := PREVIEW.search(stem)) else stem
-            shown = next((tiffs[each] for each in (stem, named, posixpath.splitext(stem)[0]) if each in tiffs), None)
-            if shown or match:
-                found[path] = shown or min(tiffs.values())
-    return found
-
-
-def find_coarse_copies(scenes: Sequence[Scene], include: Sequence[str] = ()) -> dict[str, str]:
-    """Of scenes with one footprint in one folder, the URIs of the coarse ones, each with that of the finest."""
-    by_place: defaultdict[tuple[object, ...], list[Scene]] = defaultdict(list)
+    tiffs: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
     for scene in scenes:
-        if scene.crs is not None:
-            x, y = position(scene.transform, 0, 0)
-            right, bottom = position(scene.transform, scene.height, scene.width)
-            size = math.hypot(right - x, bottom - y)
-            digits = 2 - math.floor(math.log10(size))  # a hundredth of its size and finer
-            place = [round(value, digits) for value in (x, y, right, bottom)]
-            by_place[folder_of(scene.uri), scene.crs, *place].append(scene)
+        stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
+        if suffix in TIFF_SUFFIXES:
+            tiffs[folder_of(scene.uri)][stem] = scene
     found = {}
-    for alike in by_place.values():
-        finest = max(alike, key=lambda scene: scene.width * scene.height)
-        for scene in alike:
-            coarse = COARSE * scene.width <= finest.width and COARSE * scene.height <= finest.height
-            if coarse and not _is_included(scene.uri, include):
-                found[scene.uri] = finest.uri
-    return found
+    for scene in searched:
+        beside = tiffs[folder_of(scene.uri)]
+        shown = _shown_by_name(scene, beside) or _shown_by_place(scene, list(beside.values()))
+        if shown is not None:
+            found[scene.uri] = shown.uri
+    return {preview: _follow(found, preview) for preview in found}
+
+
+def _follow(found: Mapping[str, str], uri: str) -> str:
+    """The scene at the end of a chain of previews."""
+    while uri in found:
+        uri = found[uri]
+    return uri
+
+
+def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
+    """The GeoTIFF that a PNG, JPEG or JPEG 2000 beside it is a preview of, by its name.
+
+    That is one with its stem (`a.png`, `a.tif.jpg` beside `a.tif`), alone or with a word for a preview after it
+    (`a_thumb.jpg`); or, of a picture that has such a word for a name (`quicklook.png`), the first in the folder.
+    """
+    stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
+    if suffix in TIFF_SUFFIXES or not tiffs:
+        return None
+    stem = stem.removesuffix(".tif").removesuffix(".tiff")
+    if stem in tiffs:
+        return tiffs[stem] if _may_show(scene, tiffs[stem]) else None
+    word = PREVIEW.search(stem)
+    if word is None:
+        return None
+    return tiffs.get(stem[: word.start()], tiffs[min(tiffs)])
+
+
+def _shown_by_place(scene: Scene, tiffs: Sequence[Scene]) -> Scene | None:
+    """The finest GeoTIFF of the same ground, of those whose pixels are much smaller."""
+    fine = [
+        tiff
+        for tiff in tiffs
+        if COARSE * scene.width <= tiff.width and COARSE * scene.height <= tiff.height and _may_show(scene, tiff)
+    ]
+    same = [tiff for tiff in fine if _have_one_frame(scene, tiff)]
+    return max(same, key=lambda tiff: tiff.width * tiff.height, default=None)
+
+
+def _may_show(preview: Scene, scene: Scene) -> bool:
+    """Whether a picture has no more pixels or colours than a scene: a photo beside a terrain model is no preview."""
+    smaller = preview.width <= scene.width and preview.height <= scene.height
+    return smaller and len(preview.bands) <= len(scene.bands)
+
+
+def _have_one_frame(one: Scene, other: Scene) -> bool:
+    """Whether two scenes cover the same rectangle, to a hundredth of its size."""
+    if one.crs is None or one.crs != other.crs:
+        return False
+    ours, theirs = (
+        np.array([*position(s.transform, 0, 0), *position(s.transform, s.height, s.width)]) for s in (one, other)
+    )
+    return bool(np.abs(ours - theirs).max() <= np.hypot(*(theirs[2:] - theirs[:2])) / 100)
 
 
 def _is_included(path: str, include: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from seg_core import __version__, storage
 from seg_core.attempts import attempts_folder
@@ -98,13 +98,18 @@ def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
             raise SegError(f"--relocate: there is no run at {out} yet: leave out this option")
         return plan, []
     record = read_record(out)
-    places = read_places(record, given)
-    plan, notes = _relocate(plan, _known_scenes(out), places) if places else (plan, [])
+    places, accepted = read_places(record, given), record.get("relocated_versions") or {}
+    moved = _relocate(plan, _known_scenes(out), places, accepted) if places else Moved(plan, [], accepted)
+    plan, notes = moved.plan, moved.notes
     begun = as_begun(out, plan)
     find_run(out, begun)
-    if read_places(record) != plan.places:
+    if read_places(record) != plan.places or moved.accepted != accepted:
         with hold(out) as lease:
-            write_record(out, {**read_record(out), "relocated": dict(plan.places)}, lease)
+            relocated: dict[str, str] = {}
+            for old, new in plan.places:
+                relocated.setdefault(old, new)  # of two places the first applies
+            changes = {"relocated": relocated, "relocated_versions": moved.accepted}
+            write_record(out, {**read_record(out), **changes}, lease)
     if record["plan"]["fingerprint"] == begun.fingerprint and not _has_scenes(out, begun):
         with hold(out) as lease:
             make_folder(posixpath.dirname(scenes_path(out)))
@@ -122,30 +127,48 @@ def _has_scenes(out: str, plan: Plan) -> bool:
     return list(map(_as_text, there)) == list(map(_as_text, plan.scenes))
 
 
-def _relocate(plan: Plan, known: list[Scene], places: Places) -> tuple[Plan, list[str]]:
-    """The plan with its scenes as the run knows them, and a line about those that are assumed to be unchanged."""
+class Moved(NamedTuple):
+    """A plan whose scenes have moved, as the run knows them."""
+
+    plan: Plan
+    notes: list[str]  # about scenes that are assumed to be unchanged
+    accepted: dict[str, str]  # by scene_id, the version at the new place of those that were found unchanged there
+
+
+def _relocate(plan: Plan, known: list[Scene], places: Places, accepted: dict[str, str]) -> Moved:
+    """The plan with its scenes as the run knows them. The versions are those that were `accepted` before."""
     at = {relocate(scene.uri, places): scene for scene in known}
     if plan.settings.mosaic:  # of which the first is no file
         at[plan.scenes[0].uri] = known[0]
-    pairs = [(scene, _as_known(at.get(scene.uri, scene), scene)) for scene in plan.scenes]
-    moved = [(here, there) for here, there in pairs if here.uri != there.uri]
-    doubtful = [there.scene_id for here, there in moved if here.version != there.version]
-    scenes = [there for _, there in pairs]
+    scenes = [_as_known(at.get(scene.uri, scene), scene, accepted) for scene in plan.scenes]
+    moved = [(here, there) for here, there in zip(plan.scenes, scenes, strict=True) if here.uri != there.uri]
+    unchanged = {there.scene_id: here.version for here, there in moved if there in known}
+    doubtful = [
+        there.scene_id
+        for here, there in moved
+        if there in known and here.version not in {there.version, accepted.get(there.scene_id)}
+    ]
     if not plan.settings.mosaic:  # else their order is a setting
         order = {scene.scene_id: number for number, scene in enumerate(known)}
         scenes.sort(key=lambda scene: order.get(scene.scene_id, len(order)))
     more = f" and {len(doubtful) - 1:,} more" if len(doubtful) > 1 else ""
     why = "same size and header as before the move, another modification time: treated as unchanged"
     notes = [f"{doubtful[0]}{more}: {why} (seg verify --deep compares a sample)"] if doubtful else []
-    return replace(plan, scenes=tuple(scenes), places=places if moved else ()), notes
+    plan = replace(plan, scenes=tuple(scenes), places=places if moved else ())
+    return Moved(plan, notes, {**accepted, **unchanged} if moved else {})
 
 
-def _as_known(known: Scene, here: Scene) -> Scene:
-    """A scene as the run knows it: by its old name, and, where it is the same file, of the old version."""
+def _as_known(known: Scene, here: Scene, accepted: Mapping[str, str]) -> Scene:
+    """A scene as the run knows it: by its old name, and, where it is the same file, of the old version.
+
+    A version that is neither the old one nor the `accepted` one of the new place is that of a changed file.
+    """
     renamed = replace(here, scene_id=known.scene_id, uri=known.uri)
-    comparable = is_remote(known.uri) and is_remote(here.uri)
-    same = _as_text(renamed if comparable else replace(renamed, version=known.version)) == _as_text(known)
-    return known if same else renamed
+    if not (is_remote(known.uri) and is_remote(here.uri)):
+        expected = accepted.get(known.scene_id, here.version)
+        if here.version in {expected, known.version}:
+            renamed = replace(renamed, version=known.version)
+    return known if _as_text(renamed) == _as_text(known) else renamed
 
 
 def read_places(record: Mapping[str, Any], given: Places = ()) -> Places:

@@ -12,6 +12,7 @@ from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 
 from seg_core.bands import (
+    alpha_band,
     bits_per_sample,
     check_pixels,
     color_bands,
@@ -23,12 +24,12 @@ from seg_core.bands import (
 )
 from seg_core.errors import ReadError, SegError
 from seg_core.geometry import Transform, ground_size
-from seg_core.images import MASK, SIDECARS, files_beside, open_image
+from seg_core.images import MASK, choose_sidecars, files_beside, open_image
 from seg_core.storage import stat, stat_beside
 from seg_core.tiling import Window
 
 GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
-NOT_LISTED = "its folder may not be listed: files beside it (.aux.xml, .msk, world files) are not looked for"
+NOT_LISTED = "its folder can't be listed: files beside it (.aux.xml, .msk, world files) are not looked for"
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
@@ -59,7 +60,10 @@ class Scene:
     premultiplied: bool = False  # the colours are multiplied by the alpha band
     bits: int | None = None  # of a value, where they are fewer than its dtype holds
     sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that say more of it
-    # What is only of use while a run is planned:
+    # What is no part of a run's record:
+    blank_is_data: bool = field(
+        default=False, metadata=PLANNING
+    )  # blocks that the file leaves out are 0, as in a label
     maybe_alpha: int | None = field(default=None, metadata=PLANNING)  # a band without a label that looks like alpha
     doubts: tuple[str, ...] = field(default=(), metadata=PLANNING)  # what may be meant otherwise, a line each
 
@@ -101,7 +105,7 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
     found, beside = stat_beside(uri)
     if found is None:
         raise ReadError(f"{uri}: no such file")
-    sidecars = tuple(path for path in beside or () if path.lower().endswith(SIDECARS))
+    sidecars = choose_sidecars(uri, beside or ())
     with open_image(uri, sidecars=sidecars) as dataset:
         check_pixels(uri, dataset)
         if alpha is not None and alpha > dataset.count:
@@ -128,11 +132,11 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
             alpha=alpha,
             nodata_color=None if same_nodata else dataset.nodatavals,
             inverted=is_inverted(dataset),
-            premultiplied=alpha is None and is_premultiplied(uri, dataset),
+            premultiplied=alpha in {None, alpha_band(dataset, None)} and is_premultiplied(uri, dataset),
             bits=bits_per_sample(dataset),
             sidecars=sidecars,
-            maybe_alpha=find_unlabelled_alpha(dataset) if alpha is None else None,
-            doubts=(*find_doubts(dataset, alpha), *([NOT_LISTED] if beside is None else [])),
+            maybe_alpha=find_unlabelled_alpha(uri, dataset) if alpha is None else None,
+            doubts=(*find_doubts(uri, dataset, alpha), *([NOT_LISTED] if beside is None else [])),
         )
 
 

@@ -263,6 +263,14 @@ def test_where_0_is_white_the_picture_counts_and_not_the_numbers(tmp_path: Path,
         read_scene(write(tmp_path / "c.tif", pixels.astype(np.float32), photometric="miniswhite"), "c.tif")
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [("uint8", 4), ("uint16", 12)])
+def test_where_0_is_white_and_bits_are_few_white_is_the_largest_value(tmp_path: Path, dtype: str, bits: int) -> None:
+    most = 2**bits - 1
+    pixels = np.full((1, SIDE, SIDE), most // 4, dtype)
+    scene = read_scene(write(tmp_path / "a.tif", pixels, photometric="miniswhite", nbits=bits), "a.tif")
+    assert read_chip(scene, scene.window, (0, most))[0].mean() == pytest.approx(255 * 3 / 4, abs=16)
+
+
 def test_fewer_bits_than_eight_need_a_scale(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", noise() // 16, nbits=4)
     with pytest.raises(SegError, match=r"a.tif: its pixels have 4 bits, not 8: add --scale 0 15$"):
@@ -293,6 +301,8 @@ def test_colours_that_are_multiplied_by_alpha_are_divided_again(tmp_path: Path, 
         scene = read_scene(path, kind)
         assert scene.premultiplied == (kind == "premultiplied")
         assert abs(read_chip(scene, scene.window)[0].astype(int) - pixels).max() <= 2 * scene.premultiplied
+        assert read_scene(path, kind, 4).premultiplied == scene.premultiplied
+        assert not read_scene(path, kind, 0).premultiplied
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "LAB"])
@@ -499,6 +509,13 @@ def test_scenes_of_two_crs_overlap_where_their_ground_does(tmp_path: Path, make_
     assert share > 0.9
 
 
+def test_scenes_overlap_across_the_antimeridian(tmp_path: Path) -> None:
+    for name, west in (("a", 179.9995), ("b", -179.9999)):
+        write(tmp_path / f"{name}.tif", noise(), crs="EPSG:4326", transform=Affine(1e-5, 0, west, 0, -1e-5, 9))
+    ((_, _, share),) = find_overlaps(read_region([str(tmp_path)])[0])
+    assert share == pytest.approx(1 - 60 / SIDE, abs=0.01)
+
+
 def test_copies_and_links_are_the_same_content(tmp_path: Path, make_scene: MakeScene) -> None:
     original = make_scene("r/a.tif", 100, 100)
     (tmp_path / "r/again").mkdir()
@@ -567,7 +584,7 @@ def test_a_preview_beside_its_scene_is_left_out_and_named(tmp_path: Path, name: 
     assert region_ids(tmp_path, f"*{Path(name).suffix}") == sorted(["a.tif", name])
 
 
-@pytest.mark.parametrize("name", ["b.png", "a2.png", "sub/a.png"])
+@pytest.mark.parametrize("name", ["b.png", "a2.png", "a.1.png", "sub/a.png"])
 def test_other_pictures_in_a_folder_are_scenes(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.tif", noise())
     (tmp_path / "sub").mkdir()
@@ -575,11 +592,32 @@ def test_other_pictures_in_a_folder_are_scenes(tmp_path: Path, name: str) -> Non
     assert region_ids(tmp_path) == sorted(["a.tif", name])
 
 
-def test_a_picture_that_is_named_is_a_scene(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_picture_that_is_named_is_a_scene(tmp_path: Path, folder: bool) -> None:
     path = write(tmp_path / "a.tif", noise())
     cv2.imwrite(str(tmp_path / "a.png"), noise().transpose(1, 2, 0))
-    scenes, _ = read_region([path, str(tmp_path / "a.png")])
+    scenes, _ = read_region([str(tmp_path) if folder else path, str(tmp_path / "a.png")])
     assert [(scene.scene_id, scene.doubts) for scene in scenes] == [("a.png", ()), ("a.tif", ())]
+
+
+def test_a_photo_beside_a_terrain_model_is_no_preview(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", noise(1).astype(np.float32))
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise().transpose(1, 2, 0))
+    assert region_ids(tmp_path) == ["a.jpg", "a.tif"]
+
+
+def test_coarse_colours_beside_fine_grey_are_no_preview(tmp_path: Path) -> None:
+    write(tmp_path / "grey.tif", noise(1))
+    write(tmp_path / "rgb.tif", noise()[:, :64, :64], transform=Affine(*at(0, size=2)))
+    assert region_ids(tmp_path) == ["grey.tif", "rgb.tif"]
+
+
+def test_a_preview_of_a_preview_is_named_with_the_scene(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", noise())
+    write(tmp_path / "a_half.tif", noise()[:, :64, :64], transform=Affine(*at(0, size=2)))
+    cv2.imwrite(str(tmp_path / "a_half.png"), noise()[:, :32, :32].transpose(1, 2, 0))
+    (scene,), _ = read_region([str(tmp_path)])
+    assert sorted(line.split()[0] for line in scene.doubts) == ["a_half.png", "a_half.tif"]
 
 
 def test_a_coarse_geotiff_of_the_same_ground_is_a_preview(tmp_path: Path) -> None:
@@ -666,6 +704,13 @@ def test_a_mask_beside_a_remote_scene_is_part_of_its_state(tmp_path: Path, s3: s
             publish(f"{s3}/meaning/state/{name}", (tmp_path / "r" / name).read_bytes())
         versions.append(read_scene(f"{s3}/meaning/state/mask.tif", "mask.tif").version)
     assert versions[0] != versions[1]
+
+
+def test_files_beside_a_remote_scene_that_are_of_others_do_not_count(tmp_path: Path, s3: str) -> None:
+    publish(f"{s3}/meaning/others/2021.tif", Path(write(tmp_path / "a.tif", noise())).read_bytes())
+    for name in ("2021.05.tif.msk", "2021.jpg.msk", "2021.tif.msk.txt"):
+        publish(f"{s3}/meaning/others/{name}", b"no mask of this scene")
+    assert read_scene(f"{s3}/meaning/others/2021.tif", "2021.tif").sidecars == ()
 
 
 def test_a_mask_beside_a_remote_scene_that_is_no_tiff_is_refused(tmp_path: Path, s3: str) -> None:

@@ -119,7 +119,33 @@ def test_a_copied_scene_is_the_same_by_size_and_header(moved: Path, capsys: Capt
     assert todo == (set() if differs == "time" else {"south/b.tif"})
     assert len(notes) == (differs == "time")
     if differs == "time":
-        assert "south/b.tif: same size and header as before the move" in seg(capsys, *command(moved))[1]
+        assert notes[0].startswith("south/b.tif: same size and header as before the move")
+        assert "same size" not in seg(capsys, *command(moved))[1]  # it is said once
+
+
+def test_a_scene_that_changes_after_its_move_is_done_again(moved: Path) -> None:
+    run, places = str(moved / "run"), places_of(moved)
+    take_up(run, plan_of(moved / "archive/2025", moved), places)
+    os.utime(moved / "archive/2025/south/b.tif", ns=(0, 1))
+    for _ in range(2):  # until it is done
+        plan, notes = take_up(run, plan_of(moved / "archive/2025", moved))
+        assert {part.scene.scene_id for part in parts_to_do(run, plan)} == {"south/b.tif"}
+        assert notes == []
+    open_run(run, plan, "bundle")
+    for part in parts_to_do(run, plan):
+        write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
+    plan, _ = take_up(run, plan_of(moved / "archive/2025", moved))
+    assert parts_to_do(run, plan) == []
+
+
+def test_a_second_move_may_be_said_from_the_first_place(moved: Path) -> None:
+    run = str(moved / "run")
+    take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    (moved / "archive/2025").rename(moved / "attic")
+    take_up(run, plan_of(moved / "attic", moved), ((str(moved / "scenes"), str(moved / "attic")),))
+    assert {part.scene.uri for part in read_plan(run).parts()} == {
+        str(moved / "attic" / name) for name in ("north/a.tif", "south/b.tif")
+    }
 
 
 def test_a_scene_in_s3_is_the_same_by_its_etag(s3: str, tmp_path: Path, make_scene: MakeScene) -> None:
@@ -242,6 +268,18 @@ def test_a_scene_that_has_changed_is_no_problem_of_the_run(segmented: tuple[Path
     assert again.unread == 4 * [
         f"{path}: has changed since it was segmented: the run's seg segment command does it again"
     ]
+
+
+def test_pixels_that_differ_after_a_move_are_differences(
+    segmented: tuple[Path, Path], make_scene: MakeScene, capsys: Capture
+) -> None:
+    run, path = segmented
+    path.parent.rename(path.parents[1] / "moved")
+    make_scene("region/a.tif", 256, 256, seed=1)  # of the same size and header
+    path.parent.rename(path.parents[1] / "copied")
+    relocated = ["--relocate", f"{path.parent}={path.parents[1]}/copied", "--json"]
+    figures = json.loads(seg(capsys, "verify", run, "--deep", *relocated, code=1)[0])
+    assert (figures["rechecked"], figures["not_rechecked"], len(figures["problems"]) > 0) == (4, [], True)
 
 
 def test_a_scene_of_another_name_is_refused(moved: Path) -> None:

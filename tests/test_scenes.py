@@ -373,7 +373,7 @@ def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Pat
 
 def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
-    monkeypatch.setattr("seg_core.region._find", lambda *_: Found(uris, {}, []))
+    monkeypatch.setattr("seg_core.region._find", lambda *_: Found(uris, searched=True))
     monkeypatch.setattr("seg_core.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name))
     with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files of one name"):
         read_region(["s3://b/r"])
@@ -383,7 +383,7 @@ def test_a_scene_that_has_its_overviews_elsewhere_is_refused(make_scene: MakeSce
     path, other = make_scene(), make_scene("other.tif")
     with rasterio.open(path, "r+") as dataset:
         dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
-    with pytest.raises(ReadError, match=f"^{path}: its overviews are in a file of its choice, {other}: "):
+    with pytest.raises(ReadError, match=f"^{path}: its metadata names another file for its overviews, {other}: "):
         read_scene(path, "a")
 
 
@@ -394,7 +394,7 @@ def test_overviews_beside_a_scene_that_name_further_ones_are_refused(make_scene:
     assert read_scene(path, "a").height == 64
     with rasterio.open(f"{path}.ovr", "r+", driver="GTiff") as overviews:
         overviews.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
-    with pytest.raises(ReadError, match=f"^{path}.ovr: its overviews are in a file of its choice"):
+    with pytest.raises(ReadError, match=f"^{path}.ovr: its metadata names another file for its overviews"):
         read_scene(path, "a")
 
 
