@@ -17,7 +17,7 @@ from seg_core.s3 import ANONYMOUS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
 
-# Ray's own messages, for whom --debug is; it reads these when it is imported, which is later.
+# These hide Ray's own messages, which --debug shows. Ray reads them when it is imported, which is later.
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

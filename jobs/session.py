@@ -36,7 +36,7 @@ WORKER_ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "PYTHONSAFEPATH": "1",  # nor do the processes that workers start import from the current folder
+    "PYTHONSAFEPATH": "1",  # processes that workers start do not import from the current folder either
 }
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
@@ -77,7 +77,7 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
 
 
 def check_temporary_folder() -> None:
-    """Raise SegError where Ray can't put its sockets and logs: it would speak of AF_UNIX, or wait in vain."""
+    """Raise SegError where Ray can't put its sockets and logs: it would fail with an error about AF_UNIX, or hang."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     folder = os.environ[name] if name else "/tmp"  # noqa: S108 - as Ray chooses
     where = f"{name}={folder}" if name else folder

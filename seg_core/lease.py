@@ -29,7 +29,7 @@ GRACE = 5.0  # s after which a lease is taken even if its former owner has no st
 
 @contextmanager
 def hold(run: str) -> Iterator[Lease]:
-    """Have the lease of a run, and renew it meanwhile.
+    """Hold the lease of a run and renew it until the block ends.
 
     Raises SegError where another driver lives, and JobError where another driver takes the run over meanwhile: what the
     block raises is then only a consequence.

@@ -180,7 +180,7 @@ def check_writable(prefix: str, probe: str) -> None:
     """Put an object named `probe` below a prefix and delete it again."""
     bucket, key = _split(prefix)
     if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
-        raise SegError(f"{prefix}: a folder in it has no name, or that of a way: leave it out")
+        raise SegError(f"{prefix}: a folder in this path is empty, `.` or `..`: remove it")
     # Some servers make a bucket of any name at the first put.
     below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
     if _ask(prefix, methodcaller("list_objects_v2", **below)) is None:

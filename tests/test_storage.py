@@ -210,7 +210,7 @@ def test_a_long_listing_comes_in_pages(s3: str) -> None:
 
 
 def test_a_folder_without_a_name_is_refused_in_s3(s3: str) -> None:
-    with pytest.raises(SegError, match=r"a//b: a folder in it has no name"):
+    with pytest.raises(SegError, match=r"a//b: a folder in this path is empty"):
         make_folder(f"{s3}/a//b")
 
 
