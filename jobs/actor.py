@@ -23,12 +23,11 @@ from jobs.busy import Stopwatch, enough_readers
 from jobs.session import UNPUBLISHED, Crew, Speed
 from jobs.windows import fit_squares, fit_window, may_be_in_places, seam, stage_windows, start_windows
 from jobs.writers import MakeRows, Published, make_rows, make_writers, publish_part
-from seg_core import storage
 from seg_core.ahead import ahead
 from seg_core.attempts import Attempt, begin, end, take_up, touch
 from seg_core.coverage import Damage, Failure, Row, failed_rows, tile_rows
 from seg_core.errors import ReadError, UnansweredError
-from seg_core.fence import Store
+from seg_core.fence import PLAIN, Store
 from seg_core.plan import Job, Part, Settings, Square
 from seg_core.tiling import Window, chip_window, num_splits, round_up, split
 
@@ -57,7 +56,7 @@ class PartSegmenter:
         speed: Speed,
         session: str,
         watched: frozenset[str] = frozenset(),
-        store: Store = storage,
+        store: Store = PLAIN,
     ) -> None:
         # torch and OpenCV come late, so that the driver doesn't pay for them.
         import cv2

@@ -16,11 +16,10 @@ from jobs.actor import PartSegmenter
 from jobs.busy import Busy
 from jobs.progress import Progress
 from jobs.session import Crew, Speed, make_crew, ray_session
-from seg_core import storage
 from seg_core.bundle import read_bundle
 from seg_core.coverage import Row
 from seg_core.errors import JobError, SegError
-from seg_core.fence import Lease, Store
+from seg_core.fence import PLAIN, Lease, Store
 from seg_core.lease import hold
 from seg_core.plan import Part, Plan, Settings, choose_window
 from seg_core.query import summary
@@ -181,7 +180,7 @@ def run_pipe(
     window: int,
     crew: Crew,
     speed: Speed,
-    store: Store = storage,
+    store: Store = PLAIN,
 ) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
     shares = share_out(todo, crew.most, TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS)

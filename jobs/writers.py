@@ -12,10 +12,9 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
-from seg_core import storage
 from seg_core.attempts import Attempt, end, touch
 from seg_core.coverage import Row
-from seg_core.fence import Store
+from seg_core.fence import PLAIN, Store
 from seg_core.plan import Part
 from seg_core.results import write_part
 
@@ -51,7 +50,7 @@ def make_rows(make: MakeRows) -> tuple[list[Row], float]:
 
 
 def publish_part(
-    out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = storage
+    out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = PLAIN
 ) -> Published:
     """Make the rows of a part's windows, publish them into the run at `out`, and say that the part is done.
 

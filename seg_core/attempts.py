@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 
-from seg_core import storage
-from seg_core.fence import Store
+from seg_core.fence import PLAIN, Store
 from seg_core.storage import published, read_bytes
 
 SUFFIX = ".json"
@@ -39,12 +38,12 @@ def attempts_folder(run: str) -> str:
     return f"{run}/attempts"
 
 
-def begin(run: str, key: str, session: str, store: Store = storage) -> None:
+def begin(run: str, key: str, session: str, store: Store = PLAIN) -> None:
     """Say that a part is at work."""
     _write(run, key, Attempt(session), store)
 
 
-def take_up(run: str, keys: Sequence[str], session: str, store: Store = storage) -> dict[str, Attempt]:
+def take_up(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -> dict[str, Attempt]:
     """Of parts that are to be done, those over which a process of this session died, with what is known of each."""
     begun = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
     found = {key: _read(run, key) for key in keys if key in begun}
@@ -57,13 +56,13 @@ def take_up(run: str, keys: Sequence[str], session: str, store: Store = storage)
     return died
 
 
-def touch(run: str, key: str, attempt: Attempt, window: str | None, store: Store = storage) -> None:
+def touch(run: str, key: str, attempt: Attempt, window: str | None, store: Store = PLAIN) -> None:
     """Say which window of a part is at work; None: no longer any."""
     attempt.window = window
     _write(run, key, attempt, store)
 
 
-def end(run: str, key: str, store: Store = storage) -> None:
+def end(run: str, key: str, store: Store = PLAIN) -> None:
     """Say that a part is done."""
     store.remove(_path(run, key))
 

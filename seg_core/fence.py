@@ -27,13 +27,29 @@ LEASE = "driver.json"
 
 
 class Store(Protocol):
-    """Where files are published and removed: plain `storage`, or a Lease."""
+    """Where files are published and removed: PLAIN, or under a Lease."""
 
     def publish(self, path: str, content: bytes) -> None:
         """Write a file atomically."""
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there."""
+
+
+@dataclass(frozen=True)
+class PlainStore:
+    """Plain storage, for who needs no lease. A value, unlike the module, so that it may be sent to other processes."""
+
+    def publish(self, path: str, content: bytes) -> None:
+        """Write a file atomically."""
+        storage.publish(path, content)
+
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        storage.remove(path)
+
+
+PLAIN = PlainStore()
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seg_core import storage
 from seg_core.ahead import READERS
 from seg_core.coverage import Row
 from seg_core.errors import DamagedError, SegError
-from seg_core.fence import Store
+from seg_core.fence import PLAIN, Store
 from seg_core.isolated import for_each_isolated
 from seg_core.scenes import Scene
 from seg_core.storage import filesystem, published, read_bytes, stat
@@ -107,7 +106,7 @@ def part_path(run: str, key: str) -> str:
     return f"{run}/tiles/part-{key}.parquet"
 
 
-def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = storage) -> None:
+def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = PLAIN) -> None:
     """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes.
 
     The version of the scene's file goes into the Parquet file's metadata.
@@ -159,7 +158,7 @@ def crashes_its_reader(path: str) -> DamagedError:
     return DamagedError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
 
 
-def write_scenes(run: str, scenes: Sequence[Scene], store: Store = storage) -> None:
+def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN) -> None:
     """Publish the scenes table."""
     store.publish(
         scenes_path(run), _parquet(pa.Table.from_pylist([scene.to_plain() for scene in scenes], schema=SCENES))

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
-from seg_core import __version__, storage
+from seg_core import __version__
 from seg_core.attempts import attempts_folder
 from seg_core.errors import DamagedError, SegError
-from seg_core.fence import LEASE, Store
+from seg_core.fence import LEASE, PLAIN, Store
 from seg_core.lease import hold
 from seg_core.plan import Part, Places, Plan, Settings, image_key, relocate
 from seg_core.results import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
@@ -44,7 +44,7 @@ def as_begun(out: str, plan: Plan) -> Plan:
     return plan.decided(on_gpu=read_record(out)["settings"].get("decode") == "device")
 
 
-def open_run(out: str, plan: Plan, model_uri: str, store: Store = storage) -> dict[str, Any]:
+def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> dict[str, Any]:
     """The record of the run at `out`, made there if there is none. Raises SegError as `find_run` does."""
     record = find_run(out, plan)
     if record is None:
@@ -195,7 +195,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_record(out: str, record: dict[str, Any], store: Store = storage) -> None:
+def write_record(out: str, record: dict[str, Any], store: Store = PLAIN) -> None:
     """Publish `run.json`."""
     store.publish(f"{out}/run.json", json.dumps(record, indent=2).encode())
 
