@@ -197,7 +197,7 @@ def _damaged_block(uri: str, dataset: DatasetReader, error: BaseException) -> st
     """Which block of the file can't be decoded, where GDAL says so: tiles that touch it all fail."""
     causes = _causes(error)
     found = next((match for cause in causes if (match := DAMAGED_BLOCK.search(str(cause)))), None)
-    if found is None:
+    if found is None or dataset.driver != DRIVERS[".tif"]:  # other formats have no blocks of their own
         return None
     col, row = map(int, found.groups())
     height, width = dataset.block_shapes[0]
