@@ -34,15 +34,18 @@ pytestmark = pytest.mark.usefixtures("no_ray")
 ROOT = Path(__file__).parents[1]
 GENERAL = ["--debug", "--help", "--no-sign-request"]
 REGION = [
+    "--alpha",
     "--bands",
     "--decode",
     "--halo",
+    "--include",
     "--keep-probability",
-    "--precision",
     "--model",
     "--mosaic",
     "--order",
+    "--overlap",
     "--part",
+    "--precision",
     "--resample",
     "--scale",
     "--threshold",
@@ -395,6 +398,7 @@ def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: Make
         "precision": "auto",
         "mosaic": False,
         "window": 32,  # kept, because this halo does not cover the model's context of 12 px
+        "alpha": None,
     }
     assert seg("plan", make_scene(), "--model", bundle).out.startswith("scenes ")
 
@@ -622,7 +626,7 @@ def test_a_run_that_is_called_like_a_file_goes_on(seg: Seg, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", ["verify", "query"])
 def test_what_is_no_run_is_refused(seg: Seg, tmp_path: Path, command: str) -> None:
     refused(seg(command, tmp_path), f"{tmp_path}: not a run")
-    refused(seg(command, tmp_path / "nowhere"), f"{tmp_path}/nowhere: not a run")
+    refused(seg(command, tmp_path / "nowhere"), f"{tmp_path}/nowhere: no such run")
 
 
 def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:

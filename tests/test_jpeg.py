@@ -325,7 +325,7 @@ def test_who_decodes_is_a_setting_of_the_run_and_what_it_leaves_to_the_cpu_is_sa
     assert read_plan(str(tmp_path / "auto")).settings.decode == "cpu"  # there is no GPU
     assert rows_of(tmp_path / "auto") == rows_of(tmp_path / "cpu")
 
-    make_scene("region/plain.tif", 100, 100)
+    make_scene("region/plain.tif", 100, 100, transform=(1.0, 0.0, 500_000.0, 0.0, -1.0, 5_800_000.0))
     _, err = seg(capsys, *command, "--out", tmp_path / "both", "--decode", "device")
     assert "1 windows were decoded by the CPU: --decode device is for JPEG GeoTIFFs" in err
 
