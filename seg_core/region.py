@@ -1,6 +1,7 @@
 """Regions: find the images that a person names, by files, folders, prefixes, globs or manifests."""
 
 import io
+import math
 import posixpath
 import re
 from collections import defaultdict
@@ -112,15 +113,16 @@ def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[st
     A preview is no larger than the scene in the same folder that it shows, and has no more colour bands. It is known
     by its name (see `_names_of`), or as a coarse image of the same ground.
     """
-    tiffs: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
+    by_name: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
+    by_frame: defaultdict[object, list[Scene]] = defaultdict(list)
     for scene in scenes:
         stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
         if suffix in TIFF_SUFFIXES:
-            tiffs[folder_of(scene.uri)][stem] = scene
+            by_name[folder_of(scene.uri)][stem] = scene
+            by_frame[_frame(scene)].append(scene)
     found = {}
     for scene in searched:
-        beside = tiffs[folder_of(scene.uri)]
-        shown = _shown_by_name(scene, beside) or _shown_by_place(scene, list(beside.values()))
+        shown = _shown_by_name(scene, by_name[folder_of(scene.uri)]) or _shown_by_place(scene, by_frame[_frame(scene)])
         if shown is not None:
             found[scene.uri] = shown.uri
     return {preview: _follow(found, preview) for preview in found}
@@ -151,15 +153,14 @@ def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
     return tiffs.get(stem[: word.start()], tiffs[min(tiffs)])
 
 
-def _shown_by_place(scene: Scene, tiffs: Sequence[Scene]) -> Scene | None:
-    """The finest GeoTIFF of the same ground, of those whose pixels are much smaller."""
+def _shown_by_place(scene: Scene, alike: Sequence[Scene]) -> Scene | None:
+    """The finest GeoTIFF of the same frame, of those whose pixels are much smaller."""
     fine = [
         tiff
-        for tiff in tiffs
+        for tiff in alike
         if COARSE * scene.width <= tiff.width and COARSE * scene.height <= tiff.height and _may_show(scene, tiff)
     ]
-    same = [tiff for tiff in fine if _have_one_frame(scene, tiff)]
-    return max(same, key=lambda tiff: tiff.width * tiff.height, default=None)
+    return max(fine, key=lambda tiff: tiff.width * tiff.height, default=None)
 
 
 def _may_show(preview: Scene, scene: Scene) -> bool:
@@ -168,14 +169,13 @@ def _may_show(preview: Scene, scene: Scene) -> bool:
     return smaller and len(preview.bands) <= len(scene.bands)
 
 
-def _have_one_frame(one: Scene, other: Scene) -> bool:
-    """Whether two scenes cover the same rectangle, to a hundredth of its size."""
-    if one.crs is None or one.crs != other.crs:
-        return False
-    ours, theirs = (
-        np.array([*position(s.transform, 0, 0), *position(s.transform, s.height, s.width)]) for s in (one, other)
-    )
-    return bool(np.abs(ours - theirs).max() <= np.hypot(*(theirs[2:] - theirs[:2])) / 100)
+def _frame(scene: Scene) -> object:
+    """Folder, CRS and corners, rounded to some hundredths of its size; of a scene without a CRS, itself."""
+    if scene.crs is None:
+        return scene.uri
+    corners = np.array([*position(scene.transform, 0, 0), *position(scene.transform, scene.height, scene.width)])
+    digits = 2 - math.ceil(math.log10(np.hypot(*(corners[2:] - corners[:2]))))
+    return folder_of(scene.uri), scene.crs, *corners.round(digits).tolist()
 
 
 def _is_included(path: str, include: Sequence[str]) -> bool:
