@@ -244,7 +244,7 @@ def test_a_run_that_is_not_there_is_said_to_be_so(s3: str, capsys: pytest.Captur
     _, err = seg(capsys, command, "s3://nowhere-at-all/run", code=2)
     assert err == "seg: s3://nowhere-at-all/run: no such bucket\n"
     _, err = seg(capsys, command, f"{s3}/nothing", code=2)
-    assert err == f"seg: {s3}/nothing: not a run: no such folder\n"
+    assert err == f"seg: {s3}/nothing: no such run\n"
 
 
 def test_a_run_that_cannot_be_written_is_refused_before_anything_starts(
