@@ -369,7 +369,7 @@ def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
 
     with monkeypatch.context() as broken:
         broken.setattr("jobs.segment.summary", away)
-        seg(capsys, *command, code=2)
+        seg(capsys, *command, code=1)  # it has begun
     assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is None
     again, _ = seg(capsys, *command)
     assert again == first
