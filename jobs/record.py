@@ -82,8 +82,8 @@ class Record:
 
     def under_way(self) -> str:
         """What is waited for, and for how long."""
-        number = min(max(self.epochs, default=0) + 1, self.settings.epochs)
-        return f"epoch {number} of {self.settings.epochs} ... {clock(time.monotonic() - self.began)}"
+        done = max(self.epochs, default=0)
+        return f"training: {done} of {self.settings.epochs} epochs done ... {clock(time.monotonic() - self.began)}"
 
     def _line(self, figures: dict[str, Any]) -> str:
         last, iou = self.settings.epochs, figures["val_iou"]
