@@ -9,6 +9,7 @@ from typing import TextIO
 
 LOG_SECONDS = 10.0
 TERMINAL_SECONDS = 1.0
+CLEAR = "\r\x1b[K"  # has a terminal go back to the beginning of its line, and clear it
 
 
 class Ticker:
@@ -31,14 +32,14 @@ class Ticker:
         """Show the line as it is now."""
         with self.lock:
             self.shown = time.monotonic()
-            text = f"\r\x1b[K{self.line()}" if self.tty else f"{self.line()}\n"
+            text = f"{CLEAR}{self.line()}" if self.tty else f"{self.line()}\n"
             print(text, end="", file=self.stream, flush=True)
 
     def note(self, line: str) -> None:
         """Show a line that stays."""
         with self.lock:
             self.shown = time.monotonic()
-            print(f"\r\x1b[K{line}" if self.tty else line, file=self.stream, flush=True)
+            print(f"{CLEAR}{line}" if self.tty else line, file=self.stream, flush=True)
 
     def end(self, last: str) -> None:
         """Show no more lines; on a terminal `last` is written behind, or over, the one that stands there."""
@@ -56,12 +57,17 @@ class Ticker:
 @contextmanager
 def waiting(what: str, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
     """Show what is waited for and for how long, until the block ends. Yields a function that adds how far it is."""
-    began, further = time.monotonic(), [""]
-    ticker = Ticker(lambda: f"{what}{further[-1]} ... {clock(time.monotonic() - began)}", stream)
+    began, further = time.monotonic(), ""
+
+    def say(text: str) -> None:
+        nonlocal further
+        further = f": {text}"
+
+    ticker = Ticker(lambda: f"{what}{further} ... {clock(time.monotonic() - began)}", stream)
     try:
-        yield lambda text: further.append(f": {text}")
+        yield say
     finally:
-        ticker.end("\r\x1b[K")
+        ticker.end(CLEAR)
 
 
 class Progress:

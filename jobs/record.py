@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.progress import Ticker, clock
+from jobs.progress import CLEAR, Ticker, clock
 from jobs.settings import TrainSettings
 from jobs.terminal import note
 from seg_core.errors import SegError
@@ -183,7 +183,7 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Recor
             queue.put(None)
             thread.join(timeout=60)
         queue.shutdown()
-        ticker.end("\r\x1b[K")
+        ticker.end(CLEAR)
         record.close()
 
 

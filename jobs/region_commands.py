@@ -95,7 +95,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     refused, doubts = unreadable + refused, _doubts(scenes)
     begun = args.command == "segment" and stat(f"{absolute(args.out)}/run.json") is not None
-    if args.overlap or begun:  # a run that has begun goes on as it began
+    if not args.mosaic and (args.overlap or begun):  # a run that has begun goes on as it began
         doubts += overlaps
     elif not args.mosaic:
         refused += overlaps

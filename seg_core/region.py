@@ -111,7 +111,7 @@ def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[st
     """Of scenes that were searched for, the URIs of those that are previews, each with that of the scene it shows.
 
     A preview is no larger than the scene in the same folder that it shows, and has no more colour bands. It is known
-    by its name (see `_names_of`), or as a coarse image of the same ground.
+    by its name (see `_shown_by_name`), or as a coarse image of the same ground.
     """
     by_name: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
     by_frame: defaultdict[object, list[Scene]] = defaultdict(list)
