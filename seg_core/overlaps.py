@@ -14,9 +14,9 @@ from seg_core.scenes import Scene
 from seg_core.storage import is_remote, read_ranges
 
 EDGE = 1.5  # px that neighbours may overlap by: where their grids differ, edges are rounded
-APART = (
-    0.01  # share of the smaller scene by which scenes in two CRSs may overlap: straight edges of one are curved there
-)
+# Share of the smaller scene by which scenes in two CRSs may overlap: edges that are straight in one are curved in the
+# other.
+APART = 0.01
 PIECE = 2**12  # bytes at the beginning, middle and end by which files of one size are first compared
 
 

@@ -17,7 +17,7 @@ from pyarrow.dataset import dataset, field
 
 from seg_core.ahead import for_each
 from seg_core.errors import SegError
-from seg_core.results import BBOX, GEO, SCENES, TILES, published_parts, read_part, read_scenes, scenes_path
+from seg_core.results import BBOX, GEO, SCENES, SPLIT, TILES, published_parts, read_part, read_scenes, scenes_path
 from seg_core.run import read_record
 from seg_core.storage import filesystem
 
@@ -103,7 +103,7 @@ def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
     types = {each.name: each.type for each in fields}
     if types.get("geometry") != pa.binary():
         return None
-    column = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
+    column = dict(SPLIT)
     if types.get("bbox") != BBOX:
         del column["covering"]
     return {"geo": json.dumps({**GEO, "columns": {"geometry": column}})}

@@ -17,7 +17,7 @@ from seg_core.coverage import Row
 from seg_core.errors import DamagedError, SegError
 from seg_core.fence import PLAIN, Store
 from seg_core.isolated import for_each_isolated
-from seg_core.scenes import Scene
+from seg_core.scenes import LATER, Scene
 from seg_core.storage import filesystem, published, read_bytes, stat
 
 T = TypeVar("T")
@@ -40,6 +40,9 @@ GEO: dict[str, Any] = {
         }
     },
 }
+
+# The column where some tiles have two polygons, as those across the antimeridian.
+SPLIT = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
 
 TILES = pa.schema(
     [
@@ -98,9 +101,6 @@ SCENES = pa.schema(
 )
 
 
-LATER = {"alpha", "nodata_color", "inverted", "premultiplied", "bits", "sidecars"}  # columns that older runs lack
-
-
 def part_path(run: str, key: str) -> str:
     """Where the rows of a part are, once published."""
     return f"{run}/tiles/part-{key}.parquet"
@@ -122,8 +122,7 @@ def _geo(rows: Sequence[Row]) -> dict[str, Any]:
     boxes = [row["bbox"] for row in rows if row["bbox"]]
     if not any(box["xmin"] > box["xmax"] for box in boxes):
         return GEO
-    column = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
-    return {**GEO, "columns": {"geometry": column}}
+    return {**GEO, "columns": {"geometry": SPLIT}}
 
 
 State = tuple[bool, str] | None

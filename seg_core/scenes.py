@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ NOT_LISTED = "its folder can't be listed: files beside it (.aux.xml, .msk, world
 RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
 
 
-PLANNING = MappingProxyType({"kept": False})  # marks fields of a scene that are not part of a run's record
+PLANNING = {"planning": True}  # marks fields of a scene that are not part of a run's record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +60,23 @@ class Scene:
     bits: int | None = None  # of a value, where they are fewer than its dtype holds
     sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that say more of it
     # What is no part of a run's record:
-    blank_is_data: bool = field(
-        default=False, metadata=PLANNING
-    )  # blocks that the file leaves out are 0, as in a label
+    # Blocks that the file leaves out are 0, as in a label, and not missing.
+    blank_is_data: bool = field(default=False, metadata=PLANNING)
     maybe_alpha: int | None = field(default=None, metadata=PLANNING)  # a band without a label that looks like alpha
     doubts: tuple[str, ...] = field(default=(), metadata=PLANNING)  # what may be meant otherwise, a line each
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Scene":
         """The scene of `to_plain`, after JSON or Parquet made lists of its tuples and null of what was left out."""
-        later = {f.name for f in fields(cls) if f.default is not MISSING}
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{k: v for k, v in known.items() if v is not None or k not in later})
+        return cls(**{k: v for k, v in known.items() if v is not None or k not in LATER})
 
     def to_plain(self) -> dict[str, Any]:
         """As plain values, without fields that runs did not always have where those hold their default.
 
         So a run that is older than a field keeps its fingerprint.
         """
-        left_out = {f.name for f in fields(self) if f.metadata is PLANNING or getattr(self, f.name) == f.default}
+        left_out = {f.name for f in fields(self) if f.metadata == PLANNING or getattr(self, f.name) == f.default}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
@@ -91,6 +88,10 @@ class Scene:
     def resampled(self) -> bool:
         """Whether the grid is another than the file's."""
         return self.gsd_m != self.source_gsd_m
+
+
+# Fields of a run's record that older runs lack.
+LATER = {f.name for f in fields(Scene) if f.default is not MISSING and f.metadata != PLANNING}
 
 
 def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:

@@ -36,6 +36,7 @@ from seg_core.plan import Settings, make_plan
 from seg_core.raster import read_chip
 from seg_core.region import read_region
 from seg_core.results import read_part, write_part
+from seg_core.run import open_run, read_plan
 from seg_core.scenes import Scene, fit_to_model, read_scene, resample_grid
 from seg_core.storage import publish, sha256
 
@@ -582,6 +583,18 @@ def test_a_preview_beside_its_scene_is_left_out_and_named(tmp_path: Path, name: 
     assert scene.doubts == (f"{name} beside it is left out as a preview: --include {name} takes it back",)
     assert region_ids(tmp_path, name) == sorted(["a.tif", name])
     assert region_ids(tmp_path, f"*{Path(name).suffix}") == sorted(["a.tif", name])
+
+
+def test_what_is_doubtful_is_no_part_of_a_runs_record(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    write(tmp_path / "r/a.tif", noise())
+    plain, model = read_region([str(tmp_path / "r")])[0], read_bundle(make_bundle())
+    cv2.imwrite(str(tmp_path / "r/a.png"), noise()[:, :32, :32].transpose(1, 2, 0))
+    doubted = read_region([str(tmp_path / "r")])[0]
+    assert doubted[0].doubts
+    assert doubted[0].to_plain() == plain[0].to_plain()
+    plan = make_plan(doubted, model, SETTINGS)[0]
+    open_run(str(tmp_path / "run"), plan, "model")
+    assert read_plan(str(tmp_path / "run")).fingerprint == plan.fingerprint
 
 
 @pytest.mark.parametrize("name", ["b.png", "a2.png", "a.1.png", "sub/a.png"])

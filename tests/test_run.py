@@ -31,7 +31,7 @@ from seg_core.plan import (
 from seg_core.query import summary
 from seg_core.raster import read_chip, write_geotiff
 from seg_core.region import read_region
-from seg_core.results import LATER, part_path, published_parts, read_part, read_scenes, scenes_path, write_part
+from seg_core.results import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run import (
     as_begun,
     changed_scenes,
@@ -43,7 +43,7 @@ from seg_core.run import (
     read_record,
     write_record,
 )
-from seg_core.scenes import read_scene
+from seg_core.scenes import LATER, read_scene
 from seg_core.tiling import Window, hull, split
 from seg_core.verify import verify
 
