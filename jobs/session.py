@@ -62,10 +62,10 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
         return
     given, address = address, address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
-    os.environ.update(WORKER_ENVIRONMENT)  # inherited by a Ray that starts here
     with warnings.catch_warnings(), stoppable(), nullcontext() if address else own_ray() as processes:
         warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
-        _start(given, address, num_cpus, verbose)
+        with _environment(WORKER_ENVIRONMENT):  # inherited by a Ray that starts here, and by its workers from it
+            _start(given, address, num_cpus, verbose)
         if processes is not None:
             processes.watch()
         try:
@@ -122,6 +122,20 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
             raise
         load, cpus = os.getloadavg()[0], os.cpu_count()
         raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _shut_down() -> None:

@@ -23,7 +23,15 @@ from ray.data import DataContext
 
 import jobs
 from jobs.processes import ESSENTIAL
-from jobs.session import TURNED_AWAY, check_temporary_folder, data_threads, make_crew, ray_session, wait_for_data
+from jobs.session import (
+    TURNED_AWAY,
+    WORKER_ENVIRONMENT,
+    check_temporary_folder,
+    data_threads,
+    make_crew,
+    ray_session,
+    wait_for_data,
+)
 from seg_core.errors import JobError, SegError
 
 GIB = 2**30
@@ -224,6 +232,14 @@ def test_workers_and_what_they_start_do_not_import_from_the_current_folder() -> 
     assert not {"", os.path.dirname(sys.argv[0])} & set(own)
     assert folder not in own or folder == os.path.dirname(os.path.dirname(jobs.__file__))
     assert below not in {"", folder}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_workers_are_given_does_not_stay_in_the_environment_of_whoever_started_ray() -> None:
+    given = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    assert WORKER_ENVIRONMENT.items() <= given.items()
+    assert "PYTHONSAFEPATH" not in os.environ
+    assert "GLIBC_TUNABLES" not in os.environ
 
 
 @pytest.mark.usefixtures("without_ray")
