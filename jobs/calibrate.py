@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from jobs.progress import waiting
-from jobs.session import CPUS_PER_ACTOR, share_cores
-from jobs.windows import fit_window, stage_windows, start_windows
-from seg_core.ahead import ahead
-from seg_core.plan import Plan, Settings, Square, largest_square, squares
-from seg_core.segmenter import Segmenter, Staged, choose_device
-from seg_core.tiling import Window
+from seg_core.grid import Window
+from seg_core.inference.windows import fit_window, stage_windows, start_windows
+from seg_core.model.segmenter import Segmenter, Staged, choose_device
+from seg_core.run.plan import Plan, Settings, Square, largest_square, squares
+from seg_core.threads import prefetch
+
+from .progress import waiting
+from .resources import CPUS_PER_ACTOR, share_cores
 
 SAMPLE = 8  # windows, and no more than a quarter of the region
 LEAST, MOST = 1.0, 10.0  # s for which the model, and reading, are measured
@@ -82,7 +83,7 @@ def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmen
         read(first)
     with ThreadPoolExecutor(readers) as pool:
         started, pixels = time.perf_counter(), 0
-        for read_now in ahead(pool, read, others or chosen, readers):
+        for read_now in prefetch(pool, read, others or chosen, readers):
             pixels, seconds = pixels + read_now, time.perf_counter() - started
             if seconds > MOST:
                 break

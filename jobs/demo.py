@@ -8,23 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from jobs.segment import segment
-from jobs.session import Speed, ray_session
-from jobs.settings import make_settings
-from jobs.train import train
-from seg_core.bundle import read_bundle
 from seg_core.errors import SegError
-from seg_core.metrics import scores
-from seg_core.picture import assemble_mask, assemble_panels, paint_coverage, paint_mask
-from seg_core.plan import Settings, make_plan
-from seg_core.query import query
-from seg_core.raster import read_whole, write_geotiff
-from seg_core.region import read_region
-from seg_core.results import published_parts, read_part
-from seg_core.scoring import score_run
-from seg_core.storage import make_folder, publish
-from seg_core.town import draw_town
-from seg_core.verify import verify
+from seg_core.imagery.raster import read_whole, write_geotiff
+from seg_core.imagery.region import read_region
+from seg_core.model.bundle import read_bundle
+from seg_core.plots.pictures import assemble_mask, assemble_panels, paint_coverage, paint_mask
+from seg_core.run.plan import Settings, make_plan
+from seg_core.run.query import query
+from seg_core.run.score import score_run
+from seg_core.run.tables import published_parts, read_part
+from seg_core.run.verify import verify
+from seg_core.storage.files import make_folder, publish
+from seg_core.synthetic import draw_town
+from seg_core.training.metrics import scores
+
+from .ray_session import ray_session
+from .resources import Speed
+from .segment import segment
+from .train import train
+from .training.settings import make_settings
 
 CRS = "EPSG:32633"
 WORKERS = 2

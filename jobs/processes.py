@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.terminal import RayEnded, note
+from .terminal import RayEnded, note
 
 INTERVAL = 1.0  # s between looks
 PATIENCE = 15.0  # s that a command is given to end once Ray has

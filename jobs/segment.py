@@ -12,20 +12,22 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from jobs.actor import PartSegmenter
-from jobs.busy import Busy
-from jobs.progress import Progress
-from jobs.session import Crew, Speed, make_crew, ray_session
-from seg_core.bundle import read_bundle
-from seg_core.coverage import Row
 from seg_core.errors import JobError, SegError
-from seg_core.fence import PLAIN, Lease, Store
-from seg_core.lease import hold
-from seg_core.plan import Part, Plan, Settings, choose_window
-from seg_core.query import summary
-from seg_core.run import as_begun, changed_scenes, find_run, now, open_run, parts_to_do, write_record
-from seg_core.storage import make_folder
-from seg_core.tiling import num_splits
+from seg_core.grid import num_splits
+from seg_core.model.bundle import read_bundle
+from seg_core.run.fence import PLAIN, Lease, Store
+from seg_core.run.lease import hold
+from seg_core.run.plan import Part, Plan, Settings, choose_window
+from seg_core.run.query import summary
+from seg_core.run.record import as_begun, changed_scenes, find_run, now, open_run, parts_to_do, write_record
+from seg_core.run.rows import Row
+from seg_core.storage.files import make_folder
+
+from .progress import Progress
+from .ray_session import ray_session
+from .resources import Crew, Speed, make_crew
+from .segmenting.actor import PartSegmenter
+from .segmenting.busy import Busy
 
 WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
 RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback

@@ -5,19 +5,22 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
 
-import jobs
 import seg_core
-from jobs.session import TURNED_AWAY
 from seg_core.errors import SegError
+from seg_core.version import code_version
+
+from .ray_session import TURNED_AWAY
 
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
@@ -58,13 +61,26 @@ def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> 
 
     The code travels with the job; what it depends on must be installed on the cluster's nodes.
     """
-    packages = [str(Path(module.__path__[0])) for module in (seg_core, jobs)]
+    with TemporaryDirectory() as folder_of_packages:
+        return _submit(client, command, folder, _copy_packages(folder_of_packages))
+
+
+def _copy_packages(folder: str) -> list[str]:
+    """Copies of our packages, under the names that they are imported by, which say what version they are of."""
+    sources = {"seg_core": Path(seg_core.__file__).parent, "aerial_seg": Path(__file__).parent}
+    for name, source in sources.items():
+        shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+    Path(folder, "seg_core", "_version.py").write_text(f"version = {code_version()!r}\n", encoding="utf-8")
+    return [str(Path(folder, name)) for name in sources]
+
+
+def _submit(client: JobSubmissionClient, command: Sequence[str], folder: str, packages: list[str]) -> str:
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:
             return str(
                 client.submit_job(
-                    entrypoint=shlex.join(["python", "-P", "-m", "jobs.cli", "-C", folder, *command]),
+                    entrypoint=shlex.join(["python", "-P", "-m", "aerial_seg.cli.main", "-C", folder, *command]),
                     runtime_env={"py_modules": packages},
                     metadata={"command": shlex.join(command)},
                 )

@@ -16,16 +16,16 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from jobs.evaluate import evaluate, write_samples
-from jobs.progress import waiting
-from jobs.record import recording
-from jobs.session import ray_session
-from jobs.settings import TrainSettings, difference
-from jobs.terminal import note
-from jobs.worker import train_worker, use_bfloat16
-from seg_core import __version__
-from seg_core.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
-from seg_core.dataset import (
+from seg_core.errors import JobError, SegError
+from seg_core.imagery.labels import describe_warps
+from seg_core.inference.evaluate import evaluate, write_samples
+from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
+from seg_core.model.networks import build_model, check_sizes, probe, stride_of
+from seg_core.model.segmenter import Segmenter, choose_device
+from seg_core.run.fence import Lease
+from seg_core.run.lease import hold
+from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
+from seg_core.training.dataset import (
     Classes,
     Digest,
     Pair,
@@ -37,13 +37,14 @@ from seg_core.dataset import (
     read_classes,
     read_pair,
 )
-from seg_core.errors import JobError, SegError
-from seg_core.fence import Lease
-from seg_core.labels import describe_warps
-from seg_core.lease import hold
-from seg_core.models import build_model, check_sizes, probe, stride_of
-from seg_core.segmenter import Segmenter, choose_device
-from seg_core.storage import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
+from seg_core.version import code_version
+
+from .progress import waiting
+from .ray_session import ray_session
+from .terminal import note
+from .training.record import recording
+from .training.settings import TrainSettings, difference
+from .training.worker import train_worker, use_bfloat16
 
 # A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -102,7 +103,9 @@ def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) ->
     note("drawing samples.png: the images of val are segmented once more")
     bfloat16 = use_bfloat16(settings.precision, choose_device("auto"))
     segmenter = Segmenter(bundle, precision="bfloat16" if bfloat16 else "float32")
-    write_samples(evaluate(segmenter, data, "val"), segmenter, data, "val", path)
+    with waiting("segmenting the images of val") as report:
+        found = evaluate(segmenter, data, "val", report)
+    write_samples(found, segmenter, data, "val", path)
 
 
 def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def _figures(samples: dict[str, Decoded], settings: TrainSettings, classes: Clas
             "settings": asdict(settings),
             "data_fingerprint": fingerprint(classes, digests),
             "images": {split: len(found) for split, found in digests.items()},
-            "code_version": __version__,
+            "code_version": code_version(),
             "torch_version": torch.__version__,
         },
     }

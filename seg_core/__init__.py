@@ -1,3 +1,11 @@
 """The library: imagery, models and tables. It knows nothing of Ray."""
 
-__version__ = "0.1.0"
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from seg_core.version import code_version
+
+        return code_version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

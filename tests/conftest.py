@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seg_core.bundle import Bundle, write_bundle
-from seg_core.raster import write_geotiff
+from seg_core.imagery.raster import write_geotiff
+from seg_core.model.bundle import Bundle, write_bundle
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -163,7 +163,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     """Write the bundle of an untrained U-Net that calls half of the pixels of random noise building."""
     import torch
 
-    from seg_core.models import build_model, probe
+    from seg_core.model.networks import build_model, probe
 
     torch.manual_seed(seed)
     architecture = {"name": "unet", "in_channels": 3, "classes": 1, "width": width, "depth": depth}
@@ -212,8 +212,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         del threads
         return map(function, items)
 
-    monkeypatch.setattr("seg_core.verify.for_each_isolated", plainly)
-    monkeypatch.setattr("seg_core.results.for_each_isolated", plainly)
+    monkeypatch.setattr("seg_core.run.verify.for_each_isolated", plainly)
+    monkeypatch.setattr("seg_core.run.tables.for_each_isolated", plainly)
 
 
 @pytest.fixture(scope="session")
@@ -237,8 +237,8 @@ def ray_cluster(s3: str) -> Iterator[None]:  # noqa: ARG001 - its processes inhe
     """One Ray of two CPUs inside this process, for all tests that need no other."""
     import ray
 
-    from jobs.cli import QUIET
-    from jobs.session import ray_session
+    from aerial_seg.cli.main import QUIET
+    from aerial_seg.ray_session import ray_session
 
     os.environ.update(QUIET)
     with ray_session(None, num_cpus=2):

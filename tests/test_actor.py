@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from jobs import actor
-from jobs.actor import PartSegmenter
-from jobs.segment import share_out
-from jobs.session import Crew, Speed
-from jobs.windows import infer_window
-from jobs.writers import make_writers, publish_part
-from seg_core.attempts import Attempt, attempts_folder, begin, take_up
-from seg_core.bundle import read_bundle
-from seg_core.coverage import Failure, failed_rows
-from seg_core.plan import Part, Plan, Settings, make_plan
-from seg_core.region import read_region
-from seg_core.results import part_path, read_part
-from seg_core.run import open_run
+from aerial_seg.resources import Crew, Speed
+from aerial_seg.segment import share_out
+from aerial_seg.segmenting import actor
+from aerial_seg.segmenting.actor import PartSegmenter
+from aerial_seg.segmenting.writers import make_writers, publish_part
+from seg_core.imagery.region import read_region
+from seg_core.inference.windows import infer_window
+from seg_core.model.bundle import read_bundle
+from seg_core.run.attempts import Attempt, attempts_folder, begin, take_up
+from seg_core.run.plan import Part, Plan, Settings, make_plan
+from seg_core.run.record import open_run
+from seg_core.run.rows import Failure, failed_rows
+from seg_core.run.tables import part_path, read_part
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
 # With as much memory as lets eight squares wait.
@@ -250,7 +250,7 @@ def test_writing_processes_end_with_the_one_that_is_killed(tmp_path: Path) -> No
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, time\n"
-        "from jobs.writers import make_writers\n"
+        "from aerial_seg.segmenting.writers import make_writers\n"
         "if __name__ == '__main__':\n"
         "    writers = make_writers(1, processes=True)\n"
         "    print(writers.submit(os.getpid).result(), flush=True)\n"

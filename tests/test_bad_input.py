@@ -33,23 +33,23 @@ from test_run import build_run
 from test_s3 import proxied, put  # noqa: F401 - a fixture
 from test_storage import other_environment  # noqa: F401 - a fixture
 
-from jobs import actor
-from jobs.actor import PartSegmenter
-from jobs.cli import main
-from jobs.recheck import Recheck, recheck
-from seg_core import storage
-from seg_core.bundle import read_bundle
-from seg_core.coverage import tile_rows
+from aerial_seg.cli.main import main
+from aerial_seg.segmenting import actor
+from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import ReadError, SegError
-from seg_core.geometry import Transform
-from seg_core.plan import make_plan
-from seg_core.raster import read_chip
-from seg_core.region import find_images, read_region
-from seg_core.results import part_path, published_parts, read_part, read_states
-from seg_core.run import open_run, parts_to_do, read_plan
-from seg_core.scenes import open_image, read_scene
-from seg_core.tiling import Window, chip_window, fold, overlap, split
-from seg_core.verify import verify
+from seg_core.grid import Window, chip_window, fold, overlap, split
+from seg_core.imagery.georef import Transform
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.region import find_images, read_region
+from seg_core.imagery.scene import open_image, read_scene
+from seg_core.inference.recheck import Recheck, recheck
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import make_plan
+from seg_core.run.record import open_run, parts_to_do, read_plan
+from seg_core.run.rows import tile_rows
+from seg_core.run.tables import part_path, published_parts, read_part, read_states
+from seg_core.run.verify import verify
+from seg_core.storage import files as storage
 
 Capture = pytest.CaptureFixture[str]
 Write = Callable[[Path], None]
@@ -70,12 +70,12 @@ def refusal(capsys: Capture, *sources: object) -> str:
 LOOK = """
 import json, sys
 from collections import Counter
-from seg_core.bundle import BUILT_IN, read_bundle
+from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.errors import ReadError
-from seg_core.raster import read_chip
-from seg_core.plan import Settings, make_plan
-from seg_core.region import read_region
-from seg_core.tiling import Window
+from seg_core.imagery.raster import read_chip
+from seg_core.run.plan import Settings, make_plan
+from seg_core.imagery.region import read_region
+from seg_core.grid import Window
 
 settings = Settings(halo=96, threshold=0.5, scale=(0.0, 255.0), bands=(1, 1, 1))
 found = Counter()
@@ -351,7 +351,8 @@ def test_a_window_without_data_fetches_little_of_a_remote_scene(s3: str, tmp_pat
     uri = put(write_masked(tmp_path / "a.tif", valid, "mask"), f"{s3}/masked/a.tif")
     # In a process of its own: rasterio holds the interpreter while GDAL looks for a mask, and the proxy is in this one.
     read = f"print(read_chip(read_scene({uri!r}, 'a'), Window(0, 0, {{}}, {{}}))[1].sum())"
-    imports = "from seg_core.raster import *; from seg_core.scenes import *; from seg_core.tiling import Window; "
+    imports = "from seg_core.imagery.raster import read_chip; from seg_core.imagery.scene import read_scene; "
+    imports += "from seg_core.grid import Window; "
     for side, count, most in ((1000, 0, 100_000), (1024, valid.sum(), 4 * 2**20)):
         before = proxied.received
         command = [sys.executable, "-c", imports + read.format(side, side)]
@@ -534,11 +535,11 @@ def test_a_name_that_is_not_utf_8_is_refused(make_scene: MakeScene, tmp_path: Pa
 
 
 CLOSED = """
-import os, sys, seg_core.region
+import os, sys, seg_core.imagery.region
 os.seteuid(65534)
 try:
-    print(seg_core.region.find_images(sys.argv[1]))
-except seg_core.region.SegError as error:
+    print(seg_core.imagery.region.find_images(sys.argv[1]))
+except seg_core.imagery.region.SegError as error:
     print(error)
 """
 

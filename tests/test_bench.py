@@ -15,19 +15,19 @@ from conftest import MakeBundle, MakeScene, outside_environment
 from test_failures import CREW, SPEED
 from test_segment import seg
 
-from jobs.bench import bench_scale, steady_rate
-from jobs.made import make_scene as make_town
-from jobs.made import scratch
-from jobs.stages import Stages
-from jobs.terminal import show
-from seg_core.bundle import read_bundle
+from aerial_seg.benchmarks.scenes import make_scene as make_town
+from aerial_seg.benchmarks.scenes import scratch
+from aerial_seg.benchmarks.segmenting import bench_scale, steady_rate
+from aerial_seg.benchmarks.stages import Stages
+from aerial_seg.terminal import show
 from seg_core.errors import SegError
-from seg_core.plan import Settings, make_plan
-from seg_core.raster import CODECS, read_chip, read_whole
-from seg_core.region import read_region
-from seg_core.scenes import read_scene
-from seg_core.storage import walk
-from seg_core.tiling import Window
+from seg_core.grid import Window
+from seg_core.imagery.raster import CODECS, read_chip, read_whole
+from seg_core.imagery.region import read_region
+from seg_core.imagery.scene import read_scene
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Settings, make_plan
+from seg_core.storage.files import walk
 
 TINY = ["--side", "300", "--tile-size", "64", "--part", "128", "--window", "64", "--seconds", "0.2"]
 Json = dict[str, Any]
@@ -76,7 +76,7 @@ def test_growth_is_measured_in_all_sizes_and_drawn(
     assert picture is not None
     assert np.count_nonzero(np.ptp(picture.astype(int), axis=2) > 40) > 500  # the lines: all else is grey
 
-    monkeypatch.setattr("jobs.bench.bench_scale", lambda *_: points)
+    monkeypatch.setattr("aerial_seg.benchmarks.segmenting.bench_scale", lambda *_: points)
     head, *lines = seg(capsys, *command)[0].splitlines()
     assert head.split() == list(points[0])
     for line, point in zip(lines, points, strict=True):
@@ -167,7 +167,7 @@ def test_a_town_is_made_in_every_codec_without_a_missing_pixel(
 def test_a_made_scene_repeats_its_town_and_has_the_bands_and_pixel_size_of_the_model(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.made.TOWN", 128)
+    monkeypatch.setattr("aerial_seg.benchmarks.scenes.TOWN", 128)
     bundle = read_bundle(make_bundle(bands=4, gsd_m=0.5))
     path = make_town(str(tmp_path), "zstd", 300, bundle)
     pixels = read_whole(path)
@@ -188,7 +188,7 @@ def test_a_scene_in_a_bucket_is_gone_afterwards(s3: str, make_bundle: MakeBundle
 # In a process of its own: below this one are those of Ray, which come and go.
 PARENT = """
 import subprocess, sys
-from jobs.peak import Peak
+from aerial_seg.benchmarks.peak import Peak
 child = "import sys; held = bytearray(b'1' * 200_000_000); print(flush=True); sys.stdin.read()"
 with Peak() as before:
     pass

@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_scene(scenes: dict[int, Path], make_bundl
         out = str(tmp_path / str(side))
         # Parts of which even the small scene has many that are whole, so that as much is read at once of both.
         options = ["--model", model, "--window", "512", "--part", "1024", "--out", out]
-        found[side] = peaks([sys.executable, "-m", "jobs.cli", "segment", str(scene), *options])
+        found[side] = peaks([sys.executable, "-m", "aerial_seg.cli.main", "segment", str(scene), *options])
     small, large = found[3000], found[9000]
     print({kind: (round(small[kind]), round(large.get(kind, 0))) for kind in small})
     assert "ray::MapWorker" in small

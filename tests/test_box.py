@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_segment import seg
 
-from seg_core.bundle import BUILT_IN, read_bundle, read_weights
+from seg_core.model.bundle import BUILT_IN, read_bundle, read_weights
 
 
 def test_it_is_small_and_says_how_it_was_trained() -> None:

@@ -9,8 +9,8 @@ import rasterio
 from conftest import MakeScene
 from test_segment import rows_of, seg
 
-from seg_core.coverage import decode_mask
-from seg_core.metrics import count, scores
+from seg_core.run.rows import decode_mask
+from seg_core.training.metrics import count, scores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

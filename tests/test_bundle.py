@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from seg_core.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 from seg_core.errors import SegError
+from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 
 BUNDLE = Bundle(
     architecture={"name": "unet", "in_channels": 3, "classes": 1, "width": 4, "depth": 2},

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from jobs.busy import ADVICE, STAGES, TIMES, Busy, Stopwatch, enough_readers
-from jobs.cli import main
+from aerial_seg.cli.main import main
+from aerial_seg.segmenting.busy import ADVICE, STAGES, TIMES, Busy, Stopwatch, enough_readers
 
 
 def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from conftest import NORTH_UP, UTM, outside_environment, write_untrained
 from proxy import Proxy
 from weed import Weed
 
-from seg_core.fence import LEASE
-from seg_core.raster import write_geotiff
-from seg_core.results import published_parts, read_part
-from seg_core.storage import publish, read_bytes, walk
+from seg_core.imagery.raster import write_geotiff
+from seg_core.run.fence import LEASE
+from seg_core.run.tables import published_parts, read_part
+from seg_core.storage.files import publish, read_bytes, walk
 
 pytestmark = pytest.mark.chaos
 
@@ -50,7 +50,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenes").mkdir()
     write_geotiff(str(folder / "scenes" / "a.tif"), pixels, crs=UTM, transform=NORTH_UP, nodata=255)
     write_untrained(str(folder / "model"), width=2, depth=1)
-    for name in ("jobs", "seg_core", "numpy", "random", "rasterio/__init__"):  # all commands start here
+    for name in ("jobs", "aerial_seg", "seg_core", "numpy", "random", "rasterio/__init__"):  # all commands start here
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} of the current folder')")
     return folder
@@ -204,8 +204,8 @@ def signal_all(job: Job, number: int) -> None:
 
 SUCCESSOR = """
 import sys
-from jobs.cli import main
-from seg_core import lease
+from aerial_seg.cli.main import main
+from seg_core.run import lease
 lease.PATIENCE = 1.0
 sys.exit(main(sys.argv[1:]))
 """
@@ -255,7 +255,7 @@ def test_a_driver_that_was_frozen_and_not_superseded_goes_on(region: Path, expec
 DEADLY = """
 import os, signal
 if os.environ.get("DEADLY"):
-    import seg_core.raster as raster
+    import seg_core.imagery.raster as raster
     read = raster.read_chip
     def deadly(scene, at, *rest, **named):
         if f"{at.row_off} {at.col_off}" == os.environ["DEADLY"]:

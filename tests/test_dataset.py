@@ -17,8 +17,9 @@ from conftest import MakeScene
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-import seg_core.dataset
-from seg_core.dataset import (
+import seg_core.training.dataset
+from seg_core.errors import SegError
+from seg_core.training.dataset import (
     MISSING,
     ROWS,
     SCALE,
@@ -39,7 +40,6 @@ from seg_core.dataset import (
     read_pair,
     source_size,
 )
-from seg_core.errors import SegError
 
 TWO = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
 FOUR = Classes(("road", "background", "building", "water"), ((128, 64, 128), (0, 0, 0), (255, 0, 1), (255, 0, 0)))
@@ -636,7 +636,7 @@ def test_strong_crops_inside_an_image_hold_no_missing_pixels(monkeypatch: pytest
     full = Sample(np.full((side, side, 3), 128, np.uint8), np.ones((side, side), np.uint8))
     crops = make_crops([full], size=32, batch=150, augment="strong")
     assert (crops(1, 0, 0, 1).label == MISSING).any()
-    monkeypatch.setattr(seg_core.dataset, "choose_crop", lambda *_: ((side - 32) // 2,) * 2)
+    monkeypatch.setattr(seg_core.training.dataset, "choose_crop", lambda *_: ((side - 32) // 2,) * 2)
     assert (crops(1, 0, 0, 1).label == 1).all()
 
 

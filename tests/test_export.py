@@ -13,11 +13,11 @@ import torch
 from conftest import MakeBundle, write_untrained
 from numpy.typing import NDArray
 
-from seg_core.bundle import HEADER, Bundle, describe, read_bundle, read_weights, write_bundle
 from seg_core.errors import SegError
-from seg_core.export import SUFFIXES, export_model
-from seg_core.models import build_model, probe
-from seg_core.segmenter import Segmenter
+from seg_core.model.bundle import HEADER, Bundle, describe, read_bundle, read_weights, write_bundle
+from seg_core.model.export import SUFFIXES, export_model
+from seg_core.model.networks import build_model, probe
+from seg_core.model.segmenter import Segmenter
 
 # Torch's own exporters warn of their own insides.
 pytestmark = [

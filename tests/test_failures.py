@@ -14,20 +14,21 @@ import pytest
 import torch
 from conftest import MakeBundle, MakeScene
 
-from jobs import actor, writers
-from jobs.actor import PartSegmenter
-from jobs.session import Crew, Speed
-from seg_core import attempts, mosaic
-from seg_core.bundle import read_bundle
+from aerial_seg.resources import Crew, Speed
+from aerial_seg.segmenting import actor, writers
+from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import UnansweredError
-from seg_core.plan import Part, Plan, Settings, Square, make_plan
-from seg_core.region import read_region
-from seg_core.results import part_path, published_parts, read_part
-from seg_core.run import open_run
-from seg_core.segmenter import Answer, Cut, Pending, Segmenter, Staged
-from seg_core.storage import published
-from seg_core.tiling import Window
-from seg_core.verify import verify
+from seg_core.grid import Window
+from seg_core.imagery import mosaic
+from seg_core.imagery.region import read_region
+from seg_core.model.bundle import read_bundle
+from seg_core.model.segmenter import Answer, Cut, Pending, Segmenter, Staged
+from seg_core.run import attempts
+from seg_core.run.plan import Part, Plan, Settings, Square, make_plan
+from seg_core.run.record import open_run
+from seg_core.run.tables import part_path, published_parts, read_part
+from seg_core.run.verify import verify
+from seg_core.storage.files import published
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
@@ -225,10 +226,10 @@ def test_rows_do_not_depend_on_how_many_windows_are_under_way(
 
 DEADLY = """
 import os, signal, sys
-from jobs.actor import PartSegmenter
-from jobs.session import Crew, Speed
-from seg_core import mosaic
-from seg_core.run import read_plan
+from aerial_seg.segmenting.actor import PartSegmenter
+from aerial_seg.resources import Crew, Speed
+from seg_core.imagery import mosaic
+from seg_core.run.record import read_plan
 read = mosaic.read_chip
 def deadly(scene, at, scale, **named):
     for col in map(int, places):  # of windows of the second line, whose chips measure 512 px
@@ -244,10 +245,10 @@ list(actor.segment_parts(list(plan.parts())))
 """
 LOST = """
 import sys
-from jobs.actor import PartSegmenter
-from jobs.session import Crew, Speed
-from seg_core.run import read_plan
-from seg_core.segmenter import Segmenter
+from aerial_seg.segmenting.actor import PartSegmenter
+from aerial_seg.resources import Crew, Speed
+from seg_core.run.record import read_plan
+from seg_core.model.segmenter import Segmenter
 def start(self, chips, cut, seldom):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 Segmenter.start, Segmenter.is_lost = start, lambda self: True

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seg_core.figures import draw_calibration, draw_curves, draw_scale, draw_thresholds
-from seg_core.metrics import Histogram, histogram
-from seg_core.picture import GREEN, RED, WHITE, assemble_panels, paint_errors, paint_mask
+from seg_core.plots.figures import draw_calibration, draw_curves, draw_scale, draw_thresholds
+from seg_core.plots.pictures import GREEN, RED, WHITE, assemble_panels, paint_errors, paint_mask
+from seg_core.training.metrics import Histogram, histogram
 
 Rgb = NDArray[np.uint8]
 

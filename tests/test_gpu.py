@@ -12,18 +12,18 @@ from conftest import UTM
 from numpy.typing import NDArray
 from test_jpeg import WINDOWS, decode, write_jpeg
 
-from jobs.actor import PartSegmenter
-from jobs.session import Crew, Speed
-from seg_core.bundle import BUILT_IN, read_bundle
-from seg_core.coverage import Row
-from seg_core.plan import Settings, make_plan
-from seg_core.raster import read_chip, write_geotiff
-from seg_core.region import read_region
-from seg_core.results import part_path, read_part
-from seg_core.run import open_run
-from seg_core.segmenter import Answer, Cut, Segmenter, Staged, pack, sum_tiles, to_units
-from seg_core.tiling import fold, unfold
-from seg_core.town import draw_town
+from aerial_seg.resources import Crew, Speed
+from aerial_seg.segmenting.actor import PartSegmenter
+from seg_core.grid import fold, unfold
+from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.region import read_region
+from seg_core.model.bundle import BUILT_IN, read_bundle
+from seg_core.model.segmenter import Answer, Cut, Segmenter, Staged, pack, sum_tiles, to_units
+from seg_core.run.plan import Settings, make_plan
+from seg_core.run.record import open_run
+from seg_core.run.rows import Row
+from seg_core.run.tables import part_path, read_part
+from seg_core.synthetic import draw_town
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")

@@ -13,13 +13,13 @@ import psutil
 import pytest
 from test_verify import Made, made, original  # noqa: F401 - fixtures
 
-from seg_core import isolated
 from seg_core.errors import ReadError, SegError
-from seg_core.isolated import for_each_isolated
-from seg_core.plan import Part
-from seg_core.results import State, _read_state, part_path, published_parts, read_part
-from seg_core.run import parts_to_do
-from seg_core.verify import Verdict, _verify_part, repair
+from seg_core.run import isolated
+from seg_core.run.isolated import for_each_isolated
+from seg_core.run.plan import Part
+from seg_core.run.record import parts_to_do
+from seg_core.run.tables import State, _read_state, part_path, published_parts, read_part
+from seg_core.run.verify import Verdict, _verify_part, repair
 
 
 def work(item: int) -> int:
@@ -110,8 +110,8 @@ def test_a_part_that_crashes_its_reader_is_named_and_the_rest_is_read(
     made: Made,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("seg_core.verify._verify_part", crash_over)
-    monkeypatch.setattr("seg_core.results._read_state", crash_over_footer)
+    monkeypatch.setattr("seg_core.run.verify._verify_part", crash_over)
+    monkeypatch.setattr("seg_core.run.tables._read_state", crash_over_footer)
     *others, crashing = made.parts
     found = repair(made.run)
     assert found.problems == [f"part-{crashing.key}.parquet: can't be read: it crashes the process that reads it"]

@@ -17,20 +17,20 @@ from rasterio.transform import Affine
 from test_raster import write_raw
 from test_segment import rows_of, seg
 
-from jobs.busy import Stopwatch
-from jobs.windows import stage_windows
-from seg_core import jpeg
-from seg_core.decoder import Decoder
+from aerial_seg.segmenting.busy import Stopwatch
 from seg_core.errors import ReadError
-from seg_core.jpeg import Kept, _without_colour, read_streams
-from seg_core.plan import Settings, make_plan
-from seg_core.raster import read_chip
-from seg_core.run import read_plan
-from seg_core.scenes import Scene, read_scene
-from seg_core.segmenter import Segmenter
-from seg_core.storage import publish, read_ranges
-from seg_core.tiling import Window
-from seg_core.town import draw_town
+from seg_core.grid import Window
+from seg_core.imagery import jpeg_streams as jpeg
+from seg_core.imagery.jpeg_streams import Kept, _without_colour, read_streams
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.scene import Scene, read_scene
+from seg_core.inference.windows import stage_windows
+from seg_core.model.jpeg_decoder import Decoder
+from seg_core.model.segmenter import Segmenter
+from seg_core.run.plan import Settings, make_plan
+from seg_core.run.record import read_plan
+from seg_core.storage.files import publish, read_ranges
+from seg_core.synthetic import draw_town
 
 HEIGHT, WIDTH = 300, 420
 WINDOWS = [Window(0, 0, HEIGHT, WIDTH), Window(-40, -30, 200, 130), Window(130, 250, 200, 200), Window(200, 300, 10, 7)]

@@ -17,12 +17,12 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
-import seg_core.labels
+import seg_core.imagery.labels
 from seg_core.errors import SegError
-from seg_core.labels import AlignedLabel, describe_warps, open_label
-from seg_core.raster import read_chip, write_geotiff
-from seg_core.scenes import Scene, read_scene, resample_grid
-from seg_core.tiling import Window, split
+from seg_core.grid import Window, split
+from seg_core.imagery.labels import AlignedLabel, describe_warps, open_label
+from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.scene import Scene, read_scene, resample_grid
 
 CUT = Window(1200, 1200, 768, 768)  # of the real imagery
 HEIGHT, WIDTH = 60, 80
@@ -182,7 +182,7 @@ def test_a_label_is_the_same_however_it_is_cut(
     label = open_label(path, image, [0, 1])
     whole, labelled = label.read(image.window)
     assert labelled.mean() > 0.5
-    monkeypatch.setattr(seg_core.labels, "BLOCK", 16)
+    monkeypatch.setattr(seg_core.imagery.labels, "BLOCK", 16)
     for window in split(image.window, 23):
         pixels, there = label.read(window)
         assert np.array_equal(pixels[0], whole[0][window.slices(image.window)])
@@ -198,8 +198,8 @@ def test_of_a_label_however_fine_little_is_read_at_once(make_scene: MakeScene, m
 
     fine = np.random.default_rng(2).integers(0, 2, (1, 600, 600), dtype=np.uint8)
     label = open_label(make_scene("label.tif", pixels=fine, transform=moved(0, 0, 0.1)), scene_of(make_scene), [0, 1])
-    monkeypatch.setattr(seg_core.labels, "BLOCK", 64)
-    monkeypatch.setattr(seg_core.labels, "read_chip", read)
+    monkeypatch.setattr(seg_core.imagery.labels, "BLOCK", 64)
+    monkeypatch.setattr(seg_core.imagery.labels, "read_chip", read)
     assert np.array_equal(label.read(label.image.window)[0][0, :60, :60], fine[0, 5::10, 5::10])
     assert max(sides) <= 64
 

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
-from seg_core import lease, storage
 from seg_core.errors import JobError, SegError
-from seg_core.fence import LEASE
-from seg_core.lease import hold
-from seg_core.storage import create, make_folder, publish, read_bytes, stat, walk
+from seg_core.run import lease
+from seg_core.run.fence import LEASE
+from seg_core.run.lease import hold
+from seg_core.storage import files as storage
+from seg_core.storage.files import create, make_folder, publish, read_bytes, stat, walk
 
 HOLDER = """
 import sys, time
-from seg_core.lease import hold
+from seg_core.run.lease import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -126,10 +127,10 @@ def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -
 
 FREEZER = """
 import os, signal, sys
-from seg_core import storage
+from seg_core.storage import files as storage
 from seg_core.errors import SegError
-from seg_core.fence import Lease
-from seg_core.lease import hold
+from seg_core.run.fence import Lease
+from seg_core.run.lease import hold
 
 run, what = sys.argv[1:]
 path, freezing, is_lost = f"{run}/tiles/a", False, Lease.is_lost

@@ -9,8 +9,18 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.losses import DiceLoss, SoftBCEWithLogitsLoss
 from torch import Tensor
 
-from jobs.settings import TrainSettings
-from seg_core.losses import LOSSES, MISSING, TERMS, cross_entropy, dice, lovasz, make_loss, near_border, tversky
+from aerial_seg.training.settings import TrainSettings
+from seg_core.training.losses import (
+    LOSSES,
+    MISSING,
+    TERMS,
+    cross_entropy,
+    dice,
+    lovasz,
+    make_loss,
+    near_border,
+    tversky,
+)
 
 
 def random_batch(classes: int, *, seed: int = 0, missing: float = 0.3) -> tuple[Tensor, Tensor]:

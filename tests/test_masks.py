@@ -14,11 +14,11 @@ from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from rasterio.enums import ColorInterp
 from test_segment import SMALL, region, rows_of, seg  # noqa: F401 - region is a fixture
 
-from seg_core.coverage import decode_mask
-from seg_core.raster import write_cog
-from seg_core.results import published_parts, read_part, write_part
-from seg_core.run import read_plan
-from seg_core.scenes import read_scene
+from seg_core.imagery.raster import write_cog
+from seg_core.imagery.scene import read_scene
+from seg_core.run.record import read_plan
+from seg_core.run.rows import decode_mask
+from seg_core.run.tables import published_parts, read_part, write_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 FULL = """
 import resource, signal, sys
 import numpy as np
-from seg_core.raster import write_cog
-from seg_core.scenes import read_scene
+from seg_core.imagery.raster import write_cog
+from seg_core.imagery.scene import read_scene
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 scene = read_scene("{uri}", "scene.tif")

@@ -25,20 +25,20 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
 
-from jobs.cli import main
-from seg_core.bundle import read_bundle
-from seg_core.coverage import Failure, failed_rows
+from aerial_seg.cli.main import main
 from seg_core.errors import ReadError, SegError
-from seg_core.geometry import GEOD, area_m2
-from seg_core.jpeg import read_streams
-from seg_core.overlaps import find_copies, find_overlaps
-from seg_core.plan import Settings, make_plan
-from seg_core.raster import read_chip
-from seg_core.region import read_region
-from seg_core.results import read_part, write_part
-from seg_core.run import open_run, read_plan
-from seg_core.scenes import Scene, fit_to_model, read_scene, resample_grid
-from seg_core.storage import publish, sha256
+from seg_core.imagery.georef import GEOD, area_m2
+from seg_core.imagery.jpeg_streams import read_streams
+from seg_core.imagery.overlaps import find_copies, find_overlaps
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.region import read_region
+from seg_core.imagery.scene import Scene, fit_to_model, read_scene, resample_grid
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Settings, make_plan
+from seg_core.run.record import open_run, read_plan
+from seg_core.run.rows import Failure, failed_rows
+from seg_core.run.tables import read_part, write_part
+from seg_core.storage.files import publish, sha256
 
 Pixels = NDArray[Any]
 

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
     binary_recall,
 )
 
-from seg_core.metrics import STEPS, Counts, Histogram, count, histogram, scores
+from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 
 REFERENCES = {
     "iou": binary_jaccard_index,

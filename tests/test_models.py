@@ -11,13 +11,13 @@ import torch
 from conftest import write_untrained
 from torch import Tensor, nn
 
-import seg_core.models
-from seg_core.bundle import read_bundle
+import seg_core.model.networks
 from seg_core.errors import SegError
-from seg_core.losses import make_loss
-from seg_core.models import build_model, check_sizes, fold_batchnorm, probe, training_bytes_per_px
-from seg_core.segmenter import load_model
-from seg_core.unet import UNet
+from seg_core.model.bundle import read_bundle
+from seg_core.model.networks import build_model, check_sizes, fold_batchnorm, probe, training_bytes_per_px
+from seg_core.model.segmenter import load_model
+from seg_core.model.unet import UNet
+from seg_core.training.losses import make_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,8 +209,8 @@ def build(name: str) -> nn.Module:
 @pytest.fixture
 def small_chips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes are checked on small chips, to be quick."""
-    monkeypatch.setattr(seg_core.models, "MIN_CHIP", 128)
-    monkeypatch.setattr(seg_core.models, "SMALL", 128)
+    monkeypatch.setattr(seg_core.model.networks, "MIN_CHIP", 128)
+    monkeypatch.setattr(seg_core.model.networks, "SMALL", 128)
 
 
 @pytest.mark.usefixtures("small_chips")
@@ -282,7 +282,7 @@ def test_a_crop_that_is_too_small_for_the_network_is_refused() -> None:
 
 
 def test_a_network_that_takes_no_thin_inputs_is_probed_with_higher_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seg_core.models, "MAX_PROBE", 512)
+    monkeypatch.setattr(seg_core.model.networks, "MAX_PROBE", 512)
     footing = probe(build("smp:PAN/resnet18"), 3)  # it halves its input seven times
     assert (footing.stride, footing.context_px, footing.halo) == (16, None, 128)
 

@@ -10,12 +10,12 @@ import rasterio.merge
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from test_segment import SMALL, Json, part_bytes, rows_of, seg
 
-from seg_core.mosaic import make_mosaic, place, read_image
-from seg_core.raster import read_chip, write_geotiff
-from seg_core.region import read_region
-from seg_core.run import read_plan
-from seg_core.scenes import read_scene
-from seg_core.tiling import Window
+from seg_core.grid import Window
+from seg_core.imagery.mosaic import make_mosaic, place, read_image
+from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.region import read_region
+from seg_core.imagery.scene import read_scene
+from seg_core.run.record import read_plan
 
 # rasterio.merge's own, with affine 3
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -177,7 +177,7 @@ def test_real_scenes_that_abut_have_no_seam(
 
 
 def test_a_resampled_mosaic_reads_as_the_merged_image_but_for_a_line(shared: Path, tmp_path: Path) -> None:
-    from seg_core.scenes import resample_grid
+    from seg_core.imagery.scene import resample_grid
 
     pieces = sorted((shared / "joplin").glob("*.tif"))
     pixels, transform = rasterio.merge.merge(pieces)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from jobs import progress
-from jobs.progress import Progress, waiting
+from aerial_seg import progress
+from aerial_seg.progress import Progress, waiting
 
 
 class Stream(io.StringIO):

@@ -18,13 +18,13 @@ import pytest
 from conftest import UTM, MakeBundle, MakeScene
 from test_run import build_run
 
-from jobs.cli import main
-from seg_core.coverage import Row
+from aerial_seg.cli.main import main
 from seg_core.errors import SegError
-from seg_core.plan import Plan
-from seg_core.query import ask as answering
-from seg_core.query import query, summary
-from seg_core.results import TILES, part_path, published_parts, read_part, scenes_path
+from seg_core.run.plan import Plan
+from seg_core.run.query import ask as answering
+from seg_core.run.query import query, summary
+from seg_core.run.rows import Row
+from seg_core.run.tables import TILES, part_path, published_parts, read_part, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]
 
@@ -495,9 +495,9 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
     ask: Ask, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sql = "SELECT * FROM tiles ORDER BY scene_id, tile_row, tile_col"
-    monkeypatch.setattr("jobs.region_commands.TABLE_ROWS", 5)
+    monkeypatch.setattr("aerial_seg.cli.region_commands.TABLE_ROWS", 5)
     _, at_once, _ = ask(sql, "--format", form)
-    monkeypatch.setattr("seg_core.query.BATCH", 3)
+    monkeypatch.setattr("seg_core.run.query.BATCH", 3)
     _, in_batches, _ = ask(sql, "--format", form)
     if form == "parquet":
         assert pq.read_table(io.BytesIO(in_batches)).equals(pq.read_table(io.BytesIO(at_once)))
@@ -506,7 +506,7 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
 
 
 def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seg_core.query.BATCH", 3)
+    monkeypatch.setattr("seg_core.run.query.BATCH", 3)
     sql = "SELECT tile_row FROM tiles"
     with answering(run, sql) as answer:
         sizes = [len(batch) for batch in answer]

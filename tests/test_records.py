@@ -15,12 +15,12 @@ from conftest import UTM
 from test_run import build_run
 from test_segment import seg
 
-from seg_core import attempts, lease
 from seg_core.errors import DamagedError, SegError
-from seg_core.raster import write_geotiff
-from seg_core.region import find_images
-from seg_core.results import read_versioned
-from seg_core.run import read_plan, read_record
+from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.region import find_images
+from seg_core.run import attempts, lease
+from seg_core.run.record import read_plan, read_record
+from seg_core.run.tables import read_versioned
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -17,17 +17,17 @@ from test_failures import CREW, SPEED
 from test_run import SETTINGS, build_run, part_rows, replan, write_light_bundle
 from test_segment import part_bytes, seg
 
-from jobs.actor import PartSegmenter
-from jobs.arguments import relocation
-from jobs.recheck import recheck
-from seg_core.bundle import read_bundle
+from aerial_seg.cli.arguments import relocation
+from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
-from seg_core.plan import Part, Plan, make_plan, relocate
-from seg_core.raster import write_geotiff
-from seg_core.region import read_region
-from seg_core.results import part_path, scenes_path, write_part
-from seg_core.run import open_run, parts_to_do, read_plan, read_record, take_up
-from seg_core.verify import repair, verify
+from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.region import read_region
+from seg_core.inference.recheck import recheck
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Part, Plan, make_plan, relocate
+from seg_core.run.record import open_run, parts_to_do, read_plan, read_record, take_up
+from seg_core.run.tables import part_path, scenes_path, write_part
+from seg_core.run.verify import repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

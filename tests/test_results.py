@@ -18,9 +18,10 @@ import shapely
 from conftest import NORTH_UP, UTM, answer_of
 from pyproj import CRS
 
-from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
-from seg_core.results import (
+from seg_core.imagery.scene import Scene
+from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
+from seg_core.run.tables import (
     SCENES,
     TILES,
     part_path,
@@ -31,8 +32,7 @@ from seg_core.results import (
     write_part,
     write_scenes,
 )
-from seg_core.scenes import Scene
-from seg_core.storage import make_folder, publish, published
+from seg_core.storage.files import make_folder, publish, published
 
 SCENE = Scene(
     scene_id="north/a.tif",
@@ -315,7 +315,7 @@ def test_a_publish_that_fails_leaves_what_was_there(run: str, monkeypatch: pytes
 
 KILLED = """
 import os, signal, sys
-from seg_core.storage import publish
+from seg_core.storage.files import publish
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import NORTH_UP, UTM, MakeScene, answer_of
 
-from seg_core.bundle import Bundle, read_bundle, write_bundle
-from seg_core.coverage import Failure, Row, failed_rows, tile_rows
 from seg_core.errors import SegError
-from seg_core.plan import (
+from seg_core.grid import Window, hull, split
+from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.region import read_region
+from seg_core.imagery.scene import LATER, read_scene
+from seg_core.model.bundle import Bundle, read_bundle, write_bundle
+from seg_core.run.plan import (
     READ,
     Part,
     Plan,
@@ -28,11 +31,8 @@ from seg_core.plan import (
     make_plan,
     squares,
 )
-from seg_core.query import summary
-from seg_core.raster import read_chip, write_geotiff
-from seg_core.region import read_region
-from seg_core.results import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
-from seg_core.run import (
+from seg_core.run.query import summary
+from seg_core.run.record import (
     as_begun,
     changed_scenes,
     find_run,
@@ -43,9 +43,9 @@ from seg_core.run import (
     read_record,
     write_record,
 )
-from seg_core.scenes import LATER, read_scene
-from seg_core.tiling import Window, hull, split
-from seg_core.verify import verify
+from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
+from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
+from seg_core.run.verify import verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

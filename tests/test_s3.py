@@ -17,19 +17,19 @@ from test_failures import CREW, SPEED
 from test_segment import SMALL, seg
 from test_storage import other_environment  # noqa: F401 - a fixture
 
-from jobs import segment
-from jobs.actor import PartSegmenter
-from seg_core import s3 as store
-from seg_core import storage
-from seg_core.bundle import read_bundle
+from aerial_seg import segment
+from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
-from seg_core.plan import Settings, make_plan
-from seg_core.raster import read_chip
-from seg_core.region import read_region
-from seg_core.results import published_parts, read_part
-from seg_core.run import open_run
-from seg_core.scenes import read_scene
-from seg_core.tiling import Window
+from seg_core.grid import Window
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.region import read_region
+from seg_core.imagery.scene import read_scene
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Settings, make_plan
+from seg_core.run.record import open_run
+from seg_core.run.tables import published_parts, read_part
+from seg_core.storage import files as storage
+from seg_core.storage import s3 as store
 
 SIDE = 2048
 
@@ -218,7 +218,7 @@ def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
 def write(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
     from conftest import NORTH_UP, UTM
 
-    from seg_core.raster import write_geotiff
+    from seg_core.imagery.raster import write_geotiff
 
     write_geotiff(str(path), pixels, crs=UTM, transform=NORTH_UP)
     return path

@@ -14,9 +14,9 @@ from conftest import NORTH_UP, UTM, MakeScene
 from pyproj import Geod, Transformer
 
 from seg_core.errors import ReadError, SegError
-from seg_core.geometry import Transform
-from seg_core.region import Found, find_images, read_region
-from seg_core.scenes import Scene, choose_bands, fit_to_model, read_scene
+from seg_core.imagery.georef import Transform
+from seg_core.imagery.region import Found, find_images, read_region
+from seg_core.imagery.scene import Scene, choose_bands, fit_to_model, read_scene
 
 WGS84 = Geod(ellps="WGS84")
 RADIUS = 6_378_137.0  # of WGS 84's ellipsoid, and of web mercator's sphere
@@ -373,8 +373,10 @@ def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Pat
 
 def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
-    monkeypatch.setattr("seg_core.region._find", lambda *_: Found(uris, searched=True))
-    monkeypatch.setattr("seg_core.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name))
+    monkeypatch.setattr("seg_core.imagery.region._find", lambda *_: Found(uris, searched=True))
+    monkeypatch.setattr(
+        "seg_core.imagery.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name)
+    )
     with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files of one name"):
         read_region(["s3://b/r"])
 

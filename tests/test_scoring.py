@@ -10,16 +10,16 @@ from conftest import MakeBundle, MakeScene
 from numpy.typing import NDArray
 from test_failures import SETTINGS, Made, made, rows_of, work  # noqa: F401 - made is a fixture
 
-from seg_core.bundle import read_bundle
-from seg_core.coverage import decode_mask
-from seg_core.dataset import Classes
 from seg_core.errors import SegError
-from seg_core.metrics import Counts, count
-from seg_core.plan import make_plan
-from seg_core.region import read_region
-from seg_core.results import part_path
-from seg_core.run import open_run
-from seg_core.scoring import score_run
+from seg_core.imagery.region import read_region
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import make_plan
+from seg_core.run.record import open_run
+from seg_core.run.rows import decode_mask
+from seg_core.run.score import score_run
+from seg_core.run.tables import part_path
+from seg_core.training.dataset import Classes
+from seg_core.training.metrics import Counts, count
 
 GREY = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
 TRUTH = np.random.default_rng(7).random((256, 500)) < 0.3

@@ -13,17 +13,17 @@ import ray
 from conftest import MakeBundle, MakeScene, answer_of
 from numpy.typing import NDArray
 
-from jobs.cli import main
-from jobs.segment import _reason
-from seg_core.coverage import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
+from aerial_seg.cli.main import main
+from aerial_seg.segment import _reason
 from seg_core.errors import JobError, SegError
-from seg_core.raster import read_chip
-from seg_core.results import part_path, published_parts, read_part, write_part
-from seg_core.run import read_plan
-from seg_core.scenes import read_scene
-from seg_core.segmenter import Segmenter
-from seg_core.tiling import Window
-from seg_core.verify import verify
+from seg_core.grid import Window
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.scene import read_scene
+from seg_core.model.segmenter import Segmenter
+from seg_core.run.record import read_plan
+from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
+from seg_core.run.tables import part_path, published_parts, read_part, write_part
+from seg_core.run.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -233,7 +233,7 @@ def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_e
     Path(model).rename(tmp_path / "elsewhere")
     _, err = seg(capsys, "verify", run, "--deep", "1", code=2)
     assert model in err
-    monkeypatch.setattr("jobs.recheck.BUILT_IN", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("seg_core.inference.recheck.BUILT_IN", str(tmp_path / "elsewhere"))
     assert json.loads(seg(capsys, "verify", run, "--deep", "1", "--json")[0])["rechecked"] == 1
 
 
@@ -368,7 +368,7 @@ def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
         raise SegError("S3 is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr("jobs.segment.summary", away)
+        broken.setattr("aerial_seg.segment.summary", away)
         seg(capsys, *command, code=1)  # it has begun
     assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is None
     again, _ = seg(capsys, *command)
@@ -389,7 +389,7 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
         part.write_bytes(content)
         yield
 
-    monkeypatch.setattr("jobs.segment.ray_session", start)
+    monkeypatch.setattr("aerial_seg.segment.ray_session", start)
     assert not part.exists()
     _, err = seg(capsys, *command)
     assert "windows" not in err

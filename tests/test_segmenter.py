@@ -11,10 +11,10 @@ import torch
 from conftest import MakeBundle, answer_of, write_untrained
 from numpy.typing import NDArray
 
-from jobs.windows import fit_window
 from seg_core.errors import JobError, SegError
-from seg_core.plan import Settings
-from seg_core.segmenter import (
+from seg_core.grid import Window, chip_window, reflect, split
+from seg_core.inference.windows import fit_window
+from seg_core.model.segmenter import (
     SUM_UNIT,
     VIEWS,
     Answer,
@@ -27,7 +27,7 @@ from seg_core.segmenter import (
     sum_tiles,
     to_units,
 )
-from seg_core.tiling import Window, chip_window, reflect, split
+from seg_core.run.plan import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,17 +21,17 @@ from conftest import outside_environment
 from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
 
-import jobs
-from jobs.processes import ESSENTIAL
-from jobs.session import (
+import seg_core
+from aerial_seg.processes import ESSENTIAL
+from aerial_seg.ray_session import (
     TURNED_AWAY,
     WORKER_ENVIRONMENT,
     check_temporary_folder,
     data_threads,
-    make_crew,
     ray_session,
     wait_for_data,
 )
+from aerial_seg.resources import make_crew
 from seg_core.errors import JobError, SegError
 
 GIB = 2**30
@@ -147,7 +147,7 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(address: str, reas
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in() -> None:
     address = ray.get_runtime_context().gcs_address
-    connect = f"from jobs.session import ray_session\nwith ray_session({address!r}): pass"
+    connect = f"from aerial_seg.ray_session import ray_session\nwith ray_session({address!r}): pass"
     for key in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}):
         command = [sys.executable, "-c", connect]
         found = subprocess.run(command, env=outside_environment(**key), capture_output=True, text=True, check=False)
@@ -173,8 +173,8 @@ def test_the_line_of_a_cluster_that_turns_away_says_where_its_address_came_from_
 
 SESSION = """
 import sys, time
-from jobs.session import ray_session
-from jobs.terminal import stoppable
+from aerial_seg.ray_session import ray_session
+from aerial_seg.terminal import stoppable
 
 with stoppable():
     try:
@@ -230,7 +230,7 @@ def test_workers_and_what_they_start_do_not_import_from_the_current_folder() -> 
 
     folder, own, below = ray.get(path.remote())
     assert not {"", os.path.dirname(sys.argv[0])} & set(own)
-    assert folder not in own or folder == os.path.dirname(os.path.dirname(jobs.__file__))
+    assert folder not in own or folder == os.path.dirname(os.path.dirname(seg_core.__file__))
     assert below not in {"", folder}
 
 

@@ -10,9 +10,9 @@ import pytest
 from botocore.stub import Stubber
 from s3transfer.exceptions import RetriesExceededError
 
-from seg_core import s3 as store
 from seg_core.errors import SegError
-from seg_core.storage import (
+from seg_core.storage import s3 as store
+from seg_core.storage.files import (
     absolute,
     check_writable,
     exists,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
 
-from jobs.session import TURNED_AWAY
-from jobs.submit import connect, follow
+from aerial_seg.ray_session import TURNED_AWAY
+from aerial_seg.submit import connect, follow
 
 REPOSITORY = Path(__file__).parents[1]
 

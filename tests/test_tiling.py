@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seg_core.tiling import Window, chip_window, fold, hull, inside, num_splits, reflect, round_up, split, unfold
+from seg_core.grid import Window, chip_window, fold, hull, inside, num_splits, reflect, round_up, split, unfold
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seg_core.together import Together
+from seg_core.threads import CallBatcher
 
 
 def test_what_is_asked_for_meanwhile_goes_into_the_next_call_and_each_gets_its_own() -> None:
@@ -20,7 +20,7 @@ def test_what_is_asked_for_meanwhile_goes_into_the_next_call_and_each_gets_its_o
         assert go_on.wait(60)
         return [number**2 for number in numbers]
 
-    together = Together(square, most=4)
+    together = CallBatcher(square, most=4)
     with ThreadPoolExecutor(10) as pool:
         first = pool.submit(together, 10)
         assert begun.wait(60)
@@ -45,7 +45,7 @@ def test_it_runs_once_at_a_time() -> None:
         running.release()
         return list(numbers)
 
-    together = Together(alone, most=3)
+    together = CallBatcher(alone, most=3)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(together, range(100))) == list(range(100))
     assert not overlaps
@@ -61,7 +61,7 @@ def test_those_at_fault_fail_and_no_others() -> None:
             raise ValueError(odd[0])
         return list(numbers)
 
-    together = Together(refuse_odd, most=8)
+    together = CallBatcher(refuse_odd, most=8)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(together, 0)
         assert begun.wait(60)

@@ -20,21 +20,21 @@ import torch
 from conftest import MakeScene, outside_environment
 from tensorboardX.proto.event_pb2 import Event
 
-import jobs.train
-from jobs.bench_train import bench_train
-from jobs.readers import Share, choose_readers, iter_batches
-from jobs.record import Record, _drain
-from jobs.settings import TrainSettings, difference, make_settings
-from jobs.train import decode, train
-from jobs.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
-from seg_core.bundle import Bundle, read_bundle, read_weights
-from seg_core.dataset import Classes, Crops, Pair, Sample, find_pairs, read_classes
+import aerial_seg.train
+from aerial_seg.benchmarks.training import bench_train
+from aerial_seg.train import decode, train
+from aerial_seg.training.readers import Share, choose_readers, iter_batches
+from aerial_seg.training.record import Record, _drain
+from aerial_seg.training.settings import TrainSettings, difference, make_settings
+from aerial_seg.training.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.errors import JobError, SegError
-from seg_core.losses import make_loss
-from seg_core.raster import read_whole, write_geotiff
-from seg_core.segmenter import load_model
-from seg_core.training import VALIDATING
-from seg_core.unet import UNet
+from seg_core.imagery.raster import read_whole, write_geotiff
+from seg_core.model.bundle import Bundle, read_bundle, read_weights
+from seg_core.model.segmenter import load_model
+from seg_core.model.unet import UNet
+from seg_core.training.dataset import Classes, Crops, Pair, Sample, find_pairs, read_classes
+from seg_core.training.loop import VALIDATING
+from seg_core.training.losses import make_loss
 
 TINY: dict[str, Any] = {"width": 4, "depth": 2, "steps": 6, "batch": 4, "epochs": 4, "crop": 128, "ema": 0.9}
 TINY["readers"] = 0  # the workers make the crops: processes for them would take longer to start than there is to do
@@ -120,7 +120,7 @@ def test_a_killed_worker_costs_at_most_an_epoch(dataset: Path, tmp_path: Path, u
 def test_a_training_run_lives_in_a_bucket_and_goes_on_from_there(
     dataset: Path, tmp_path: Path, undisturbed: Path, s3: str
 ) -> None:
-    from seg_core.storage import read_bytes
+    from seg_core.storage.files import read_bytes
 
     work, keys = f"{s3}/training", {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
     killed = start(dataset, tmp_path, "--workers", "2", "--work", work, **keys)
@@ -260,7 +260,7 @@ def test_a_run_does_not_go_on_with_other_data(
 
     settings = settings_of(steps=1, epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.train, "write_samples", broken)
+        patch.setattr(aerial_seg.train, "write_samples", broken)
         made = train(settings, str(dataset), str(tmp_path / "a"), str(tmp_path / "work"))
     assert "samples.png is not drawn: there is no paper" in capsys.readouterr().err  # and yet there is a model
     (tmp_path / "work" / "metrics.jsonl").write_text("{")

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from seg_core.errors import JobError
-from seg_core.losses import LOSSES, MISSING, make_loss
-from seg_core.metrics import Histogram, histogram, scores
-from seg_core.models import class_probability, normalise
-from seg_core.training import (
+from seg_core.model.networks import class_probability, normalise
+from seg_core.model.unet import UNet
+from seg_core.training.loop import (
     CHECK_EVERY,
     Batch,
     Learner,
@@ -30,7 +29,8 @@ from seg_core.training import (
     make_schedule,
     step,
 )
-from seg_core.unet import UNet
+from seg_core.training.losses import LOSSES, MISSING, make_loss
+from seg_core.training.metrics import Histogram, histogram, scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

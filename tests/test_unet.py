@@ -9,12 +9,12 @@ from conftest import write_untrained
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seg_core.bundle import read_weights
 from seg_core.errors import SegError
-from seg_core.models import build_model, fold_batchnorm, normalise, probe
-from seg_core.segmenter import Segmenter, load_model
-from seg_core.tiling import Window, chip_window, reflect, split
-from seg_core.unet import ConvBlock, DownBlock, UNet, UpBlock
+from seg_core.grid import Window, chip_window, reflect, split
+from seg_core.model.bundle import read_weights
+from seg_core.model.networks import build_model, fold_batchnorm, normalise, probe
+from seg_core.model.segmenter import Segmenter, load_model
+from seg_core.model.unet import ConvBlock, DownBlock, UNet, UpBlock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

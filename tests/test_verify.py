@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_run import SETTINGS, build_run
 
-from seg_core.coverage import Failure, Row, encode_mask, failed_rows
 from seg_core.errors import SegError
-from seg_core.lease import hold
-from seg_core.plan import Part, Plan
-from seg_core.results import (
+from seg_core.run.lease import hold
+from seg_core.run.plan import Part, Plan
+from seg_core.run.record import parts_to_do, read_plan
+from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
+from seg_core.run.tables import (
     TILES,
     part_path,
     read_part,
@@ -26,8 +27,7 @@ from seg_core.results import (
     scenes_path,
     write_part,
 )
-from seg_core.run import parts_to_do, read_plan
-from seg_core.verify import Verdict, repair, verify
+from seg_core.run.verify import Verdict, repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -370,7 +370,7 @@ def refuse(*_: object) -> None:
 def test_a_part_that_arrow_cannot_fetch_is_fetched_in_another_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = read_versioned(str(made.path()))
     closed = SimpleNamespace(open_input_file=refuse)
-    monkeypatch.setattr("seg_core.results.filesystem", lambda path: (closed, path))
+    monkeypatch.setattr("seg_core.run.tables.filesystem", lambda path: (closed, path))
     assert read_versioned(str(made.path())) == expected
 
 

@@ -10,12 +10,12 @@ import torch
 from conftest import MakeBundle
 from test_jpeg import write_jpeg
 
-from jobs.windows import stage_windows
 from seg_core.errors import ReadError
-from seg_core.plan import Part, Settings, Square
-from seg_core.scenes import Scene
-from seg_core.segmenter import Segmenter
-from seg_core.tiling import split
+from seg_core.grid import split
+from seg_core.imagery.scene import Scene
+from seg_core.inference.windows import stage_windows
+from seg_core.model.segmenter import Segmenter
+from seg_core.run.plan import Part, Settings, Square
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 SIDE = 1100

@@ -1,0 +1,1 @@
+"""What `seg bench` measures."""

@@ -1,0 +1,78 @@
+"""How fast a model is trained, against making its crops alone, and against steps that need no data."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice, repeat
+from typing import Any
+
+import torch
+
+from seg_core.model.networks import build_model
+from seg_core.model.segmenter import choose_device
+from seg_core.training.dataset import find_pairs, read_classes
+from seg_core.training.loop import Batch, Learner, step
+
+from ..ray_session import ray_session
+from ..train import decode, describe_model, steps_an_epoch
+from ..training.readers import AHEAD, Share, choose_readers, iter_batches
+from ..training.settings import TrainSettings
+from ..training.worker import make_learner
+
+
+def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict[str, Any]:
+    """Megapixels a second of making crops, of training on crops as they are made, and on a batch that stays.
+
+    In this process, after steps to warm up; the latter two in turns, so that both meet the same machine.
+    """
+    classes = read_classes(data)
+    header = describe_model(settings, classes) | {"mean": (127.0,) * 3, "std": (64.0,) * 3}
+    device, readers = choose_device("auto"), choose_readers(settings.readers, 1)
+    torch.set_num_threads(os.cpu_count() or 1)
+    network = build_model(header["architecture"])
+    pairs = find_pairs(data, "train")
+    steps = max(10 * num_steps, steps_an_epoch(settings, len(pairs)))
+    learner = make_learner(settings, header, network, device, steps, settings.batch)
+    learner.network.train()
+    with ray_session(None):
+        samples = [ref for ref, _ in decode(pairs, classes)]
+        feed = iter_batches(Share(settings, num_steps), samples, range(sys.maxsize), readers, device)
+        seconds = _time_steps(learner, feed, num_steps, AHEAD * max(1, readers))
+    pixels = num_steps * settings.batch * settings.crop**2
+    return {
+        **{f"{name}_mpx_s": round(pixels / spent / 1e6, 3) for name, spent in seconds.items()},
+        "fed_to_resident": round(seconds["resident"] / seconds["fed"], 3),
+        "readers": readers,
+        "device": str(device),
+        "steps": 2 * num_steps,
+        "batch": settings.batch,
+        "crop": settings.crop,
+    }
+
+
+def _time_steps(learner: Learner, feed: Iterator[Batch], num_steps: int, ready: int) -> dict[str, float]:
+    """Seconds that so many steps take, or so many batches without a step.
+
+    The batches that were made ahead, `ready` at most, are used up before the clock starts.
+    """
+
+    def train_on(batches: Iterator[Batch], number: int) -> float:
+        started = time.perf_counter()
+        losses = [step(learner, batch) for batch in islice(batches, number)]
+        torch.stack(losses).sum().item()  # the device has finished
+        return time.perf_counter() - started
+
+    images, labels = next(feed)
+    resident = repeat((images.to(learner.device), labels.to(learner.device)))
+    train_on(resident, 3)
+    seconds = {"resident": 0.0, "fed": 0.0}
+    for _ in range(2):
+        seconds["resident"] += train_on(resident, num_steps) / 2
+        deque(islice(feed, ready), maxlen=0)
+        seconds["fed"] += train_on(feed, num_steps) / 2
+    deque(islice(feed, ready), maxlen=0)
+    started = time.perf_counter()
+    deque(islice(feed, num_steps), maxlen=0)
+    return {**seconds, "crops": time.perf_counter() - started}

@@ -1,0 +1,207 @@
+"""Connect to a Ray cluster, or start one inside this process."""
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+import ray
+from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
+
+import seg_core
+from seg_core.errors import JobError, SegError
+from seg_core.storage.s3 import SHARED
+
+from .processes import own_ray
+from .progress import waiting
+from .terminal import Terminated, handle_stops, restore_handlers, stoppable
+
+# glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
+# same memory anew for the next layer: workers keep it, in huge pages. And a thread of torch's that waits for another
+# would spin on a core that a reading thread could use. CUDA has 8 queues unless it is told otherwise, in one of which
+# some of nvJPEG's 14 streams would always stand behind whole batches of the network.
+WORKER_ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONSAFEPATH": "1",  # processes that workers start do not import from the current folder either
+}
+DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
+SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
+TEMPORARY = 50 * 10**6  # bytes that Ray's logs may take at the least
+SHUTDOWN = 30.0  # s that Ray is given to end
+TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+KNOCK = 5.0  # s that the head of a cluster is given to answer
+
+
+@contextmanager
+def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -> Iterator[None]:
+    """Ray for the time of a job: at `address`, at $RAY_ADDRESS (set inside a submitted job), or inside this process.
+
+    Inside this process Ray is told of at least `num_cpus` CPUs, so that work for two starts on a machine of one.
+    Does nothing where Ray runs already.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    given, address = address, address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
+    with warnings.catch_warnings(), stoppable(), nullcontext() if address else own_ray() as processes:
+        warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
+        with _environment(WORKER_ENVIRONMENT):  # inherited by a Ray that starts here, and by its workers from it
+            _start(given, address, num_cpus, verbose)
+        if processes is not None:
+            processes.watch()
+        try:
+            yield
+        finally:
+            if processes is None or processes.close():
+                wait_for_data()
+                _shut_down()
+
+
+def check_temporary_folder() -> None:
+    """Raise SegError where Ray can't put its sockets and logs: it would fail with an error about AF_UNIX, or hang."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    folder = os.environ[name] if name else "/tmp"  # noqa: S108 - as Ray chooses
+    where = f"{name}={folder}" if name else folder
+    socket_path = f"{os.path.abspath(folder)}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(socket_path)) > SOCKET_PATH:
+        most = SOCKET_PATH - len(os.fsencode(socket_path)) + len(os.fsencode(os.path.abspath(folder)))
+        raise SegError(f"{where}: longer than the {most} bytes that Ray has room for: set RAY_TMPDIR to another folder")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise SegError(f"{where}: no folder that can be written to: set RAY_TMPDIR to one that is")
+    free, needed = (number // 10**6 for number in (shutil.disk_usage(folder).free, TEMPORARY))
+    if free < needed:
+        raise SegError(f"{where}: has {free} MB free, Ray needs {needed}: set RAY_TMPDIR to another folder")
+
+
+def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.ERROR
+    # Ray prints what goes wrong on standard output, where results belong, even if it is not to log to the driver.
+    ray._private.worker._worker_logs_enabled = verbose  # noqa: SLF001 - there is no other way
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "job_config": _JobConfig()}
+    try:
+        with nullcontext(sys.stderr) if verbose else _hushed() as terminal, waiting("starting Ray", terminal):
+            if address:
+                _join(address, options)
+            else:
+                check_temporary_folder()
+                ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+        handle_stops()  # as Ray has put a handler of its own in place
+    except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts
+        raise Terminated from stopped
+    except SegError:
+        raise
+    except (OSError, ValueError, AuthenticationError) as error:
+        named = f"--address {given}" if given else f"RAY_ADDRESS={address}"
+        where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
+        cause = str(error.__cause__ or "").strip()  # may hold a traceback
+        if address and "AuthenticationError" in f"{type(error).__name__} {cause}":
+            raise SegError(f"{named}: {TURNED_AWAY}") from error
+        reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
+        raise SegError(f"{where} ({reason})") from error
+    except Exception as error:  # Ray's own class for it
+        if "timed out during startup" not in str(error):
+            raise
+        load, cpus = os.getloadavg()[0], os.cpu_count()
+        raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _shut_down() -> None:
+    """Shut Ray down. Its C++ resets the handler of SIGTERM halfway, and a second `kill` would end us without a word."""
+    closing = threading.Thread(target=ray.shutdown, daemon=True)
+    closing.start()
+    deadline = time.monotonic() + SHUTDOWN
+    while closing.is_alive() and time.monotonic() < deadline:
+        restore_handlers()
+        closing.join(0.01)
+    restore_handlers()
+
+
+class _JobConfig(JobConfig):
+    """Keeps workers from importing from the folders that the driver runs in and was started from.
+
+    Ray puts both first on their path, where a file named numpy.py is taken for the library, unless the job has a
+    working_dir (https://github.com/ray-project/ray/issues/43182). A checkout that is not installed they do need.
+    """
+
+    def __init__(self) -> None:
+        installed = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+        roots = {os.path.dirname(os.path.dirname(os.path.realpath(file))) for file in (__file__, seg_core.__file__)}
+        super().__init__(_py_driver_sys_path=sorted(roots - installed))
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a cluster. Of a port where nobody listens Ray would hope for ten minutes that a head starts there."""
+    where = urlsplit(f"//{address}")
+    if where.hostname and where.port:
+        socket.create_connection((where.hostname, where.port), KNOCK).close()
+    os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112 - Ray spells it so
+    shared = {name: os.environ[name] for name in SHARED if name in os.environ}
+    ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+
+
+def wait_for_data() -> None:
+    """Wait until the threads of Ray Data have ended, of which some outlive what they worked for by a tenth of a second.
+
+    One that meets a Ray which is shut down ends the process, without a word and with exit code 1.
+    """
+    deadline = time.monotonic() + DATA_THREADS
+    for thread in data_threads():
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def data_threads() -> list[threading.Thread]:
+    """The threads of this process that are Ray Data's, but for those that it leaves asleep for good."""
+    found = {thread: getattr(thread, "_target", None) or type(thread) for thread in threading.enumerate()}
+    return [
+        thread
+        for thread, made in found.items()
+        if str(made.__module__).startswith("ray.data.") and thread.name != "Prefetcher"
+    ]
+
+
+@contextmanager
+def _hushed() -> Iterator[TextIO]:
+    """Drop what is written to standard error, by Ray's C++ core too, which announces that it is quiet.
+
+    Yields a stream that still leads there.
+    """
+    sys.stderr.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with os.fdopen(os.dup(2), "w") as terminal:
+        os.dup2(nothing, 2)
+        try:
+            yield terminal
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal.fileno(), 2)
+            os.close(nothing)

@@ -1,0 +1,202 @@
+"""What a training run leaves behind beside its model: figures and curves.
+
+An epoch is a line on the terminal and in `metrics.jsonl`, a step in TensorBoard, and in MLflow where that is installed.
+"""
+
+import importlib.util
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from seg_core.errors import SegError
+from seg_core.plots.figures import draw_curves
+from seg_core.storage.files import is_remote, publish, read_bytes, upload
+
+from ..progress import CLEAR, Ticker, clock
+from ..terminal import note
+from .settings import TrainSettings
+
+METRICS = "metrics.jsonl"
+MLFLOW_RUN = "mlflow.run"  # holds its id there
+CURVES = "curves.png"
+
+
+class Record:
+    """The epochs of one training run, those of earlier goes included. An epoch done again replaces its figures."""
+
+    def __init__(self, work: str, settings: TrainSettings) -> None:
+        self.work, self.settings = work, settings
+        self.error: Exception | None = None  # why the workers stopped, where they know
+        self.note: Callable[[str], None] = note
+        self.began = time.monotonic()
+        self.epochs: dict[int, dict[str, Any]] = {}
+        with suppress(ValueError, TypeError, KeyError):  # of a damaged file: the checkpoints know it all
+            lines = (read_bytes(f"{work}/{METRICS}") or b"").decode().splitlines()
+            self.epochs = {f["epoch"]: f for f in map(json.loads, lines)}
+        self.writers: list[_TensorBoard | _MLflow] = [_TensorBoard(work, settings)]
+        if _has_mlflow(work):
+            self.writers.append(_MLflow(work, settings))
+
+    def take(self, figures: dict[str, Any]) -> None:
+        """Write an epoch down everywhere."""
+        self.epochs[figures["epoch"]] = figures
+        try:
+            self._publish()
+        except (OSError, SegError) as error:  # the next epoch writes all lines again
+            self.note(f"{self.work}/{METRICS}: can't be written: {error}")
+        self.note(self._line(figures))
+        self.began = time.monotonic()
+        self._tell(lambda writer: writer.write(figures))
+
+    def restore(self, history: Sequence[dict[str, Any]]) -> None:
+        """Take the epochs that a checkpoint holds, and no later ones: a killed driver may have missed some of them."""
+        self.epochs = {figures["epoch"]: figures for figures in history}
+        self._publish()
+
+    def close(self) -> None:
+        """Finish what is open."""
+        self._tell(lambda writer: writer.close())
+
+    def _tell(self, what: Callable[["_TensorBoard | _MLflow"], None]) -> None:
+        for writer in list(self.writers):
+            try:
+                what(writer)
+            except Exception as error:  # a tracking server that is away must not end a training run
+                self.writers.remove(writer)
+                self.note(f"{writer.name} is written no more: {error}")
+
+    def _publish(self) -> None:
+        """The metrics, and their curves so far."""
+        epochs = [self.epochs[number] for number in sorted(self.epochs)]
+        publish(f"{self.work}/{METRICS}", "".join(json.dumps(figures) + "\n" for figures in epochs).encode())
+        publish(f"{self.work}/{CURVES}", draw_curves(epochs))
+
+    def under_way(self) -> str:
+        """What is waited for, and for how long."""
+        done = max(self.epochs, default=0)
+        return f"training: {done} of {self.settings.epochs} epochs done ... {clock(time.monotonic() - self.began)}"
+
+    def _line(self, figures: dict[str, Any]) -> str:
+        last, iou = self.settings.epochs, figures["val_iou"]
+        return (
+            f"epoch {figures['epoch']} of {last}: loss {figures['loss']:.4f}, "
+            f"building IoU {'undefined' if iou is None else f'{iou:.4f}'}, {figures['train_mpx_s']:.2f} Mpx/s, "
+            f"{clock(figures['seconds'] * (last - figures['epoch']))} left"
+        )
+
+
+class _TensorBoard:
+    """Event files in `WORK/tensorboard`; for a remote folder they are copied there after each epoch."""
+
+    name = "TensorBoard"
+
+    def __init__(self, work: str, _settings: TrainSettings) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.target = f"{work}/tensorboard"
+        self.local = tempfile.TemporaryDirectory() if is_remote(work) else None
+        self.writer = SummaryWriter(self.local.name if self.local else self.target)
+
+    def write(self, figures: dict[str, Any]) -> None:
+        for name, value in _scalars(figures):
+            self.writer.add_scalar(name, value, figures["epoch"])
+        self.writer.flush()
+        if self.local:
+            upload(self.local.name, self.target)
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.local:
+            self.local.cleanup()
+
+
+class _MLflow:
+    """A run named after the folder, at $MLFLOW_TRACKING_URI or else in the database `WORK/mlflow.db`."""
+
+    name = "MLflow"
+
+    def __init__(self, work: str, settings: TrainSettings) -> None:
+        self.work, self.settings, self.begun = work, settings, False
+
+    def write(self, figures: dict[str, Any]) -> None:
+        import mlflow
+
+        if not self.begun:
+            self._begin()
+        mlflow.log_metrics(dict(_scalars(figures)), step=figures["epoch"])
+
+    def close(self) -> None:
+        import mlflow
+
+        mlflow.end_run()
+
+    def _begin(self) -> None:
+        """Go on with the run of an earlier go, or begin one."""
+        import mlflow
+
+        self.begun = True
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri(f"sqlite:///{self.work}/mlflow.db")
+        known = (read_bytes(f"{self.work}/{MLFLOW_RUN}") or b"").decode() or None
+        run = mlflow.start_run(run_id=known, run_name=os.path.basename(self.work))
+        if known is None:
+            mlflow.log_params(vars(self.settings))
+            publish(f"{self.work}/{MLFLOW_RUN}", run.info.run_id.encode())
+
+
+def _has_mlflow(work: str) -> bool:
+    """Whether MLflow is installed, and has somewhere to write: a server, or a local folder for its database."""
+    if importlib.util.find_spec("mlflow") is None:
+        return False
+    local = not is_remote(work) and importlib.util.find_spec("sqlalchemy") is not None
+    return local or "MLFLOW_TRACKING_URI" in os.environ
+
+
+def _scalars(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    return ((name, value) for name, value in figures.items() if name != "epoch" and value is not None)
+
+
+@contextmanager
+def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Record]]:
+    """A queue for workers, and the record that takes its epochs; text is printed, an exception kept in `error`."""
+    record = Record(work, settings)
+    ticker = Ticker(record.under_way)
+    record.note = ticker.note
+    # On the driver's own node: where that is lost, so is the driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    thread = threading.Thread(target=_drain, args=(iter(queue.get, None), record), daemon=True)
+    thread.start()
+    try:
+        yield queue, record
+    finally:
+        with suppress(RayActorError):
+            queue.put(None)
+            thread.join(timeout=60)
+        queue.shutdown()
+        ticker.end(CLEAR)
+        record.close()
+
+
+def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exception], record: Record) -> None:
+    for item in arriving:
+        if isinstance(item, Exception):
+            record.error = item
+        elif isinstance(item, str):
+            record.note(item)
+        else:
+            record.error = None  # they have gone on
+            try:
+                record.restore(item) if isinstance(item, list) else record.take(item)
+            except Exception as error:  # a full disk or a closed terminal must not end a training run
+                record.note(f"{METRICS} is not up to date: {error}")

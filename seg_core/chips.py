@@ -1,0 +1,30 @@
+"""What is read for a window and given to a model: plain arrays, for which neither needs the other's libraries."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # `(bands, height, width)`
+Valid = NDArray[np.bool_]  # `(height, width)`
+NewPixels = Callable[[tuple[int, ...]], Pixels]
+
+
+def new_pixels(shape: tuple[int, ...]) -> Pixels:
+    """Memory for the pixels of a chip."""
+    return np.empty(shape, np.uint8)
+
+
+class JpegStreams(NamedTuple):
+    """A chip before it is decoded: the JPEG blocks that it touches, and how they are joined and cut."""
+
+    blocks: list[NDArray[np.uint8]]  # each a JPEG image
+    places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
+    block: tuple[int, int]  # height and width of each
+    canvas: tuple[int, int]  # that the blocks make together
+    components: int  # of each block: 1 or 3
+    bands: tuple[int, ...]  # of them, counted from 0
+    rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
+    cols: NDArray[np.intp]
+    valid: Valid  # `bool (height, width)` of the chip

@@ -1,0 +1,233 @@
+"""Regions: find the images that a person names, by files, folders, prefixes, globs or manifests."""
+
+import io
+import math
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from seg_core.errors import ReadError, SegError
+from seg_core.imagery.georef import position
+from seg_core.imagery.open import SUFFIXES, TIFF_SUFFIXES
+from seg_core.imagery.scene import Scene, read_scene
+from seg_core.storage.files import absolute, exists, expand, folder_of, is_remote, read_bytes, stat, walk
+
+MANIFESTS = (".csv", ".parquet", ".txt")
+READERS = 16  # threads to read headers with
+# Words for a small picture of a scene, in the names of files beside it.
+PREVIEW = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
+COARSE = 2  # times the pixel of another scene on the same ground, from which on a scene is a preview of it
+
+
+def read_region(
+    sources: Sequence[str], as_given: bool = False, alpha: int | None = None, include: Sequence[str] = ()
+) -> tuple[list[Scene], list[str]]:
+    """Scenes of a region in the order of their ids, and one line for each file that is no readable image.
+
+    With `as_given` they are in the order in which the sources name them, those of a folder by name. `alpha` is that of
+    `seg_core.imagery.scene.read_scene`.
+
+    A source is a file, a folder (searched with its subfolders), a glob, each on disk or in S3, or a manifest (`.txt`: a
+    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). A preview that was found beside the scene it
+    shows is left out, and the scene's doubts say so, unless its name matches a pattern in `include`. Raises SegError
+    where nothing is found.
+    """
+    found = [_find(source) for source in sources]
+    named = dict.fromkeys(uri for each in found for uri in each.images)
+    uris = list(named) if as_given else sorted(named)
+    if len({is_remote(uri) for uri in uris}) > 1:
+        raise SegError("some scenes are on disk, some in S3: make two runs of them")
+    root = posixpath.commonpath([folder_of(uri) for uri in uris])
+
+    def read(uri: str) -> Scene | str:
+        try:
+            return read_scene(uri, posixpath.relpath(uri, root), alpha)
+        except ReadError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        headers = list(pool.map(read, uris))
+    scenes = [s for s in headers if isinstance(s, Scene)]
+    by_id = {scene.scene_id: scene for scene in scenes}
+    twin = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
+    if twin is not None:  # such as s3://b//a.tif and s3://b/a.tif
+        raise SegError(f"{twin.uri}, {by_id[twin.scene_id].uri}: two files of one name: make two runs of them")
+    asked_for = {uri for each in found if not each.searched for uri in each.images}
+    searched = [scene for scene in scenes if scene.uri not in asked_for and not _is_included(scene.uri, include)]
+    previews = find_previews(searched, scenes)
+    left = [_name_previews(scene, previews, root) for scene in scenes if scene.uri not in previews]
+    return left, [line for line in headers if isinstance(line, str)]
+
+
+def _name_previews(scene: Scene, previews: Mapping[str, str], root: str) -> Scene:
+    """The scene, with a doubt for each preview of it that was left out."""
+    names = [posixpath.relpath(preview, root) for preview, shown in previews.items() if shown == scene.uri]
+    lines = [f"{name} beside it is left out as a preview: --include {name} takes it back" for name in names]
+    return replace(scene, doubts=(*scene.doubts, *lines))
+
+
+def find_images(source: str) -> list[str]:
+    """Absolute paths of the images that a source names. Raises SegError where it names none."""
+    return _find(source).images
+
+
+class Found(NamedTuple):
+    """The images that a source names."""
+
+    images: list[str]
+    searched: bool  # whether they were found in a folder or by a glob, and not named one by one
+
+
+def _find(source: str) -> Found:
+    path = absolute(source)
+    if stat(path) is not None:
+        return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
+    if any(letter in path for letter in "*?[") and not exists(path):
+        found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
+        if not found:
+            raise SegError(f"{source}: no such file or folder")
+    else:
+        found = sorted(name for name in walk(path) if _is_image(name))
+        if not found and not exists(path):
+            raise SegError(f"{source}: no such file or folder")
+        if not found:
+            raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
+    return Found(found, searched=True)
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES) and not posixpath.basename(path).startswith(".")
+
+
+def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[str, str]:
+    """Of scenes that were searched for, the URIs of those that are previews, each with that of the scene it shows.
+
+    A preview is no larger than the scene in the same folder that it shows, and has no more colour bands. It is known
+    by its name (see `_shown_by_name`), or as a coarse image of the same ground.
+    """
+    by_name: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
+    by_frame: defaultdict[object, list[Scene]] = defaultdict(list)
+    for scene in scenes:
+        stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
+        if suffix in TIFF_SUFFIXES:
+            by_name[folder_of(scene.uri)][stem] = scene
+            by_frame[_frame(scene)].append(scene)
+    found = {}
+    for scene in searched:
+        shown = _shown_by_name(scene, by_name[folder_of(scene.uri)]) or _shown_by_place(scene, by_frame[_frame(scene)])
+        if shown is not None:
+            found[scene.uri] = shown.uri
+    return {preview: _follow(found, preview) for preview in found}
+
+
+def _follow(found: Mapping[str, str], uri: str) -> str:
+    """The scene at the end of a chain of previews."""
+    while uri in found:
+        uri = found[uri]
+    return uri
+
+
+def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
+    """The GeoTIFF that a PNG, JPEG or JPEG 2000 beside it is a preview of, by its name.
+
+    That is one with its stem (`a.png`, `a.tif.jpg` beside `a.tif`), alone or with a word for a preview after it
+    (`a_thumb.jpg`); or, of a picture that has such a word for a name (`quicklook.png`), the first in the folder.
+    """
+    stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
+    if suffix in TIFF_SUFFIXES or not tiffs:
+        return None
+    stem = stem.removesuffix(".tif").removesuffix(".tiff")
+    if stem in tiffs:
+        return tiffs[stem] if _may_show(scene, tiffs[stem]) else None
+    word = PREVIEW.search(stem)
+    if word is None:
+        return None
+    return tiffs.get(stem[: word.start()], tiffs[min(tiffs)])
+
+
+def _shown_by_place(scene: Scene, alike: Sequence[Scene]) -> Scene | None:
+    """The finest GeoTIFF of the same frame, of those whose pixels are much smaller."""
+    fine = [
+        tiff
+        for tiff in alike
+        if COARSE * scene.width <= tiff.width and COARSE * scene.height <= tiff.height and _may_show(scene, tiff)
+    ]
+    return max(fine, key=lambda tiff: tiff.width * tiff.height, default=None)
+
+
+def _may_show(preview: Scene, scene: Scene) -> bool:
+    """Whether a picture has no more pixels or colours than a scene: a photo beside a terrain model is no preview."""
+    smaller = preview.width <= scene.width and preview.height <= scene.height
+    return smaller and len(preview.bands) <= len(scene.bands)
+
+
+def _frame(scene: Scene) -> object:
+    """Folder, CRS and corners, rounded to some hundredths of its size; of a scene without a CRS, itself."""
+    if scene.crs is None:
+        return scene.uri
+    corners = np.array([*position(scene.transform, 0, 0), *position(scene.transform, scene.height, scene.width)])
+    digits = 2 - math.ceil(math.log10(np.hypot(*(corners[2:] - corners[:2]))))
+    return folder_of(scene.uri), scene.crs, *corners.round(digits).tolist()
+
+
+def _is_included(path: str, include: Sequence[str]) -> bool:
+    return any(fnmatch(path, pattern) or fnmatch(path, f"*/{pattern}") for pattern in include)
+
+
+def _read_manifest(path: str) -> list[str]:
+    uris = [absolute(uri, folder_of(path)) for uri in _manifest_entries(path)]
+    if not uris:
+        raise SegError(f"{path}: this manifest names no scene")
+    with ThreadPoolExecutor(READERS) as pool:
+        missing = next((uri for uri, found in zip(uris, pool.map(stat, uris), strict=True) if found is None), None)
+    if missing:
+        raise SegError(f"{path}: it names {missing}, which is no file")
+    return uris
+
+
+def _manifest_entries(path: str) -> list[str]:
+    content = read_bytes(path) or b""
+    try:
+        if path.lower().endswith(".txt"):
+            lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
+            return [line for line in lines if line and not line.startswith("#")]
+        return _column_entries(path, _read_table(path, content))
+    except UnicodeDecodeError as error:
+        raise SegError(f"{path}: this manifest is not UTF-8: save it as UTF-8") from error
+
+
+def _read_table(path: str, content: bytes) -> pd.DataFrame:
+    try:
+        if path.lower().endswith(".parquet"):
+            return pd.read_parquet(io.BytesIO(content))
+        # As text, for a name may be a number, or NA.
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OSError) as error:  # what is no table or no Parquet is a ValueError to pandas
+        raise SegError(f"{path}: not a manifest that can be read: {str(error).strip()}") from error
+
+
+def _column_entries(path: str, table: pd.DataFrame) -> list[str]:
+    column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
+    if column is None:
+        names = ", ".join(map(str, table.columns))
+        raise SegError(f"{path}: a manifest needs a column uri, path or scene; it has {names or 'none'}")
+    rows = table.reset_index(drop=True).dropna(how="all")  # spreadsheets leave empty rows at the end
+    entries = ["" if pd.isna(uri) else _text(uri).strip() for uri in rows[column]]
+    if "" in entries:
+        number = rows.index[entries.index("")] + 1
+        raise SegError(f"{path}: row {number} below the header names no scene: fill in its {column}, or delete it")
+    return entries
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,1 @@
+"""Where imagery and model meet, without Ray: windows, scores, and windows that are segmented again."""

@@ -1,0 +1,127 @@
+"""Score a model on a labelled split: over all images, by image, by threshold, by probability, and to look at."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.grid import chip_window, split
+from seg_core.imagery.raster import read_chip
+from seg_core.imagery.scene import Scene, fit_to_model
+from seg_core.model.segmenter import Segmenter
+from seg_core.plots.figures import draw_calibration, draw_thresholds
+from seg_core.plots.pictures import assemble_panels, paint_errors, paint_mask
+from seg_core.storage.files import make_folder, publish
+from seg_core.threads import prefetch
+from seg_core.training.dataset import MISSING, Pair, Sample, find_pairs, read_classes, read_pair
+from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
+
+WINDOW = 1024  # px
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on the images of a split."""
+
+    images: pd.DataFrame  # one row an image: image, valid_px, scores and counts at the threshold
+    histogram: Histogram
+    counts: Counts
+    threshold: float
+    labels_off_px: dict[str, float]  # of each label file, as AlignedLabel has it
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of all images together."""
+        best = self.histogram.best_threshold()
+        return {
+            "images": len(self.images),
+            **scores(self.counts),
+            **self.counts._asdict(),
+            "threshold": self.threshold,
+            "best_threshold": best,
+            "best_iou": scores(self.histogram.counts(best))["iou"],
+            "calibration_error": self.histogram.calibration_error(),
+        }
+
+
+def evaluate(
+    segmenter: Segmenter, data: str, split_name: str, report: Callable[[str], None] = lambda _: None
+) -> Evaluation:
+    """Building scores over the valid pixels of all images of a split, segmented as in a bulk run.
+
+    `report` is told how far it is.
+    """
+    threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
+    rows: list[dict[str, Any]] = []
+    pixels, total, labels_off_px = np.zeros_like(Histogram.empty().pixels), Counts(), {}
+    for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
+        report(f"{len(rows)} done")
+        labels_off_px[pair.label] = off_px
+        valid, truth = sample.label != MISSING, sample.label == building
+        counts = count(probability >= threshold, truth, valid)
+        pixels += histogram(probability, truth, valid).pixels
+        total = total.plus(counts)
+        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
+    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold, labels_off_px)
+
+
+def _segment(
+    segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
+) -> Iterator[tuple[Pair, Sample, float, NDArray[np.float32]]]:
+    """Each pair of a split, or `only` some by name, as read_pair decodes it, with its building probability by pixel."""
+    bundle, classes = segmenter.bundle, read_classes(data)
+    if classes.names != bundle.classes:
+        raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
+    pairs = find_pairs(data, split_name)
+    if only is not None:
+        by_name = {Path(pair.image).name: pair for pair in pairs}
+        pairs = [by_name[name] for name in only]
+    with ThreadPoolExecutor(1) as pool:
+        decoded = prefetch(pool, lambda pair: read_pair(pair, classes), pairs, 2)
+        for pair, (sample, header, off_px) in zip(pairs, decoded, strict=True):
+            scene = fit_to_model(
+                header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scale=None, resample=False
+            )
+            yield pair, sample, off_px, _segment_scene(segmenter, scene)
+
+
+def _segment_scene(segmenter: Segmenter, scene: Scene) -> NDArray[np.float32]:
+    halo, stride = segmenter.bundle.halo, segmenter.bundle.stride
+    whole = np.zeros((scene.height, scene.width), np.float32)
+    for window in split(scene.window, WINDOW):
+        pixels, valid = read_chip(scene, chip_window(window, halo, stride))
+        whole[window.slices(scene.window)] = segmenter(pixels, valid, halo, window.height, window.width)
+    return whole
+
+
+def write_figures(evaluation: Evaluation, folder: str) -> None:
+    """Publish `thresholds.png` with its figures in `thresholds.csv`, and `calibration.png`."""
+    make_folder(folder)
+    curve = [{"threshold": i / STEPS, **scores(evaluation.histogram.counts(i / STEPS))} for i in range(STEPS)]
+    publish(f"{folder}/thresholds.csv", pd.DataFrame(curve).to_csv(index=False).encode())
+    publish(f"{folder}/thresholds.png", draw_thresholds(evaluation.histogram, evaluation.threshold))
+    publish(f"{folder}/calibration.png", draw_calibration(evaluation.histogram))
+
+
+def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split_name: str, path: str) -> None:
+    """Publish image, truth, prediction and errors of the images with the best, median and worst IoU as a PNG."""
+    ranked = evaluation.images.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
+    chosen = [ranked.iloc[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else []
+    panels = []
+    segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
+    for row, (_, sample, _, probability) in zip(chosen, segmented, strict=True):
+        valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
+        predicted = (probability >= evaluation.threshold) & valid
+        panels += [
+            (f"{row['image']}: IoU {row['iou']:.3f}", sample.image),
+            ("truth", paint_mask(sample.image, truth)),
+            ("prediction", paint_mask(sample.image, predicted)),
+            ("errors: false green, missed red", paint_errors(sample.image, predicted, truth)),
+        ]
+    if panels:
+        publish(path, assemble_panels(panels, 4))

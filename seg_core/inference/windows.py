@@ -1,0 +1,152 @@
+"""Windows of a part: their chips, what the model makes of them, their tiles' rows, and how well neighbours fit."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_core.chips import JpegStreams, NewPixels, new_pixels
+from seg_core.errors import ReadError
+from seg_core.grid import Window, chip_window, hull, intersection, round_up, split
+from seg_core.imagery.jpeg_streams import read_streams
+from seg_core.imagery.mosaic import read_image
+from seg_core.run.plan import Part, Settings, Square, choose_squares, choose_window
+
+if TYPE_CHECKING:
+    from seg_core.model.segmenter import (  # torch comes with it, and the driver needs none
+        Answer,
+        Pending,
+        Segmenter,
+        Staged,
+    )
+
+SEAM = 32  # px on this side of a border that are looked at
+
+Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def read_pixels(part: Part, chip: Window, settings: Settings, new: NewPixels = new_pixels) -> Chip:
+    """The pixels of a chip, in `new` memory, and which hold data. Raises ReadError."""
+    return read_image(part.scene, part.sources, chip, settings.scale, new)
+
+
+def stage_windows(
+    square: Square,
+    settings: Settings,
+    segmenter: "Segmenter",
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> "list[Staged]":
+    """The chips of windows that are read at once, where the device has them at hand.
+
+    It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
+    within a `turn`, but for that of a GPU, which takes chips of many threads at once.
+    """
+    part = square[0][0]
+    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in square]
+    whole = hull(chips)
+    with ExitStack() as within:
+        within.enter_context(turn())
+        streams = _read_streams(part, whole, settings, segmenter)
+        if streams is None:
+            staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
+        else:
+            if segmenter.on_gpu:
+                within.close()
+            try:
+                staged = segmenter.stage_streams(streams)
+            except ReadError:
+                # What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But
+                # only of a window alone: who decodes the others must not depend on what is read with them.
+                if len(square) > 1:
+                    raise
+                if segmenter.on_gpu:
+                    within.enter_context(turn())
+                staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
+    return [staged.cut(chip.slices(whole)) for chip in chips]
+
+
+def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segmenter") -> JpegStreams | None:
+    """What the device is to decode; None where GDAL is to. Raises ReadError where it can't be read."""
+    if settings.decode != "device" or part.sources or settings.scale is not None:
+        return None
+    return read_streams(part.scene, chip, segmenter.decodes_rgb)
+
+
+def may_be_in_places(error: ReadError, settings: Settings) -> bool:
+    """Whether smaller windows of one that can't be read may well be readable, and have the rows that it would have."""
+    return error.in_places and settings.window is None
+
+
+def start_windows(
+    chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
+) -> "Pending":
+    """Begin to segment the chips of windows of one size, of which one is named, and which may come seldom."""
+    from seg_core.model.segmenter import Cut
+
+    wanted = settings.tile_size, settings.threshold, settings.keep_probability
+    return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted), seldom)
+
+
+def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "Segmenter", gpus: float) -> int:
+    """The side of windows in px: as planned, or smaller ones where none is `wanted` and the share of a GPU is small."""
+    if segmenter.memory is None:
+        return window
+    return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
+
+
+def fit_squares(
+    parts: Sequence[Part],
+    window: int,
+    settings: Settings,
+    segmenter: "Segmenter",
+    memory: int,
+    gpus: float,
+    readers: int,
+    batch: int | None = None,
+) -> tuple[list[Square], int]:
+    """What `choose_squares` finds for so many bytes of the host, and half of that share of a GPU.
+
+    Beside those that are read, as many wait for a GPU's JPEG engine as it takes at once.
+    """
+    if settings.decode == "device":
+        readers += segmenter.decodes_together
+    on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, gpus) / 2
+    room = int(min(memory, on_device))
+    return choose_squares(parts, window, settings, segmenter.bundle, room, readers, batch or 1)
+
+
+def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
+    """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
+    chips = stage_windows([(part, window)], settings, segmenter)
+    return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
+
+
+def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
+    """Valid pixels beside the window's right or lower border, and on how many of them its neighbour would differ.
+
+    The neighbour is a window laid across the border, where most pixels beside it are valid: what it says on this side
+    of it is compared with the answer. Both are 0 where the image ends at both borders. Raises ReadError.
+    """
+    reach = round_up(SEAM, segmenter.bundle.stride)
+    laid = list(_across(window, part.scene.window, reach, max(settings.tile_size, 2 * reach)))
+    if not laid:
+        return 0, 0
+    at = max(laid, key=lambda across: int(answer.valid[intersection(across, window).slices(window)].sum()))
+    beside = infer_window(part, at, settings, segmenter)
+    common = intersection(at, window)
+    here, there = common.slices(window), common.slices(at)
+    differs = answer.building(settings.tile_size)[here] != beside.building(settings.tile_size)[there]
+    return int(beside.valid[there].sum()), int(differs.sum())
+
+
+def _across(window: Window, image: Window, reach: int, length: int) -> Iterator[Window]:
+    """Windows laid across the right and the lower border, where the image goes on: `length` px along it."""
+    if window.right < image.right:
+        for strip in split(Window(window.row_off, window.right - reach, window.height, 2 * reach), length):
+            yield intersection(strip, image)
+    if window.bottom < image.bottom:
+        for strip in split(Window(window.bottom - reach, window.col_off, 2 * reach, window.width), length):
+            yield intersection(strip, image)

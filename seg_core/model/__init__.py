@@ -1,0 +1,1 @@
+"""Trained models: the bundle, the networks, and the segmenter that runs one. Without rasterio."""

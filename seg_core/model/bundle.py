@@ -1,0 +1,138 @@
+"""A bundle: a trained model as a folder of `weights.safetensors` and `model.json`. Loading it runs no code.
+
+`model.json` describes the model so that who loads it restates nothing. Its `hash` covers all its fields and, through
+`weights_sha256`, the weights: two bundles of one hash give the same answers.
+"""
+
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from seg_core.errors import SegError
+from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, sha256
+
+FORMAT = "aerial-seg bundle"
+VERSION = 1
+WEIGHTS = "weights.safetensors"
+HEADER = "model.json"
+BUILT_IN = str(Path(__file__).with_name("builtin_model"))  # the bundle that comes with the package
+
+Weights = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """The fields of `model.json`."""
+
+    architecture: dict[str, Any]  # what models.build_model takes
+    classes: tuple[str, ...]
+    building: int  # index of the class whose coverage is measured
+    bands: int  # bands of the imagery, in the order of training
+    dtype: str  # of the imagery
+    mean: tuple[float, ...]  # a value a band, in grey levels
+    std: tuple[float, ...]
+    gsd_m: float | None  # metres a pixel of the training imagery
+    stride: int  # heights and widths of chips are multiples of it
+    context_px: int | None  # how far a pixel's value depends on others; None: over the whole chip
+    halo: int  # px
+    activation_bytes_per_px: int  # memory of a forward pass in float32, estimated
+    threshold: float  # probability from which on a pixel is building
+    weights_sha256: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the content, hexadecimal."""
+        return sha256(json.dumps(_plain(self), sort_keys=True).encode())[:32]
+
+
+def _plain(bundle: Bundle) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(bundle))))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What `model.json` says of a bundle."""
+    return {"format": FORMAT, "version": VERSION, "hash": bundle.hash, **_plain(bundle)}
+
+
+def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
+    """Write a bundle at a path where nothing is yet; it appears whole or not at all. Returns it with its hashes."""
+    if exists(path):
+        raise SegError(f"{path}: is there already: choose another name for the bundle")
+    content = save_tensors({k: np.asarray(v, order="C") for k, v in weights.items()})
+    bundle = Bundle(**{**asdict(bundle), "weights_sha256": sha256(content)})
+    header = json.dumps(describe(bundle), indent=2).encode()
+    if is_remote(path):
+        publish(f"{path}/{WEIGHTS}", content)
+        publish(f"{path}/{HEADER}", header)  # last, for without it there is no bundle
+        return bundle
+    target = Path(path)
+    make_folder(target.parent)
+    partial = target.parent / f"{PARTIAL}{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        publish(partial / WEIGHTS, content)
+        publish(partial / HEADER, header)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return bundle
+
+
+def read_bundle(path: str) -> Bundle:
+    """Read `model.json`. Raises SegError for a folder that is no bundle, a damaged or a newer one."""
+    header = _read_header(path)
+    stated = header.pop("hash", None)
+    header.pop("version"), header.pop("format")
+    known = {f.name for f in fields(Bundle)}
+    if set(header) != known:
+        odd = ", ".join(sorted(set(header) ^ known))
+        raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({odd})")
+    lists = {name: header[name] for name in ("classes", "mean", "std")}
+    if not all(isinstance(value, list) for value in lists.values()):
+        raise SegError(f"{path}: damaged: {HEADER} has no lists of classes, mean and std")
+    bundle = Bundle(**{**header, **{name: tuple(value) for name, value in lists.items()}})
+    if bundle.hash != stated:
+        raise SegError(
+            f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})"
+        )
+    return bundle
+
+
+def _read_header(path: str) -> dict[str, Any]:
+    content = read_bytes(f"{path}/{HEADER}")
+    if content is None:
+        raise SegError(f"{path}: not a bundle: it holds no {HEADER}" if exists(path) else f"{path}: no such bundle")
+    try:
+        header = json.loads(content)
+    except ValueError as error:
+        raise SegError(f"{path}: damaged: {HEADER} is no JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise SegError(f"{path}: not a bundle: {HEADER} does not say format {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise SegError(f"{path}: of version {header.get('version')}, this program reads {VERSION}: upgrade aerial-seg")
+    return header
+
+
+def read_weights(path: str, bundle: Bundle) -> Weights:
+    """Read the weights and check them against the bundle's hash. Raises SegError where they are damaged."""
+    content = read_bytes(f"{path}/{WEIGHTS}")
+    if content is None:
+        raise SegError(f"{path}: damaged: it holds no {WEIGHTS}")
+    if sha256(content) != bundle.weights_sha256:
+        raise SegError(f"{path}: damaged: {WEIGHTS} is not what {HEADER} was written with")
+    try:
+        weights: Weights = load_tensors(content)
+    except SafetensorError as error:
+        raise SegError(f"{path}: damaged: {WEIGHTS}: {error}") from error
+    return weights

@@ -1,0 +1,102 @@
+"""A bundle as one file for other programs: ONNX, or torch's own exported program.
+
+Both take the imagery as it is and hold all that the bundle knows of it, so that who runs them restates nothing:
+
+    pixels  uint8   (n, bands, height, width)
+    valid   bool    (n, height, width)           ─▶   probability  float32 (n, height, width)
+
+Heights and widths are multiples of the stride (torch's program: at least two strides, for torch.export takes a size of
+one for a constant). `model.json` travels inside: as ONNX metadata, or as an extra file.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from seg_core.errors import SegError
+from seg_core.model.bundle import HEADER, Bundle, describe, read_bundle, read_weights
+from seg_core.model.networks import normalise
+from seg_core.model.segmenter import load_model
+from seg_core.storage.files import PARTIAL, make_folder
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # by kind
+
+
+class _Whole(nn.Module):
+    """A network with what stands before and behind it."""
+
+    def __init__(self, network: nn.Module, bundle: Bundle) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std, self.building = bundle.mean, bundle.std, bundle.building
+
+    def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        logits: Tensor = self.network(normalise(pixels, valid, self.mean, self.std))
+        if logits.shape[1] == 1:
+            positive = torch.sigmoid(logits[:, 0])
+            return positive if self.building == 1 else 1 - positive
+        return torch.softmax(logits, dim=1)[:, self.building]
+
+
+def export_model(path: str, kind: str, out: str) -> Bundle:
+    """Write the bundle at `path` as the file `out`, of a kind in SUFFIXES.
+
+    Raises SegError where something is there already, or the packages that ONNX needs are not installed.
+    """
+    if os.path.exists(out):
+        raise SegError(f"{out}: is there already: choose another name with --out")
+    if kind == "onnx":
+        _check_onnx()
+    bundle = read_bundle(path)
+    program = _program(load_model(bundle, read_weights(path, bundle)), bundle)
+    make_folder(os.path.dirname(out))
+    partial = Path(out).with_name(f"{PARTIAL}{uuid.uuid4().hex}{SUFFIXES[kind]}")
+    header = json.dumps(describe(bundle))
+    try:
+        if kind == "onnx":
+            _save_onnx(program, header, str(partial))
+        else:
+            torch.export.save(program, partial, extra_files={HEADER: header})
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return bundle
+
+
+def _program(network: nn.Module, bundle: Bundle) -> ExportedProgram:
+    side = 8 * bundle.stride
+    sample = (torch.zeros(2, bundle.bands, side, side + bundle.stride, dtype=torch.uint8),)
+    number, rows, cols = Dim("n", min=1), Dim("rows", min=2), Dim("cols", min=2)
+    height, width = bundle.stride * rows, bundle.stride * cols
+    shapes: dict[str, Any] = {
+        "pixels": {0: number, 2: height, 3: width},
+        "valid": {0: number, 1: height, 2: width},
+    }
+    inputs = (*sample, torch.ones(2, side, side + bundle.stride, dtype=torch.bool))
+    return torch.export.export(_Whole(network, bundle).eval(), inputs, dynamic_shapes=shapes)
+
+
+def _check_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter asks for it late
+    except ImportError as error:
+        raise SegError(f"--to onnx: {error.name} is not installed: pip install 'aerial-seg[onnx]'") from error
+
+
+def _save_onnx(program: ExportedProgram, header: str, path: str) -> None:
+    import onnx
+
+    exported = torch.onnx.export(
+        program, input_names=["pixels", "valid"], output_names=["probability"], dynamo=True, verbose=False
+    )
+    assert exported is not None
+    model = exported.model_proto
+    onnx.helper.set_model_props(model, {HEADER: header})
+    onnx.save(model, path)

@@ -1,0 +1,79 @@
+"""The masks of a run as GeoTIFFs, to look at in a GIS.
+
+One band: 1 is building, 0 is not, and 255, the nodata value, is where a scene holds no data, a tile failed, or is not
+done yet.
+"""
+
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.grid import Window
+from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import write_cog
+from seg_core.imagery.scene import Scene
+from seg_core.run.plan import Part
+from seg_core.run.record import read_plan
+from seg_core.run.rows import Row, decode_mask
+from seg_core.run.tables import part_path, published_parts, read_part
+from seg_core.storage.files import make_folder
+from seg_core.training.dataset import MISSING
+
+Scale = tuple[float, float] | None
+COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask")
+
+
+def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]:
+    """Write a cloud-optimised GeoTIFF for each scene of a run, or one of a mosaic, into a folder.
+
+    Yields their paths, each with what was wrong where there is none. Which pixels hold data is not in the rows: where
+    only some of a tile do, the scene is read for it, which may have changed or be gone. Memory does not grow with the
+    scene. Raises SegError before anything is written for a file that is there already.
+    """
+    plan, there = read_plan(run), set(published_parts(run))
+    paths = {image.scene_id: os.path.join(folder, _name(image)) for image in plan.images}
+    if taken := next(filter(os.path.exists, paths.values()), None):
+        raise SegError(f"{taken}: is there already: choose another --out")
+    if twice := [path for path, number in Counter(paths.values()).items() if number > 1]:
+        raise SegError(f"{twice[0]}: two scenes would be called so: rename one, and segment it")
+    for scene_id, group in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
+        parts, path, problem = list(group), paths[scene_id], None
+        make_folder(os.path.dirname(path))
+        try:
+            write_cog(path, parts[0].scene, _tiles(run, parts, there, plan.settings.scale), MISSING)
+        except SegError as error:
+            problem = error
+        yield path, problem
+
+
+def _name(image: Scene) -> str:
+    """What a scene's file is called: as the scene, but for the suffix of what is no GeoTIFF."""
+    stays = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
+    return image.scene_id if stays else f"{image.scene_id}.tif"
+
+
+def _tiles(
+    run: str, parts: Sequence[Part], there: Collection[str], scale: Scale
+) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    """The tiles that are done, with their pixels."""
+    for part in parts:
+        path = part_path(run, part.key)
+        for row in read_part(path, COLUMNS) if path in there else ():
+            if row["status"] == "done" and row["valid_px"]:
+                yield Window.from_row(row), _pixels(row, part, scale)
+
+
+def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
+    building = decode_mask(row["mask"], row["height"], row["width"]).view(np.uint8)
+    if row["valid_px"] == building.size:
+        return building
+    _, valid = read_image(part.scene, part.sources, Window.from_row(row), scale)
+    if valid.sum() != row["valid_px"] or building[valid].sum() != row["building_px"]:
+        raise SegError(f"{part.scene.scene_id}: has changed since it was segmented: its seg segment command goes first")
+    return np.where(valid, building, np.uint8(MISSING))

@@ -1,0 +1,308 @@
+"""What a run is to do: its settings, the parts that its scenes are cut into, and how large a window may be."""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from seg_core.errors import SegError
+from seg_core.grid import MIN_CHIP, Window, align, grown, intersection, num_splits, overlap, split
+from seg_core.imagery.mosaic import make_mosaic, place
+from seg_core.imagery.scene import Scene, fit_to_model
+from seg_core.model.bundle import Bundle
+
+MAX_WINDOW = 2048  # px; beyond it the halo costs little, and memory much
+READ = 4096  # px a side of what is read at once: windows beside each other share blocks of their file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings that change what a run's rows say. They are kept in `run.json`."""
+
+    tile_size: int = 512  # px
+    part: int = 4096  # px
+    halo: int
+    threshold: float
+    resample: bool = False
+    scale: tuple[float, float] | None = None
+    bands: tuple[int, ...] | None = None
+    keep_probability: bool = False
+    precision: str = "auto"  # see Segmenter
+    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.decided
+    mosaic: bool = False  # the scenes are one image
+    window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
+    alpha: int | None = None  # the alpha band; 0: none; None: the one that is labelled so
+
+    def named(self) -> dict[str, Any]:
+        """Those that are not what they are by default: a setting that comes later leaves older runs what they are."""
+        default = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    def check(self, stride: int) -> None:
+        """Raise SegError for values that can't work with a model of that stride."""
+        for name, least in (("tile_size", stride), ("halo", 0)):
+            value = getattr(self, name)
+            if value < least or value % stride:
+                raise SegError(
+                    f"--{name.replace('_', '-')} {value}: the model's stride is {stride}: use a multiple of it"
+                )
+        if self.part < self.tile_size or self.part % self.tile_size:
+            raise SegError(f"--part {self.part}: use a multiple of the tile size, {self.tile_size}")
+        if not 0 < self.threshold < 1:
+            raise SegError(f"--threshold {self.threshold}: use a probability between 0 and 1")
+        if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
+            raise SegError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: MIN must be less than MAX")
+
+    def check_window(self, window: int) -> None:
+        """Raise SegError for windows of that size in px, which tiles would not fit in."""
+        if window < self.tile_size or window % self.tile_size:
+            raise SegError(f"--window {window}: use a multiple of the tile size, {self.tile_size}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of whole tiles of one scene or mosaic: what is committed and resumed at once."""
+
+    key: str
+    scene: Scene  # the image on whose grid the window is
+    window: Window
+    sources: tuple[Scene, ...] = ()  # of a mosaic, those that the windows of this part reach
+    planned: str = ""  # its version before its files moved, if they have
+
+    @property
+    def version(self) -> str:
+        """What tells one state of the files that the part is read from, and of how they are read, from another."""
+        return self.planned or _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain values, to travel."""
+        scenes = json.dumps([scene.to_plain() for scene in (self.scene, *self.sources)])
+        return {"key": self.key, "scenes": scenes, "planned": self.planned, **self.window._asdict()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Part":
+        """The part that was made a row."""
+        scene, *sources = map(Scene.from_plain, json.loads(row["scenes"]))
+        return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources), str(row["planned"]))
+
+    def relocated(self, places: "Places") -> "Part":
+        """The same part, of the same version, read from where its scenes are now."""
+        scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
+        return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
+
+
+Places = tuple[tuple[str, str], ...]  # prefixes of URIs: when the run was planned, and now
+
+
+def relocate(uri: str, places: Places) -> str:
+    """Where a scene is now: the first place that names its URI, or a folder above it, applies."""
+    for old, new in places:
+        if uri == old or uri.startswith(f"{old.rstrip('/')}/"):
+            return new.rstrip("/") + uri[len(old.rstrip("/")) :]
+    return uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is to do."""
+
+    scenes: tuple[Scene, ...]  # with the setting `mosaic`, first the image that the others make together
+    settings: Settings
+    model: str  # the bundle's hash
+    places: Places = ()  # where the scenes are now, if they have moved; not part of the fingerprint
+
+    @property
+    def images(self) -> tuple[Scene, ...]:
+        """What tiles are cut from: the scenes, or the one image that they make together."""
+        return self.scenes[:1] if self.settings.mosaic else self.scenes
+
+    def decided(self, on_gpu: bool) -> "Plan":
+        """With `decode auto` decided: a GPU decodes, other devices do not."""
+        if self.settings.decode != "auto":
+            return self
+        return replace(self, settings=replace(self.settings, decode="device" if on_gpu else "cpu"))
+
+    def parts(self) -> Iterator[Part]:
+        """All parts, image by image. Of a mosaic, those that hold a pixel of some scene."""
+        mosaic = self.settings.mosaic
+        for image in self.images:
+            for window in sorted(self._reached) if mosaic else split(image.window, self.settings.part):
+                key = f"{image_key(image)}-{window.row_off:07d}-{window.col_off:07d}"
+                part = Part(key, image, window, self._reached[window] if mosaic else ())
+                yield part.relocated(self.places) if self.places else part
+
+    @cached_property
+    def _reached(self) -> dict[Window, tuple[Scene, ...]]:
+        """The scenes of a mosaic that the windows of each part reach, in their order, where they hold any of it."""
+        if not self.scenes:  # all were refused
+            return {}
+        whole, *sources = self.scenes
+        size, reach = self.settings.part, self.settings.halo + MIN_CHIP
+        near: defaultdict[Window, list[Scene]] = defaultdict(list)
+        held: set[Window] = set()
+        for scene in sources:
+            at = place(scene, whole)
+            around = intersection(grown(at, reach), whole.window)
+            for window in split(align(around, size, whole.window), size):
+                near[window].append(scene)
+                if overlap(window, at):
+                    held.add(window)
+        return {window: tuple(near[window]) for window in held}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Scenes, parts, tiles and pixels."""
+        settings, num_scenes = self.settings, max(0, len(self.scenes) - self.settings.mosaic)
+        blocks = list(self._reached) if settings.mosaic else [scene.window for scene in self.scenes]
+        return {
+            "scenes": num_scenes,
+            "parts": sum(num_splits(block, settings.part) for block in blocks),
+            "tiles": sum(num_splits(block, settings.tile_size) for block in blocks),
+            "pixels": sum(block.height * block.width for block in blocks),
+        }
+
+    def num_windows(self, window_size: int) -> int:
+        """How many windows of that size there are."""
+        return sum(num_splits(part.window, window_size) for part in self.parts())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of scenes, settings and model."""
+        return _digest([[scene.to_plain() for scene in self.scenes], self.settings.named(), self.model])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def image_key(image: Scene) -> str:
+    """What the keys of an image's parts begin with."""
+    return hashlib.sha256(image.scene_id.encode()).hexdigest()[:16]
+
+
+def make_plan(
+    scenes: Sequence[Scene], bundle: Bundle, settings: Settings, window: int | None = None
+) -> tuple[Plan, list[str]]:
+    """Plan a run over those scenes that the model can serve; and one line for each that it can't.
+
+    The window only becomes a setting where the halo does not cover the model's context, so that it changes the rows.
+    Raises SegError for settings that can't work with the model.
+    """
+    settings.check(bundle.stride)
+    if window is not None:
+        settings.check_window(window)
+    if bundle.context_px is None or settings.halo < bundle.context_px:
+        settings = replace(settings, window=window or _largest_window(settings))
+    # The scenes of a mosaic are read on the grid of the whole: only that must have the model's resolution.
+    scenes, refused = _of_one_depth(scenes, settings.scale)
+    served, unfit = _fit(scenes, bundle, settings, None if settings.mosaic else bundle.gsd_m)
+    refused += unfit
+    if settings.mosaic and served:
+        whole, pieces, off_grid = make_mosaic(served)
+        fitted, unfit = _fit([whole], bundle, settings, bundle.gsd_m)
+        served, refused = [*(fitted or [whole]), *pieces], refused + off_grid + unfit
+    return Plan(scenes=tuple(served), settings=settings, model=bundle.hash), refused
+
+
+def _of_one_depth(scenes: Sequence[Scene], scale: tuple[float, float] | None) -> tuple[list[Scene], list[str]]:
+    """The scenes whose pixels are of the type that a scale is for, that of the first; and a line for each other."""
+    if scale is None:
+        return list(scenes), []
+    other = [scene for scene in scenes if scene.dtype != scenes[0].dtype]
+    lines = [
+        f"{scene.scene_id}: its pixels are {scene.dtype}, those of {scenes[0].scene_id} {scenes[0].dtype}, and --scale "
+        "is for one type: make a run of its own"
+        for scene in other
+    ]
+    return [scene for scene in scenes if scene.dtype == scenes[0].dtype], lines
+
+
+def _fit(
+    scenes: Sequence[Scene], bundle: Bundle, settings: Settings, gsd_m: float | None
+) -> tuple[list[Scene], list[str]]:
+    served, refused = [], []
+    for scene in scenes:
+        try:
+            served.append(
+                fit_to_model(
+                    scene,
+                    num_bands=bundle.bands,
+                    gsd_m=gsd_m,
+                    bands=settings.bands,
+                    scale=settings.scale,
+                    resample=settings.resample,
+                )
+            )
+        except SegError as error:
+            refused.append(str(error))
+    return served, refused
+
+
+def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory: float) -> int:
+    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory.
+
+    That is the memory, in bytes, of what computes.
+    """
+    wanted = settings.window or wanted
+    if wanted is not None:
+        return min(wanted, settings.part)
+    sizes = range(settings.tile_size, _largest_window(settings) + 1, settings.tile_size)
+    fitting = [s for s in sizes if (s + 2 * settings.halo) ** 2 * bundle.activation_bytes_per_px <= memory / 2]
+    return max(fitting, default=settings.tile_size)
+
+
+def choose_depth(side: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> int:
+    """How many squares of `side` px may wait for the model: two for each that is read at once.
+
+    In at most an eighth of the memory, in bytes.
+    """
+    # Bytes a pixel: one says what is valid. Scaled, a band may be of four, and is stretched in as many.
+    each = bundle.bands * (1 if settings.scale is None else 9) + 1
+    return max(1, min(2 * at_once, memory // 8 // (each * (min(side, settings.part) + 2 * settings.halo) ** 2)))
+
+
+Job = tuple[Part, Window]
+Square = list[Job]  # windows of one part that are read at once
+
+
+def largest_square(window: int) -> int:
+    """The side in px of the largest squares."""
+    return max(1, READ // window) * window
+
+
+def squares(parts: Sequence[Part], window: int, side: int) -> list[Square]:
+    """Windows of parts, by what is read at once: squares of up to `side` px."""
+    blocks = [(part, block) for part in parts for block in split(part.window, side)]
+    return [[(part, at) for at in split(block, window)] for part, block in blocks]
+
+
+def choose_squares(
+    parts: Sequence[Part],
+    window: int,
+    settings: Settings,
+    bundle: Bundle,
+    memory: int,
+    readers: int,
+    batch: int = 1,
+) -> tuple[list[Square], int]:
+    """What is read at once of parts whose windows are of that size in px, and how many of it may wait for the model.
+
+    Blocks of a file that windows share are decoded once then. They are as large as READ, or smaller ones by halves, so
+    that there are two for each of the `readers`, and `memory` in bytes for more than one for each.
+    """
+    side = largest_square(window)
+    while True:
+        found = squares(parts, window, side)
+        at_once = max(readers, -(-batch // (side // window) ** 2))
+        depth = choose_depth(side, settings, bundle, memory, at_once)
+        if side == window or (len(found) >= 2 * readers and depth > readers):
+            return found, depth
+        side = max(1, side // window // 2) * window
+
+
+def _largest_window(settings: Settings) -> int:
+    return max(1, min(MAX_WINDOW, settings.part) // settings.tile_size) * settings.tile_size

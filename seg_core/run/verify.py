@@ -1,0 +1,149 @@
+"""Prove from the files alone that a run is complete: every planned tile has exactly one row, and rows add up.
+
+What does not hold can be repaired: its parts are removed, and the run's own command makes them again.
+"""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+from seg_core.errors import DamagedError, SegError
+from seg_core.grid import split
+from seg_core.run.isolated import for_each_isolated
+from seg_core.run.lease import hold
+from seg_core.run.plan import Part
+from seg_core.run.record import read_plan, read_record
+from seg_core.run.rows import Row, decode_mask
+from seg_core.run.tables import crashes_its_reader, part_path, published_parts, read_versioned
+
+FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
+
+
+@dataclass
+class Verdict:
+    """What was found."""
+
+    num_planned: int = 0
+    num_done: int = 0
+    num_failed: int = 0
+    num_missing: int = 0  # parts that are not there, each of them a problem
+    problems: list[str] = field(default_factory=list)
+    bad_parts: list[str] = field(default_factory=list)  # paths of the files that the problems are in
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run is complete and sound."""
+        return not self.problems
+
+    def describe(self) -> str:
+        """The state of the run in a few words. A complete run may still hold failed tiles."""
+        if len(self.problems) > self.num_missing:
+            return f"not sound: {len(self.problems):,} problems"
+        if self.num_missing:
+            return f"not finished: {self.num_missing:,} parts are missing"
+        if self.num_failed:
+            return f"complete, but {self.num_failed:,} of {self.num_planned:,} tiles failed"
+        return f"complete: all {self.num_planned:,} tiles are done"
+
+
+def verify(run: str) -> Verdict:
+    """Read every part of a run and check it against the plan. Raises SegError where `run` is no run."""
+    plan = read_plan(run)
+    verdict = Verdict(num_planned=plan.counts["tiles"])
+    there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
+    verdict.bad_parts = sorted(there - planned)
+    verdict.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in verdict.bad_parts]
+    paths = [(part_path(run, part.key), part) for part in plan.parts()]
+    check = partial(_verify_part, plan.settings.tile_size, plan.model)
+    for found in chain(
+        (_missing_part(*each) for each in paths if each[0] not in there),
+        # As many threads as cores can use: to decode masks is work.
+        for_each_isolated(check, _crashing_part, [each for each in paths if each[0] in there], threads=None),
+    ):
+        verdict.num_done += found.num_done
+        verdict.num_failed += found.num_failed
+        verdict.num_missing += found.num_missing
+        verdict.problems += found.problems
+        verdict.bad_parts += found.bad_parts
+    return verdict
+
+
+def repair(run: str, names: Sequence[str] = ()) -> Verdict:
+    """Remove the parts in which something does not hold, and those of `names`. Returns the verdict on them.
+
+    Raises SegError for a name that is no part's, and where a driver is at work on the run.
+    """
+    read_record(run)  # else the lease would be the first file of what is no run
+    there = {posixpath.basename(path): path for path in published_parts(run)}
+    unknown = next((name for name in names if name not in there), None)
+    if unknown is not None:
+        raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
+    with hold(run) as lease:
+        verdict = verify(run)
+        verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
+        for path in verdict.bad_parts:
+            lease.remove(path)
+    return verdict
+
+
+def _missing_part(path: str, part: Part) -> Verdict:
+    where = f"{part.scene.scene_id}, {part.window}"
+    return Verdict(num_missing=1, problems=[f"{posixpath.basename(path)}: missing: {where}"])
+
+
+def _crashing_part(where: tuple[str, Part]) -> Verdict:
+    return Verdict(problems=[str(crashes_its_reader(where[0]))], bad_parts=[where[0]])
+
+
+def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict:
+    """Check a published part, given its path and its plan."""
+    path, part = where
+    name = posixpath.basename(path)
+    try:
+        rows, version = read_versioned(path)
+    except DamagedError as error:  # what a store does not give says nothing about the part
+        return Verdict(problems=[str(error)], bad_parts=[path])
+    planned = {tuple(tile) for tile in split(part.window, tile_size)}
+    found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
+    problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
+    problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
+    problems += [f"{name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
+    if version != part.version:
+        problems.append(f"{name}: is of another state of {part.scene.scene_id} than the one that is planned")
+    for row in rows:
+        at = f"{name}: tile {row['row_off']}, {row['col_off']}"
+        problems += [f"{at}: {problem}" for problem in _row_problems(row, tile_size, model, part)]
+    num_failed = sum(row["status"] == "failed" for row in rows)
+    bad = [path] if problems else []
+    return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
+
+
+def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:
+    if row["scene_id"] != part.scene.scene_id or row["model"] != model:
+        yield "is of another scene or model"
+    if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
+        yield f"says it is tile {row['tile_row']}, {row['tile_col']}"
+    if row["status"] == "done" and row["error"] is row["error_class"] is row["attempts"] is None:
+        yield from _figure_problems(row)
+    elif row["status"] != "failed" or not row["error"]:
+        yield f"status {row['status']!r}, error {row['error']!r}"
+    elif any(row[figure] is not None for figure in FIGURES):
+        yield "failed, but has figures"
+
+
+def _figure_problems(row: Row) -> Iterator[str]:
+    valid, building = row["valid_px"], row["building_px"]
+    if valid is None or building is None or not 0 <= building <= valid <= row["height"] * row["width"]:
+        yield f"{building} building of {valid} valid of {row['height'] * row['width']} px"
+        return
+    if row["coverage"] != (building / valid if valid else None):
+        yield f"coverage {row['coverage']} is not {building} / {valid}"
+    try:
+        in_mask = int(decode_mask(row["mask"], row["height"], row["width"]).sum())
+    except SegError as error:
+        yield str(error)
+        return
+    if in_mask != building:
+        yield f"the mask holds {in_mask} building px, the row says {building}"
