@@ -12,8 +12,8 @@ import torch
 
 from seg_core.grid import Window
 from seg_core.inference.windows import fit_window, stage_windows, start_windows
-from seg_core.model.segmenter import Segmenter, Staged, choose_device
-from seg_core.run.plan import Plan, Settings, Square, largest_square, squares
+from seg_core.model.segmenter import DeviceChip, Segmenter, choose_device
+from seg_core.run.plan import Plan, ReadBlock, Settings, largest_read_block, read_blocks
 from seg_core.threads import prefetch
 
 from .progress import waiting
@@ -35,7 +35,7 @@ def calibrate(
     on_gpu, cpus = choose_device(device).type == "cuda", os.cpu_count() or 1
     compiling = "yes" if on_gpu else "no"  # as most of a run is
     segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)
-    plan = plan.decided(on_gpu)
+    plan = plan.with_decoder(on_gpu)
     window = fit_window(window, wanted, plan.settings, segmenter, 1.0)
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
@@ -43,8 +43,8 @@ def calibrate(
     every = -(-plan.counts["parts"] // max(SAMPLE, 2 * readers))
     # From the middle of each stretch, for the first and last parts of a scene are the small ones.
     parts = list(islice(plan.parts(), every // 2, None, every))
-    within = [squares([part], window, largest_square(window)) for part in parts]
-    chosen = [square for each in within for square in (each if len(within) < 2 * readers else each[:1])]
+    within = [read_blocks([part], window, largest_read_block(window)) for part in parts]
+    chosen = [block for each in within for block in (each if len(within) < 2 * readers else each[:1])]
     with waiting("measuring how fast windows are read"):
         decode = _decode_rate(chosen, plan.settings, segmenter, readers)
     # Of each square the first, then the second ones.
@@ -68,15 +68,15 @@ def calibrate(
     }
 
 
-def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmenter, readers: int) -> float:
+def _decode_rate(chosen: Sequence[ReadBlock], settings: Settings, segmenter: Segmenter, readers: int) -> float:
     """Useful pixels a second that so many threads read in `MOST` s; each square once, for what was fetched is kept.
 
     The first one warms up, where there are others.
     """
 
-    def read(square: Square) -> int:
-        stage_windows(square, settings, segmenter)
-        return sum(at.height * at.width for _, at in square)
+    def read(block: ReadBlock) -> int:
+        stage_windows(block, settings, segmenter)
+        return sum(at.height * at.width for _, at in block)
 
     first, *others = chosen
     if others:
@@ -90,7 +90,7 @@ def _decode_rate(chosen: Sequence[Square], settings: Settings, segmenter: Segmen
         return pixels / seconds
 
 
-def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segmenter: Segmenter) -> float:
+def _model_rate(chips: Sequence[tuple[Window, DeviceChip]], settings: Settings, segmenter: Segmenter) -> float:
     """Useful pixels a second of windows and their chips, in batches of one size."""
     alike = defaultdict(list)
     for at, chip in chips:
@@ -98,7 +98,7 @@ def _model_rate(chips: Sequence[tuple[Window, Staged]], settings: Settings, segm
     most = segmenter.find_batch(*max((chip.image.shape for _, chip in chips), key=lambda shape: shape.numel()))
     batches = [some[first : first + most] for some in alike.values() for first in range(0, len(some), most)]
 
-    def run(batches: Sequence[Sequence[tuple[Window, Staged]]]) -> float:
+    def run(batches: Sequence[Sequence[tuple[Window, DeviceChip]]]) -> float:
         started = time.perf_counter()
         under_way = [start_windows([c for _, c in some], some[0][0], settings, segmenter) for some in batches]
         for each in under_way:

@@ -23,7 +23,7 @@ from seg_core.synthetic import draw_town
 from seg_core.training.metrics import scores
 
 from .ray_session import ray_session
-from .resources import Speed
+from .resources import ExecutionOptions
 from .segment import segment
 from .train import train
 from .training.settings import make_settings
@@ -71,7 +71,7 @@ def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"6. Building IoU against the known truth: {found['iou']:.3f}")
     draw_picture(out)
     say(f"7. A picture to look at: {os.path.relpath(out)}/picture.png")
-    return {**found, "seconds": round(time.monotonic() - started, 1), "verified": verdict.holds}
+    return {**found, "seconds": round(time.monotonic() - started, 1), "verified": verdict.ok}
 
 
 def draw(out: str) -> None:
@@ -101,7 +101,7 @@ def segment_scene(out: str) -> None:
     scenes, _ = read_region([f"{out}/scene.tif"])
     plan, refused = make_plan(scenes, bundle, Settings(halo=bundle.halo, threshold=bundle.threshold, tile_size=256))
     assert not refused
-    segment(plan, f"{out}/bundle", f"{out}/run", Speed(window=1024))
+    segment(plan, f"{out}/bundle", f"{out}/run", ExecutionOptions(window=1024))
 
 
 def draw_picture(out: str) -> None:

@@ -38,10 +38,12 @@ WORKER_ENVIRONMENT = {
 }
 DATA_THREADS = 5.0  # s that the threads of Ray Data are given to end
 SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
-TEMPORARY = 50 * 10**6  # bytes that Ray's logs may take at the least
-SHUTDOWN = 30.0  # s that Ray is given to end
-TURNED_AWAY = "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-KNOCK = 5.0  # s that the head of a cluster is given to answer
+MIN_TEMPORARY_SPACE = 50 * 10**6  # bytes that Ray's logs may take at the least
+SHUTDOWN_TIMEOUT = 30.0  # s that Ray is given to end
+AUTHENTICATION_ADVICE = (
+    "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+)
+HEAD_TIMEOUT = 5.0  # s that the head of a cluster is given to answer
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def check_temporary_folder() -> None:
         raise SegError(f"{where}: longer than the {most} bytes that Ray has room for: set RAY_TMPDIR to another folder")
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise SegError(f"{where}: no folder that can be written to: set RAY_TMPDIR to one that is")
-    free, needed = (number // 10**6 for number in (shutil.disk_usage(folder).free, TEMPORARY))
+    free, needed = (number // 10**6 for number in (shutil.disk_usage(folder).free, MIN_TEMPORARY_SPACE))
     if free < needed:
         raise SegError(f"{where}: has {free} MB free, Ray needs {needed}: set RAY_TMPDIR to another folder")
 
@@ -92,7 +94,7 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
     ray._private.worker._worker_logs_enabled = verbose  # noqa: SLF001 - there is no other way
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "job_config": _JobConfig()}
     try:
-        with nullcontext(sys.stderr) if verbose else _hushed() as terminal, waiting("starting Ray", terminal):
+        with nullcontext(sys.stderr) if verbose else _silence_stderr() as terminal, waiting("starting Ray", terminal):
             if address:
                 _join(address, options)
             else:
@@ -108,7 +110,7 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
         where = f"{named}: no Ray cluster answers there" if address else "Ray can't be started here"
         cause = str(error.__cause__ or "").strip()  # may hold a traceback
         if address and "AuthenticationError" in f"{type(error).__name__} {cause}":
-            raise SegError(f"{named}: {TURNED_AWAY}") from error
+            raise SegError(f"{named}: {AUTHENTICATION_ADVICE}") from error
         reason = cause.splitlines()[-1] if cause else str(error).splitlines()[0]
         raise SegError(f"{where} ({reason})") from error
     except Exception as error:  # Ray's own class for it
@@ -136,7 +138,7 @@ def _shut_down() -> None:
     """Shut Ray down. Its C++ resets the handler of SIGTERM halfway, and a second `kill` would end us without a word."""
     closing = threading.Thread(target=ray.shutdown, daemon=True)
     closing.start()
-    deadline = time.monotonic() + SHUTDOWN
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT
     while closing.is_alive() and time.monotonic() < deadline:
         restore_handlers()
         closing.join(0.01)
@@ -163,7 +165,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
     """Connect to a cluster. Of a port where nobody listens Ray would hope for ten minutes that a head starts there."""
     where = urlsplit(f"//{address}")
     if where.hostname and where.port:
-        socket.create_connection((where.hostname, where.port), KNOCK).close()
+        socket.create_connection((where.hostname, where.port), HEAD_TIMEOUT).close()
     os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112 - Ray spells it so
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
@@ -190,7 +192,7 @@ def data_threads() -> list[threading.Thread]:
 
 
 @contextmanager
-def _hushed() -> Iterator[TextIO]:
+def _silence_stderr() -> Iterator[TextIO]:
     """Drop what is written to standard error, by Ray's C++ core too, which announces that it is quiet.
 
     Yields a stream that still leads there.

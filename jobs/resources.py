@@ -9,12 +9,12 @@ from seg_core.errors import SegError
 
 CPUS_PER_ACTOR = 4  # beyond a few threads a convolution gains little; further cores serve further actors
 READERS_TO_GPU = 4
-UNPUBLISHED = 8  # parts that are being published beside a GPU
+MAX_UNPUBLISHED_PARTS = 8  # parts that are being published beside a GPU
 READERS = 2  # threads beside a model on a CPU: decoding takes a small part of its time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class ExecutionOptions:
     """Options that only change how fast the rows come."""
 
     window: int | None = None  # px; None: as large as memory allows, up to 2048
@@ -29,7 +29,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ActorResources:
     """How many actors segment, and what each is given."""
 
     least: int
@@ -60,10 +60,10 @@ class Crew:
 
         No more than there may be parts that wait for them, and one that is being finished.
         """
-        return min(max(1, self.readers // 2), UNPUBLISHED + 1)
+        return min(max(1, self.readers // 2), MAX_UNPUBLISHED_PARTS + 1)
 
 
-def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str) -> Crew:
+def size_actors(actors: tuple[int, int] | None, gpus_per_actor: float, device: str) -> ActorResources:
     """Size the actors to the cluster: one a GPU, or else one for every few cores of the smallest node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
@@ -85,7 +85,7 @@ def make_crew(actors: tuple[int, int] | None, gpus_per_actor: float, device: str
     crowds = [max(1, int(n["GPU"] / gpus_per_actor)) if use_gpu else -(-most // len(nodes)) for n in nodes]
     cpus = min(int(n["CPU"]) // crowd for n, crowd in zip(nodes, crowds, strict=True))
     threads, readers = share_cores(cpus, use_gpu)
-    return Crew(
+    return ActorResources(
         least=actors[0] if actors else most,
         most=most,
         num_cpus=max(1, (cpus if use_gpu else threads) - 1),  # a core is left to Ray's own work

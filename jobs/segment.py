@@ -16,24 +16,24 @@ from seg_core.errors import JobError, SegError
 from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
 from seg_core.run.fence import PLAIN, Lease, Store
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Plan, Settings, choose_window
 from seg_core.run.query import summary
-from seg_core.run.record import as_begun, changed_scenes, find_run, now, open_run, parts_to_do, write_record
+from seg_core.run.record import changed_scenes, find_run, now, open_run, parts_to_do, with_decoder_of_run, write_record
 from seg_core.run.rows import Row
 from seg_core.storage.files import make_folder
 
 from .progress import Progress
 from .ray_session import ray_session
-from .resources import Crew, Speed, make_crew
+from .resources import ActorResources, ExecutionOptions, size_actors
 from .segmenting.actor import PartSegmenter
-from .segmenting.busy import Busy
+from .segmenting.bottleneck import BottleneckReport
 
-WHY = "see seg query with SELECT * FROM failures; the same command tries them again"
-RAISED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
+FAILURES_ADVICE = "see seg query with SELECT * FROM failures; the same command tries them again"
+TRACEBACK_END = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
 # That of an error which is written for users, without the advice on retries that Ray adds to it (escaped by SegError).
-OURS = re.compile(r"seg_core\.errors\.\w+: (.*?)(?:\\nFailed to apply UDF transform.*)?$")
-ONLY = (
+OWN_ERROR = re.compile(r"seg_core\.errors\.\w+: (.*?)(?:\\nFailed to apply UDF transform.*)?$")
+DEVICE_DECODER_LIMITS = (
     "--decode device is for JPEG GeoTIFFs of 8 bits, on a GPU YCbCr ones, without nodata value, alpha band, --mosaic or"
     " --resample"
 )
@@ -43,51 +43,53 @@ TASK_PIXELS = 2**26
 TASK_PIXELS_GPU = 2**33
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
 RECEIPTS = 2**10  # of an actor that the driver has not taken yet
-SEAM_PARTS = 32  # at most, in which a border between windows is looked at
-SEAM_EVERY = 4  # parts: to look at one costs a fiftieth of the part
+MAX_CHECKED_PARTS = 32  # at most, in which a border between windows is looked at
+CHECK_EVERY_PARTS = 4  # parts: to look at one costs a fiftieth of the part
 
 
-def segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
+def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> dict[str, Any]:
     """Segment what is left of a plan into the run at `out`. Returns the run's record, with `num_new` parts.
 
     Raises SegError where `out` holds something else than this run, JobError where it can't be finished.
     """
-    with _decided(as_begun(out, plan), out, speed) as decided:
-        return _segment(decided, model, out, speed)
+    with _decided(with_decoder_of_run(out, plan), out, execution) as decided:
+        return _segment(decided, model, out, execution)
 
 
 @contextmanager
-def _decided(plan: Plan, out: str, speed: Speed) -> Iterator[Plan]:
+def _decided(plan: Plan, out: str, execution: ExecutionOptions) -> Iterator[Plan]:
     """The plan with `decode auto` decided by whether it will have GPUs: only Ray, which then runs, knows."""
     if plan.settings.decode != "auto":
         yield plan
         return
     find_run(out, plan)  # what is refused is refused before
-    with ray_session(speed.address, verbose=speed.verbose):
-        yield plan.decided(on_gpu=make_crew(speed.actors, speed.gpus_per_actor, speed.device).num_gpus > 0)
+    with ray_session(execution.address, verbose=execution.verbose):
+        yield plan.with_decoder(
+            on_gpu=size_actors(execution.actors, execution.gpus_per_actor, execution.device).num_gpus > 0
+        )
 
 
-def _segment(plan: Plan, model: str, out: str, speed: Speed) -> dict[str, Any]:
+def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> dict[str, Any]:
     record = find_run(out, plan)
     for scene in changed_scenes(out, plan) if record else ():
         print(f"{scene.scene_id} has changed since: its tiles are done again", file=sys.stderr)
     todo = parts_to_do(out, plan)
     started = time.time()
     if todo:
-        with ray_session(speed.address, verbose=speed.verbose):
-            crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
-            window = choose_window(speed.window, plan.settings, read_bundle(model), crew.window_memory)
+        with ray_session(execution.address, verbose=execution.verbose):
+            resources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+            window = choose_window(execution.window, plan.settings, read_bundle(model), resources.window_memory)
             make_folder(out)
             with _lease_of(out) as lease:
                 record = open_run(out, plan, model, lease)
                 todo = parts_to_do(out, plan)  # another driver may have been at work until now
                 if todo:
                     windows = sum(num_splits(part.window, window) for part in todo)
-                    pipe = run_pipe(todo, model, out, plan.settings, window, crew, speed, lease)
-                    busy, on_cpu = _follow(_watch(pipe, out, speed.max_failures), windows, record, lease)
+                    pipe = run_pipe(todo, model, out, plan.settings, window, resources, execution, lease)
+                    busy, on_cpu = _follow(_watch(pipe, out, execution.max_failures), windows, record, lease)
                     if plan.settings.decode != "cpu" and on_cpu:
-                        print(f"{on_cpu:,} windows were decoded by the CPU: {ONLY}", file=sys.stderr)
-                    record["bottleneck"] = busy.figures(crew.writers, crew.num_gpus, crew.cores)
+                        print(f"{on_cpu:,} windows were decoded by the CPU: {DEVICE_DECODER_LIMITS}", file=sys.stderr)
+                    record["bottleneck"] = busy.figures(resources.writers, resources.num_gpus, resources.cores)
                     print(record["bottleneck"]["advice"], file=sys.stderr)
                     _finish(record, lease, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
@@ -102,7 +104,7 @@ def _lease_of(out: str) -> Iterator[Lease]:
     """Hold the lease of a run. Errors from then on are JobErrors, since the run has begun and is no longer refused."""
     begun = False
     try:
-        with hold(out) as lease:
+        with acquire_lease(out) as lease:
             begun = True
             yield lease
     except SegError as error:
@@ -111,7 +113,9 @@ def _lease_of(out: str) -> Iterator[Lease]:
         raise JobError(f"{error}: the run has begun, and the same command goes on") from error
 
 
-def _follow(receipts: Iterable[Row], windows: int, record: dict[str, Any], lease: Lease) -> tuple[Busy, int]:
+def _follow(
+    receipts: Iterable[Row], windows: int, record: dict[str, Any], lease: Lease
+) -> tuple[BottleneckReport, int]:
     """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
 
     Returns what the actors were busy with, and how many windows no device has decoded.
@@ -120,7 +124,7 @@ def _follow(receipts: Iterable[Row], windows: int, record: dict[str, Any], lease
     if record["finished"]:  # no more, should this driver die
         record["finished"] = None
         write_record(lease.run, record, lease)
-    seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), Busy(), 0
+    seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), BottleneckReport(), 0
     try:
         for receipt in receipts:
             progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
@@ -151,7 +155,9 @@ def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Itera
             yield receipt
             failed += receipt["failed"]
             if max_failures is not None and failed > max_failures:
-                raise JobError(f"{out}: {failed} tiles failed, more than --max-failures {max_failures}: {WHY}")
+                raise JobError(
+                    f"{out}: {failed} tiles failed, more than --max-failures {max_failures}: {FAILURES_ADVICE}"
+                )
     except ray.exceptions.RayError as error:
         raise JobError(f"{out}: the run stopped: {_reason(error)}: the same command goes on from here") from error
 
@@ -161,9 +167,9 @@ def _reason(error: ray.exceptions.RayError) -> str:
     # Not str(error), which is one line where Ray has mixed a SegError into the error's class.
     text = getattr(error, "traceback_str", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if ours := [found[1] for line in lines if (found := OURS.match(line))]:
+    if ours := [found[1] for line in lines if (found := OWN_ERROR.match(line))]:
         return ours[-1]
-    own = [line for line in lines if RAISED.match(line) and not line.startswith("ray.")]
+    own = [line for line in lines if TRACEBACK_END.match(line) and not line.startswith("ray.")]
     return (own or lines or [type(error).__name__])[-1]
 
 
@@ -180,21 +186,21 @@ def run_pipe(
     out: str,
     settings: Settings,
     window: int,
-    crew: Crew,
-    speed: Speed,
+    resources: ActorResources,
+    execution: ExecutionOptions,
     store: Store = PLAIN,
 ) -> Iterable[Row]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
-    shares = share_out(todo, crew.most, TASK_PIXELS_GPU if crew.num_gpus else TASK_PIXELS)
+    shares = share_out(todo, resources.most, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
     tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
-    watched = frozenset(part.key for part in todo[:: max(SEAM_EVERY, -(-len(todo) // SEAM_PARTS))])
+    watched = frozenset(part.key for part in todo[:: max(CHECK_EVERY_PARTS, -(-len(todo) // MAX_CHECKED_PARTS))])
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,
-        fn_constructor_args=(model, out, settings, window, crew, speed, uuid.uuid4().hex, watched, store),
+        fn_constructor_args=(model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store),
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
-        num_cpus=crew.num_cpus,
-        num_gpus=crew.num_gpus or None,
+        compute=ActorPoolStrategy(min_size=resources.least, max_size=resources.most),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
     )
     receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.

@@ -1,4 +1,4 @@
-"""The same commands on a Ray cluster, through Ray's job submission API."""
+"""Run commands on a Ray cluster, through Ray's job submission API."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ import seg_core
 from seg_core.errors import SegError
 from seg_core.version import code_version
 
-from .ray_session import TURNED_AWAY
+from .ray_session import AUTHENTICATION_ADVICE
 
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
@@ -38,7 +38,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         with _without(*VARIABLES):  # which would win over what was said
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise SegError(f"--address {address}: {TURNED_AWAY}") from error
+        raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
     for name in SILENCED:

@@ -20,10 +20,10 @@ from seg_core.errors import JobError, SegError
 from seg_core.imagery.labels import describe_warps
 from seg_core.inference.evaluate import evaluate, write_samples
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
-from seg_core.model.networks import build_model, check_sizes, probe, stride_of
+from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
 from seg_core.model.segmenter import Segmenter, choose_device
 from seg_core.run.fence import Lease
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
 from seg_core.training.dataset import (
     Classes,
@@ -42,7 +42,7 @@ from seg_core.version import code_version
 from .progress import waiting
 from .ray_session import ray_session
 from .terminal import note
-from .training.record import recording
+from .training.log import recording
 from .training.settings import TrainSettings, difference
 from .training.worker import train_worker, use_bfloat16
 
@@ -86,7 +86,7 @@ def train(
             "steps": steps_an_epoch(settings, len(pairs["train"])),
         }
         make_folder(work)
-        with hold(work) as lease:
+        with acquire_lease(work) as lease:
             _claim(work, settings, header["provenance"]["data_fingerprint"], lease)
             note(_announcement(config, work))
             best = _fit(config, work)
@@ -124,7 +124,7 @@ def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     check_sizes(settings.model, model, 3, settings.crop)
     return {
         "architecture": architecture,
-        **asdict(probe(model, 3)),
+        **asdict(measure_network(model, 3)),
         "bands": 3,
         "classes": classes.names,
         "building": classes.building,

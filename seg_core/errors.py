@@ -2,8 +2,8 @@
 
 SegError(ValueError)      wrong use or refused input: one line with the name, the value and the way out
 ├── ReadError             pixels that were planned can't be read: recorded as failed tiles, the run goes on
-│   └── UnansweredError   an object store did not answer, or broke off: worth another try
-├── DamagedError          a file of a run can be read, but is not what it should be
+│   └── StoreUnavailableError   an object store did not answer, or broke off: worth another try
+├── CorruptFileError          a file of a run can be read, but is not what it should be
 └── JobError              a job that began can't be finished: what it has published stays
 """
 
@@ -24,11 +24,11 @@ class ReadError(SegError):
     in_places = False  # whether the file was there, and others of its pixels may well be readable
 
 
-class DamagedError(SegError):
+class CorruptFileError(SegError):
     """A file of a run that can be read, but is not what it should be."""
 
 
-class UnansweredError(ReadError):
+class StoreUnavailableError(ReadError):
     """An object store did not answer, or broke off."""
 
 

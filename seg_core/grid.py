@@ -76,18 +76,18 @@ def intersection(one: Window, other: Window) -> Window:
     return Window(top, left, min(one.bottom, other.bottom) - top, min(one.right, other.right) - left)
 
 
-def hull(windows: Iterable[Window]) -> Window:
+def bounding_window(windows: Iterable[Window]) -> Window:
     """The smallest window that holds all of one or more."""
     tops, lefts, bottoms, rights = zip(*((at.row_off, at.col_off, at.bottom, at.right) for at in windows), strict=True)
     return Window(min(tops), min(lefts), max(bottoms) - min(tops), max(rights) - min(lefts))
 
 
-def shifted(window: Window, rows: int, cols: int) -> Window:
+def translated(window: Window, rows: int, cols: int) -> Window:
     """The window so many rows further down and columns further right."""
     return window._replace(row_off=window.row_off + rows, col_off=window.col_off + cols)
 
 
-def grown(window: Window, reach: int) -> Window:
+def buffered(window: Window, reach: int) -> Window:
     """The window with `reach` px more on every side."""
     return Window(window.row_off - reach, window.col_off - reach, window.height + 2 * reach, window.width + 2 * reach)
 
@@ -139,7 +139,7 @@ def reflect(start: int, stop: int, size: int) -> NDArray[np.intp]:
     return np.minimum(position, period - position).astype(np.intp)
 
 
-def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.intp], NDArray[np.intp]]:
+def reflect_window(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.intp], NDArray[np.intp]]:
     """The part of an image that a window shows which may reach beyond it, where the image is continued by reflection.
 
     Returns a window within the image, and for the rows and columns of `window` those of that window to take.
@@ -151,7 +151,7 @@ def fold(window: Window, height: int, width: int) -> tuple[Window, NDArray[np.in
     return box, rows - top, cols - left
 
 
-def unfold(
+def expand_reflection(
     image: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp], found: NDArray[T] | None = None
 ) -> NDArray[T]:
     """Those rows and columns of `(..., height, width)`, put into `found` where that is given.
@@ -197,10 +197,10 @@ def inside(found: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) ->
     return found[..., down, across]
 
 
-def unfold_mask(mask: NDArray[np.bool_], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """The same of a mask. Most hold throughout, and so does what is reflected of them."""
+def expand_reflected_mask(mask: NDArray[np.bool_], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Expand a mask likewise. Most are true throughout, and so is what is reflected of them."""
     shape = len(rows), len(cols)
-    return np.ones(shape, np.bool_) if mask.shape != shape and mask.all() else unfold(mask, rows, cols)
+    return np.ones(shape, np.bool_) if mask.shape != shape and mask.all() else expand_reflection(mask, rows, cols)
 
 
 def _stretch(wanted: NDArray[np.intp]) -> tuple[slice, slice]:

@@ -121,7 +121,7 @@ def answer_of(
     *,
     keep: bool = False,
 ) -> tuple[Any, ...]:
-    """What rows are made of, from the probability of a window's pixels: as `Answer.figures`."""
+    """What rows are made of, from the probability of a window's pixels: as `WindowResult.figures`."""
     height, width = probability.shape
     held = np.where(valid, probability, 0.0).astype(np.float64)
     building = (probability >= threshold) & valid

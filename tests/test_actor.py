@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from aerial_seg.resources import Crew, Speed
+from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segment import share_out
 from aerial_seg.segmenting import actor
 from aerial_seg.segmenting.actor import PartSegmenter
@@ -23,7 +23,7 @@ from aerial_seg.segmenting.writers import make_writers, publish_part
 from seg_core.imagery.region import read_region
 from seg_core.inference.windows import infer_window
 from seg_core.model.bundle import read_bundle
-from seg_core.run.attempts import Attempt, attempts_folder, begin, take_up
+from seg_core.run.attempts import Attempt, attempts_folder, claim_interrupted, mark_started
 from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.record import open_run
 from seg_core.run.rows import Failure, failed_rows
@@ -31,7 +31,7 @@ from seg_core.run.tables import part_path, read_part
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
 # With as much memory as lets eight squares wait.
-CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+RESOURCES = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> tupl
 
 def start(made: tuple[Plan, str, str], **further: Any) -> PartSegmenter:
     _, model, run = made
-    return PartSegmenter(model, run, SETTINGS, 128, CREW, Speed(), "s", **further)
+    return PartSegmenter(model, run, SETTINGS, 128, RESOURCES, ExecutionOptions(), "s", **further)
 
 
 @pytest.mark.parametrize(("waits", "infers"), [(0.0, 1.0), (0.1, 0.001)])
@@ -54,13 +54,13 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
 ) -> None:
     read, at_once, most = actor.stage_windows, Counter[str](), []
 
-    def slow(square: Any, settings: Any, segmenter: Any, turn: Any) -> Any:
+    def slow(block: Any, settings: Any, segmenter: Any, turn: Any) -> Any:
         with turn():
             at_once["reading"] += 1
             most.append(at_once["reading"])
             time.sleep(waits)
             at_once["reading"] -= 1
-        return read(square, settings, segmenter)
+        return read(block, settings, segmenter)
 
     monkeypatch.setattr(actor, "stage_windows", slow)
     segmenter = start(made)
@@ -101,11 +101,11 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
     plan, _, run = made
     read, seen, lock = actor.stage_windows, [], threading.Lock()
 
-    def look(square: Any, *rest: Any) -> Any:
+    def look(block: Any, *rest: Any) -> Any:
         with lock:
             begun = {name.removesuffix(".json") for name in os.listdir(attempts_folder(run))}
-            seen.append((square[0][0].key in begun, len(begun)))
-        return read(square, *rest)
+            seen.append((block[0][0].key in begun, len(begun)))
+        return read(block, *rest)
 
     monkeypatch.setattr(actor, "stage_windows", look)
     list(start(made).segment_parts(list(plan.parts())))
@@ -140,18 +140,18 @@ def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must
 def test_a_border_is_looked_at_beside_a_gpu_that_goes_on(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, later = actor.seam, threading.Event()
+    look, later = actor.compare_across_border, threading.Event()
 
     def wait(*given: Any) -> tuple[int, int]:
         assert later.wait(60)
         return look(*given)
 
-    monkeypatch.setattr(actor, "seam", wait)
+    monkeypatch.setattr(actor, "compare_across_border", wait)
     part = next(made[0].parts())
     segmenter = start(made)
     answer = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
     monkeypatch.setattr(segmenter.segmenter, "on_gpu", True)
-    segmenter.watch(part, part.window, answer)
+    segmenter.check_seam(part, part.window, answer)
     monkeypatch.undo()  # there is none
     assert not segmenter.seams[part.key].done()
     later.set()
@@ -173,7 +173,7 @@ def test_processes_publish_what_threads_do(
     plan, model, run = made
     settings = replace(SETTINGS, part=side, keep_probability=True)
     parts = list(replace(plan, settings=settings).parts())
-    segmenter = PartSegmenter(model, run, settings, 128, CREW, Speed(), "s")
+    segmenter = PartSegmenter(model, run, settings, 128, RESOURCES, ExecutionOptions(), "s")
     threads = list(segmenter.segment_parts(parts))
     expected = [Path(part_path(run, part.key)).read_bytes() for part in parts]
     for part in parts:
@@ -197,14 +197,14 @@ def test_a_process_publishes_failures_and_keeps_what_is_known_of_a_window_that_w
     part = next(plan.parts())
     known = Attempt("s", "0 0", {"0 0": 2})
     failed = partial(failed_rows, part.scene, part.window, 64, Failure("Crash", "it ended", 2))
-    begin(run, part.key, "s")
+    mark_started(run, part.key, "s")
     with make_writers(1, processes=True) as writers:
         found = writers.submit(publish_part, run, part, [failed], "model", known).result()
         wrong = writers.submit(publish_part, f"{run}/run.json", part, [failed], "model", None)
         assert isinstance(wrong.exception(), OSError)
     assert found.failed == 4
     assert {row["error"] for row in read_part(part_path(run, part.key))} == {"it ended"}
-    assert take_up(run, [part.key], "s")[part.key].is_deadly("0 0")
+    assert claim_interrupted(run, [part.key], "s")[part.key].is_deadly("0 0")
 
 
 def test_an_actor_ends_with_a_writer_that_is_killed(
@@ -225,7 +225,7 @@ def test_of_a_large_part_rows_are_made_while_it_is_at_work(
     plan, model, run = made
     settings = replace(SETTINGS, part=512)  # of 16 windows
     part = next(replace(plan, settings=settings).parts())
-    segmenter = PartSegmenter(model, run, settings, 128, CREW, Speed(), "s")
+    segmenter = PartSegmenter(model, run, settings, 128, RESOURCES, ExecutionOptions(), "s")
     at_work, kept = Counter[str](), []
     make, start_one = actor.make_rows, segmenter.start
 

@@ -28,7 +28,7 @@ from proxy import Proxy
 from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from test_failures import CREW, SETTINGS, SPEED
+from test_failures import EXECUTION, RESOURCES, SETTINGS
 from test_run import build_run
 from test_s3 import proxied, put  # noqa: F401 - a fixture
 from test_storage import other_environment  # noqa: F401 - a fixture
@@ -37,7 +37,7 @@ from aerial_seg.cli.main import main
 from aerial_seg.segmenting import actor
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import ReadError, SegError
-from seg_core.grid import Window, chip_window, fold, overlap, split
+from seg_core.grid import Window, chip_window, overlap, reflect_window, split
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import find_images, read_region
@@ -179,16 +179,18 @@ def test_a_damaged_block_fails_the_tiles_that_touch_it_however_the_scene_is_cut(
     def segment(window: int) -> tuple[list[dict[str, Any]], str]:
         run = str(tmp_path / f"run-{window}")
         open_run(run, plan, model)
-        list(PartSegmenter(model, run, settings, window, CREW, SPEED, "s").segment_parts(list(plan.parts())))
+        list(PartSegmenter(model, run, settings, window, RESOURCES, EXECUTION, "s").segment_parts(list(plan.parts())))
         return [row for part in plan.parts() for row in read_part(part_path(run, part.key))], run
 
     (found, run), (small, _) = segment(1024), segment(128)
     assert found == small
     failed = {(row["row_off"], row["col_off"]) for row in found if row["status"] == "failed"}
-    chips = {tile[:2]: fold(chip_window(tile, 24, 1), 768, 768)[0] for tile in split(Window(0, 0, 768, 768), 128)}
+    chips = {
+        tile[:2]: reflect_window(chip_window(tile, 24, 1), 768, 768)[0] for tile in split(Window(0, 0, 768, 768), 128)
+    }
     assert failed == {at for at, chip in chips.items() if overlap(chip, Window(0, 0, 256, 256))}
     assert 0 < len(failed) < len(chips)
-    assert verify(run).holds
+    assert verify(run).ok
     assert recheck(run, 1, "cpu") == Recheck(num_same=1)
     damage(Path(path), {(2, 2)})
     again = recheck(run, 1, "cpu")
@@ -205,7 +207,7 @@ def test_a_scene_that_is_gone_is_asked_for_once_a_window(
     Path(path).unlink()
     stage = actor.stage_windows
     monkeypatch.setattr(actor, "stage_windows", lambda *rest: asked.append(rest[0]) or stage(*rest))
-    part_segmenter = PartSegmenter(model, str(tmp_path / "run"), SETTINGS, 256, CREW, SPEED, "s")
+    part_segmenter = PartSegmenter(model, str(tmp_path / "run"), SETTINGS, 256, RESOURCES, EXECUTION, "s")
     list(part_segmenter.segment_parts(list(plan.parts())))
     assert len(asked) == 1
     rows = [row for path in published_parts(str(tmp_path / "run")) for row in read_part(path)]
@@ -626,14 +628,14 @@ def test_a_manifest_from_another_system_names_its_scenes(
     assert find_images(str(tmp_path / name)) == expected
 
 
-Answer = tuple[int, str]
+WindowResult = tuple[int, str]
 
 
 class Store(ThreadingHTTPServer):
     """An S3 server of one object at any key, until it answers something else to everything."""
 
     daemon_threads = True
-    answer: Answer | None = None
+    answer: WindowResult | None = None
     content = b""
     asked = 0
 
@@ -702,7 +704,7 @@ LOG_IN = "the credentials have expired: log in again"
     ],
 )
 def test_a_store_that_refuses_is_told_of_in_a_line_that_helps(
-    store: Store, capsys: Capture, answer: Answer, listing: str, looking: str
+    store: Store, capsys: Capture, answer: WindowResult, listing: str, looking: str
 ) -> None:
     store.answer = answer
     with pytest.raises(SegError, match=f"^s3://bucket/scenes: {listing}"):

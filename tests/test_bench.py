@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeBundle, MakeScene, outside_environment
-from test_failures import CREW, SPEED
+from test_failures import EXECUTION, RESOURCES
 from test_segment import seg
 
 from aerial_seg.benchmarks.scenes import make_scene as make_town
@@ -112,7 +112,7 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
     model, path = make_bundle(), make_scene(pixels=pixels, nodata=255)
     settings = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
-    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, CREW, SPEED)
+    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, RESOURCES, EXECUTION)
     loop = stages.loop_by_hand(str(tmp_path))
     sizes = [next(loop) for _ in stages.windows.jobs]
     loop.close()
@@ -252,4 +252,4 @@ def test_windows_that_tiles_do_not_fit_in_are_refused(
     bundle = make_bundle()
     plan, _ = make_plan([read_scene(make_scene(), "a")], read_bundle(bundle), Settings(halo=16, threshold=0.5))
     with pytest.raises(SegError, match=r"^--window 700: use a multiple of the tile size, 512$"):
-        bench_scale(plan, bundle, str(tmp_path), SPEED, [1], [], [512, 700], 1.0)
+        bench_scale(plan, bundle, str(tmp_path), EXECUTION, [1], [], [512, 700], 1.0)

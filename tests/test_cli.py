@@ -51,7 +51,7 @@ REGION = [
     "--window",
     "SCENE",
 ]
-SPEED = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor"]
+EXECUTION = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor"]
 BENCH = ["--at", "--codec", "--json", "--seconds", "--side"]
 SETTINGS = [
     "--accumulate",
@@ -110,7 +110,7 @@ OPTIONS = {
         "BUNDLE|RUN",
     ],
     "seg plan": [*GENERAL, *REGION, "--calibrate", "--device", "--devices", "--json", "--price"],
-    "seg segment": [*GENERAL, *REGION, *SPEED, "--json", "--max-failures", "--out", "--relocate"],
+    "seg segment": [*GENERAL, *REGION, *EXECUTION, "--json", "--max-failures", "--out", "--relocate"],
     "seg verify": [*GENERAL, "--deep", "--device", "--json", "--model", "--relocate", "RUN"],
     "seg repair": [*GENERAL, "--json", "RUN", "PART"],
     "seg query": [*GENERAL, "--format", "--json", "RUN", "SQL"],
@@ -124,8 +124,8 @@ OPTIONS = {
     "seg export masks": [*GENERAL, "--json", "--out", "RUN"],
     "seg export model": [*GENERAL, "--json", "--out", "--to", "BUNDLE"],
     "seg bench": ["--help", "segment|scale|train"],
-    "seg bench segment": [*GENERAL, *REGION, *SPEED, *BENCH, "--rounds"],
-    "seg bench scale": [*GENERAL, *REGION, *SPEED, *BENCH, "--out", "--sizes", "--windows", "--workers"],
+    "seg bench segment": [*GENERAL, *REGION, *EXECUTION, *BENCH, "--rounds"],
+    "seg bench scale": [*GENERAL, *REGION, *EXECUTION, *BENCH, "--out", "--sizes", "--windows", "--workers"],
     "seg bench train": [*GENERAL, *SETTINGS, "--json"],
     "seg demo": [*GENERAL, "--json", "--out"],
 }
@@ -189,7 +189,7 @@ def refused(outcome: Outcome, *named: object) -> str:
 
 
 def refused_by_parser(outcome: Outcome, *named: object) -> None:
-    """The same for what argparse refuses, whose last line follows a reminder of the usage."""
+    """Check what argparse refuses, whose last line follows a reminder of the usage."""
     assert (outcome.code, outcome.out) == (2, "")
     line = outcome.err.splitlines()[-1]
     assert line.startswith("seg")

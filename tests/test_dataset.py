@@ -20,10 +20,10 @@ from rasterio.enums import ColorInterp
 import seg_core.training.dataset
 from seg_core.errors import SegError
 from seg_core.training.dataset import (
+    MAX_TURN,
     MISSING,
     ROWS,
     SCALE,
-    TURN,
     Classes,
     Crops,
     Pair,
@@ -617,12 +617,12 @@ def warped(source: int, size: int, scale: tuple[float, float], angle: float) -> 
 def test_a_turned_and_shrunk_crop_is_still_filled(size: int) -> None:
     source = source_size("strong", size)
     factors = (1 / SCALE, 1.0, SCALE)
-    for scale, angle in itertools.product(itertools.product(factors, factors), (-TURN, -11.0, 0.0, TURN)):
+    for scale, angle in itertools.product(itertools.product(factors, factors), (-MAX_TURN, -11.0, 0.0, MAX_TURN)):
         found = warped(source, size, scale, angle)
         assert found.label.shape == (size, size)
         assert (found.label == 1).all()
         assert (found.image == 200).all()
-    tight = warped(source - 6, size, (1 / SCALE, 1 / SCALE), TURN)
+    tight = warped(source - 6, size, (1 / SCALE, 1 / SCALE), MAX_TURN)
     assert (tight.label == MISSING).any()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from seg_core.errors import SegError
 from seg_core.model.bundle import HEADER, Bundle, describe, read_bundle, read_weights, write_bundle
 from seg_core.model.export import SUFFIXES, export_model
-from seg_core.model.networks import build_model, probe
+from seg_core.model.networks import build_model, measure_network
 from seg_core.model.segmenter import Segmenter
 
 # Torch's own exporters warn of their own insides.
@@ -87,7 +87,7 @@ def write_model(path: str, architecture: dict[str, Any], **fields: Any) -> str:
         "mean": (100.0, 121.0, 140.0),
         "std": (40.0, 61.0, 90.0),
         "gsd_m": 1.0,
-        **vars(probe(model, 3)),
+        **vars(measure_network(model, 3)),
         "threshold": 0.5,
         **fields,
     }

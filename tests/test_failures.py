@@ -14,17 +14,17 @@ import pytest
 import torch
 from conftest import MakeBundle, MakeScene
 
-from aerial_seg.resources import Crew, Speed
+from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segmenting import actor, writers
 from aerial_seg.segmenting.actor import PartSegmenter
-from seg_core.errors import UnansweredError
+from seg_core.errors import StoreUnavailableError
 from seg_core.grid import Window
 from seg_core.imagery import mosaic
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
-from seg_core.model.segmenter import Answer, Cut, Pending, Segmenter, Staged
+from seg_core.model.segmenter import DeviceChip, Pending, Segmenter, WindowResult, WindowSpec
 from seg_core.run import attempts
-from seg_core.run.plan import Part, Plan, Settings, Square, make_plan
+from seg_core.run.plan import Part, Plan, ReadBlock, Settings, make_plan
 from seg_core.run.record import open_run
 from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.run.verify import verify
@@ -32,8 +32,8 @@ from seg_core.storage.files import published
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128
-CREW = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-SPEED = Speed(device="cpu")
+RESOURCES = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+EXECUTION = ExecutionOptions(device="cpu")
 Made = tuple[Plan, str, str]
 Rows = list[dict[str, Any]]
 
@@ -46,7 +46,7 @@ def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made
 
 @pytest.fixture
 def wide(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
-    """The same of six parts, each a square of four windows."""
+    """A run of six parts, each a square of four windows."""
     return make(make_scene("region/a.tif", 256, 1536), make_bundle(), str(tmp_path / "run"))
 
 
@@ -56,10 +56,16 @@ def make(path: str, model: str, run: str) -> Made:
     return plan, model, run
 
 
-def work(made: Made, session: str = "s", speed: Speed = SPEED, parts: Sequence[Part] | None = None) -> Rows:
+def work(
+    made: Made, session: str = "s", execution: ExecutionOptions = EXECUTION, parts: Sequence[Part] | None = None
+) -> Rows:
     """Segment all parts in this process; the rows of the run."""
     plan, model, run = made
-    list(PartSegmenter(model, run, SETTINGS, WINDOW, CREW, speed, session).segment_parts(parts or list(plan.parts())))
+    list(
+        PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, execution, session).segment_parts(
+            parts or list(plan.parts())
+        )
+    )
     return rows_of(made)
 
 
@@ -102,7 +108,7 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("MemoryError", 1)}
     assert all("a.tif: array is too big" in row["error"] for row in failed)
     assert_the_rest_is_done(rows, whole)
-    assert verify(wide[2]).holds
+    assert verify(wide[2]).ok
     monkeypatch.undo()
     assert work(wide) == whole
 
@@ -114,16 +120,16 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
     whole, read, asked = undisturbed(wide), actor.stage_windows, []
     parts = [replace(part, sources=(part.scene,) * pieces) for part in wide[0].parts()]
 
-    def silent(square: Square, *rest: Any) -> Any:
-        asked.append(square)
-        if any(window[:2] == (128, 512) for _, window in square):
-            raise UnansweredError("a.tif: no answer")
-        return read(square, *rest)
+    def silent(block: ReadBlock, *rest: Any) -> Any:
+        asked.append(block)
+        if any(window[:2] == (128, 512) for _, window in block):
+            raise StoreUnavailableError("a.tif: no answer")
+        return read(block, *rest)
 
     monkeypatch.setattr(actor, "stage_windows", silent)
     rows = work(wide, parts=parts)
     failed = [row for row in rows if row["status"] == "failed"]
-    assert {row["error_class"] for row in failed} == {"UnansweredError"}
+    assert {row["error_class"] for row in failed} == {"StoreUnavailableError"}
     assert (len(failed), len(asked)) == ((4, 6 + 4) if pieces else (16, 6))
     assert_the_rest_is_done(rows, whole)
 
@@ -131,7 +137,7 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
 def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, set()
 
-    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
         seen.add(cut.width)
         if cut.width > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -147,7 +153,7 @@ def test_a_window_that_fits_once_others_have_left_the_device_is_not_halved(
 ) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, []
 
-    def crowded(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+    def crowded(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
         seen.append(cut.width)
         if len(seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -163,15 +169,15 @@ def test_batches_of_fewer_windows_than_others_are_not_compiled_for_at_once(
 ) -> None:
     whole, start, seen = undisturbed(wide), Segmenter.start, []
 
-    def note(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+    def note(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
         seen.append((len(chips), seldom))
         return start(self, chips, cut, seldom)
 
     monkeypatch.setattr(Segmenter, "start", note)
-    assert work(wide, speed=replace(SPEED, batch=5, compiling="yes")) == whole  # what is exact is not compiled
+    assert work(wide, execution=replace(EXECUTION, batch=5, compiling="yes")) == whole  # what is exact is not compiled
     assert seen == [(5, False)] * 4 + [(4, True)]
     seen.clear()
-    work(wide, speed=replace(SPEED, batch=5))
+    work(wide, execution=replace(EXECUTION, batch=5))
     assert seen == [(5, False)] * 4 + [(4, False)]
 
 
@@ -189,14 +195,14 @@ def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
 ) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, []
 
-    def small(self: Segmenter, chips: Sequence[Staged], cut: Cut, seldom: bool) -> Pending:
+    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
         seen.append(len(chips))
         pending = start(self, chips, cut, seldom)
         if len(chips) > 1 and fails == "when begun":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return replace(pending, found=()) if len(chips) > 1 else pending
 
-    def broken(self: Pending) -> list[Answer]:
+    def broken(self: Pending) -> list[WindowResult]:
         if not self.found:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return result(self)
@@ -204,7 +210,7 @@ def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
     result = Pending.result
     monkeypatch.setattr(Segmenter, "start", small)
     monkeypatch.setattr(Pending, "result", broken)
-    assert work(made, speed=Speed(device="cpu", batch=4)) == whole
+    assert work(made, execution=ExecutionOptions(device="cpu", batch=4)) == whole
     # The first part's four windows are of one size; those of the second measure 128 and 116 px in turns.
     assert seen == [4, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1]
 
@@ -221,13 +227,13 @@ def test_rows_do_not_depend_on_how_many_windows_are_under_way(
         self.in_flight = in_flight
 
     monkeypatch.setattr(Segmenter, "__init__", prepared)
-    assert work(made, speed=Speed(device="cpu", batch=batch)) == whole
+    assert work(made, execution=ExecutionOptions(device="cpu", batch=batch)) == whole
 
 
 DEADLY = """
 import os, signal, sys
 from aerial_seg.segmenting.actor import PartSegmenter
-from aerial_seg.resources import Crew, Speed
+from aerial_seg.resources import ActorResources, ExecutionOptions
 from seg_core.imagery import mosaic
 from seg_core.run.record import read_plan
 read = mosaic.read_chip
@@ -239,14 +245,14 @@ def deadly(scene, at, scale, **named):
 mosaic.read_chip = deadly
 run, model, session, *places = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
+crew = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
 LOST = """
 import sys
 from aerial_seg.segmenting.actor import PartSegmenter
-from aerial_seg.resources import Crew, Speed
+from aerial_seg.resources import ActorResources, ExecutionOptions
 from seg_core.run.record import read_plan
 from seg_core.model.segmenter import Segmenter
 def start(self, chips, cut, seldom):
@@ -254,8 +260,8 @@ def start(self, chips, cut, seldom):
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = Crew(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-actor = PartSegmenter(model, run, plan.settings, 128, crew, Speed(device="cpu"), session)
+crew = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
 
@@ -284,12 +290,12 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
     plan, model, run = wide
     keys = [part.key for part in plan.parts()]
     for key in (keys[1], keys[4]):
-        attempts.begin(run, key, "s")
+        attempts.mark_started(run, key, "s")
     read, write, events = actor.stage_windows, writers.write_part, []
 
-    def note_read(square: Square, *rest: Any) -> Any:
-        events.append(("read", keys.index(square[0][0].key)))
-        return read(square, *rest)
+    def note_read(block: ReadBlock, *rest: Any) -> Any:
+        events.append(("read", keys.index(block[0][0].key)))
+        return read(block, *rest)
 
     def note_write(out: str, key: str, *rest: Any) -> None:
         write(out, key, *rest)
@@ -297,7 +303,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
 
     monkeypatch.setattr(actor, "stage_windows", note_read)
     monkeypatch.setattr(writers, "write_part", note_write)
-    segmenter = PartSegmenter(model, run, SETTINGS, WINDOW, CREW, SPEED, "s", frozenset(keys))
+    segmenter = PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, EXECUTION, "s", frozenset(keys))
     receipts = list(segmenter.segment_parts(list(plan.parts())))
     assert [number for what, number in events if what == "written"] == list(range(6))
     ends = [0, *(events.index(("written", number)) + 1 for number in (0, 1, 3, 4, 5))]
@@ -319,18 +325,18 @@ def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -
 def test_deaths_of_an_earlier_session_do_not_count(made: Made) -> None:
     plan, _, run = made
     part, other = (part.key for part in islice(plan.parts(), 2))
-    assert attempts.take_up(run, [part, other], "one") == {}
-    attempts.begin(run, part, "one")
-    assert attempts.take_up(run, [part, other], "two") == {}
-    attempts.begin(run, part, "two")
-    assert attempts.take_up(run, [other], "two") == {}
-    known = attempts.take_up(run, [part, other], "two")
+    assert attempts.claim_interrupted(run, [part, other], "one") == {}
+    attempts.mark_started(run, part, "one")
+    assert attempts.claim_interrupted(run, [part, other], "two") == {}
+    attempts.mark_started(run, part, "two")
+    assert attempts.claim_interrupted(run, [other], "two") == {}
+    known = attempts.claim_interrupted(run, [part, other], "two")
     assert set(known) == {part}
     assert not known[part].is_deadly("0 0")
-    attempts.touch(run, part, known[part], "0 0")
+    attempts.mark_window(run, part, known[part], "0 0")
     for deaths in (1, 2):
-        known = attempts.take_up(run, [part], "two")
-        assert known[part].is_deadly("0 0") == (deaths == attempts.DEATHS)
-        attempts.touch(run, part, known[part], "0 0")
-    attempts.end(run, part)
+        known = attempts.claim_interrupted(run, [part], "two")
+        assert known[part].is_deadly("0 0") == (deaths == attempts.MAX_DEATHS)
+        attempts.mark_window(run, part, known[part], "0 0")
+    attempts.mark_done(run, part)
     assert os.listdir(attempts.attempts_folder(run)) == []

@@ -12,13 +12,13 @@ from conftest import UTM
 from numpy.typing import NDArray
 from test_jpeg import WINDOWS, decode, write_jpeg
 
-from aerial_seg.resources import Crew, Speed
+from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segmenting.actor import PartSegmenter
-from seg_core.grid import fold, unfold
+from seg_core.grid import expand_reflection, reflect_window
 from seg_core.imagery.raster import read_chip, write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import BUILT_IN, read_bundle
-from seg_core.model.segmenter import Answer, Cut, Segmenter, Staged, pack, sum_tiles, to_units
+from seg_core.model.segmenter import DeviceChip, Segmenter, WindowResult, WindowSpec, pack, sum_tiles, to_units
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.record import open_run
 from seg_core.run.rows import Row
@@ -29,7 +29,7 @@ DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 
 HALO, SIDE = 96, 704
-CUT = Cut(HALO, SIDE - 2 * HALO, SIDE - 2 * HALO, 256, 0.5)
+CUT = WindowSpec(HALO, SIDE - 2 * HALO, SIDE - 2 * HALO, 256, 0.5)
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
@@ -43,11 +43,11 @@ def chips() -> list[Chip]:
     return chips
 
 
-def staged(segmenter: Segmenter, chips: Sequence[Chip]) -> list[Staged]:
+def staged(segmenter: Segmenter, chips: Sequence[Chip]) -> list[DeviceChip]:
     return [segmenter.stage(*chip) for chip in chips]
 
 
-def share_that_differs(ones: Sequence[Answer], others: Sequence[Answer]) -> float:
+def share_that_differs(ones: Sequence[WindowResult], others: Sequence[WindowResult]) -> float:
     """Of all pixels; what is valid must be the same."""
     assert all(np.array_equal(one.valid, other.valid) for one, other in zip(ones, others, strict=True))
     differing = [
@@ -115,8 +115,8 @@ def test_chips_decoded_by_its_jpeg_engine_are_what_gdal_reads(tmp_path: Path) ->
     with ThreadPoolExecutor(8) as pool:  # so that several are decoded together
         found = list(pool.map(lambda window: decode(segmenter, scene, window), windows))
     for window, (chip, _) in zip(windows, found, strict=True):
-        box, rows, cols = fold(window, scene.height, scene.width)
-        assert np.array_equal(chip, unfold(whole[:, *box.slices(scene.window)], rows, cols))
+        box, rows, cols = reflect_window(window, scene.height, scene.width)
+        assert np.array_equal(chip, expand_reflection(whole[:, *box.slices(scene.window)], rows, cols))
 
 
 def test_chips_are_read_into_memory_that_it_fetches_itself_and_is_not_given_away_before(chips: list[Chip]) -> None:
@@ -163,8 +163,10 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str, compil
     pixels, _ = read_chip(scene, scene.window) if on_cpu else decode(Segmenter(BUILT_IN, DEVICE), scene, scene.window)
     write_geotiff(str(plain / "a.tif"), pixels, crs=UTM, transform=scene.transform)
     settings = Settings(tile_size=64, part=128, halo=HALO, threshold=0.5)
-    found = segment(jpeg, Speed(device=DEVICE, compiling=compiling, batch=2), replace(settings, decode=decoder))
-    expected = segment(plain, Speed(device="cpu"), settings)
+    found = segment(
+        jpeg, ExecutionOptions(device=DEVICE, compiling=compiling, batch=2), replace(settings, decode=decoder)
+    )
+    expected = segment(plain, ExecutionOptions(device="cpu"), settings)
     assert [row["valid_px"] for row in found] == [row["valid_px"] for row in expected]
     off = sum(abs(one["building_px"] - other["building_px"]) for one, other in zip(found, expected, strict=True))
     building = sum(row["building_px"] for row in expected)
@@ -172,18 +174,18 @@ def test_a_run_has_the_rows_of_one_on_a_cpu(tmp_path: Path, decoder: str, compil
     assert off < 0.05 * building
 
 
-def segment(folder: Path, speed: Speed, settings: Settings) -> list[Row]:
+def segment(folder: Path, execution: ExecutionOptions, settings: Settings) -> list[Row]:
     """Segment the scenes of a folder in this process; the rows, all of which are done."""
     plan, refused = make_plan(read_region([str(folder)])[0], read_bundle(BUILT_IN), settings)
     assert not refused
     out = f"{folder}-run"
     open_run(out, plan, BUILT_IN)
-    gpus = int(speed.device == DEVICE)
+    gpus = int(execution.device == DEVICE)
     # So few readers that there are squares enough for them, of four windows each.
-    crew = Crew(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32)
+    resources = ActorResources(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32)
     parts = list(plan.parts())
     watched = frozenset(part.key for part in parts)
-    actor = PartSegmenter(BUILT_IN, out, settings, 64, crew, speed, "s", watched)
+    actor = PartSegmenter(BUILT_IN, out, settings, 64, resources, execution, "s", watched)
     receipts = list(actor.segment_parts(parts))
     assert [receipt["failed"] for receipt in receipts] == [0] * len(parts)
     looked_at, differing = (sum(receipt[f"seam_{name}"] for receipt in receipts) for name in ("pixels", "differing"))

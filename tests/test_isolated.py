@@ -19,7 +19,7 @@ from seg_core.run.isolated import for_each_isolated
 from seg_core.run.plan import Part
 from seg_core.run.record import parts_to_do
 from seg_core.run.tables import State, _read_state, part_path, published_parts, read_part
-from seg_core.run.verify import Verdict, _verify_part, repair
+from seg_core.run.verify import VerifyReport, _verify_part, repair
 
 
 def work(item: int) -> int:
@@ -51,7 +51,7 @@ def no_child_is_left() -> Iterator[None]:
 
 def test_results_come_in_order_over_several_batches_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "BATCH", 7)
-    monkeypatch.setattr(isolated, "WORTH", 10)
+    monkeypatch.setattr(isolated, "ITEMS_PER_CHILD", 10)
     assert done([100 + n for n in range(50)]) == [2 * (100 + n) for n in range(50)]
     assert done([]) == []
 
@@ -90,7 +90,7 @@ def test_nothing_goes_on_where_the_caller_stops_early() -> None:
     results.close()
 
 
-def crash_over(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict:
+def crash_over(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyReport:
     """Check a part in a process that the part of the smaller scene crashes."""
     if where[1].scene.scene_id == "south/b.tif":
         os.abort()

@@ -17,11 +17,11 @@ from rasterio.transform import Affine
 from test_raster import write_raw
 from test_segment import rows_of, seg
 
-from aerial_seg.segmenting.busy import Stopwatch
+from aerial_seg.segmenting.bottleneck import Stopwatch
 from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import jpeg_streams as jpeg
-from seg_core.imagery.jpeg_streams import Kept, _without_colour, read_streams
+from seg_core.imagery.jpeg_streams import PieceCache, _without_colour, read_streams
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import stage_windows
@@ -256,7 +256,7 @@ def test_windows_beside_each_other_share_what_was_read(tmp_path: Path) -> None:
     scene = write_jpeg(tmp_path / "a.tif")
     content, path = Path(scene.uri).read_bytes(), Path(scene.uri)
     first, second, third = (0, 300), (300, 300), (600, 300)
-    kept = Kept(700)
+    kept = PieceCache(700)
     assert kept.read(scene, [first, second]) == [content[:300], content[300:600]]
     path.write_bytes(bytes(len(content)))  # from here on, what is read is 0
     assert kept.read(scene, [second, third, first]) == [content[300:600], bytes(300), content[:300]]
@@ -271,7 +271,7 @@ def test_windows_beside_each_other_share_what_was_read(tmp_path: Path) -> None:
 
 def test_several_threads_share_what_is_kept(tmp_path: Path) -> None:
     scene = write_jpeg(tmp_path / "a.tif")
-    content, kept = Path(scene.uri).read_bytes(), Kept(1000)
+    content, kept = Path(scene.uri).read_bytes(), PieceCache(1000)
     rng = np.random.default_rng(0)
     asked = [[(int(at), 100) for at in rng.integers(0, 20, 4) * 50] for _ in range(200)]
     with ThreadPoolExecutor(8) as pool:

@@ -19,14 +19,14 @@ import pytest
 from seg_core.errors import JobError, SegError
 from seg_core.run import lease
 from seg_core.run.fence import LEASE
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.storage import files as storage
 from seg_core.storage.files import create, make_folder, publish, read_bytes, stat, walk
 
 HOLDER = """
 import sys, time
-from seg_core.run.lease import hold
-with hold(sys.argv[1]):
+from seg_core.run.lease import acquire_lease
+with acquire_lease(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -65,14 +65,17 @@ def test_a_file_is_created_once(run: str) -> None:
 
 def test_a_lease_is_given_back(run: str) -> None:
     for _ in range(2):
-        with hold(run) as held:
+        with acquire_lease(run) as held:
             held.check()
             assert stat(f"{run}/{LEASE}") is not None
         assert stat(f"{run}/{LEASE}") is None
 
 
 def test_a_second_driver_is_refused_by_name(run: str, other: "subprocess.Popen[str]") -> None:
-    with pytest.raises(SegError, match=rf"another driver is at work on this run \(process {other.pid} on "), hold(run):
+    with (
+        pytest.raises(SegError, match=rf"another driver is at work on this run \(process {other.pid} on "),
+        acquire_lease(run),
+    ):
         pass
     assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["pid"] == other.pid
 
@@ -81,7 +84,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: str, other: "su
     other.kill()
     other.wait()
     began = time.monotonic()
-    with hold(run):
+    with acquire_lease(run):
         assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["pid"] == os.getpid()
     assert time.monotonic() - began < lease.PATIENCE / 2
 
@@ -92,7 +95,7 @@ def test_the_lease_of_a_driver_elsewhere_is_taken_over_when_it_is_no_longer_rene
     other.kill()
     of_elsewhere(run)
     monkeypatch.setattr(lease, "PATIENCE", 1.5)
-    with hold(run):
+    with acquire_lease(run):
         pass
     assert "waiting to see if its driver on far lives" in capsys.readouterr().err
 
@@ -102,14 +105,14 @@ def test_a_driver_elsewhere_that_renews_its_lease_is_alive(run: str, other: "sub
     of_elsewhere(run)
     timer = threading.Timer(1.0, of_elsewhere, (run,), {"renewals": 1})
     timer.start()
-    with pytest.raises(SegError, match="another driver is at work"), hold(run):
+    with pytest.raises(SegError, match="another driver is at work"), acquire_lease(run):
         pass
     timer.join()
 
 
 def lose(run: str) -> None:
     """Hold a run that somebody else takes."""
-    with hold(run) as held:
+    with acquire_lease(run) as held:
         of_elsewhere(run, owner="somebody")
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -130,7 +133,7 @@ import os, signal, sys
 from seg_core.storage import files as storage
 from seg_core.errors import SegError
 from seg_core.run.fence import Lease
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 
 run, what = sys.argv[1:]
 path, freezing, is_lost = f"{run}/tiles/a", False, Lease.is_lost
@@ -149,7 +152,7 @@ def check_and_freeze(lease):
 Lease.is_lost = check_and_freeze  # in S3 the last step before the put
 os.fsync = freeze  # on disk the last step before the rename
 try:
-    with hold(run) as lease:
+    with acquire_lease(run) as lease:
         if what == "replace":
             lease.publish(path, b"before")
         freezing = True
@@ -173,7 +176,7 @@ def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_bee
         os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
         of_elsewhere(run)
         monkeypatch.setattr(lease, "PATIENCE", 0.5)
-        with hold(run) as held:
+        with acquire_lease(run) as held:
             held.publish(f"{run}/tiles/a", b"new")
         frozen.send_signal(signal.SIGCONT)
         _, err = frozen.communicate(timeout=60)
@@ -191,7 +194,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    with hold(run) as held, monkeypatch.context() as full:
+    with acquire_lease(run) as held, monkeypatch.context() as full:
         full.setattr(os, "fsync", refuse)
         with pytest.raises(JobError) as raised:
             held.publish(f"{run}/a", b"content")
@@ -233,7 +236,7 @@ def test_a_lease_of_a_version_without_staging_folders_is_taken_over(
     (folder,) = Path(run).glob(".partial-*")
     folder.rmdir()
     monkeypatch.setattr(lease, "GRACE", 0.5)
-    with hold(run):
+    with acquire_lease(run):
         pass
     assert os.listdir(run) == []
 
@@ -242,14 +245,14 @@ def test_what_killed_drivers_left_in_their_staging_folders_is_deleted(tmp_path: 
     left = tmp_path / ".partial-0" / ".partial-1"
     left.parent.mkdir()
     left.touch()
-    with hold(str(tmp_path)) as held:
+    with acquire_lease(str(tmp_path)) as held:
         assert sorted(os.listdir(tmp_path)) == sorted([LEASE, os.path.basename(held.staging)])
     assert os.listdir(tmp_path) == []
 
 
 def test_a_copy_of_a_lease_writes_for_its_owner(run: str) -> None:
     make_folder(run)
-    with hold(run) as held:
+    with acquire_lease(run) as held:
         copy.copy(held).publish(f"{run}/a", b"content")
     assert read_bytes(f"{run}/a") == b"content"
 
@@ -257,7 +260,7 @@ def test_a_copy_of_a_lease_writes_for_its_owner(run: str) -> None:
 def test_a_lease_whose_creation_was_answered_by_nobody_is_held(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(run)
     monkeypatch.setattr(storage, "create", lambda path, content: create(path, content) and False)
-    with hold(run) as held:
+    with acquire_lease(run) as held:
         held.check()
     assert stat(f"{run}/{LEASE}") is None
 

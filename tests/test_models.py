@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import seg_core.model.networks
 from seg_core.errors import SegError
 from seg_core.model.bundle import read_bundle
-from seg_core.model.networks import build_model, check_sizes, fold_batchnorm, probe, training_bytes_per_px
+from seg_core.model.networks import build_model, check_sizes, fold_batchnorm, measure_network, training_bytes_per_px
 from seg_core.model.segmenter import load_model
 from seg_core.model.unet import UNet
 from seg_core.training.losses import make_loss
@@ -283,7 +283,7 @@ def test_a_crop_that_is_too_small_for_the_network_is_refused() -> None:
 
 def test_a_network_that_takes_no_thin_inputs_is_probed_with_higher_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seg_core.model.networks, "MAX_PROBE", 512)
-    footing = probe(build("smp:PAN/resnet18"), 3)  # it halves its input seven times
+    footing = measure_network(build("smp:PAN/resnet18"), 3)  # it halves its input seven times
     assert (footing.stride, footing.context_px, footing.halo) == (16, None, 128)
 
 

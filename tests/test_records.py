@@ -15,7 +15,7 @@ from conftest import UTM
 from test_run import build_run
 from test_segment import seg
 
-from seg_core.errors import DamagedError, SegError
+from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.raster import write_geotiff
 from seg_core.imagery.region import find_images
 from seg_core.run import attempts, lease
@@ -25,7 +25,7 @@ from seg_core.run.tables import read_versioned
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 Capture = pytest.CaptureFixture[str]
-Damage = Callable[[Path], object]
+PartialFailure = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def commands(original: Path, run: Path) -> dict[str, list[object]]:
     }
 
 
-def change(**fields: Any) -> Damage:
+def change(**fields: Any) -> PartialFailure:
     """Set fields of run.json, whose names may be of several words; None takes them away."""
 
     def damage(path: Path) -> None:
@@ -77,7 +77,7 @@ def change(**fields: Any) -> Damage:
     return damage
 
 
-def to_table(**columns: list[Any]) -> Damage:
+def to_table(**columns: list[Any]) -> PartialFailure:
     return lambda path: pq.write_table(pa.table(columns), path)
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_run_json_is_named_by_every_command(original: Path, run: Path,
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-SCENES: dict[str, Damage] = {
+SCENES: dict[str, PartialFailure] = {
     "gone": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),
     "truncated": truncate,
@@ -200,9 +200,9 @@ def test_records_of_what_is_at_work_are_no_obstacle(
         (run / "driver.json").write_bytes(content)
         seg(capsys, *command)
         assert (run / "driver.json").exists() == (name != "repair")  # which takes the lease
-    assert attempts.take_up(str(run), [key], "s") == {}
-    attempts.begin(str(run), key, "s")
-    assert attempts.take_up(str(run), [key], "s") == {key: attempts.Attempt("s")}
+    assert attempts.claim_interrupted(str(run), [key], "s") == {}
+    attempts.mark_started(str(run), key, "s")
+    assert attempts.claim_interrupted(str(run), [key], "s") == {key: attempts.Attempt("s")}
 
 
 def parquet_of(values: list[bytes]) -> bytes:
@@ -236,4 +236,4 @@ def test_a_manifest_may_hold_names_as_bytes(tmp_path: Path) -> None:
 def test_a_part_that_is_gone_meanwhile_is_not_taken_for_damaged(run: Path) -> None:
     with pytest.raises(SegError, match="no such file") as refusal:
         read_versioned(f"{run}/tiles/part-gone.parquet")
-    assert not isinstance(refusal.value, DamagedError)
+    assert not isinstance(refusal.value, CorruptFileError)

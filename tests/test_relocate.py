@@ -13,7 +13,7 @@ import boto3
 import numpy as np
 import pytest
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
-from test_failures import CREW, SPEED
+from test_failures import EXECUTION, RESOURCES
 from test_run import SETTINGS, build_run, part_rows, replan, write_light_bundle
 from test_segment import part_bytes, seg
 
@@ -87,7 +87,7 @@ def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Pat
     assert (todo.key, todo.version, notes) == (part.key, part.version, [])
     write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
     assert part_bytes(moved / "run") == before
-    assert verify(run).holds
+    assert verify(run).ok
 
 
 def test_scenes_that_move_on_and_back_are_followed(moved: Path) -> None:
@@ -234,7 +234,7 @@ def segmented(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) ->
     settings = replace(SETTINGS, halo=24, part=128)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
     open_run(run, plan, model)
-    list(PartSegmenter(model, run, settings, 128, CREW, SPEED, "s").segment_parts(list(plan.parts())))
+    list(PartSegmenter(model, run, settings, 128, RESOURCES, EXECUTION, "s").segment_parts(list(plan.parts())))
     return Path(run), Path(path)
 
 

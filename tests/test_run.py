@@ -15,7 +15,7 @@ import pytest
 from conftest import NORTH_UP, UTM, MakeScene, answer_of
 
 from seg_core.errors import SegError
-from seg_core.grid import Window, hull, split
+from seg_core.grid import Window, bounding_window, split
 from seg_core.imagery.raster import read_chip, write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import LATER, read_scene
@@ -26,14 +26,13 @@ from seg_core.run.plan import (
     Plan,
     Settings,
     choose_depth,
-    choose_squares,
+    choose_read_blocks,
     choose_window,
     make_plan,
-    squares,
+    read_blocks,
 )
 from seg_core.run.query import summary
 from seg_core.run.record import (
-    as_begun,
     changed_scenes,
     find_run,
     now,
@@ -41,6 +40,7 @@ from seg_core.run.record import (
     parts_to_do,
     read_plan,
     read_record,
+    with_decoder_of_run,
     write_record,
 )
 from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
@@ -261,12 +261,12 @@ def test_squares_that_wait_are_bounded_by_readers_and_memory(
 def test_squares_hold_each_window_once(make_scene: MakeScene, side: int) -> None:
     scene = read_scene(make_scene(height=200, width=320), "a.tif")
     part = Part("a", scene, scene.window)
-    found = squares([part, part], 32, side)
-    assert sorted(job[1] for square in found for job in square) == sorted([*split(part.window, 32)] * 2)
-    for square in found:
-        whole = hull(window for _, window in square)
+    found = read_blocks([part, part], 32, side)
+    assert sorted(job[1] for block in found for job in block) == sorted([*split(part.window, 32)] * 2)
+    for block in found:
+        whole = bounding_window(window for _, window in block)
         assert max(whole.height, whole.width) <= side
-        assert whole.height * whole.width == sum(window.height * window.width for _, window in square)
+        assert whole.height * whole.width == sum(window.height * window.width for _, window in block)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_squares_are_as_large_as_leaves_enough_of_them_and_memory_holds(
 ) -> None:
     settings = Settings(tile_size=512, part=4096, halo=96, threshold=0.5)
     some = [Part("a", read_scene(make_scene(), "a.tif"), Window(0, 0, 4096, 4096))] * parts
-    found, depth = choose_squares(some, window, settings, bundle, memory, readers, batch)
-    assert (hull(at for _, at in found[0]).width, depth) == expected
+    found, depth = choose_read_blocks(some, window, settings, bundle, memory, readers, batch)
+    assert (bounding_window(at for _, at in found[0]).width, depth) == expected
 
 
 @pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])
@@ -444,7 +444,7 @@ def test_a_scene_that_has_changed_since_is_done_again(tmp_path: Path, change: Ca
     assert read_plan(run) == plan != before
     assert changed_scenes(run, plan) == []
     assert parts_to_do(run, plan) == todo  # though the run is opened, until they are done
-    assert not verify(run).holds
+    assert not verify(run).ok
     for part in todo:
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
     assert parts_to_do(run, plan) == []
@@ -645,18 +645,18 @@ def test_a_run_from_before_scenes_had_a_column_goes_on(tmp_path: Path) -> None:
     assert read_scenes(run) == list(plan.scenes)
     assert read_plan(run).fingerprint == plan.fingerprint
     assert parts_to_do(run, plan) == []
-    assert verify(run).holds
+    assert verify(run).ok
 
 
 def test_who_decodes_is_decided_when_a_run_begins(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path)  # decoded by the CPU
-    assert plan.decided(on_gpu=True) == plan
+    assert plan.with_decoder(on_gpu=True) == plan
     left_open = replace(plan, settings=replace(plan.settings, decode="auto"))
     new = str(tmp_path / "new")
-    assert as_begun(new, left_open) == left_open
+    assert with_decoder_of_run(new, left_open) == left_open
     for on_gpu, decode in ((True, "device"), (False, "cpu")):
-        assert left_open.decided(on_gpu).settings.decode == decode
-    open_run(new, left_open.decided(on_gpu=True), "model")
-    assert as_begun(new, left_open).settings.decode == "device"
-    assert as_begun(run, left_open) == plan
-    assert as_begun(new, plan) == plan  # which is then refused
+        assert left_open.with_decoder(on_gpu).settings.decode == decode
+    open_run(new, left_open.with_decoder(on_gpu=True), "model")
+    assert with_decoder_of_run(new, left_open).settings.decode == "device"
+    assert with_decoder_of_run(run, left_open) == plan
+    assert with_decoder_of_run(new, plan) == plan  # which is then refused

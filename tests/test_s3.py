@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import MakeBundle, MakeScene
 from proxy import Proxy
-from test_failures import CREW, SPEED
+from test_failures import EXECUTION, RESOURCES
 from test_segment import SMALL, seg
 from test_storage import other_environment  # noqa: F401 - a fixture
 
@@ -149,7 +149,7 @@ def test_a_store_that_keeps_somebody_waiting_is_named_once(
     refused: float | None,
     what: str,
 ) -> None:
-    other_environment.setattr(store, "ATTEMPTS", store.TOLD + 1)
+    other_environment.setattr(store, "ATTEMPTS", store.REPORTED_ATTEMPT + 1)
     if refused is None:
         proxied.server_close()
     else:
@@ -264,8 +264,10 @@ def test_more_threads_read_where_the_store_is_slow_to_answer(
     plan, _ = make_plan(read_region([put(path, f"{s3}/slow/slow.tif")])[0], read_bundle(model), settings)
     run = str(tmp_path / "run")
     open_run(run, plan, model)
-    crew = replace(CREW, threads=1)  # beside other tests, two would wait for each other longer than for the store
-    segmenter = PartSegmenter(model, run, settings, 256, crew, SPEED, "s")
+    resources = replace(
+        RESOURCES, threads=1
+    )  # beside other tests, two would wait for each other longer than for the store
+    segmenter = PartSegmenter(model, run, settings, 256, resources, EXECUTION, "s")
     proxied.delay = 2.0  # s, far more than a window takes the model: windows are read four at a time
     used = [receipt["readers"] for receipt in segmenter.segment_parts(list(plan.parts()))]
-    assert CREW.readers < used[-1]
+    assert RESOURCES.readers < used[-1]

@@ -89,8 +89,8 @@ def test_rows_do_not_depend_on_window_or_actors(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_bundle()
-    for name, speed in {"one": ["--window", "64"], "two": ["--window", "256", "--actors", "1:2"]}.items():
-        options = ["--tile-size", "64", "--part", "256", *speed, "--keep-probability"]
+    for name, execution in {"one": ["--window", "64"], "two": ["--window", "256", "--actors", "1:2"]}.items():
+        options = ["--tile-size", "64", "--part", "256", *execution, "--keep-probability"]
         seg(capsys, "segment", region, "--model", model, "--out", tmp_path / name, *options)
     assert part_bytes(tmp_path / "one") == part_bytes(tmp_path / "two")
 
@@ -150,7 +150,7 @@ def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
     assert "tiles failed" in err
     failed = [row for row in rows_of(tmp_path / "run") if row["status"] == "failed"]
     assert all("a.tif" in row["error"] and row["valid_px"] is None and row["mask"] is None for row in failed)
-    assert verify(str(tmp_path / "run")).holds
+    assert verify(str(tmp_path / "run")).ok
     seg(capsys, "verify", tmp_path / "run", code=1)
     seg(capsys, *command, code=1)  # tries the failed parts again
 
@@ -309,7 +309,7 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
     assert counts["area_km2"] == pytest.approx(4 * (1024 * 0.6) ** 2 / 1e6, rel=0.002)
     scenes = pq.read_table(tmp_path / "run" / "scenes").to_pylist()
     assert {(s["height"], s["width"], s["gsd_m"]) for s in scenes} == {(615, 615, 1.0)}
-    assert verify(str(tmp_path / "run")).holds
+    assert verify(str(tmp_path / "run")).ok
     assert Path(part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key)).exists()
 
 

@@ -17,10 +17,10 @@ from seg_core.inference.windows import fit_window
 from seg_core.model.segmenter import (
     SUM_UNIT,
     VIEWS,
-    Answer,
-    Cut,
+    DeviceChip,
     Segmenter,
-    Staged,
+    WindowResult,
+    WindowSpec,
     choose_device,
     find_batch,
     pack,
@@ -179,10 +179,10 @@ def test_bfloat16_is_near_float32_and_does_not_claim_to_be_exact(bundle: str, pl
     assert Segmenter(bundle, "cpu", precision="float32").exact
 
 
-CUT = Cut(16, 40, 61, 32, 0.5, keep_probability=True)
+CUT = WindowSpec(16, 40, 61, 32, 0.5, keep_probability=True)
 
 
-def staged(segmenter: Segmenter, number: int) -> list[Staged]:
+def staged(segmenter: Segmenter, number: int) -> list[DeviceChip]:
     """Random chips, of which the third holds nothing valid."""
     chips = [random_chip(seed=seed) for seed in range(number)]
     return [segmenter.stage(pixels, valid & (seed != 2)) for seed, (pixels, valid) in enumerate(chips)]
@@ -217,7 +217,7 @@ def test_the_lines_of_tiles_are_packed_as_numpy_packs_them(width: int, tile_size
         line = np.packbits(pixels[:, :, col : col + tile_size], axis=-1)
         assert np.array_equal(packed[:, :, number, : line.shape[-1]], line)
         assert not packed[:, :, number, line.shape[-1] :].any()
-    answer = Answer(packed[0], np.zeros(()), np.zeros(()), np.zeros(()), None, pixels[0])
+    answer = WindowResult(packed[0], np.zeros(()), np.zeros(()), np.zeros(()), None, pixels[0])
     assert np.array_equal(answer.building(tile_size), pixels[0])
 
 
@@ -246,7 +246,7 @@ def test_a_probability_at_the_threshold_is_building(
     three = np.array([[[np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(1))]]], np.float32)
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.from_numpy(three))
     chip = plain.stage(np.zeros((3, 1, 3), np.uint8), np.ones((1, 3), np.bool_))
-    (answer,) = plain.start([chip], Cut(0, 1, 3, 32, threshold)).result()
+    (answer,) = plain.start([chip], WindowSpec(0, 1, 3, 32, threshold)).result()
     assert answer.building(32).tolist() == [[False, True, True]]
     assert answer.counts.tolist() == [[2]]
 
@@ -283,7 +283,7 @@ def test_an_answer_that_is_no_number_is_an_error_where_it_counts(
     valid[which] = where == "valid"
     valid[20, 40] = True  # else nothing would be inferred
     probability[0, 20, 40] = 0.25
-    pending = plain.start([plain.stage(np.zeros((3, 40, 61), np.uint8), valid)], Cut(0, 40, 61, 32, 0.5))
+    pending = plain.start([plain.stage(np.zeros((3, 40, 61), np.uint8), valid)], WindowSpec(0, 40, 61, 32, 0.5))
     if where == "valid":
         with pytest.raises(RuntimeError, match="the network's answer is not finite"):
             pending.result()
@@ -296,7 +296,7 @@ def test_a_large_tile_without_a_number_is_an_error(plain: Segmenter, monkeypatch
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.full((1, side, side), torch.nan))
     chip = plain.stage(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_))
     with pytest.raises(RuntimeError, match="the network's answer is not finite"):
-        plain.start([chip], Cut(0, side, side, side, 0.5)).result()
+        plain.start([chip], WindowSpec(0, side, side, side, 0.5)).result()
     with pytest.raises(JobError, match="the network's answer is not finite"):
         plain(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_), 0, side, side)
 
@@ -420,7 +420,7 @@ def test_the_probability_that_is_kept_is_in_255ths_and_the_mask_is_made_of_what_
     rng = np.random.default_rng(0)
     pixels, valid = rng.integers(0, 250, (3, 96, 96)).astype(np.uint8), rng.random((96, 96)) > 0.1
     probability = segmenter(pixels, valid, 16, 64, 64)
-    (answer,) = segmenter.start([segmenter.stage(pixels, valid)], Cut(16, 64, 64, 64, threshold, True)).result()
+    (answer,) = segmenter.start([segmenter.stage(pixels, valid)], WindowSpec(16, 64, 64, 64, threshold, True)).result()
     inside = valid[16:80, 16:80]
     assert np.array_equal(answer.levels, np.where(inside, np.round(probability * 255), 0))
     assert np.array_equal(answer.building(64), (probability >= threshold) & inside)

@@ -24,14 +24,14 @@ from ray.data import DataContext
 import seg_core
 from aerial_seg.processes import ESSENTIAL
 from aerial_seg.ray_session import (
-    TURNED_AWAY,
+    AUTHENTICATION_ADVICE,
     WORKER_ENVIRONMENT,
     check_temporary_folder,
     data_threads,
     ray_session,
     wait_for_data,
 )
-from aerial_seg.resources import make_crew
+from aerial_seg.resources import size_actors
 from seg_core.errors import JobError, SegError
 
 GIB = 2**30
@@ -51,39 +51,39 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node(2, memory=16 * GIB))
-    crew = make_crew(None, 1.0, "auto")
-    assert (crew.least, crew.most, crew.num_cpus, crew.num_gpus) == (1, 1, 1, 0)
-    assert (crew.threads, crew.readers, crew.memory) == (2, 2, 16 * GIB)
-    assert (crew.readers_to("device"), crew.window_memory) == (2, 16 * GIB)
+    resources = size_actors(None, 1.0, "auto")
+    assert (resources.least, resources.most, resources.num_cpus, resources.num_gpus) == (1, 1, 1, 0)
+    assert (resources.threads, resources.readers, resources.memory) == (2, 2, 16 * GIB)
+    assert (resources.readers_to("device"), resources.window_memory) == (2, 16 * GIB)
 
 
 def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(16), node(16)]
-    crew = make_crew(None, 1.0, "cpu")
-    assert (crew.most, crew.num_cpus, crew.threads, crew.readers) == (8, 3, 4, 2)
-    assert crew.memory == 16 * GIB
+    resources = size_actors(None, 1.0, "cpu")
+    assert (resources.most, resources.num_cpus, resources.threads, resources.readers) == (8, 3, 4, 2)
+    assert resources.memory == 16 * GIB
 
 
 def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(2, memory=GIB), node(32, gpus=2)]  # a small node without a GPU counts for nothing
-    crew = make_crew(None, 1.0, "auto")
-    assert (crew.most, crew.num_gpus, crew.num_cpus, crew.readers) == (2, 1.0, 15, 16)
-    assert crew.memory == 32 * GIB
-    assert (crew.readers_to("cpu"), crew.readers_to("device")) == (16, 4)  # a GPU's JPEG engine is fed by few
-    assert crew.window_memory == math.inf  # its own is what counts
-    shared = make_crew(None, 0.5, "cuda")
+    resources = size_actors(None, 1.0, "auto")
+    assert (resources.most, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
+    assert resources.memory == 32 * GIB
+    assert (resources.readers_to("cpu"), resources.readers_to("device")) == (16, 4)  # a GPU's JPEG engine is fed by few
+    assert resources.window_memory == math.inf  # its own is what counts
+    shared = size_actors(None, 0.5, "cuda")
     assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
 
 
 def test_more_than_the_cluster_has_is_refused(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node(2))
     with pytest.raises(SegError, match="--actors 3: the cluster has room for 2"):
-        make_crew((1, 3), 1.0, "auto")
+        size_actors((1, 3), 1.0, "auto")
     with pytest.raises(SegError, match="--device cuda: no node of the cluster has a GPU"):
-        make_crew(None, 1.0, "cuda")
+        size_actors(None, 1.0, "cuda")
     cluster.clear()
     with pytest.raises(SegError, match="no node"):
-        make_crew(None, 1.0, "auto")
+        size_actors(None, 1.0, "auto")
 
 
 def test_ray_lets_an_actor_be_ahead_of_the_driver_where_it_is_asked_to() -> None:
@@ -151,7 +151,7 @@ def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in() -> None:
     for key in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}):
         command = [sys.executable, "-c", connect]
         found = subprocess.run(command, env=outside_environment(**key), capture_output=True, text=True, check=False)
-        assert f"SegError: --address {address}: {TURNED_AWAY}" in found.stderr
+        assert f"SegError: --address {address}: {AUTHENTICATION_ADVICE}" in found.stderr
 
 
 @pytest.mark.usefixtures("without_ray")

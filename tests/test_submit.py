@@ -1,4 +1,4 @@
-"""The same commands on a cluster of two nodes, through Ray's job submission API."""
+"""Commands on a cluster of two nodes, through Ray's job submission API."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
 
-from aerial_seg.ray_session import TURNED_AWAY
+from aerial_seg.ray_session import AUTHENTICATION_ADVICE
 from aerial_seg.submit import connect, follow
 
 REPOSITORY = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in(tmp_path: P
         listing = ["jobs", "--address", address, "--json"]
         for wrong in ({}, {**key, "RAY_AUTH_TOKEN": "fedcba9876543210"}):
             found = seg(*listing, folder=tmp_path, code=2, **wrong)
-            assert found.stderr == f"seg: --address {address}: {TURNED_AWAY}\n"
+            assert found.stderr == f"seg: --address {address}: {AUTHENTICATION_ADVICE}\n"
         assert json.loads(seg(*listing, folder=tmp_path, **key).stdout) == {"jobs": []}
 
 

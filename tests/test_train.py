@@ -23,8 +23,8 @@ from tensorboardX.proto.event_pb2 import Event
 import aerial_seg.train
 from aerial_seg.benchmarks.training import bench_train
 from aerial_seg.train import decode, train
+from aerial_seg.training.log import Record, _drain
 from aerial_seg.training.readers import Share, choose_readers, iter_batches
-from aerial_seg.training.record import Record, _drain
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
 from aerial_seg.training.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.errors import JobError, SegError
@@ -316,7 +316,7 @@ def test_one_driver_trains_at_a_time_and_is_stopped_by_ctrl_c(dataset: Path, tmp
 
 @pytest.fixture(scope="module")
 def corners(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images, of which a corner is left."""
+    """Those images, of which a corner is left."""
     data = tmp_path_factory.mktemp("corners")
     (data / "label_class_dict.csv").symlink_to(dataset / "label_class_dict.csv")
     for path in dataset.glob("*/*"):

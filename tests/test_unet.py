@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seg_core.errors import SegError
 from seg_core.grid import Window, chip_window, reflect, split
 from seg_core.model.bundle import read_weights
-from seg_core.model.networks import build_model, fold_batchnorm, normalise, probe
+from seg_core.model.networks import build_model, fold_batchnorm, measure_network, normalise
 from seg_core.model.segmenter import Segmenter, load_model
 from seg_core.model.unet import ConvBlock, DownBlock, UNet, UpBlock
 
@@ -158,7 +158,7 @@ def test_with_patches_of_one_pixel_the_network_is_the_one_without() -> None:
 
 
 def test_patches_make_the_network_cheaper_on_the_same_image() -> None:
-    plain, patched = (probe(UNet(width=8, depth=2, patch=p), 3).activation_bytes_per_px for p in (1, 2))
+    plain, patched = (measure_network(UNet(width=8, depth=2, patch=p), 3).activation_bytes_per_px for p in (1, 2))
     assert patched < plain / 2
 
 
@@ -193,14 +193,14 @@ def test_an_unknown_name_is_refused_with_names_to_use_instead(name: str, message
     [(1, 1, 2, 8), (2, 1, 4, 24), (3, 1, 8, 48), (4, 1, 16, 96), (1, 2, 4, 16), (2, 2, 8, 48), (2, 3, 12, 72)],
 )
 def test_probing_finds_stride_and_halo(depth: int, patch: int, stride: int, halo: int) -> None:
-    footing = probe(UNet(width=2, depth=depth, patch=patch), 3)
+    footing = measure_network(UNet(width=2, depth=depth, patch=patch), 3)
     assert (footing.stride, footing.halo) == (stride, halo)
     assert footing.context_px is not None
     assert halo - stride < footing.context_px <= halo
 
 
 def test_a_context_that_is_wider_than_the_greatest_halo_is_cut_off() -> None:
-    footing = probe(UNet(width=1, depth=5), 3)
+    footing = measure_network(UNet(width=1, depth=5), 3)
     assert footing.stride == 32
     assert footing.context_px is not None
     assert footing.context_px > footing.halo == 128
@@ -209,15 +209,15 @@ def test_a_context_that_is_wider_than_the_greatest_halo_is_cut_off() -> None:
 def test_probing_leaves_the_network_as_it_was() -> None:
     model = UNet(width=2, depth=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    probe(model.train(), 3)
+    measure_network(model.train(), 3)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    probe(model.eval(), 3)
+    measure_network(model.eval(), 3)
     assert not model.training
 
 
 def test_a_network_of_twice_the_width_takes_twice_the_memory() -> None:
-    narrow, wide = (probe(UNet(width=width, depth=2), 3).activation_bytes_per_px for width in (8, 16))
+    narrow, wide = (measure_network(UNet(width=width, depth=2), 3).activation_bytes_per_px for width in (8, 16))
     assert wide == 2 * narrow > 0
 
 

@@ -15,7 +15,7 @@ import pytest
 from test_run import SETTINGS, build_run
 
 from seg_core.errors import SegError
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Plan
 from seg_core.run.record import parts_to_do, read_plan
 from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
@@ -27,7 +27,7 @@ from seg_core.run.tables import (
     scenes_path,
     write_part,
 )
-from seg_core.run.verify import Verdict, repair, verify
+from seg_core.run.verify import VerifyReport, repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -56,13 +56,13 @@ class Made:
             self.parts[part].version,
         )
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> VerifyReport:
         return verify(self.run)
 
     def problems(self) -> str:
         """What is said of a run that must not hold."""
         found = self.verdict()
-        assert found.holds is False
+        assert found.ok is False
         return "\n".join(found.problems)
 
 
@@ -78,15 +78,15 @@ def made(original: Made, tmp_path: Path) -> Made:
 
 
 def test_a_whole_run_holds(made: Made) -> None:
-    assert made.verdict() == Verdict(num_planned=18, num_done=18, num_failed=0, problems=[])
-    assert made.verdict().holds is True
+    assert made.verdict() == VerifyReport(num_planned=18, num_done=18, num_failed=0, problems=[])
+    assert made.verdict().ok is True
 
 
 def test_the_proof_needs_no_scene_and_no_model(tmp_path: Path) -> None:
     run, _ = build_run(tmp_path)
     shutil.rmtree(tmp_path / "scenes")
     shutil.rmtree(tmp_path / "bundle")
-    assert verify(run).holds
+    assert verify(run).ok
 
 
 def test_the_proof_changes_nothing(made: Made) -> None:
@@ -98,11 +98,11 @@ def test_the_proof_changes_nothing(made: Made) -> None:
 def test_failed_rows_are_counted_and_the_proof_still_holds(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path, failed_parts={4})
     made = Made(run, plan)
-    assert made.verdict() == Verdict(num_planned=18, num_done=16, num_failed=2, problems=[])
+    assert made.verdict() == VerifyReport(num_planned=18, num_done=16, num_failed=2, problems=[])
     part = made.parts[0]
     broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
     made.rewrite(lambda rows: [broken[0], *rows[1:]])
-    assert (made.verdict().num_done, made.verdict().num_failed, made.verdict().holds) == (15, 3, True)
+    assert (made.verdict().num_done, made.verdict().num_failed, made.verdict().ok) == (15, 3, True)
 
 
 def test_a_part_that_is_gone_is_named(made: Made) -> None:
@@ -149,7 +149,7 @@ def test_a_part_of_a_foreign_grid_is_named(made: Made) -> None:
 
 def test_a_file_that_is_not_published_yet_is_no_foreign_part(made: Made) -> None:
     Path(made.run, "tiles", ".partial-0123456789abcdef").write_bytes(b"PAR1")
-    assert made.verdict().holds
+    assert made.verdict().ok
 
 
 def test_a_part_in_the_place_of_another_is_named(made: Made) -> None:
@@ -332,7 +332,7 @@ def test_settings_that_were_altered_afterwards_are_noticed(made: Made, name: str
 def noticed(made: Made) -> None:
     """Assert that a run whose plan is not the one it was made with is no proof: refused, or named as a problem."""
     try:
-        assert made.verdict().holds is False
+        assert made.verdict().ok is False
     except SegError as refusal:
         assert made.run in str(refusal)  # noqa: PT017  both ways of saying so are fine
 
@@ -385,7 +385,7 @@ def test_parts_that_cannot_be_read_are_not_taken_for_damaged(made: Made) -> None
 
 def test_a_run_is_not_repaired_while_a_driver_is_at_work(made: Made) -> None:
     made.path().write_bytes(b"")
-    with hold(made.run), pytest.raises(SegError, match="another driver is at work on this run"):
+    with acquire_lease(made.run), pytest.raises(SegError, match="another driver is at work on this run"):
         repair(made.run)
     assert made.path().exists()
     assert repair(made.run).bad_parts == [str(made.path())]

@@ -21,9 +21,9 @@ from seg_core.run.rows import Row
 
 from ..progress import waiting
 from ..ray_session import ray_session
-from ..resources import Crew, Speed, make_crew
+from ..resources import ActorResources, ExecutionOptions, size_actors
 from ..segment import run_pipe
-from ..segmenting.busy import Spans, widen
+from ..segmenting.bottleneck import Spans, widen
 from .peak import Peak
 
 LEAST_PARTS = 3  # of an actor: one to warm up, and two to measure
@@ -32,15 +32,17 @@ STAGES = ("decode", "copy", "model", "loop")  # methods of Stages
 Figures = dict[str, Any]
 
 
-def bench_segment(plan: Plan, model: str, folder: str, speed: Speed, seconds: float, rounds: int) -> Figures:
+def bench_segment(
+    plan: Plan, model: str, folder: str, execution: ExecutionOptions, seconds: float, rounds: int
+) -> Figures:
     """Useful megapixels a second of each stage alone, of a loop by hand and of the whole pipe, start-up apart.
 
     Each runs for about `seconds` at least, in each of so many rounds: figures are the medians, so that a machine that
     others use too does not favour any. The pipe segments the plan's parts over and over, into runs in `folder`.
     """
     began = time.time()
-    with ray_session(speed.address, verbose=speed.verbose):
-        bench = Bench(plan, model, folder, speed)
+    with ray_session(execution.address, verbose=execution.verbose):
+        bench = Bench(plan, model, folder, execution)
         ready = time.time() - began
         found = []
         with waiting("measuring") as say:
@@ -80,30 +82,30 @@ def bench_scale(
     plan: Plan,
     model: str,
     folder: str,
-    speed: Speed,
+    execution: ExecutionOptions,
     sizes: Sequence[int],
     actors: Sequence[int],
     windows: Sequence[int],
     seconds: float,
 ) -> list[Figures]:
-    """The same for each number of actors and each window size (none named: as `speed` says), each in several sizes.
+    """Rate and memory for each number of actors and each window size (none named: as `execution` says).
 
     A size is the number of windows, rounded up to whole parts.
     """
     points = []
     for side in windows:
         plan.settings.check_window(side)
-    with ray_session(speed.address, verbose=speed.verbose), waiting("measuring") as say:
+    with ray_session(execution.address, verbose=execution.verbose), waiting("measuring") as say:
         for number in actors or (None,):
-            for window in windows or (speed.window,):
-                crew = speed.actors if number is None else (number, number)
+            for window in windows or (execution.window,):
+                resources = execution.actors if number is None else (number, number)
                 settings = replace(plan.settings, window=plan.settings.window and window)  # where that is a setting
                 measured = replace(plan, settings=settings)
-                bench = Bench(measured, model, folder, replace(speed, actors=crew, window=window))
+                bench = Bench(measured, model, folder, replace(execution, actors=resources, window=window))
                 rates = bench.stages(("decode", "model"), seconds)
                 slower = min(rates, key=lambda name: rates[name])
                 for size in sizes:
-                    say(f"{size} windows of {bench.window} px with {bench.crew.most} actors")
+                    say(f"{size} windows of {bench.window} px with {bench.resources.most} actors")
                     pipe = bench.pipe(windows=size)
                     efficiency = round(pipe["pipe_mpx_s"] / rates[slower], 3)
                     points.append({**bench.describe(), **pipe, "slower": slower, "efficiency": efficiency})
@@ -115,31 +117,36 @@ class Bench:
 
     numbers = count()  # of runs, so that each has a folder of its own
 
-    def __init__(self, plan: Plan, model: str, folder: str, speed: Speed) -> None:
-        self.crew: Crew = make_crew(speed.actors, speed.gpus_per_actor, speed.device)
-        self.plan, self.model, self.folder = plan.decided(on_gpu=self.crew.num_gpus > 0), model, folder
-        at_once = speed.compiling == "auto" and self.crew.num_gpus > 0  # before a clock runs
-        self.speed = replace(speed, compiling="yes") if at_once else speed
-        self.window = choose_window(speed.window, plan.settings, read_bundle(model), self.crew.window_memory)
+    def __init__(self, plan: Plan, model: str, folder: str, execution: ExecutionOptions) -> None:
+        self.resources: ActorResources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+        self.plan, self.model, self.folder = plan.with_decoder(on_gpu=self.resources.num_gpus > 0), model, folder
+        at_once = execution.compiling == "auto" and self.resources.num_gpus > 0  # before a clock runs
+        self.execution = replace(execution, compiling="yes") if at_once else execution
+        self.window = choose_window(execution.window, plan.settings, read_bundle(model), self.resources.window_memory)
         self.parts = list(plan.parts())
 
     def describe(self) -> Figures:
         """What was measured."""
-        crew = self.crew
-        return {"window": self.window, "batch": self.speed.batch, "actors": crew.most, "threads": crew.threads}
+        resources = self.resources
+        return {
+            "window": self.window,
+            "batch": self.execution.batch,
+            "actors": resources.most,
+            "threads": resources.threads,
+        }
 
     def stages(self, names: Sequence[str], seconds: float) -> dict[str, Any]:
         """Megapixels a second of each stage, by all actors at once; None for a stage that there is not."""
         from .stages import Stages  # torch comes with it
 
-        crew, step = self.crew, -(-len(self.parts) // SAMPLE)
+        resources, step = self.resources, -(-len(self.parts) // SAMPLE)
         parts = [part.to_row() for part in self.parts[::step]]
-        made = ray.remote(num_cpus=crew.num_cpus, num_gpus=crew.num_gpus)(Stages)
-        given = (self.model, parts, self.plan.settings, self.window, crew, self.speed)
-        actors: list[Any] = [made.remote(*given) for _ in range(crew.most)]
+        made = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(Stages)
+        given = (self.model, parts, self.plan.settings, self.window, resources, self.execution)
+        actors: list[Any] = [made.remote(*given) for _ in range(resources.most)]
         try:
             for actor in actors:  # what the first one finds holds for the others, and for the pipe
-                self.speed = replace(self.speed, batch=ray.get(actor.settle_batch.remote(self.speed.batch)))
+                self.execution = replace(self.execution, batch=ray.get(actor.settle_batch.remote(self.execution.batch)))
             found = {name: ray.get([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}
         finally:
             for actor in actors:
@@ -148,12 +155,12 @@ class Bench:
 
     def pipe(self, pixels: float = 0, windows: int = 0) -> Figures:
         """The whole pipe over so many pixels and windows at least."""
-        out, crew = f"{self.folder}/run-{next(self.numbers)}", self.crew
+        out, resources = f"{self.folder}/run-{next(self.numbers)}", self.resources
         open_run(out, self.plan, self.model)
         todo = list(self._enough(pixels, windows))
         began, cpu = time.time(), time.process_time()
         with Peak() as peak:
-            pipe = run_pipe(todo, self.model, out, self.plan.settings, self.window, crew, self.speed)
+            pipe = run_pipe(todo, self.model, out, self.plan.settings, self.window, resources, self.execution)
             receipts = list(pipe)
         return {
             "pipe_mpx_s": round(steady_rate(_warm(receipts)), 3),
@@ -169,7 +176,7 @@ class Bench:
     def _enough(self, pixels: float, windows: int) -> Iterator[Part]:
         """The parts, over and over, under names of their own."""
         for number, part in enumerate(cycle(self.parts)):
-            if pixels <= 0 and windows <= 0 and number >= LEAST_PARTS * self.crew.most:
+            if pixels <= 0 and windows <= 0 and number >= LEAST_PARTS * self.resources.most:
                 return
             yield replace(part, key=f"{part.key}-{number}")
             pixels -= part.window.height * part.window.width

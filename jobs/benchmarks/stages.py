@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from seg_core.grid import chip_window, split
-from seg_core.inference.windows import fit_squares, fit_window, read_pixels, stage_windows, start_windows
+from seg_core.inference.windows import fit_read_blocks, fit_window, read_pixels, stage_windows, start_windows
 from seg_core.model.bundle import read_weights
 from seg_core.model.networks import normalise
 from seg_core.model.segmenter import Pending, Segmenter, load_model
-from seg_core.run.plan import Job, Part, Settings, Square
+from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import encode_mask
 from seg_core.threads import prefetch
 
-from ..resources import Crew, Speed
+from ..resources import ActorResources, ExecutionOptions
 
 
 @dataclass(frozen=True)
 class Windows(Dataset[Any]):
     """The windows of parts, by number: to read one gives its chip."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[WindowTask]
     settings: Settings
     stride: int
 
@@ -53,21 +53,27 @@ class Stages:
     """
 
     def __init__(
-        self, model: str, parts: Sequence[dict[str, Any]], settings: Settings, window: int, crew: Crew, speed: Speed
+        self,
+        model: str,
+        parts: Sequence[dict[str, Any]],
+        settings: Settings,
+        window: int,
+        resources: ActorResources,
+        execution: ExecutionOptions,
     ) -> None:
-        torch.set_num_threads(crew.threads)
+        torch.set_num_threads(resources.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings, self.batch = model, settings, speed.batch or 1
-        self.readers = crew.readers_to(settings.decode)
-        self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
+        self.path, self.settings, self.batch = model, settings, execution.batch or 1
+        self.readers = resources.readers_to(settings.decode)
+        self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
-        window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
+        window = fit_window(window, execution.window, settings, self.segmenter, resources.num_gpus)
         known = [Part.from_row(part) for part in parts]
         jobs = [(part, at) for part in known for at in split(part.window, window)]
         # They are read again and again: as a run reads that has more of them than threads.
         many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
-        self.squares, self.depth = fit_squares(
-            many, window, settings, self.segmenter, crew.memory, crew.num_gpus, self.readers
+        self.read_blocks, self.depth = fit_read_blocks(
+            many, window, settings, self.segmenter, resources.memory, resources.num_gpus, self.readers
         )
         self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
         by_size = sorted(range(len(jobs)), key=lambda number: -_size(jobs[number]))
@@ -84,12 +90,12 @@ class Stages:
         """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
         turns = Semaphore(self.readers)
 
-        def stage(square: Square) -> int:
-            stage_windows(square, self.settings, self.segmenter, lambda: turns)
-            return sum(map(_size, square))
+        def stage(block: ReadBlock) -> int:
+            stage_windows(block, self.settings, self.segmenter, lambda: turns)
+            return sum(map(_size, block))
 
         with ThreadPoolExecutor(self.depth) as pool:
-            return _rate(prefetch(pool, stage, cycle(self.squares), self.depth), seconds, self.readers)
+            return _rate(prefetch(pool, stage, cycle(self.read_blocks), self.depth), seconds, self.readers)
 
     def copy(self, seconds: float) -> float | None:
         """Bringing one chip to the device again and again; None where the device is the host."""
@@ -158,7 +164,7 @@ class Stages:
             yield at.height * at.width
 
 
-def _size(job: Job) -> int:
+def _size(job: WindowTask) -> int:
     return job[1].height * job[1].width
 
 

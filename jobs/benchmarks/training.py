@@ -17,7 +17,7 @@ from seg_core.training.loop import Batch, Learner, step
 
 from ..ray_session import ray_session
 from ..train import decode, describe_model, steps_an_epoch
-from ..training.readers import AHEAD, Share, choose_readers, iter_batches
+from ..training.readers import BATCHES_AHEAD, Share, choose_readers, iter_batches
 from ..training.settings import TrainSettings
 from ..training.worker import make_learner
 
@@ -39,7 +39,7 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     with ray_session(None):
         samples = [ref for ref, _ in decode(pairs, classes)]
         feed = iter_batches(Share(settings, num_steps), samples, range(sys.maxsize), readers, device)
-        seconds = _time_steps(learner, feed, num_steps, AHEAD * max(1, readers))
+        seconds = _time_steps(learner, feed, num_steps, BATCHES_AHEAD * max(1, readers))
     pixels = num_steps * settings.batch * settings.crop**2
     return {
         **{f"{name}_mpx_s": round(pixels / spent / 1e6, 3) for name, spent in seconds.items()},

@@ -17,8 +17,8 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-AGAIN, BEHIND = "; the same command goes on from here", "; the job goes on without us: seg stop ends it"
-GOES_ON = {"segment": AGAIN, "train": AGAIN, "submit": BEHIND, "logs": BEHIND}
+RESUMES, RUNS_ON = "; the same command goes on from here", "; the job goes on without us: seg stop ends it"
+GOES_ON = {"segment": RESUMES, "train": RESUMES, "submit": RUNS_ON, "logs": RUNS_ON}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from seg_core.imagery.scene import Scene
     from seg_core.inference.recheck import Recheck
     from seg_core.run.plan import Plan
-    from seg_core.run.verify import Verdict
+    from seg_core.run.verify import VerifyReport
 
-    from ..resources import Speed
+    from ..resources import ExecutionOptions
 
 TABLE_ROWS = 100
 
@@ -132,10 +132,10 @@ def _accepted(args: Namespace) -> "Plan":
     return planned
 
 
-def _speed(args: Namespace) -> "Speed":
-    from ..resources import Speed
+def _speed(args: Namespace) -> "ExecutionOptions":
+    from ..resources import ExecutionOptions
 
-    return Speed(
+    return ExecutionOptions(
         window=args.window,
         batch=args.batch,
         actors=args.actors,
@@ -150,10 +150,10 @@ def _speed(args: Namespace) -> "Speed":
 
 def segment(args: Namespace) -> int:
     """`seg segment`."""
-    from seg_core.run.record import take_up
+    from seg_core.run.record import match_run
 
     out, planned = folder("--out", args.out), _accepted(args)
-    planned, notes = take_up(out, planned, places(args.relocate))
+    planned, notes = match_run(out, planned, places(args.relocate))
     for line in notes:
         note(line)
     from ..segment import segment as run
@@ -179,18 +179,18 @@ def verify(args: Namespace) -> int:
     with waiting("reading the parts of the run"):
         found = prove(absolute(args.out))
     figures: dict[str, Any] = {"planned": found.num_planned, "done": found.num_done, "failed": found.num_failed}
-    again = _recheck(args) if args.deep and found.holds else None
+    again = _recheck(args) if args.deep and found.ok else None
     differing, unread = (again.differing, again.unread) if again else ({}, [])
     found.problems += [f"{name}: {line}" for name, lines in differing.items() for line in lines]
     if again:
         figures |= {"rechecked": again.num_same + len(differing), "not_rechecked": unread if args.json else len(unread)}
-    figures |= {"complete": found.holds, "problems": found.problems if args.json else len(found.problems)}
+    figures |= {"complete": found.ok, "problems": found.problems if args.json else len(found.problems)}
     show(figures if args.json else {"run": found.describe(), **figures}, args.json)
     if not args.json:
         for line in [*found.problems, *(f"could not be rechecked: {reason}" for reason in unread)][:TABLE_ROWS]:
             print(f"  {line}")
         _advise(args, found, list(differing), len(unread))
-    return 0 if found.holds and not found.num_failed and not unread else 1
+    return 0 if found.ok and not found.num_failed and not unread else 1
 
 
 def _watched(results: "Iterator[T]", what: str) -> "Iterator[T]":
@@ -211,7 +211,7 @@ def _recheck(args: Namespace) -> "Recheck":
         return recheck(absolute(args.out), args.deep, args.device, model, places(args.relocate), report)
 
 
-def _advise(args: Namespace, found: "Verdict", differing: list[str], unread: int) -> None:
+def _advise(args: Namespace, found: "VerifyReport", differing: list[str], unread: int) -> None:
     """Say why `seg verify` ends with 1, and what to do."""
     if found.bad_parts or differing:
         command = shlex.join(["seg", "repair", args.out, *differing])

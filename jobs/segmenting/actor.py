@@ -19,29 +19,40 @@ from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from seg_core.errors import ReadError, UnansweredError
+from seg_core.errors import ReadError, StoreUnavailableError
 from seg_core.grid import Window, chip_window, num_splits, round_up, split
-from seg_core.inference.windows import fit_squares, fit_window, may_be_in_places, seam, stage_windows, start_windows
-from seg_core.run.attempts import Attempt, begin, end, take_up, touch
+from seg_core.inference.windows import (
+    compare_across_border,
+    fit_read_blocks,
+    fit_window,
+    may_be_in_places,
+    stage_windows,
+    start_windows,
+)
+from seg_core.run.attempts import Attempt, claim_interrupted, mark_done, mark_started, mark_window
 from seg_core.run.fence import PLAIN, Store
-from seg_core.run.plan import Job, Part, Settings, Square
-from seg_core.run.rows import Damage, Failure, Row, failed_rows, tile_rows
+from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
+from seg_core.run.rows import Failure, PartialFailure, Row, failed_rows, tile_rows
 from seg_core.threads import prefetch
 
-from ..resources import UNPUBLISHED, Crew, Speed
-from .busy import Stopwatch, enough_readers
-from .writers import MakeRows, Published, make_rows, make_writers, publish_part
+from ..resources import MAX_UNPUBLISHED_PARTS, ActorResources, ExecutionOptions
+from .bottleneck import Stopwatch, enough_readers
+from .writers import MakeRows, PublishedPart, make_rows, make_writers, publish_part
 
 if TYPE_CHECKING:
-    from seg_core.model.segmenter import Answer, Pending, Staged
+    from seg_core.model.segmenter import DeviceChip, Pending, WindowResult
 
-WAITING = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
-SWITCH = 1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
-FEW = 4  # windows for each reading thread, by which it is found how many threads must read
-TOGETHER = 8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
+MAX_PENDING_WINDOWS = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
+GPU_SWITCH_INTERVAL = (
+    1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
+)
+WINDOWS_TO_COUNT_READERS = 4  # windows for each reading thread, by which it is found how many threads must read
+RECEIPTS_TOGETHER = (
+    8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
+)
 
-Chips: TypeAlias = "list[tuple[Job, Staged]]"  # of windows of one size
-Unreadable: TypeAlias = tuple[Job, Failure]
+Chips: TypeAlias = "list[tuple[WindowTask, DeviceChip]]"  # of windows of one size
+Unreadable: TypeAlias = tuple[WindowTask, Failure]
 
 
 class PartSegmenter:
@@ -53,8 +64,8 @@ class PartSegmenter:
         out: str,
         settings: Settings,
         window: int,
-        crew: Crew,
-        speed: Speed,
+        resources: ActorResources,
+        execution: ExecutionOptions,
         session: str,
         watched: frozenset[str] = frozenset(),
         store: Store = PLAIN,
@@ -65,24 +76,24 @@ class PartSegmenter:
 
         from seg_core.model.segmenter import Segmenter
 
-        torch.set_num_threads(crew.threads)
+        torch.set_num_threads(resources.threads)
         cv2.setNumThreads(1)
-        sys.setswitchinterval(SWITCH)
-        self.segmenter = Segmenter(model, speed.device, precision=settings.precision, compiling=speed.compiling)
+        sys.setswitchinterval(GPU_SWITCH_INTERVAL)
+        self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.out, self.settings, self.planned, self.session, self.store = out, settings, window, session, store
         # Smaller ones once the device's memory has run out.
-        self.window = fit_window(window, speed.window, settings, self.segmenter, crew.num_gpus)
-        self.crew, self.batch, self.at_once = crew, speed.batch, speed.compiling == "yes"
+        self.window = fit_window(window, execution.window, settings, self.segmenter, resources.num_gpus)
+        self.resources, self.batch, self.at_once = resources, execution.batch, execution.compiling == "yes"
         self.watched = watched
-        self.seams: dict[str, Future[tuple[int, int]]] = {}  # of watched parts: see seam
-        self.watchers = ThreadPoolExecutor(crew.writers)
+        self.seams: dict[str, Future[tuple[int, int]]] = {}  # of watched parts: see compare_across_border
+        self.watchers = ThreadPoolExecutor(resources.writers)
         self.on_cpu = 0  # windows that the device has not decoded
-        self.readers = crew.readers_to(settings.decode)
+        self.readers = resources.readers_to(settings.decode)
         self.turns = threading.Semaphore(self.readers)
         self.stood_still = False  # threads that read, while the network was compiled for a batch that is under way
         self.begun: set[str] = set()  # parts that are said to be at work
         self.given_up: dict[str, Attempt] = {}  # of those in which a window is
-        self.writers = make_writers(crew.writers, processes=self.segmenter.on_gpu)
+        self.writers = make_writers(resources.writers, processes=self.segmenter.on_gpu)
         self.model = self.segmenter.bundle.hash
         self.name, self.clock = uuid.uuid4().hex, Stopwatch()
         self.segmenter.decoder.at_work = partial(self.clock.on, "decoding")
@@ -96,22 +107,22 @@ class PartSegmenter:
         try:
             while known := list(islice(receipts, together)):
                 yield {"receipts": [known]}
-                together = TOGETHER if self.segmenter.on_gpu else 1
+                together = RECEIPTS_TOGETHER if self.segmenter.on_gpu else 1
         except BrokenExecutor:  # a writing process was killed, as for want of memory: as if it had been this one
             os._exit(1)
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Row]:
         """Segment and publish parts; yields a receipt for each."""
         started = time.time()
-        publishing: deque[tuple[Part, Future[Published]]] = deque()
-        careful = take_up(self.out, [part.key for part in parts], self.session, self.store)
+        publishing: deque[tuple[Part, Future[PublishedPart]]] = deque()
+        careful = claim_interrupted(self.out, [part.key for part in parts], self.session, self.store)
         self.begun |= set(careful)
         if careful:  # to look at a neighbour could end the process in another window's name
             self.watched -= {part.key for part in parts}
         for part, windows in self.parts_windows(parts, careful):
             publishing.append((part, self.publish(part, windows)))
             # What a careful part has come to must be known before another window can end the process.
-            beside = UNPUBLISHED if self.segmenter.on_gpu and part.key not in careful else 0
+            beside = MAX_UNPUBLISHED_PARTS if self.segmenter.on_gpu and part.key not in careful else 0
             while len(publishing) > beside:
                 yield (receipt := self.receipt(*publishing.popleft(), started))
                 started = receipt["ended"]
@@ -119,14 +130,14 @@ class PartSegmenter:
             yield (receipt := self.receipt(*each, started))
             started = receipt["ended"]
         for key in self.given_up:
-            end(self.out, key, self.store)
+            mark_done(self.out, key, self.store)
         self.given_up.clear()
 
     def parts_windows(
         self, parts: Sequence[Part], careful: Mapping[str, Attempt]
     ) -> Iterator[tuple[Part, list[MakeRows]]]:
         """Each part with what makes the rows of its windows."""
-        size, most = self.window, WAITING if self.segmenter.on_gpu else 1
+        size, most = self.window, MAX_PENDING_WINDOWS if self.segmenter.on_gpu else 1
         # Nothing is read ahead beside a careful part: it could end the process in the name of that one's window.
         for is_careful, stretch in groupby(parts, lambda part: part.key in careful):
             alike = list(stretch)
@@ -137,7 +148,7 @@ class PartSegmenter:
                 for _ in range(num_splits(part.window, size)):
                     if len(windows) == most:
                         early.append(self.writers.submit(make_rows, windows.popleft()))
-                        wait(early[:-WAITING])
+                        wait(early[:-MAX_PENDING_WINDOWS])
                     windows.append(next(made))
                 yield part, [*map(self.made, early), *windows]
 
@@ -147,13 +158,13 @@ class PartSegmenter:
         self.clock.add("writing", seconds)
         return partial(iter, rows)
 
-    def publish(self, part: Part, windows: Sequence[MakeRows]) -> Future[Published]:
+    def publish(self, part: Part, windows: Sequence[MakeRows]) -> Future[PublishedPart]:
         """Begin to make the rows of a part, and to publish them."""
         # Until the task is done, which does all of its parts again if it must, those in which a window is stay known.
         given_up = self.given_up.get(part.key)
         return self.writers.submit(publish_part, self.out, part, windows, self.model, given_up, self.store)
 
-    def receipt(self, part: Part, publishing: Future[Published], started: float) -> Row:
+    def receipt(self, part: Part, publishing: Future[PublishedPart], started: float) -> Row:
         """What the driver is told of a part, once it is published."""
         published = publishing.result()
         self.begun.discard(part.key)
@@ -180,14 +191,21 @@ class PartSegmenter:
         """What makes the rows of windows of that size: for each part as many as it has, in any order."""
         if self.batch is None:
             self.batch = self.choose_batch([window for part in parts for window in split(part.window, size)])
-        squares, depth = fit_squares(
-            parts, size, self.settings, self.segmenter, self.crew.memory, self.crew.num_gpus, self.readers, self.batch
+        read_blocks, depth = fit_read_blocks(
+            parts,
+            size,
+            self.settings,
+            self.segmenter,
+            self.resources.memory,
+            self.resources.num_gpus,
+            self.readers,
+            self.batch,
         )
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(depth) as readers:
-            chips = chain.from_iterable(prefetch(readers, self.read, squares, depth))
-            for batch in self.batches(zip(chain.from_iterable(squares), chips, strict=True)):
-                flying.append(self.give_up(*batch) if isinstance(batch, tuple) else self.start(batch))
+            chips = chain.from_iterable(prefetch(readers, self.read, read_blocks, depth))
+            for batch in self.batches(zip(chain.from_iterable(read_blocks), chips, strict=True)):
+                flying.append(self.failure_rows(*batch) if isinstance(batch, tuple) else self.start(batch))
                 while len(flying) > self.segmenter.in_flight:
                     yield from flying.popleft()
                 self.let_read(depth)
@@ -196,9 +214,9 @@ class PartSegmenter:
 
     def let_read(self, most: int) -> None:
         """Let more threads read at once, up to so many, where the last windows show that the model waits for them."""
-        seconds = None if self.stood_still else self.clock.lap(FEW * self.readers)
+        seconds = None if self.stood_still else self.clock.lap(WINDOWS_TO_COUNT_READERS * self.readers)
         if seconds is not None:
-            more = min(enough_readers(self.readers, self.crew.cores, seconds), most) - self.readers
+            more = min(enough_readers(self.readers, self.resources.cores, seconds), most) - self.readers
             if more > 0:
                 self.turns.release(more)
                 self.readers += more
@@ -210,7 +228,7 @@ class PartSegmenter:
         chip = chip_window(largest, self.settings.halo, bundle.stride)
         return self.segmenter.find_batch(bundle.bands, chip.height, chip.width)
 
-    def batches(self, chips: "Iterable[tuple[Job, Staged | Failure]]") -> "Iterator[Chips | Unreadable]":
+    def batches(self, chips: "Iterable[tuple[WindowTask, DeviceChip | Failure]]") -> "Iterator[Chips | Unreadable]":
         """Windows that follow each other and are of one size; those that can't be read alone."""
         batch: Chips = []
         for job, chip in chips:
@@ -226,24 +244,24 @@ class PartSegmenter:
         if batch:
             yield batch
 
-    def read(self, square: Square) -> "Sequence[Staged | Failure]":
+    def read(self, block: ReadBlock) -> "Sequence[DeviceChip | Failure]":
         """The chip of each window of a square, or why it can't be read."""
-        part, _ = square[0]
+        part, _ = block[0]
         if part.key not in self.begun:  # several threads may say so, each before it reads
-            begin(self.out, part.key, self.session, self.store)
+            mark_started(self.out, part.key, self.session, self.store)
             self.begun.add(part.key)
         try:
-            return stage_windows(square, self.settings, self.segmenter, partial(self.reading, len(square)))
+            return stage_windows(block, self.settings, self.segmenter, partial(self.reading, len(block)))
         except ReadError as error:
-            kind = Damage if may_be_in_places(error, self.settings) else Failure
+            kind = PartialFailure if may_be_in_places(error, self.settings) else Failure
             failure = kind(type(error).__name__, str(error), error.attempts)
-            of_all = isinstance(error, UnansweredError) and not part.sources  # else it may be some windows' alone
+            of_all = isinstance(error, StoreUnavailableError) and not part.sources  # else it may be some windows' alone
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
             self.end_if_lost()
             failure, of_all = Failure(type(error).__name__, f"{part.scene.uri}: {error}"), False
-        if of_all or len(square) == 1:
-            return [failure] * len(square)
-        return [found for job in square for found in self.read([job])]
+        if of_all or len(block) == 1:
+            return [failure] * len(block)
+        return [found for job in block for found in self.read([job])]
 
     @contextmanager
     def reading(self, windows: int) -> Iterator[None]:
@@ -251,10 +269,10 @@ class PartSegmenter:
         with self.turns, self.clock.on("reading", windows):
             yield
 
-    def give_up(self, job: Job, failure: Failure) -> Iterator[MakeRows]:
+    def failure_rows(self, job: WindowTask, failure: Failure) -> Iterator[MakeRows]:
         """What makes the rows of a window that can't be read; where it is damaged in places, tile by tile."""
         (part, window), size = job, self.settings.tile_size
-        if isinstance(failure, Damage) and num_splits(window, size) > 1:
+        if isinstance(failure, PartialFailure) and num_splits(window, size) > 1:
             yield partial(iter, [row for tile in split(window, size) for row in self.rows(part, tile)])
         else:
             yield partial(failed_rows, part.scene, window, size, failure)
@@ -269,29 +287,31 @@ class PartSegmenter:
             seldom = self.at_once and len(chips) < (self.batch or 1)  # such as the last ones of a task
             pending = start_windows(chips, window, self.settings, self.segmenter, seldom)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
-            return self.segment_less(batch, error.with_traceback(None), again)  # whose frames hold what the device held
+            return self.retry_with_less(
+                batch, error.with_traceback(None), again
+            )  # whose frames hold what the device held
         self.stood_still |= pending.compiled
         return self.finish(batch, pending, again)
 
     def finish(self, batch: Chips, pending: "Pending", again: bool) -> Iterator[MakeRows]:
-        """The same for a batch that was begun."""
+        """Wait for a batch that was started; yields what makes the rows of each of its windows."""
         if pending.compiled:
             self.clock.new_lap()
             self.stood_still = False
         try:
             answers = pending.result()
         except RuntimeError as error:
-            yield from self.segment_less(batch, error.with_traceback(None), again)
+            yield from self.retry_with_less(batch, error.with_traceback(None), again)
             return
         self.clock.add("model", pending.seconds, len(batch))
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
         for ((part, window), _), answer in zip(batch, answers, strict=True):
             if part.key in self.watched and window[:2] == part.window[:2]:
-                self.watch(part, window, answer)
+                self.check_seam(part, window, answer)
             yield partial(tile_rows, part.scene, window, self.settings.tile_size, *answer.figures)
 
-    def segment_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
-        """The same for a batch that is too much for the device: half as many from here on, or smaller windows."""
+    def retry_with_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
+        """Segment a batch that is too much for the device: half as many windows at once from here on, or smaller ones."""
         self.end_if_lost()
         self.segmenter.free_memory()
         if len(batch) == 1:
@@ -311,12 +331,12 @@ class PartSegmenter:
         if self.segmenter.is_lost():
             os._exit(1)
 
-    def watch(self, part: Part, window: Window, answer: "Answer") -> None:
+    def check_seam(self, part: Part, window: Window, answer: "WindowResult") -> None:
         """Find how well the window fits its neighbour; a GPU goes on meanwhile.
 
         Where the neighbour can't be read its own rows will say so.
         """
-        looking = self.watchers.submit(seam, part, window, answer, self.settings, self.segmenter)
+        looking = self.watchers.submit(compare_across_border, part, window, answer, self.settings, self.segmenter)
         self.seams[part.key] = looking
         if not self.segmenter.on_gpu:
             wait([looking])
@@ -325,7 +345,7 @@ class PartSegmenter:
         """The rows of a window that is segmented at once, with no other beside it."""
         job = part, window
         (chip,) = self.read([job])
-        segmented = self.give_up(job, chip) if isinstance(chip, Failure) else self.start([(job, chip)])
+        segmented = self.failure_rows(job, chip) if isinstance(chip, Failure) else self.start([(job, chip)])
         return [row for make_rows in segmented for row in make_rows()]
 
     def smaller_rows(self, part: Part, window: Window, error: Exception) -> Iterator[Row]:
@@ -356,7 +376,7 @@ class PartSegmenter:
             failure = Failure("Crash", text, attempt.deaths[name])
             self.given_up[part.key] = attempt
             return list(failed_rows(part.scene, window, self.settings.tile_size, failure))
-        touch(self.out, part.key, attempt, name, self.store)
+        mark_window(self.out, part.key, attempt, name, self.store)
         return self.rows(part, window)
 
 

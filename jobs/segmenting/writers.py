@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
-from seg_core.run.attempts import Attempt, end, touch
+from seg_core.run.attempts import Attempt, mark_done, mark_window
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.plan import Part
 from seg_core.run.rows import Row
@@ -21,7 +21,7 @@ from seg_core.run.tables import write_part
 MakeRows = Callable[[], Iterable[Row]]  # of one window; for processes it must be picklable
 
 
-class Published(NamedTuple):
+class PublishedPart(NamedTuple):
     """What came of a part."""
 
     failed: int  # tiles
@@ -51,7 +51,7 @@ def make_rows(make: MakeRows) -> tuple[list[Row], float]:
 
 def publish_part(
     out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = PLAIN
-) -> Published:
+) -> PublishedPart:
     """Make the rows of a part's windows, publish them into the run at `out`, and say that the part is done.
 
     Where a window of it was given up, that stays known: for whoever takes the part up once more.
@@ -60,11 +60,11 @@ def publish_part(
     rows = [row for make in windows for row in make()]
     write_part(out, part.key, rows, model, part.version, store)
     if given_up is None:
-        end(out, part.key, store)
+        mark_done(out, part.key, store)
     else:
-        touch(out, part.key, given_up, None, store)
+        mark_window(out, part.key, given_up, None, store)
     failed = sum(row["status"] == "failed" for row in rows)
-    return Published(failed, time.time(), time.perf_counter() - started)
+    return PublishedPart(failed, time.time(), time.perf_counter() - started)
 
 
 def _end_together() -> None:

@@ -22,7 +22,7 @@ from seg_core.training.loop import Batch
 from .settings import TrainSettings
 
 MAX_READERS = 12  # for one worker
-AHEAD = 3  # batches ready for each reader
+BATCHES_AHEAD = 3  # batches ready for each reader
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def iter_batches(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # They take no CPU of those that Ray counts: a worker's own is the one they are paid from.
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    crew: list[Any] = [ray.remote(**options)(Reader).remote(share, list(samples)) for _ in range(readers)]
-    alone = None if crew else Reader(share, samples)
+    resources: list[Any] = [ray.remote(**options)(Reader).remote(share, list(samples)) for _ in range(readers)]
+    alone = None if resources else Reader(share, samples)
 
     def fetch(number: int) -> Batch:
-        made = alone.make(number) if alone else ray.get(crew[number % len(crew)].make.remote(number))
+        made = alone.make(number) if alone else ray.get(resources[number % len(resources)].make.remote(number))
         image, label = (torch.tensor(part) for part in made)
         return (image.pin_memory(), label.pin_memory()) if device.type == "cuda" else (image, label)
 
     with ThreadPoolExecutor(max(1, readers)) as pool:
-        yield from prefetch(pool, fetch, numbers, AHEAD * max(1, readers))
+        yield from prefetch(pool, fetch, numbers, BATCHES_AHEAD * max(1, readers))

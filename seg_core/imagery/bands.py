@@ -13,13 +13,13 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from seg_core.errors import ReadError, UnansweredError
+from seg_core.errors import ReadError, StoreUnavailableError
 from seg_core.imagery.open import is_unanswered
 from seg_core.storage.files import read_ranges
 
 SAMPLE = 512  # px a side of what is read of a block to look at its values
 SAMPLED = (0.5, 0.25, 0.75, 0.0, 0.999)  # where sampled blocks lie in a file's rows and columns of blocks
-MANY = 0.1  # share of pixels between transparent and opaque, from which on a band is unlike an alpha band
+MIXED_ALPHA_SHARE = 0.1  # share of pixels between transparent and opaque, from which on a band is unlike an alpha band
 LOSSY = ("JPEG", "WEBP", "JPEG2000")  # codecs that may not keep a value as it was: how GDAL's names of them end
 EXTRA_SAMPLES = 338  # tag of a TIFF
 MAX_TAGS = 4096  # of an image in a TIFF; more are damage
@@ -60,7 +60,7 @@ def is_premultiplied(uri: str, dataset: DatasetReader) -> bool:
         count_size, entry_size = (8, 20) if big else (2, 12)
         (number,) = struct.unpack(order + ("Q" if big else "H"), read_ranges(uri, [(at, count_size)], 0)[0])
         (entries,) = read_ranges(uri, [(at + count_size, min(number, MAX_TAGS) * entry_size)], 0)
-    except UnansweredError:
+    except StoreUnavailableError:
         raise
     except (struct.error, ReadError):  # GDAL, which has opened it, reads on where this does not
         return False
@@ -165,7 +165,7 @@ def _looks_like_imagery(samples: Iterable[NDArray[np.generic]]) -> bool:
     for pixels in samples:
         if pixels.any():
             share = pixels.astype(np.float64) / pixels.max()
-            return bool(((share > 1 / 16) & (share < 15 / 16)).mean() > MANY)
+            return bool(((share > 1 / 16) & (share < 15 / 16)).mean() > MIXED_ALPHA_SHARE)
     return False
 
 

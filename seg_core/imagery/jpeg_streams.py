@@ -18,15 +18,15 @@ from rasterio.enums import Compression, Interleaving, MaskFlags
 from rasterio.io import DatasetReader
 
 from seg_core.chips import JpegStreams
-from seg_core.grid import Window, fold, unfold_mask
+from seg_core.grid import Window, expand_reflected_mask, reflect_window
 from seg_core.imagery.raster import ask_again, open_scene, read_valid
 from seg_core.imagery.scene import Scene
 from seg_core.storage.files import read_ranges
 
 # px; larger or wider blocks are strips, of which a chip needs a small part.
 MAX_BLOCK, MAX_WIDTH = 2**22, 2**13
-NEAR = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
-KEPT = 2**25  # bytes of streams that a process keeps, for what is beside the chip that they were fetched for
+MERGE_GAP = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
+CACHE_BYTES = 2**25  # bytes of streams that a process keeps, for what is beside the chip that they were fetched for
 START = b"\xff\xd8"  # of a JPEG stream
 # Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess. TIFF has a tag of
 # its own for that, and what else the stream may say of it does not count.
@@ -35,7 +35,7 @@ MARK, SCAN, COLOUR_SEGMENTS = 0xFF, 0xDA, {0xE0, 0xEE}
 COLOURS = {"RGB": b"\x00", "YCbCr": b"\x01"}
 
 
-class Kept:
+class PieceCache:
     """The pieces of files that were used last, up to so many bytes; for any thread."""
 
     def __init__(self, room: int) -> None:
@@ -52,7 +52,7 @@ class Kept:
             found = {} if fresh else {at: self.pieces[scene, at] for at in ranges if (scene, at) in self.pieces}
         missing = [at for at in ranges if at not in found]
         if missing:
-            found |= zip(missing, read_ranges(scene.uri, missing, NEAR), strict=True)
+            found |= zip(missing, read_ranges(scene.uri, missing, MERGE_GAP), strict=True)
         with self.lock:
             for at, piece in found.items():
                 self.size += len(piece) - len(self.pieces.pop((scene, at), b""))
@@ -62,7 +62,7 @@ class Kept:
         return [found[at] for at in ranges]
 
 
-_kept = Kept(KEPT)
+_cache = PieceCache(CACHE_BYTES)
 
 
 def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams | None:
@@ -77,7 +77,7 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams 
 
 
 def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegStreams | None:
-    box, rows, cols = fold(window, scene.height, scene.width)
+    box, rows, cols = reflect_window(window, scene.height, scene.width)
     with open_scene(scene, scene, fresh) as dataset:
         if not _is_served(dataset, rgb):
             return None
@@ -86,7 +86,7 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegS
         top, left = box.row_off // height * height, box.col_off // width * width
         found = list(_find_blocks(dataset, box)) if valid.any() else []
         head, components = _head(dataset), dataset.count
-    content = _kept.read(scene, [at for _, at in found], fresh)
+    content = _cache.read(scene, [at for _, at in found], fresh)
     if not all(stream.startswith(START) for stream in content):
         return None  # GDAL says what is wrong with it
     return JpegStreams(
@@ -98,7 +98,7 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegS
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),
         cols=cols + (box.col_off - left),
-        valid=unfold_mask(valid, rows, cols),
+        valid=expand_reflected_mask(valid, rows, cols),
     )
 
 

@@ -25,11 +25,11 @@ from seg_core.imagery.georef import pixel_at, position
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
 
-SAME = 0.01  # px; grids of one size whose corners lie within this distance are taken for the same
-NOTICED = 0.5  # px; a smaller offset changes nothing where resolution and orientation are the same
-EDGE = 1e-4  # px; a centre this close to the edge between two pixels counts as past it, whatever the rounding
+SAME_GRID_TOLERANCE = 0.01  # px; grids of one size whose corners lie within this distance are taken for the same
+NEGLIGIBLE_OFFSET = 0.5  # px; a smaller offset changes nothing where resolution and orientation are the same
+EDGE_TOLERANCE = 1e-4  # px; a centre this close to the edge between two pixels counts as past it, whatever the rounding
 BLOCK = 1024  # px a side of what is read of a label at once
-LISTED = 3  # labels that messages name
+MAX_NAMED = 3  # labels that messages name
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 GEOREFERENCE = "gdal_edit -a_srs EPSG:CODE -a_ullr ULX ULY LRX LRY"
 
@@ -62,7 +62,7 @@ class AlignedLabel:
 
     def _warp(self, block: Window) -> tuple[Pixels, Valid]:
         centres = np.mgrid[block.row_off : block.bottom, block.col_off : block.right] + 0.5
-        rows, cols = (place + EDGE for place in _places(self.file, self.image, *centres))
+        rows, cols = (place + EDGE_TOLERANCE for place in _places(self.file, self.image, *centres))
         inside = (rows >= 0) & (rows < self.file.height) & (cols >= 0) & (cols < self.file.width)
         pixels = np.zeros((len(self.file.bands), *inside.shape), np.uint8)
         labelled = np.zeros_like(inside)
@@ -104,7 +104,7 @@ def _align(label: Scene, image: Scene) -> AlignedLabel:
         _check_rows_and_columns(label, image, one_size)
         return AlignedLabel(label, image)
     off, finer = _compare(label, image)
-    if one_size and off <= SAME:
+    if one_size and off <= SAME_GRID_TOLERANCE:
         return AlignedLabel(label, image)
     if not _overlaps(label, image):
         raise SegError(
@@ -123,7 +123,7 @@ def _check_rows_and_columns(label: Scene, image: Scene, one_size: bool) -> None:
             f"{image.height}, and {bare.uri} has no georeference to match them by: give it one ({GEOREFERENCE})"
         )
     placed = IDENTITY not in {label.transform, image.transform}
-    if placed and _compare(label, image)[0] > NOTICED:
+    if placed and _compare(label, image)[0] > NEGLIGIBLE_OFFSET:
         raise SegError(
             f"{label.uri}: this label and its image, {image.uri}, have different transforms, and {bare.uri} has no CRS "
             f"to match them by: give it one (gdal_edit -a_srs EPSG:CODE), or remove its transform (gdal_edit -unsetgt)"
@@ -166,10 +166,10 @@ def _places(label: Scene, image: Scene, rows: Any, cols: Any) -> tuple[Any, Any]
 
 def describe_warps(off_px: Mapping[str, float]) -> list[str]:
     """Lines on the labels that were warped, by the distance in px that they would have been off."""
-    noticed = [(path, off) for path, off in off_px.items() if off > NOTICED]
+    noticed = [(path, off) for path, off in off_px.items() if off > NEGLIGIBLE_OFFSET]
     lines = [
         f"{path}: warped to the pixel grid of its image: laid on by row and column, it would be up to {off:.1f} px off"
-        for path, off in noticed[:LISTED]
+        for path, off in noticed[:MAX_NAMED]
     ]
-    more = len(noticed) - LISTED
+    more = len(noticed) - MAX_NAMED
     return [*lines, f"and {more} more labels were warped"] if more > 0 else lines

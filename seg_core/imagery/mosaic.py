@@ -16,7 +16,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from seg_core.chips import NewPixels, Pixels, Valid, new_pixels
-from seg_core.grid import Window, fold, hull, intersection, overlap, shifted, unfold, unfold_mask
+from seg_core.grid import (
+    Window,
+    bounding_window,
+    expand_reflected_mask,
+    expand_reflection,
+    intersection,
+    overlap,
+    reflect_window,
+    translated,
+)
 from seg_core.imagery.georef import pixel_at, pixel_size, position
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, mean_gsd
@@ -34,7 +43,7 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
     first = next((scene for scene in scenes if scene.crs is not None), scenes[0])
     why = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
     pieces = [scene for scene in scenes if why[scene.scene_id] is None]
-    top, left, height, width = hull([place(scene, first) for scene in pieces] or [first.window])
+    top, left, height, width = bounding_window([place(scene, first) for scene in pieces] or [first.window])
     a, b, _, d, e, _ = first.transform
     x, y = position(first.transform, top, left)
     transform = (a, b, float(x), d, e, float(y))
@@ -105,7 +114,7 @@ def read_image(
     """
     if not pieces:
         return read_chip(image, window, scale, new=new)
-    box, rows, cols = fold(window, image.height, image.width)
+    box, rows, cols = reflect_window(window, image.height, image.width)
     pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
     valid = np.zeros((box.height, box.width), np.bool_)
     for piece in pieces:
@@ -117,9 +126,9 @@ def read_image(
         if image.resampled:
             found, holds = read_chip(piece, common, scale, grid=image)
         else:
-            found, holds = read_chip(piece, shifted(common, -at.row_off, -at.col_off), scale)
+            found, holds = read_chip(piece, translated(common, -at.row_off, -at.col_off), scale)
         fresh = holds & ~valid[target]
         pixels[:, *target][:, fresh] = found[:, fresh]
         valid[target] |= fresh
     chip = new((len(image.bands), len(rows), len(cols)))
-    return unfold(pixels, rows, cols, chip), unfold_mask(valid, rows, cols)
+    return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)

@@ -18,7 +18,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
-from seg_core.errors import ReadError, SegError, UnansweredError
+from seg_core.errors import ReadError, SegError, StoreUnavailableError
 from seg_core.imagery.data_files import use_own_data_files
 from seg_core.storage.files import gdal_path, gdal_settings, is_remote, read_ranges, stat
 
@@ -67,8 +67,8 @@ GEOREF_SOURCES = {
     "GTiff": {"GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE,XML"},
     "JP2OpenJPEG": {"GDAL_GEOREF_SOURCES": "PAM,GEOJP2,GMLJP2,WORLDFILE"},
 }
-ALLOWED = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"  # GDAL's setting for which remote files there are
-BESIDE = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
+REMOTE_FILES_SETTING = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"  # GDAL's setting for which remote files there are
+COMPANION_SUFFIXES = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 
 
@@ -85,8 +85,10 @@ def open_image(
     suffix, options = posixpath.splitext(uri)[1].lower(), {} if overview is None else {"overview_level": overview}
     # As a setting: beside another one, GTIFF_POINT_GEO_IGNORE, GDAL 3.10 does not heed the open option for it.
     settings = gdal_settings(uri) | GEOREF_SOURCES.get(DRIVERS.get(suffix, ""), {})
-    if ALLOWED in os.environ:  # else it is left alone: GDAL takes what follows a ? in a name for no part of it
-        settings[ALLOWED] = ",".join((*SUFFIXES, *SIDECARS))
+    if (
+        REMOTE_FILES_SETTING in os.environ
+    ):  # else it is left alone: GDAL takes what follows a ? in a name for no part of it
+        settings[REMOTE_FILES_SETTING] = ",".join((*SUFFIXES, *SIDECARS))
     if fresh:
         settings["CPL_VSIL_CURL_NON_CACHED"] = gdal_path(uri)
     if sidecars:
@@ -107,7 +109,7 @@ def open_image(
             except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
                 found = _read_error(uri, error, _damaged_block(uri, dataset, error))
                 tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
-                found.in_places = opened and tiled and not isinstance(found, UnansweredError)
+                found.in_places = opened and tiled and not isinstance(found, StoreUnavailableError)
                 raise found from error
 
 
@@ -127,7 +129,7 @@ def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str], ove
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
     _check_overviews(uri, dataset)  # before GDAL is asked which files it opens: they would be opened
-    for path in files_beside(uri, dataset, sidecars, BESIDE):
+    for path in files_beside(uri, dataset, sidecars, COMPANION_SUFFIXES):
         if not _is_tiff(path):
             raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
         with rasterio.open(gdal_path(path), driver="GTiff") as beside:
@@ -138,10 +140,10 @@ def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str], ove
 
 
 def _is_tiff(path: str) -> bool:
-    """Whether a file begins as a TIFF does. Raises UnansweredError where an object store does not say."""
+    """Whether a file begins as a TIFF does. Raises StoreUnavailableError where an object store does not say."""
     try:
         return read_ranges(path, [(0, 4)], 0)[0].startswith(TIFF)
-    except UnansweredError:
+    except StoreUnavailableError:
         raise
     except ReadError:
         return False
@@ -177,7 +179,11 @@ def files_beside(
 def _read_error(uri: str, error: BaseException, reason: str | None = None) -> ReadError:
     """What GDAL says of its first cause, for rasterio's own error only says that there is one."""
     cause = _causes(error)[-1]
-    return UnansweredError(f"{uri}: {cause}") if is_unanswered(uri, error) else ReadError(reason or f"{uri}: {cause}")
+    return (
+        StoreUnavailableError(f"{uri}: {cause}")
+        if is_unanswered(uri, error)
+        else ReadError(reason or f"{uri}: {cause}")
+    )
 
 
 def is_unanswered(uri: str, error: BaseException) -> bool:

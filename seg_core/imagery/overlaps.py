@@ -13,11 +13,11 @@ from seg_core.imagery.georef import footprints, position, split_at_antimeridian
 from seg_core.imagery.scene import Scene
 from seg_core.storage.files import is_remote, read_ranges
 
-EDGE = 1.5  # px that neighbours may overlap by: where their grids differ, edges are rounded
+EDGE_TOLERANCE = 1.5  # px that neighbours may overlap by: where their grids differ, edges are rounded
 # Share of the smaller scene by which scenes in two CRSs may overlap: edges that are straight in one are curved in the
 # other.
-APART = 0.01
-PIECE = 2**12  # bytes at the beginning, middle and end by which files of one size are first compared
+MIN_OVERLAP_SHARE = 0.01
+SAMPLE_BYTES = 2**12  # bytes at the beginning, middle and end by which files of one size are first compared
 
 
 class Overlap(NamedTuple):
@@ -75,10 +75,10 @@ def _share(one: Scene, other: Scene, frame: shapely.Polygon, other_frame: shapel
         ours, theirs, common, same = frame, other_frame, shapely.intersection(frame, other_frame), False
     share = float(common.area / min(ours.area, theirs.area))
     if not same:
-        return share if share > APART else 0.0
+        return share if share > MIN_OVERLAP_SHARE else 0.0
     pixel = min(abs(s.transform[0] * s.transform[4] - s.transform[1] * s.transform[3]) ** 0.5 for s in (one, other))
     thickness = 2 * common.area / common.length if common.length else 0.0
-    return share if thickness > EDGE * pixel else 0.0
+    return share if thickness > EDGE_TOLERANCE * pixel else 0.0
 
 
 def _outline(scene: Scene) -> shapely.Polygon:
@@ -112,8 +112,8 @@ def _by_size(scene: Scene) -> object:
 def _by_pieces(scene: Scene) -> object:
     if is_remote(scene.uri):
         return None
-    offsets = sorted({0, max(0, scene.size // 2 - PIECE), max(0, scene.size - PIECE)})
-    return b"".join(read_ranges(scene.uri, [(at, min(PIECE, scene.size - at)) for at in offsets], 0))
+    offsets = sorted({0, max(0, scene.size // 2 - SAMPLE_BYTES), max(0, scene.size - SAMPLE_BYTES)})
+    return b"".join(read_ranges(scene.uri, [(at, min(SAMPLE_BYTES, scene.size - at)) for at in offsets], 0))
 
 
 def _by_content(scene: Scene) -> object:

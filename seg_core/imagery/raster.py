@@ -21,8 +21,17 @@ from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 
 from seg_core.chips import NewPixels, Pixels, Valid, new_pixels
-from seg_core.errors import ReadError, SegError, UnansweredError
-from seg_core.grid import Window, align, fold, inside, intersection, split, unfold, unfold_mask
+from seg_core.errors import ReadError, SegError, StoreUnavailableError
+from seg_core.grid import (
+    Window,
+    align,
+    expand_reflected_mask,
+    expand_reflection,
+    inside,
+    intersection,
+    reflect_window,
+    split,
+)
 from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
 from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position
 from seg_core.imagery.open import files_beside, open_image
@@ -71,7 +80,7 @@ def ask_again(read: Callable[[bool], T]) -> T:
     for attempt, pause in enumerate((*PAUSES, None), 1):
         try:
             return read(attempt > 1)
-        except UnansweredError as error:
+        except StoreUnavailableError as error:
             error.attempts = attempt
             if pause is None:
                 raise
@@ -82,13 +91,13 @@ def ask_again(read: Callable[[bool], T]) -> T:
 def _read_chip(
     scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: NewPixels, fresh: bool
 ) -> tuple[Pixels, Valid]:
-    box, rows, cols = fold(window, grid.height, grid.width)
+    box, rows, cols = reflect_window(window, grid.height, grid.width)
     with open_scene(scene, grid, fresh) as dataset:
         chip = new((len(scene.bands), len(rows), len(cols)))
         into = inside(chip, rows, cols)
         raw, valid = _read(dataset, box, scene, grid, into if scale is None and scene.dtype == "uint8" else None)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale, into)
-    return unfold(pixels, rows, cols, chip), unfold_mask(valid, rows, cols)
+    return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)
 
 
 @contextmanager
@@ -100,7 +109,7 @@ def open_scene(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader
             raise ReadError(f"{scene.uri}: {dataset.width} x {dataset.height} px: not the size that was planned")
         if has_mask(dataset, scene.alpha) != scene.masked:
             # To take every pixel for valid because a store was silent would be a wrong answer: it is asked again.
-            kind = UnansweredError if is_remote(scene.uri) else ReadError
+            kind = StoreUnavailableError if is_remote(scene.uri) else ReadError
             raise kind(f"{scene.uri}: its mask was {'' if scene.masked else 'not '}there when it was planned")
         if grid.resampled:
             with _near(dataset, scene, grid, fresh) as source:

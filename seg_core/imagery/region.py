@@ -24,7 +24,7 @@ MANIFESTS = (".csv", ".parquet", ".txt")
 READERS = 16  # threads to read headers with
 # Words for a small picture of a scene, in the names of files beside it.
 PREVIEW = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
-COARSE = 2  # times the pixel of another scene on the same ground, from which on a scene is a preview of it
+PREVIEW_RATIO = 2  # times the pixel of another scene on the same ground, from which on a scene is a preview of it
 
 
 def read_region(
@@ -158,7 +158,9 @@ def _shown_by_place(scene: Scene, alike: Sequence[Scene]) -> Scene | None:
     fine = [
         tiff
         for tiff in alike
-        if COARSE * scene.width <= tiff.width and COARSE * scene.height <= tiff.height and _may_show(scene, tiff)
+        if PREVIEW_RATIO * scene.width <= tiff.width
+        and PREVIEW_RATIO * scene.height <= tiff.height
+        and _may_show(scene, tiff)
     ]
     return max(fine, key=lambda tiff: tiff.width * tiff.height, default=None)
 

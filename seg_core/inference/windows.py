@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from seg_core.chips import JpegStreams, NewPixels, new_pixels
 from seg_core.errors import ReadError
-from seg_core.grid import Window, chip_window, hull, intersection, round_up, split
+from seg_core.grid import Window, bounding_window, chip_window, intersection, round_up, split
 from seg_core.imagery.jpeg_streams import read_streams
 from seg_core.imagery.mosaic import read_image
-from seg_core.run.plan import Part, Settings, Square, choose_squares, choose_window
+from seg_core.run.plan import Part, ReadBlock, Settings, choose_read_blocks, choose_window
 
 if TYPE_CHECKING:
     from seg_core.model.segmenter import (  # torch comes with it, and the driver needs none
-        Answer,
+        DeviceChip,
         Pending,
         Segmenter,
-        Staged,
+        WindowResult,
     )
 
-SEAM = 32  # px on this side of a border that are looked at
+BORDER_STRIP = 32  # px on this side of a border that are looked at
 
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
@@ -34,19 +34,19 @@ def read_pixels(part: Part, chip: Window, settings: Settings, new: NewPixels = n
 
 
 def stage_windows(
-    square: Square,
+    block: ReadBlock,
     settings: Settings,
     segmenter: "Segmenter",
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> "list[Staged]":
+) -> "list[DeviceChip]":
     """The chips of windows that are read at once, where the device has them at hand.
 
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
     within a `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
-    part = square[0][0]
-    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in square]
-    whole = hull(chips)
+    part = block[0][0]
+    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in block]
+    whole = bounding_window(chips)
     with ExitStack() as within:
         within.enter_context(turn())
         streams = _read_streams(part, whole, settings, segmenter)
@@ -60,7 +60,7 @@ def stage_windows(
             except ReadError:
                 # What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But
                 # only of a window alone: who decodes the others must not depend on what is read with them.
-                if len(square) > 1:
+                if len(block) > 1:
                     raise
                 if segmenter.on_gpu:
                     within.enter_context(turn())
@@ -81,13 +81,13 @@ def may_be_in_places(error: ReadError, settings: Settings) -> bool:
 
 
 def start_windows(
-    chips: "Sequence[Staged]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
+    chips: "Sequence[DeviceChip]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
 ) -> "Pending":
     """Begin to segment the chips of windows of one size, of which one is named, and which may come seldom."""
-    from seg_core.model.segmenter import Cut
+    from seg_core.model.segmenter import WindowSpec
 
     wanted = settings.tile_size, settings.threshold, settings.keep_probability
-    return segmenter.start(chips, Cut(settings.halo, window.height, window.width, *wanted), seldom)
+    return segmenter.start(chips, WindowSpec(settings.halo, window.height, window.width, *wanted), seldom)
 
 
 def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "Segmenter", gpus: float) -> int:
@@ -97,7 +97,7 @@ def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "
     return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
 
 
-def fit_squares(
+def fit_read_blocks(
     parts: Sequence[Part],
     window: int,
     settings: Settings,
@@ -106,7 +106,7 @@ def fit_squares(
     gpus: float,
     readers: int,
     batch: int | None = None,
-) -> tuple[list[Square], int]:
+) -> tuple[list[ReadBlock], int]:
     """What `choose_squares` finds for so many bytes of the host, and half of that share of a GPU.
 
     Beside those that are read, as many wait for a GPU's JPEG engine as it takes at once.
@@ -115,22 +115,24 @@ def fit_squares(
         readers += segmenter.decodes_together
     on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, gpus) / 2
     room = int(min(memory, on_device))
-    return choose_squares(parts, window, settings, segmenter.bundle, room, readers, batch or 1)
+    return choose_read_blocks(parts, window, settings, segmenter.bundle, room, readers, batch or 1)
 
 
-def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "Answer":
+def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "WindowResult":
     """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
     chips = stage_windows([(part, window)], settings, segmenter)
     return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
 
 
-def seam(part: Part, window: Window, answer: "Answer", settings: Settings, segmenter: "Segmenter") -> tuple[int, int]:
+def compare_across_border(
+    part: Part, window: Window, answer: "WindowResult", settings: Settings, segmenter: "Segmenter"
+) -> tuple[int, int]:
     """Valid pixels beside the window's right or lower border, and on how many of them its neighbour would differ.
 
     The neighbour is a window laid across the border, where most pixels beside it are valid: what it says on this side
     of it is compared with the answer. Both are 0 where the image ends at both borders. Raises ReadError.
     """
-    reach = round_up(SEAM, segmenter.bundle.stride)
+    reach = round_up(BORDER_STRIP, segmenter.bundle.stride)
     laid = list(_across(window, part.scene.window, reach, max(settings.tile_size, 2 * reach)))
     if not laid:
         return 0, 0

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-AFTER = 20.0  # s on batches of one size: about as long as it takes to compile for them
+COMPILE_AFTER = 20.0  # s on batches of one size: about as long as it takes to compile for them
 MAX_SIZES = 4
 
-Answer = tuple[Tensor, ...]
+WindowResult = tuple[Tensor, ...]
 Chips = Sequence[Tensor]
-Run = Callable[[Chips, Chips], Answer]
+Run = Callable[[Chips, Chips], WindowResult]
 
 
 def batch(chips: Chips) -> Tensor:
@@ -23,7 +23,7 @@ def batch(chips: Chips) -> Tensor:
     return chips[0].unsqueeze(0) if len(chips) == 1 else torch.stack(list(chips))
 
 
-class Compiled:
+class CompiledNetwork:
     """The function `answer(images, masks, ...)` of batches, which gives tensors, called with the chips of each.
 
     Those are `(bands, h, w)`, and the masks `(h, w)`. It is compiled with static shapes where that pays: for a size of
@@ -31,14 +31,14 @@ class Compiled:
     as it is, and a line says so.
     """
 
-    def __init__(self, answer: Callable[..., Answer], after: float | None, on_gpu: bool) -> None:
+    def __init__(self, answer: Callable[..., WindowResult], after: float | None, on_gpu: bool) -> None:
         self.answer, self.after, self.on_gpu = answer, after, on_gpu
         self.sizes: dict[Hashable, Run] = {}
         self.spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds, by size
         self.recording = threading.Lock()  # while a GPU's work is recorded, the GPU may not be waited for
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # of memory, which all sizes share
 
-    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Answer:
+    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> WindowResult:
         """The answer to a batch. Its size says all that may not change, `rest` too; None: it comes seldom."""
         if size in self.sizes:
             return self.sizes[size](images, masks)
@@ -62,18 +62,18 @@ class Compiled:
             self.after = None
         return True
 
-    def _try(self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any) -> Run:
-        """The same, once it has run."""
+    def _try(self, compiled: Callable[..., WindowResult], images: Tensor, masks: Tensor, *rest: Any) -> Run:
+        """A function that calls the compiled network, which has run once by then."""
 
-        def run(images: Chips, masks: Chips) -> Answer:
+        def run(images: Chips, masks: Chips) -> WindowResult:
             # Pieces of larger chips lie otherwise in memory, for which it would compile anew.
             return compiled(batch(images).contiguous(), batch(masks).contiguous(), *rest)
 
         run(list(images), list(masks))
         return run
 
-    def _record(self, compiled: Callable[..., Answer], images: Tensor, masks: Tensor, *rest: Any) -> Run:
-        """The same as a CUDA graph (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs).
+    def _record(self, compiled: Callable[..., WindowResult], images: Tensor, masks: Tensor, *rest: Any) -> Run:
+        """Record the network as a CUDA graph (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs).
 
         A single call starts all of it, where each of some hundred would wait for threads that read and write. cuDNN,
         too, tries which of its routines are fastest for the size. The answer is in the same place each time, until the
@@ -89,7 +89,7 @@ class Compiled:
             with self.recording, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 found = compiled(images, masks, *rest)
 
-        def replay(new_images: Chips, new_masks: Chips) -> Answer:
+        def replay(new_images: Chips, new_masks: Chips) -> WindowResult:
             torch.stack(list(new_images), out=images)
             torch.stack(list(new_masks), out=masks)
             graph.replay()

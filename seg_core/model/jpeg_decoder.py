@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seg_core.chips import JpegStreams
 from seg_core.errors import ReadError
-from seg_core.grid import unfold
+from seg_core.grid import expand_reflection
 from seg_core.threads import CallBatcher
 
 AT_ONCE = 8  # chips that are decoded together; each may be that of several windows
@@ -54,7 +54,7 @@ class Decoder:
             return self.decode(chips)
 
     def decode(self, chips: Sequence[JpegStreams]) -> list[Decoded]:
-        """The same for several chips; for one thread at a time."""
+        """Decode several chips; for one thread at a time."""
         for _ in range(2):
             try:
                 return self._decode(chips)
@@ -106,7 +106,7 @@ class Decoder:
         grid = torch.stack(blocks).view(down, across, -1, height, width).permute(2, 0, 3, 1, 4)
         image = _take(grid.reshape(-1, down * height, across * width), 0, np.array(chip.bands))
         if not self.on_gpu:
-            return torch.from_numpy(unfold(image.numpy(), chip.rows, chip.cols))
+            return torch.from_numpy(expand_reflection(image.numpy(), chip.rows, chip.cols))
         image = _take(_take(image, 1, chip.rows), 2, chip.cols)
         return image.contiguous()  # of what the blocks hold beside the chip nothing is kept
 

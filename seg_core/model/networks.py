@@ -105,7 +105,7 @@ def _graphs(module: nn.Module) -> Iterator[tuple[nn.Module, Graph]]:
 
 
 @dataclass(frozen=True)
-class Footing:
+class NetworkGeometry:
     """What tiling needs to know of a network."""
 
     stride: int  # heights and widths must be multiples of it
@@ -151,7 +151,7 @@ def _find_problem(model: nn.Module, in_channels: int, height: int, width: int) -
     return None if bool(answer.isfinite().all()) else "its answer is not finite"
 
 
-def probe(model: nn.Module, in_channels: int) -> Footing:
+def measure_network(model: nn.Module, in_channels: int) -> NetworkGeometry:
     """Find stride, context and memory of a network; the latter two by running it on small inputs."""
     was_training = model.training
     model.eval()
@@ -161,7 +161,7 @@ def probe(model: nn.Module, in_channels: int) -> Footing:
         memory = _probe_activations(model, in_channels, round_up(SMALL, stride))
     model.train(was_training)
     halo = min(round_up(MAX_HALO if context is None else context, stride), round_up(MAX_HALO, stride))
-    return Footing(stride, context, halo, memory)
+    return NetworkGeometry(stride, context, halo, memory)
 
 
 def stride_of(model: nn.Module) -> int:

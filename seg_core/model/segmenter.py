@@ -21,7 +21,7 @@ from torch import Tensor
 from seg_core.chips import JpegStreams
 from seg_core.errors import JobError, SegError
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights
-from seg_core.model.compiled import AFTER, Compiled, batch
+from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, batch
 from seg_core.model.jpeg_decoder import AT_ONCE, Decoder
 from seg_core.model.networks import build_model, check_sizes, class_probability, fold_batchnorm, normalise
 
@@ -32,27 +32,27 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
 SUM_UNIT = 2.0**-24
 NO_NUMBER = "the network's answer is not finite"
 MAX_BATCH = 64  # chips
-GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
-FEW = 4  # chips: up to so many go together though they are no faster, to spare the process that starts them
+MIN_BATCH_GAIN = 1.05  # by which more chips at once must be faster to be worth their memory
+FREE_BATCH = 4  # chips: up to so many go together though they are no faster, to spare the process that starts them
 
 
-class Staged(NamedTuple):
+class DeviceChip(NamedTuple):
     """A chip where the device has it at hand."""
 
     image: Tensor  # `uint8 (bands, h, w)`: on the device, or in memory of the host where that had no room
     mask: Tensor  # what of it is valid, `bool (h, w)`, likewise
     valid: NDArray[np.bool_]  # the same, on the host
-    holds: bool  # whether anything is valid
+    any_valid: bool  # whether anything is valid
     ready: Any = None  # the event of a GPU after which they are there
     decoded: bool = False  # whether the device made the image, from JPEG streams
 
-    def cut(self, at: tuple[slice, slice]) -> "Staged":
+    def cut(self, at: tuple[slice, slice]) -> "DeviceChip":
         """A chip that is a piece of this one, and shares its memory."""
         valid = self.valid[at]
-        return self._replace(image=self.image[:, *at], mask=self.mask[at], valid=valid, holds=bool(valid.any()))
+        return self._replace(image=self.image[:, *at], mask=self.mask[at], valid=valid, any_valid=bool(valid.any()))
 
 
-class Answer(NamedTuple):
+class WindowResult(NamedTuple):
     """What a model says of a window."""
 
     bits: NDArray[np.uint8]  # of the pixels that are building: see pack
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
         return pixels.reshape(height, -1)[:, :width]
 
 
-class Cut(NamedTuple):
+class WindowSpec(NamedTuple):
     """What of a chip is its window, and what is wanted of that."""
 
     halo: int  # px from the chip's corner to the window's
@@ -143,8 +143,8 @@ class Segmenter:
         # What copies takes little, and goes before the network's work.
         self.copies = torch.cuda.Stream(self.device, priority=-1) if self.on_gpu else None
         self.in_flight = 4 if self.on_gpu else 0  # how much may be under way while more is prepared
-        after = {"no": None, "auto": AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
-        self.compiled = Compiled(self._answer, after, self.on_gpu)
+        after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
+        self.compiled = CompiledNetwork(self._answer, after, self.on_gpu)
 
     @torch.inference_mode()
     def __call__(
@@ -170,21 +170,21 @@ class Segmenter:
         """
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.on_gpu).numpy()
 
-    def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Staged:
+    def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> DeviceChip:
         """A chip on the device, or on its way there while that computes; from any thread."""
         return self._place(torch.from_numpy(pixels), valid)
 
-    def stage_streams(self, streams: JpegStreams) -> Staged:
-        """The same for a chip that the device decodes. Raises ReadError where it can't."""
+    def stage_streams(self, streams: JpegStreams) -> DeviceChip:
+        """Bring a chip to the device, which decodes it. Raises ReadError where it can't."""
         image, decoded = self.decoder(streams)
         return self._place(image, streams.valid, decoded)._replace(decoded=True)
 
     @torch.inference_mode()
-    def _place(self, image: Tensor, valid: NDArray[np.bool_], after: Any = None) -> Staged:
+    def _place(self, image: Tensor, valid: NDArray[np.bool_], after: Any = None) -> DeviceChip:
         """A chip; its image may be on the device already, after an event."""
         mask, holds = torch.from_numpy(valid), bool(valid.any())
         if self.copies is None or not holds:
-            return Staged(image, mask, valid, holds)
+            return DeviceChip(image, mask, valid, holds)
         full = bool(valid.all())
         image = image if image.is_cuda else image.pin_memory()
         mask = mask if full else mask.pin_memory()
@@ -194,17 +194,17 @@ class Segmenter:
             with suppress(torch.OutOfMemoryError):
                 image = image.to(self.device, non_blocking=True)
                 mask = torch.ones_like(mask, device=self.device) if full else mask.to(self.device, non_blocking=True)
-            return Staged(image, mask, valid, holds, self.copies.record_event())
+            return DeviceChip(image, mask, valid, holds, self.copies.record_event())
 
     @torch.inference_mode()
-    def start(self, chips: Sequence[Staged], cut: Cut, seldom: bool = False) -> "Pending":
+    def start(self, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool = False) -> "Pending":
         """Segment chips of one size together. A GPU is then at work on them, and further ones may be started.
 
         For chips whose size comes `seldom` nothing is compiled. Raises RuntimeError or MemoryError where they are too
         much for the device.
         """
         began, compiled = time.perf_counter(), False
-        some = [number for number, chip in enumerate(chips) if chip.holds]
+        some = [number for number, chip in enumerate(chips) if chip.any_valid]
         size = None if seldom else (len(some), *chips[0].image.shape, cut)
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
@@ -243,7 +243,7 @@ class Segmenter:
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
 
-        Up to FEW also where they are not slower by as much. 1 on a CPU, whose threads share the work on a single chip.
+        Up to FREE_BATCH also where they are not slower by as much. 1 on a CPU, whose threads share the work on a chip.
         """
         if not self.on_gpu:
             return 1
@@ -277,7 +277,7 @@ class Segmenter:
             return True
         return False
 
-    def _gather(self, chips: Sequence[Staged]) -> tuple[list[Tensor], list[Tensor]]:
+    def _gather(self, chips: Sequence[DeviceChip]) -> tuple[list[Tensor], list[Tensor]]:
         """The images and masks of chips on the device."""
         if self.on_gpu:
             stream = torch.cuda.current_stream(self.device)
@@ -298,7 +298,7 @@ class Segmenter:
         return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
 
     def _run(
-        self, size: tuple[Any, ...] | None, images: Sequence[Tensor], masks: Sequence[Tensor], cut: Cut
+        self, size: tuple[Any, ...] | None, images: Sequence[Tensor], masks: Sequence[Tensor], cut: WindowSpec
     ) -> tuple[Tensor, ...]:
         """The answer to a batch; what is not exact may be compiled for its size."""
         if self.exact:  # oneDNN adds up in another order where there are several
@@ -306,7 +306,7 @@ class Segmenter:
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
         return self.compiled(size, images, masks, cut)
 
-    def _answer(self, images: Tensor, masks: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+    def _answer(self, images: Tensor, masks: Tensor, cut: WindowSpec) -> tuple[Tensor, ...]:
         """Of the windows of a batch: bits of building, four figures of each tile, and perhaps probabilities."""
         probability = self._probability(images, masks, cut.halo, cut.height, cut.width)
         valid = masks[_inside(cut.halo, cut.height, cut.width)]
@@ -337,8 +337,8 @@ class Pending:
     """The answer to a batch, that the device may still be at work on."""
 
     segmenter: Segmenter
-    chips: Sequence[Staged]
-    cut: Cut
+    chips: Sequence[DeviceChip]
+    cut: WindowSpec
     some: list[int]  # the chips in which anything is valid: the others were not inferred
     found: tuple[Tensor, ...]
     events: list[Any]  # of CUDA: when it began, and ended
@@ -346,7 +346,7 @@ class Pending:
     compiled: bool  # whether the network was compiled for it just now
     seconds: float  # that the device took; while it is at work, those that it took to start it
 
-    def result(self) -> list[Answer]:
+    def result(self) -> list[WindowResult]:
         """Wait for the answers, one a chip. Raises RuntimeError where the device fails, or the answer is no number."""
         if self.events:
             self.events[1].synchronize()
@@ -362,12 +362,12 @@ class Pending:
                 bits = np.zeros((cut.height, tiles[1], -(-cut.tile_size // 8)), np.uint8)
                 levels = np.zeros(valid.shape, np.uint8) if cut.keep_probability else None
                 none = np.zeros(tiles, np.int64)
-                answers.append(Answer(bits, none, np.zeros(tiles), none, levels, valid))
+                answers.append(WindowResult(bits, none, np.zeros(tiles), none, levels, valid))
                 continue
             bits, (counts, sums, num_valid, unknown), *kept = (each[places[number]].numpy() for each in self.found)
             if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
                 raise RuntimeError(NO_NUMBER)
-            answers.append(Answer(bits, counts, sums * SUM_UNIT, num_valid, kept[0] if kept else None, valid))
+            answers.append(WindowResult(bits, counts, sums * SUM_UNIT, num_valid, kept[0] if kept else None, valid))
         return answers
 
 
@@ -406,7 +406,7 @@ def find_batch(time_batch: Callable[[int], float], free_memory: Callable[[], Non
             found = best / time_batch(best)
         except RuntimeError:  # not of memory alone: some routines have a largest size
             break
-        if found < (GAIN if best > FEW else 1 / GAIN) * rate:
+        if found < (MIN_BATCH_GAIN if best > FREE_BATCH else 1 / MIN_BATCH_GAIN) * rate:
             break
         best, rate = 2 * best, found
     free_memory()

@@ -17,7 +17,7 @@ from seg_core.run.fence import PLAIN, Store
 from seg_core.storage.files import published, read_bytes
 
 SUFFIX = ".json"
-DEATHS = 2  # of processes over one window, from which on it is given up
+MAX_DEATHS = 2  # of processes over one window, from which on it is given up
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Attempt:
 
     def is_deadly(self, window: str) -> bool:
         """Whether this window has killed so many processes that it is given up."""
-        return self.deaths.get(window, 0) >= DEATHS
+        return self.deaths.get(window, 0) >= MAX_DEATHS
 
 
 def attempts_folder(run: str) -> str:
@@ -38,12 +38,12 @@ def attempts_folder(run: str) -> str:
     return f"{run}/attempts"
 
 
-def begin(run: str, key: str, session: str, store: Store = PLAIN) -> None:
+def mark_started(run: str, key: str, session: str, store: Store = PLAIN) -> None:
     """Say that a part is at work."""
     _write(run, key, Attempt(session), store)
 
 
-def take_up(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -> dict[str, Attempt]:
+def claim_interrupted(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -> dict[str, Attempt]:
     """Of parts that are to be done, those over which a process of this session died, with what is known of each."""
     begun = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
     found = {key: _read(run, key) for key in keys if key in begun}
@@ -56,13 +56,13 @@ def take_up(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -
     return died
 
 
-def touch(run: str, key: str, attempt: Attempt, window: str | None, store: Store = PLAIN) -> None:
+def mark_window(run: str, key: str, attempt: Attempt, window: str | None, store: Store = PLAIN) -> None:
     """Say which window of a part is at work; None: no longer any."""
     attempt.window = window
     _write(run, key, attempt, store)
 
 
-def end(run: str, key: str, store: Store = PLAIN) -> None:
+def mark_done(run: str, key: str, store: Store = PLAIN) -> None:
     """Say that a part is done."""
     store.remove(_path(run, key))
 

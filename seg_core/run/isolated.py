@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from seg_core.errors import SegError
 
 BATCH = 250  # items: what is sent to a child at once
-WORTH = 2000  # items that justify another child: each takes half a second to start, and some 150 MB
+ITEMS_PER_CHILD = 2000  # items that justify another child: each takes half a second to start, and some 150 MB
 CHILDREN = 4  # at most
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from seg_core.run.isolated import serve; serve()"
 # Other signals, such as the kernel's when memory runs out, say nothing about the file.
@@ -59,7 +59,7 @@ def for_each_isolated(
             answers += ask([item]) or [crashed(item)]
         return answers
 
-    pool = ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1, 1 + len(items) // WORTH))
+    pool = ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1, 1 + len(items) // ITEMS_PER_CHILD))
     try:
         for answers in pool.map(work, batches):
             yield from answers

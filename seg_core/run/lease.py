@@ -28,7 +28,7 @@ GRACE = 5.0  # s after which a lease is taken even if its former owner has no st
 
 
 @contextmanager
-def hold(run: str) -> Iterator[Lease]:
+def acquire_lease(run: str) -> Iterator[Lease]:
     """Hold the lease of a run and renew it until the block ends.
 
     Raises SegError where another driver lives, and JobError where another driver takes the run over meanwhile: what the

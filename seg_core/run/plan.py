@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from seg_core.errors import SegError
-from seg_core.grid import MIN_CHIP, Window, align, grown, intersection, num_splits, overlap, split
+from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, num_splits, overlap, split
 from seg_core.imagery.mosaic import make_mosaic, place
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
@@ -32,7 +32,7 @@ class Settings:
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
     precision: str = "auto"  # see Segmenter
-    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.decided
+    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.with_decoder
     mosaic: bool = False  # the scenes are one image
     window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
     alpha: int | None = None  # the alpha band; 0: none; None: the one that is labelled so
@@ -90,7 +90,7 @@ class Part:
         return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources), str(row["planned"]))
 
     def relocated(self, places: "Places") -> "Part":
-        """The same part, of the same version, read from where its scenes are now."""
+        """This part, of this version, read from where its scenes are now."""
         scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
 
@@ -120,7 +120,7 @@ class Plan:
         """What tiles are cut from: the scenes, or the one image that they make together."""
         return self.scenes[:1] if self.settings.mosaic else self.scenes
 
-    def decided(self, on_gpu: bool) -> "Plan":
+    def with_decoder(self, on_gpu: bool) -> "Plan":
         """With `decode auto` decided: a GPU decodes, other devices do not."""
         if self.settings.decode != "auto":
             return self
@@ -146,7 +146,7 @@ class Plan:
         held: set[Window] = set()
         for scene in sources:
             at = place(scene, whole)
-            around = intersection(grown(at, reach), whole.window)
+            around = intersection(buffered(at, reach), whole.window)
             for window in split(align(around, size, whole.window), size):
                 near[window].append(scene)
                 if overlap(window, at):
@@ -265,22 +265,22 @@ def choose_depth(side: int, settings: Settings, bundle: Bundle, memory: int, at_
     return max(1, min(2 * at_once, memory // 8 // (each * (min(side, settings.part) + 2 * settings.halo) ** 2)))
 
 
-Job = tuple[Part, Window]
-Square = list[Job]  # windows of one part that are read at once
+WindowTask = tuple[Part, Window]
+ReadBlock = list[WindowTask]  # windows of one part that are read at once
 
 
-def largest_square(window: int) -> int:
+def largest_read_block(window: int) -> int:
     """The side in px of the largest squares."""
     return max(1, READ // window) * window
 
 
-def squares(parts: Sequence[Part], window: int, side: int) -> list[Square]:
+def read_blocks(parts: Sequence[Part], window: int, side: int) -> list[ReadBlock]:
     """Windows of parts, by what is read at once: squares of up to `side` px."""
     blocks = [(part, block) for part in parts for block in split(part.window, side)]
     return [[(part, at) for at in split(block, window)] for part, block in blocks]
 
 
-def choose_squares(
+def choose_read_blocks(
     parts: Sequence[Part],
     window: int,
     settings: Settings,
@@ -288,15 +288,15 @@ def choose_squares(
     memory: int,
     readers: int,
     batch: int = 1,
-) -> tuple[list[Square], int]:
+) -> tuple[list[ReadBlock], int]:
     """What is read at once of parts whose windows are of that size in px, and how many of it may wait for the model.
 
     Blocks of a file that windows share are decoded once then. They are as large as READ, or smaller ones by halves, so
     that there are two for each of the `readers`, and `memory` in bytes for more than one for each.
     """
-    side = largest_square(window)
+    side = largest_read_block(window)
     while True:
-        found = squares(parts, window, side)
+        found = read_blocks(parts, window, side)
         at_once = max(readers, -(-batch // (side // window) ** 2))
         depth = choose_depth(side, settings, bundle, memory, at_once)
         if side == window or (len(found) >= 2 * readers and depth > readers):

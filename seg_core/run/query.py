@@ -22,7 +22,7 @@ from seg_core.storage.files import filesystem
 from seg_core.threads import for_each
 
 BATCH = 2**10  # rows of an answer that are in memory at once, with their masks
-SUMMED = ("valid_px", "building_px", "area_m2", "building_m2")
+SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
 
 
 def connect(run: str) -> duckdb.DuckDBPyConnection:
@@ -77,7 +77,7 @@ def _in_a_line() -> Iterator[None]:
 
 
 def query(run: str, sql: str) -> pa.Table:
-    """The same at once, in memory."""
+    """All rows of an answer at once, in memory."""
     with ask(run, sql) as answer:
         return answer.read_all()
 
@@ -120,10 +120,12 @@ def summary(run: str) -> dict[str, Any]:
     planned = read_record(run)["plan"]["tiles"]
     each = list(for_each(_sum_up, _parts(run)))
     found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
-    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED}
-    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED[:2])
+    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
+    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
     without_area = sum(part["without_area"] for part in each)
-    area_m2, building_m2 = (math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED[2:])
+    area_m2, building_m2 = (
+        math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
+    )
     return {
         "scenes": sum(scene.version != "" for scene in read_scenes(run)),
         "planned": planned,
@@ -153,11 +155,11 @@ def to_table(figures: Mapping[str, Any]) -> pa.Table:
 
 def _sum_up(path: str) -> dict[str, Any]:
     """The sums of a part's tiles that are done, and how many are and are not."""
-    rows = read_part(path, ["status", *SUMMED])
+    rows = read_part(path, ["status", *SUMMED_COLUMNS])
     done = [row for row in rows if row["status"] == "done"]
     without_area = sum(row["area_m2"] is None and row["valid_px"] > 0 for row in done)
     sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done), "without_area": without_area}
-    for name in SUMMED:
+    for name in SUMMED_COLUMNS:
         held = [row[name] for row in done if row[name] is not None]
         add = math.fsum if name.endswith("_m2") else sum  # of floats in whatever order the same
         sums[name] = add(held) if held else None

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
-from seg_core.errors import DamagedError, SegError
+from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.attempts import attempts_folder
 from seg_core.run.fence import LEASE, PLAIN, Store
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Places, Plan, Settings, image_key, relocate
 from seg_core.run.tables import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
 from seg_core.storage.files import PARTIAL, check_writable, exists, is_remote, make_folder, read_bytes, stat, walk
@@ -37,11 +37,11 @@ def find_run(out: str, plan: Plan) -> dict[str, Any] | None:
     return None
 
 
-def as_begun(out: str, plan: Plan) -> Plan:
+def with_decoder_of_run(out: str, plan: Plan) -> Plan:
     """The plan with `decode auto` decided as it was when the run at `out` began, where there is one."""
     if plan.settings.decode != "auto" or stat(f"{out}/run.json") is None:
         return plan
-    return plan.decided(on_gpu=read_record(out)["settings"].get("decode") == "device")
+    return plan.with_decoder(on_gpu=read_record(out)["settings"].get("decode") == "device")
 
 
 def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def changed_scenes(out: str, plan: Plan) -> list[Scene]:
     return [scene for scene in plan.scenes if before.get(scene.scene_id) != _as_text(scene)]
 
 
-def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
+def match_run(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
     """The plan under the names by which the run at `out` knows its scenes, if there is a run; and messages.
 
     Scenes that have moved are at the `given` places, or at those that `run.json` records; the places in use are
@@ -99,19 +99,19 @@ def take_up(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]]:
         return plan, []
     record = read_record(out)
     places, accepted = read_places(record, given), record.get("relocated_versions") or {}
-    moved = _relocate(plan, _known_scenes(out), places, accepted) if places else Moved(plan, [], accepted)
+    moved = _relocate(plan, _known_scenes(out), places, accepted) if places else RelocatedPlan(plan, [], accepted)
     plan, notes = moved.plan, moved.notes
-    begun = as_begun(out, plan)
+    begun = with_decoder_of_run(out, plan)
     find_run(out, begun)
     if read_places(record) != plan.places or moved.accepted != accepted:
-        with hold(out) as lease:
+        with acquire_lease(out) as lease:
             relocated: dict[str, str] = {}
             for old, new in plan.places:
                 relocated.setdefault(old, new)  # of two places the first applies
             changes = {"relocated": relocated, "relocated_versions": moved.accepted}
             write_record(out, {**read_record(out), **changes}, lease)
     if record["plan"]["fingerprint"] == begun.fingerprint and not _has_scenes(out, begun):
-        with hold(out) as lease:
+        with acquire_lease(out) as lease:
             make_folder(posixpath.dirname(scenes_path(out)))
             write_scenes(out, begun.scenes, lease)
         notes.append(f"{scenes_path(out)}: was damaged or missing: rewritten from the plan")
@@ -122,12 +122,12 @@ def _has_scenes(out: str, plan: Plan) -> bool:
     """Whether the scenes table of the run is that of the plan."""
     try:
         there = read_scenes(out)
-    except DamagedError:
+    except CorruptFileError:
         return False
     return list(map(_as_text, there)) == list(map(_as_text, plan.scenes))
 
 
-class Moved(NamedTuple):
+class RelocatedPlan(NamedTuple):
     """A plan whose scenes have moved, as the run knows them."""
 
     plan: Plan
@@ -135,7 +135,7 @@ class Moved(NamedTuple):
     accepted: dict[str, str]  # by scene_id, the version at the new place of those that were found unchanged there
 
 
-def _relocate(plan: Plan, known: list[Scene], places: Places, accepted: dict[str, str]) -> Moved:
+def _relocate(plan: Plan, known: list[Scene], places: Places, accepted: dict[str, str]) -> RelocatedPlan:
     """The plan with its scenes as the run knows them. The versions are those that were `accepted` before."""
     at = {relocate(scene.uri, places): scene for scene in known}
     if plan.settings.mosaic:  # of which the first is no file
@@ -155,7 +155,7 @@ def _relocate(plan: Plan, known: list[Scene], places: Places, accepted: dict[str
     why = "same size and header as before the move, another modification time: treated as unchanged"
     notes = [f"{doubtful[0]}{more}: {why} (seg verify --deep compares a sample)"] if doubtful else []
     plan = replace(plan, scenes=tuple(scenes), places=places if moved else ())
-    return Moved(plan, notes, {**accepted, **unchanged} if moved else {})
+    return RelocatedPlan(plan, notes, {**accepted, **unchanged} if moved else {})
 
 
 def _as_known(known: Scene, here: Scene, accepted: Mapping[str, str]) -> Scene:
@@ -201,14 +201,14 @@ def write_record(out: str, record: dict[str, Any], store: Store = PLAIN) -> None
 
 
 def read_record(run: str) -> dict[str, Any]:
-    """Read `run.json`. Raises SegError for a folder that is no run, DamagedError where the record can't be one."""
+    """Read `run.json`. Raises SegError for a folder that is no run, CorruptFileError where the record can't be one."""
     content = read_bytes(f"{run}/run.json")
     if content is None:
         raise SegError(f"{run}: not a run: it holds no run.json" if exists(run) else f"{run}: no such run")
     try:
         record = json.loads(content)
     except ValueError as error:
-        raise DamagedError(f"{run}: damaged: run.json is no JSON ({error}): {RESTORE}") from error
+        raise CorruptFileError(f"{run}: damaged: run.json is no JSON ({error}): {RESTORE_ADVICE}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise SegError(f"{run}: not a run: run.json does not say format {FORMAT!r}")
     if record.get("version") != VERSION:
@@ -219,7 +219,7 @@ def read_record(run: str) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         value = _look_up(record, name)
         if not isinstance(value, kind) or (isinstance(value, bool) and name != "exact"):  # True is an int to Python
-            raise DamagedError(f"{run}: damaged: {name} in run.json is {json.dumps(value)[:60]}: {RESTORE}")
+            raise CorruptFileError(f"{run}: damaged: {name} in run.json is {json.dumps(value)[:60]}: {RESTORE_ADVICE}")
     if unknown := set(record["settings"]) - {field.name for field in fields(Settings)}:
         raise SegError(
             f"{run}: has a setting {min(unknown)}, which this version does not know: use the aerial-seg that made it"
@@ -229,7 +229,7 @@ def read_record(run: str) -> dict[str, Any]:
     return record
 
 
-RESTORE = "restore run.json from a copy, or segment into another folder"
+RESTORE_ADVICE = "restore run.json from a copy, or segment into another folder"
 # What commands rely on; those that may be None may also be absent.
 FIELDS: dict[str, Any] = {
     "settings": dict,
@@ -261,7 +261,7 @@ def _look_up(record: Mapping[str, Any], name: str) -> Any:
 def read_plan(run: str, given: Places = ()) -> Plan:
     """The plan that a run was made with, from its own files. Scenes that have moved are at the given places, if any.
 
-    Raises SegError where there is no run, DamagedError where its files don't belong together.
+    Raises SegError where there is no run, CorruptFileError where its files don't belong together.
     """
     record = read_record(run)
     stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
@@ -274,7 +274,7 @@ def read_plan(run: str, given: Places = ()) -> Plan:
     if plan.fingerprint != record["plan"]["fingerprint"] or any(
         record["plan"].get(name, value) != value for name, value in plan.counts.items()
     ):
-        raise DamagedError(
+        raise CorruptFileError(
             f"{run}: damaged: run.json or scenes/scenes.parquet was changed after the run was planned: "
             f"the seg segment command of the run rewrites the scenes, or says what differs"
         )
@@ -303,8 +303,8 @@ def _refuse_differences(out: str, record: dict[str, Any], plan: Plan) -> None:
 def _known_scenes(out: str) -> list[Scene]:
     try:
         return read_scenes(out)
-    except DamagedError as error:
-        raise DamagedError(
+    except CorruptFileError as error:
+        raise CorruptFileError(
             f"{scenes_path(out)}: damaged, and can't be rewritten: the scenes named are not those of the run, or have "
             "changed since: restore it from a copy, or choose another folder"
         ) from error

@@ -27,8 +27,8 @@ class Failure(NamedTuple):
     attempts: int = 1
 
 
-class Damage(Failure):
-    """The same of a window of which smaller ones may well be readable."""
+class PartialFailure(Failure):
+    """Why a window has no figures, of which smaller windows may well be readable."""
 
 
 def tile_rows(
@@ -108,7 +108,7 @@ def encode_mask(building: NDArray[np.bool_]) -> bytes:
 
 
 def encode_bits(bits: NDArray[np.uint8], width: int) -> bytes:
-    """The same of lines that are packed already, `(height, bytes)`. libpng would have to be given a byte a pixel."""
+    """A 1-bit grey PNG of lines that are packed already, `(height, bytes)`. libpng would need a byte a pixel."""
     height = len(bits)
     lines = np.zeros((height, 1 + bits.shape[1]), np.uint8)  # each begins with a byte that says: not filtered
     lines[:, 1:] = bits

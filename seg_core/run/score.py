@@ -20,7 +20,7 @@ from seg_core.storage.files import exists, stat
 from seg_core.training.dataset import MISSING, Classes, read_label
 from seg_core.training.metrics import Counts, count
 
-MEANING = (
+LABEL_VALUES = (
     "in a label of one band 1 is building, 0 is not, and 255 is missing. Where they mean something else, name its "
     "label_class_dict.csv's folder with --data; where 255 is missing, say so in the file (gdal_edit -a_nodata 255)"
 )
@@ -60,7 +60,7 @@ def score_run(run: str, labels: str, classes: Classes | None) -> RunScore:
                 failed += 1
     seen = set().union(*(truth.seen for truth in truth_of.values()))
     if MISSING in seen and 1 not in seen:  # then 255 is building, most likely
-        raise SegError(f"{labels}: holds no 1, but {MISSING}: {MEANING}")
+        raise SegError(f"{labels}: holds no 1, but {MISSING}: {LABEL_VALUES}")
     for truth in truth_of.values():
         truth.label.check_use(truth.num_valid, truth.num_labelled)
     return RunScore(total, failed, {truth.label.file.uri: truth.label.off_px for truth in truth_of.values()})
@@ -118,5 +118,5 @@ class Truth:
         found, known = np.unique(values[labelled & valid]), {0, 1, MISSING}
         self.seen |= set(found.tolist())
         if odd := self.seen - known:
-            raise SegError(f"{self.label.file.uri}: holds {min(odd)}: {MEANING}")
+            raise SegError(f"{self.label.file.uri}: holds {min(odd)}: {LABEL_VALUES}")
         return values == 1, labelled & valid & (values != MISSING)

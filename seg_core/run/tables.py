@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seg_core.errors import DamagedError, SegError
+from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import LATER, Scene
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.isolated import for_each_isolated
@@ -23,8 +23,8 @@ from seg_core.threads import READERS
 T = TypeVar("T")
 
 VERSION = b"scene_version"  # of a part's metadata
-REMAKE = "the seg segment command of the run rewrites it"
-WAY_OUT = f": seg repair removes it, and {REMAKE}"
+REWRITE_ADVICE = "the seg segment command of the run rewrites it"
+REPAIR_ADVICE = f": seg repair removes it, and {REWRITE_ADVICE}"
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 # https://geoparquet.org/releases/v1.1.0/ ; without a "crs" the coordinates are OGC:CRS84, which is what they are.
@@ -47,7 +47,7 @@ SPLIT = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polyg
 TILES = pa.schema(
     [
         pa.field("status", pa.string(), nullable=False),  # done, or failed
-        pa.field("error_class", pa.string()),  # why it failed: ReadError, UnansweredError, Crash, ...
+        pa.field("error_class", pa.string()),  # why it failed: ReadError, StoreUnavailableError, Crash, ...
         pa.field("error", pa.string()),  # the message
         pa.field("attempts", pa.int32()),
         pa.field("scene_id", pa.string(), nullable=False),
@@ -139,7 +139,7 @@ def read_states(paths: Sequence[str]) -> dict[str, State]:
 def _read_state(path: str) -> State:
     try:
         return _read(path, _state_of)
-    except DamagedError:
+    except CorruptFileError:
         return None
 
 
@@ -152,9 +152,9 @@ def _state_of(file: Any) -> State:
     return all(group is not None and group.max == "done" for group in groups), _version(footer.metadata)
 
 
-def crashes_its_reader(path: str) -> DamagedError:
+def crashes_its_reader(path: str) -> CorruptFileError:
     """The error for a part that crashes the process that reads it."""
-    return DamagedError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
+    return CorruptFileError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
 
 
 def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN) -> None:
@@ -179,15 +179,15 @@ def scenes_path(run: str) -> str:
 def read_scenes(run: str) -> list[Scene]:
     """The scenes of a run, as they were planned.
 
-    Raises DamagedError where the file is missing or is not such a table, SegError where it can't be read.
+    Raises CorruptFileError where the file is missing or is not such a table, SegError where it can't be read.
     """
     path = scenes_path(run)
     if stat(path) is None:
-        raise DamagedError(f"{path}: can't be read: no such file: {REMAKE}")
+        raise CorruptFileError(f"{path}: can't be read: no such file: {REWRITE_ADVICE}")
     try:
         return _read(path, _scenes_of)
-    except DamagedError as error:
-        raise DamagedError(f"{posixpath.dirname(path)}/{error}: {REMAKE}") from error
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{posixpath.dirname(path)}/{error}: {REWRITE_ADVICE}") from error
 
 
 def _scenes_of(file: Any) -> list[Scene]:
@@ -199,11 +199,11 @@ def _scenes_of(file: Any) -> list[Scene]:
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a part. Raises SegError where the file can't be read, DamagedError where it is no such table."""
+    """The rows of a part. Raises SegError where the file can't be read, CorruptFileError where it is no such table."""
     try:
         return _read(path, lambda file: list(_read_table(file, columns).to_pylist()))
-    except DamagedError as error:
-        raise DamagedError(f"{error}{WAY_OUT}") from error
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}{REPAIR_ADVICE}") from error
 
 
 def read_versioned(path: str) -> tuple[list[Row], str]:
@@ -232,7 +232,7 @@ class _OtherColumnsError(Exception):
 
 
 def _read(path: str, parse: Callable[[Any], T]) -> T:
-    """What `parse` makes of a Parquet file. Raises DamagedError where it can't, SegError where the file can't be read.
+    """What `parse` makes of a Parquet file. Raises CorruptFileError where it can't, SegError where it is not read.
 
     Arrow has the same errors for both: so where it fails all of the file is fetched, and parsed again.
     """
@@ -250,9 +250,9 @@ def _read(path: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(pa.BufferReader(content))
     except _OtherColumnsError as error:
-        raise DamagedError(f"{name}: {error}") from error
+        raise CorruptFileError(f"{name}: {error}") from error
     except UNREADABLE as error:
-        raise DamagedError(f"{name}: can't be read: {' '.join(str(error).split())}") from error
+        raise CorruptFileError(f"{name}: can't be read: {' '.join(str(error).split())}") from error
 
 
 # Text that is not UTF-8 is a ValueError.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
-from seg_core.errors import DamagedError, SegError
+from seg_core.errors import CorruptFileError, SegError
 from seg_core.grid import split
 from seg_core.run.isolated import for_each_isolated
-from seg_core.run.lease import hold
+from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part
 from seg_core.run.record import read_plan, read_record
 from seg_core.run.rows import Row, decode_mask
@@ -22,7 +22,7 @@ FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mea
 
 
 @dataclass
-class Verdict:
+class VerifyReport:
     """What was found."""
 
     num_planned: int = 0
@@ -33,7 +33,7 @@ class Verdict:
     bad_parts: list[str] = field(default_factory=list)  # paths of the files that the problems are in
 
     @property
-    def holds(self) -> bool:
+    def ok(self) -> bool:
         """Whether the run is complete and sound."""
         return not self.problems
 
@@ -48,10 +48,10 @@ class Verdict:
         return f"complete: all {self.num_planned:,} tiles are done"
 
 
-def verify(run: str) -> Verdict:
+def verify(run: str) -> VerifyReport:
     """Read every part of a run and check it against the plan. Raises SegError where `run` is no run."""
     plan = read_plan(run)
-    verdict = Verdict(num_planned=plan.counts["tiles"])
+    verdict = VerifyReport(num_planned=plan.counts["tiles"])
     there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
     verdict.bad_parts = sorted(there - planned)
     verdict.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in verdict.bad_parts]
@@ -70,7 +70,7 @@ def verify(run: str) -> Verdict:
     return verdict
 
 
-def repair(run: str, names: Sequence[str] = ()) -> Verdict:
+def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
     """Remove the parts in which something does not hold, and those of `names`. Returns the verdict on them.
 
     Raises SegError for a name that is no part's, and where a driver is at work on the run.
@@ -80,7 +80,7 @@ def repair(run: str, names: Sequence[str] = ()) -> Verdict:
     unknown = next((name for name in names if name not in there), None)
     if unknown is not None:
         raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
-    with hold(run) as lease:
+    with acquire_lease(run) as lease:
         verdict = verify(run)
         verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
         for path in verdict.bad_parts:
@@ -88,23 +88,23 @@ def repair(run: str, names: Sequence[str] = ()) -> Verdict:
     return verdict
 
 
-def _missing_part(path: str, part: Part) -> Verdict:
+def _missing_part(path: str, part: Part) -> VerifyReport:
     where = f"{part.scene.scene_id}, {part.window}"
-    return Verdict(num_missing=1, problems=[f"{posixpath.basename(path)}: missing: {where}"])
+    return VerifyReport(num_missing=1, problems=[f"{posixpath.basename(path)}: missing: {where}"])
 
 
-def _crashing_part(where: tuple[str, Part]) -> Verdict:
-    return Verdict(problems=[str(crashes_its_reader(where[0]))], bad_parts=[where[0]])
+def _crashing_part(where: tuple[str, Part]) -> VerifyReport:
+    return VerifyReport(problems=[str(crashes_its_reader(where[0]))], bad_parts=[where[0]])
 
 
-def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict:
+def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyReport:
     """Check a published part, given its path and its plan."""
     path, part = where
     name = posixpath.basename(path)
     try:
         rows, version = read_versioned(path)
-    except DamagedError as error:  # what a store does not give says nothing about the part
-        return Verdict(problems=[str(error)], bad_parts=[path])
+    except CorruptFileError as error:  # what a store does not give says nothing about the part
+        return VerifyReport(problems=[str(error)], bad_parts=[path])
     planned = {tuple(tile) for tile in split(part.window, tile_size)}
     found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
     problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
@@ -117,7 +117,7 @@ def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> Verdict
         problems += [f"{at}: {problem}" for problem in _row_problems(row, tile_size, model, part)]
     num_failed = sum(row["status"] == "failed" for row in rows)
     bad = [path] if problems else []
-    return Verdict(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
+    return VerifyReport(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
 
 
 def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 
-from seg_core.errors import ReadError, SegError, UnansweredError
+from seg_core.errors import ReadError, SegError, StoreUnavailableError
 from seg_core.storage import s3
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def read_bytes(path: str) -> bytes | None:
 def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list[bytes]:
     """Pieces of a file, each by its offset and size; those with less than `near` bytes between are fetched at once.
 
-    Raises ReadError where they can't be read, UnansweredError where an object store does not give them.
+    Raises ReadError where they can't be read, StoreUnavailableError where an object store does not give them.
     """
     system, inside = filesystem(path)
     found: dict[tuple[int, int], bytes] = {}
@@ -154,7 +154,7 @@ def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list
     except (FileNotFoundError, PermissionError) as error:
         raise ReadError(f"{path}: can't be read: {error}") from error
     except OSError as error:
-        kind = UnansweredError if is_remote(path) else ReadError
+        kind = StoreUnavailableError if is_remote(path) else ReadError
         raise kind(f"{path}: can't be read: {error}") from error
     return [found[at] for at in ranges]
 

@@ -32,7 +32,7 @@ SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_
 THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
 ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # s before another attempt at an object that arrived damaged or incomplete
-TOLD = 4  # attempts, after a few seconds, of which a line says so
+REPORTED_ATTEMPT = 4  # attempts, after a few seconds, of which a line says so
 TIMEOUT = 10  # s to connect; and without a byte before a request is given up
 
 
@@ -253,7 +253,7 @@ def _dont_expect(request: Any, **_: Any) -> None:
 
 def _say_so(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
     """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
-    if attempts == TOLD and (response is None or response[0].status_code in THROTTLED):
+    if attempts == REPORTED_ATTEMPT and (response is None or response[0].status_code in THROTTLED):
         _say_once(
             f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
         )

@@ -32,7 +32,7 @@ from seg_core.imagery.scene import GSD_TOLERANCE, Scene, compare_gsd, read_scene
 ROWS = 512  # of a label that are decoded at once
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
-TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
+MAX_TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
 
 Image = NDArray[np.uint8]  # (height, width, bands)
 Label = NDArray[np.uint8]  # (height, width), class indices and MISSING
@@ -192,7 +192,7 @@ class Digest:
     num_valid: int
     num_building: int
     sums: tuple[float, ...]  # over valid pixels, a value a band
-    squares: tuple[float, ...]
+    read_blocks: tuple[float, ...]
     gsd_m: float | None
     label_off_px: float = 0.0  # by how much the label was off before it was warped to the image's grid
 
@@ -201,18 +201,18 @@ def digest(sample: Sample, scene: Scene, building: int, label_off_px: float = 0.
     """Sum up a decoded pair, in which buildings have that index."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
-    sums, squares = np.zeros((2, sample.image.shape[2]))
+    sums, read_blocks = np.zeros((2, sample.image.shape[2]))
     for row, label in zip(sample.image, sample.label, strict=True):  # one by one: float64 is eight times as large
         pixels = row[label != MISSING].astype(np.float64)
         sums += pixels.sum(axis=0)
-        squares += (pixels**2).sum(axis=0)
+        read_blocks += (pixels**2).sum(axis=0)
     return Digest(
         scene.scene_id,
         content.hexdigest(),
         int((sample.label != MISSING).sum()),
         int((sample.label == building).sum()),
         tuple(sums.tolist()),
-        tuple(squares.tolist()),
+        tuple(read_blocks.tolist()),
         scene.gsd_m,
         label_off_px,
     )
@@ -222,7 +222,7 @@ def normalisation(digests: Sequence[Digest]) -> tuple[tuple[float, ...], tuple[f
     """Mean and standard deviation of each band over all valid pixels, in grey levels."""
     count = sum(d.num_valid for d in digests)
     mean = np.sum([d.sums for d in digests], axis=0) / count
-    variance = np.sum([d.squares for d in digests], axis=0) / count - mean**2
+    variance = np.sum([d.read_blocks for d in digests], axis=0) / count - mean**2
     std = np.sqrt(np.maximum(variance, 1.0))  # a constant band is no reason to divide by zero
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
@@ -284,7 +284,9 @@ def augmentation(kind: str, size: int) -> Any:
 
     steps = []
     if kind == "strong":
-        warp = alb.Affine(scale=(1 / SCALE, SCALE), keep_ratio=True, rotate=(-TURN, TURN), fill_mask=MISSING, p=0.5)
+        warp = alb.Affine(
+            scale=(1 / SCALE, SCALE), keep_ratio=True, rotate=(-MAX_TURN, MAX_TURN), fill_mask=MISSING, p=0.5
+        )
         steps += [warp, alb.CenterCrop(size, size)]
     if kind in {"light", "strong"}:
         steps += [alb.D4(p=1)]
@@ -299,7 +301,7 @@ def source_size(kind: str, size: int) -> int:
     """Side of the square from which a crop of `size` px is made: a turned and shrunk one must still fill the crop."""
     if kind != "strong":
         return size
-    angle = math.radians(TURN)
+    angle = math.radians(MAX_TURN)
     return size + 2 * math.ceil(size * ((math.cos(angle) + math.sin(angle)) * SCALE - 1) / 2)
 
 

@@ -20,11 +20,11 @@ STAGES = ("reading", "decoding", "model", "writing")  # decoding: by a GPU's JPE
 TIMES = (*STAGES, "reading_cpu")  # what of reading was computed
 SPARE = 1.25  # times as many threads as just keep up
 MAX_READERS = 64
-CROWDED = 0.9  # of the cores: threads that compute more than that would only take turns
+CROWDED_ABOVE = 0.9  # of the cores: threads that compute more than that would only take turns
 # Nothing was busy for that share of the time: the actors waited for the start of tasks, or for single long reads.
 IDLE = 0.5
 # The most that a GPU is busy for where it waits, again and again, for the one process that reads and starts for it.
-HELD_UP = 0.8
+STARVED_BELOW = 0.8
 ADVICE = {
     "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
     "decoding": "add devices (--actors on a larger cluster), or let CPUs decode (--decode cpu, in a run of its own)",
@@ -98,11 +98,11 @@ def enough_readers(least: int, cores: int, seconds: Mapping[str, float]) -> int:
     Threads that decode are worth no more than the cores; of those that wait for a store, many more can do so at once.
     """
     read, computed, inferred = (max(seconds[name], 1e-9) for name in ("reading", "reading_cpu", "model"))
-    wanted, room = SPARE * read / inferred, CROWDED * cores * read / computed
+    wanted, room = SPARE * read / inferred, CROWDED_ABOVE * cores * read / computed
     return max(least, math.ceil(min(wanted, room, MAX_READERS)))
 
 
-class Busy:
+class BottleneckReport:
     """The receipts of a run, added up."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Busy:
         shares = {stage: min(1.0, round(share, 3)) for stage, share in spent.items()}
         most = max(STAGES, key=lambda stage: shares[stage])
         limit = most if shares[most] >= IDLE else "waiting"
-        if gpus >= 1 and limit == "model" and shares[most] < HELD_UP:
+        if gpus >= 1 and limit == "model" and shares[most] < STARVED_BELOW:
             limit = "process"
         named = [stage for stage in STAGES if stage != "decoding" or shares[stage]]
         found = ", ".join(f"{stage} {shares[stage]:.0%}" for stage in named)

@@ -14,13 +14,13 @@ def test_what_is_asked_for_meanwhile_goes_into_the_next_call_and_each_gets_its_o
     calls: list[list[int]] = []
     begun, go_on = threading.Event(), threading.Event()
 
-    def square(numbers: Sequence[int]) -> list[int]:
+    def block(numbers: Sequence[int]) -> list[int]:
         calls.append(list(numbers))
         begun.set()
         assert go_on.wait(60)
         return [number**2 for number in numbers]
 
-    together = CallBatcher(square, most=4)
+    together = CallBatcher(block, most=4)
     with ThreadPoolExecutor(10) as pool:
         first = pool.submit(together, 10)
         assert begun.wait(60)

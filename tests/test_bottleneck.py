@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeBundle, MakeScene
 
 from aerial_seg.cli.main import main
-from aerial_seg.segmenting.busy import ADVICE, STAGES, TIMES, Busy, Stopwatch, enough_readers
+from aerial_seg.segmenting.bottleneck import ADVICE, STAGES, TIMES, BottleneckReport, Stopwatch, enough_readers
 
 
 def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **secon
 
 
 def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0, cores: int = 2) -> dict[str, Any]:
-    busy = Busy()
+    busy = BottleneckReport()
     for each in receipts:
         busy.add(each)
     return busy.figures(writers, gpus, cores)

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from seg_core.grid import Window, chip_window, fold, hull, inside, num_splits, reflect, round_up, split, unfold
+from seg_core.grid import (
+    Window,
+    bounding_window,
+    chip_window,
+    expand_reflection,
+    inside,
+    num_splits,
+    reflect,
+    reflect_window,
+    round_up,
+    split,
+)
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -150,8 +161,8 @@ def test_inside_the_scene_reflection_changes_nothing() -> None:
 
 @given(st.lists(st.builds(Window, *[st.integers(-60, 60)] * 2, *[st.integers(1, 90)] * 2), min_size=1, max_size=5))
 def test_the_hull_of_windows_touches_them_on_every_side(windows: list[Window]) -> None:
-    found = hull(windows)
-    assert hull([found, *windows]) == found
+    found = bounding_window(windows)
+    assert bounding_window([found, *windows]) == found
     for side, furthest in (("row_off", min), ("col_off", min), ("bottom", max), ("right", max)):
         assert getattr(found, side) == furthest(getattr(at, side) for at in windows)
 
@@ -168,9 +179,9 @@ def test_a_folded_window_unfolds_to_what_numpy_pads(
     height: int, width: int, top: int, left: int, rows: int, cols: int
 ) -> None:
     image = np.arange(2 * height * width).reshape(2, height, width)
-    box, down, across = fold(Window(top, left, rows, cols), height, width)
+    box, down, across = reflect_window(Window(top, left, rows, cols), height, width)
     read = image[:, *box.slices(Window(0, 0, height, width))].copy()
-    found = unfold(read, down, across)
+    found = expand_reflection(read, down, across)
     expected = image[:, reflect(top, top + rows, height)[:, None], reflect(left, left + cols, width)]
     assert np.array_equal(found, expected)
     assert found.flags.c_contiguous
@@ -184,14 +195,14 @@ def test_a_window_unfolds_around_what_was_read_into_its_place(
     height: int, width: int, top: int, left: int, rows: int, cols: int
 ) -> None:
     image = np.arange(2 * height * width).reshape(2, height, width)
-    box, down, across = fold(Window(top, left, rows, cols), height, width)
+    box, down, across = reflect_window(Window(top, left, rows, cols), height, width)
     read = image[:, *box.slices(Window(0, 0, height, width))]
     found = np.full((2, rows, cols), -1)
     place = inside(found, down, across)
     if place is not None:
         place[...] = read
         read = place
-    assert unfold(read, down, across, found) is found
+    assert expand_reflection(read, down, across, found) is found
     expected = image[:, reflect(top, top + rows, height)[:, None], reflect(left, left + cols, width)]
     assert np.array_equal(found, expected)
     # In one piece it is wherever the window reaches no further beyond the scene than into it.
