@@ -43,13 +43,11 @@ if TYPE_CHECKING:
     from seg_core.model.segmenter import DeviceChip, Pending, WindowResult
 
 MAX_PENDING_WINDOWS = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
-GPU_SWITCH_INTERVAL = (
-    1e-4  # s that a thread may keep the interpreter from the one that gives a GPU its work; else 50 times that
-)
+# s that a thread may keep the interpreter from the one that gives a GPU its work; by default 50 times that.
+GPU_SWITCH_INTERVAL = 1e-4
 WINDOWS_TO_COUNT_READERS = 4  # windows for each reading thread, by which it is found how many threads must read
-RECEIPTS_TOGETHER = (
-    8  # receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms
-)
+# Receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms.
+RECEIPTS_TOGETHER = 8
 
 Chips: TypeAlias = "list[tuple[WindowTask, DeviceChip]]"  # of windows of one size
 Unreadable: TypeAlias = tuple[WindowTask, Failure]
@@ -287,9 +285,8 @@ class PartSegmenter:
             seldom = self.at_once and len(chips) < (self.batch or 1)  # such as the last ones of a task
             pending = start_windows(chips, window, self.settings, self.segmenter, seldom)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
-            return self.retry_with_less(
-                batch, error.with_traceback(None), again
-            )  # whose frames hold what the device held
+            error = error.with_traceback(None)  # whose frames hold what the device held
+            return self.retry_with_less(batch, error, again)
         self.stood_still |= pending.compiled
         return self.finish(batch, pending, again)
 
@@ -311,7 +308,7 @@ class PartSegmenter:
             yield partial(tile_rows, part.scene, window, self.settings.tile_size, *answer.figures)
 
     def retry_with_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
-        """Segment a batch that is too much for the device: half as many windows at once from here on, or smaller ones."""
+        """Segment a batch that is too much for the device: half as many windows at once from here on, or smaller."""
         self.end_if_lost()
         self.segmenter.free_memory()
         if len(batch) == 1:
