@@ -153,8 +153,8 @@ def outside_environment(**further: str) -> dict[str, str]:
 def free_port() -> int:
     """A port of this machine that nobody listens on, nor was told of: servers take seconds until they listen."""
     for port in PORTS:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        with socket.socket() as measure_network, suppress(OSError):
+            measure_network.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is left")
 
@@ -163,7 +163,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     """Write the bundle of an untrained U-Net that calls half of the pixels of random noise building."""
     import torch
 
-    from seg_core.model.networks import build_model, probe
+    from seg_core.model.networks import build_model, measure_network
 
     torch.manual_seed(seed)
     architecture = {"name": "unet", "in_channels": 3, "classes": 1, "width": width, "depth": depth}
@@ -175,7 +175,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     with torch.inference_mode():
         model.head.weight.normal_()
         model.head.bias -= model.eval()(torch.randn(1, 3, 256, 256)).median()
-    footing = probe(model, 3)
+    footing = measure_network(model, 3)
     described: dict[str, Any] = {
         "architecture": architecture,
         "classes": ("background", "building"),
