@@ -153,8 +153,8 @@ def outside_environment(**further: str) -> dict[str, str]:
 def free_port() -> int:
     """A port of this machine that nobody listens on, nor was told of: servers take seconds until they listen."""
     for port in PORTS:
-        with socket.socket() as measure_network, suppress(OSError):
-            measure_network.bind(("127.0.0.1", port))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is left")
 
