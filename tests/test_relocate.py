@@ -25,7 +25,7 @@ from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, make_plan, relocate
-from seg_core.run.record import open_run, parts_to_do, read_plan, read_record, take_up
+from seg_core.run.record import match_run, open_run, parts_to_do, read_plan, read_record
 from seg_core.run.tables import part_path, scenes_path, write_part
 from seg_core.run.verify import repair, verify
 
@@ -82,7 +82,7 @@ def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Pat
     run, before = str(moved / "run"), part_bytes(moved / "run")
     part = next(read_plan(run).parts())
     Path(part_path(run, part.key)).unlink()
-    plan, notes = take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    plan, notes = match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
     (todo,) = (Part.from_row(each.to_row()) for each in parts_to_do(run, plan))
     assert (todo.key, todo.version, notes) == (part.key, part.version, [])
     write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
@@ -92,17 +92,17 @@ def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Pat
 
 def test_scenes_that_move_on_and_back_are_followed(moved: Path) -> None:
     run = str(moved / "run")
-    take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
     (moved / "archive").rename(moved / "attic")
     here, places = moved / "attic/2025", ((str(moved / "archive"), str(moved / "attic")),)
     assert {part.scene.uri for part in read_plan(run, places).parts()} == {
         str(here / name) for name in ("north/a.tif", "south/b.tif")
     }
-    plan, _ = take_up(run, plan_of(here, moved), places)
+    plan, _ = match_run(run, plan_of(here, moved), places)
     assert parts_to_do(run, plan) == []
     assert read_plan(run) == plan
     here.rename(moved / "scenes")
-    plan, _ = take_up(run, replan(moved))
+    plan, _ = match_run(run, replan(moved))
     assert plan.places == read_plan(run).places == ()
     assert parts_to_do(run, plan) == []
 
@@ -114,7 +114,7 @@ def test_a_copied_scene_is_the_same_by_size_and_header(moved: Path, capsys: Capt
         os.utime(path, ns=(0, 1))
     else:
         write_geotiff(str(path), np.ones((3, 70, 34), np.uint8), crs=UTM, transform=NORTH_UP, nodata=0)
-    plan, notes = take_up(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))
+    plan, notes = match_run(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))
     todo = {part.scene.scene_id for part in parts_to_do(str(moved / "run"), plan)}
     assert todo == (set() if differs == "time" else {"south/b.tif"})
     assert len(notes) == (differs == "time")
@@ -125,24 +125,24 @@ def test_a_copied_scene_is_the_same_by_size_and_header(moved: Path, capsys: Capt
 
 def test_a_scene_that_changes_after_its_move_is_done_again(moved: Path) -> None:
     run, places = str(moved / "run"), places_of(moved)
-    take_up(run, plan_of(moved / "archive/2025", moved), places)
+    match_run(run, plan_of(moved / "archive/2025", moved), places)
     os.utime(moved / "archive/2025/south/b.tif", ns=(0, 1))
     for _ in range(2):  # until it is done
-        plan, notes = take_up(run, plan_of(moved / "archive/2025", moved))
+        plan, notes = match_run(run, plan_of(moved / "archive/2025", moved))
         assert {part.scene.scene_id for part in parts_to_do(run, plan)} == {"south/b.tif"}
         assert notes == []
     open_run(run, plan, "bundle")
     for part in parts_to_do(run, plan):
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
-    plan, _ = take_up(run, plan_of(moved / "archive/2025", moved))
+    plan, _ = match_run(run, plan_of(moved / "archive/2025", moved))
     assert parts_to_do(run, plan) == []
 
 
 def test_a_second_move_may_be_said_from_the_first_place(moved: Path) -> None:
     run = str(moved / "run")
-    take_up(run, plan_of(moved / "archive/2025", moved), places_of(moved))
+    match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
     (moved / "archive/2025").rename(moved / "attic")
-    take_up(run, plan_of(moved / "attic", moved), ((str(moved / "scenes"), str(moved / "attic")),))
+    match_run(run, plan_of(moved / "attic", moved), ((str(moved / "scenes"), str(moved / "attic")),))
     assert {part.scene.uri for part in read_plan(run).parts()} == {
         str(moved / "attic" / name) for name in ("north/a.tif", "south/b.tif")
     }
@@ -160,11 +160,11 @@ def test_a_scene_in_s3_is_the_same_by_its_etag(s3: str, tmp_path: Path, make_sce
     open_run(run, plan, "bundle")
     for part in plan.parts():
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
-    assert parts_to_do(run, take_up(run, plan_of(new, tmp_path), ((old, new),))[0]) == []
+    assert parts_to_do(run, match_run(run, plan_of(new, tmp_path), ((old, new),))[0]) == []
     content = bytearray(Path(path).read_bytes())
     content[-1] ^= 1
     client.put_object(Bucket="tests", Key="relocate/new/b.tif", Body=bytes(content))
-    plan, notes = take_up(run, plan_of(new, tmp_path), ((old, new),))
+    plan, notes = match_run(run, plan_of(new, tmp_path), ((old, new),))
     assert {part.scene.scene_id for part in parts_to_do(run, plan)} == {"b.tif"}
     assert notes == []
 
@@ -178,7 +178,9 @@ def test_a_mosaic_is_relocated(tmp_path: Path, make_scene: MakeScene) -> None:
     versions = [part.version for part in read_plan(run).parts()]
     (tmp_path / "scenes").rename(tmp_path / "moved")
     here = make_plan(read_region([str(tmp_path / "moved")])[0], bundle, settings)[0]
-    plan, _ = take_up(run, here, tuple((f"{tmp_path}/scenes/{n}", f"{tmp_path}/moved/{n}") for n in ("a.tif", "b.tif")))
+    plan, _ = match_run(
+        run, here, tuple((f"{tmp_path}/scenes/{n}", f"{tmp_path}/moved/{n}") for n in ("a.tif", "b.tif"))
+    )
     assert [part.version for part in plan.parts()] == versions
     assert {Path(source.uri).parent.name for part in plan.parts() for source in part.sources} == {"moved"}
 
@@ -285,4 +287,4 @@ def test_pixels_that_differ_after_a_move_are_differences(
 def test_a_scene_of_another_name_is_refused(moved: Path) -> None:
     (moved / "archive/2025/south/b.tif").rename(moved / "archive/2025/south/c.tif")
     with pytest.raises(SegError, match=r"scene south/c\.tif is new"):
-        take_up(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))
+        match_run(str(moved / "run"), plan_of(moved / "archive/2025", moved), places_of(moved))

@@ -33,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.folder is not None:
             _enter(args.folder)
-        return int(args.run(args))
+        return int(args.carry_out(args))
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

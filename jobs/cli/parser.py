@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all commands; `run` is the function of a command."""
+    """The parser with all commands; `carry_out` is the function of a command."""
     parser: argparse.ArgumentParser = Parser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
@@ -58,11 +58,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, json: bool = True
+    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str, json: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a command, which the function `run` carries out; it returns the exit code."""
+    """Add a command, which the function carries out; it returns the exit code."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(run=run)
+    parser.set_defaults(carry_out=function)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
