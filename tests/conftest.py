@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from proxy import Proxy
 
 from seg_core.imagery.raster import write_geotiff
 from seg_core.model.bundle import Bundle, write_bundle
@@ -101,6 +102,15 @@ def make_scene(tmp_path: Path) -> MakeScene:
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def region(make_scene: MakeScene) -> str:
+    """A folder of two scenes of several parts, one with a missing corner."""
+    pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
+    pixels[:, :100, :150] = 255
+    make_scene("region/north.tif", pixels=pixels, nodata=255)
+    return str(Path(make_scene("region/south/scene.tif", 130, 200)).parents[1])
 
 
 @pytest.fixture
@@ -230,6 +240,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"s3://{BUCKET}"
         finally:
             server.stop()
+
+
+@pytest.fixture
+def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Changes to the AWS environment, for clients that are made anew."""
+    from seg_core.storage import s3 as store
+
+    cached = (store._client, store._arrow, store._region)
+    for clients in cached:
+        clients.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    for clients in cached:
+        clients.cache_clear()
+
+
+@pytest.fixture
+def proxied(s3: str, other_environment: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: ARG001
+    """A proxy that the AWS environment of this process leads through."""
+    from seg_core.storage import s3 as store
+
+    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as proxy:
+        other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        store._client.cache_clear()
+        store._arrow.cache_clear()
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -24,14 +24,13 @@ import rasterio
 import shapely
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, answer_of
 from numpy.typing import NDArray
+from parts import EXECUTION, RESOURCES, SETTINGS
 from proxy import Proxy
 from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from test_failures import EXECUTION, RESOURCES, SETTINGS
-from test_run import build_run
-from test_s3 import proxied, put  # noqa: F401 - a fixture
-from test_storage import other_environment  # noqa: F401 - a fixture
+from runs import build_run
+from weed import put
 
 from aerial_seg.cli.main import main
 from aerial_seg.segmenting import actor
@@ -347,7 +346,7 @@ def test_where_nothing_is_valid_the_colours_are_not_read(tmp_path: Path, kind: s
             read_chip(scene, window)
 
 
-def test_a_window_without_data_fetches_little_of_a_remote_scene(s3: str, tmp_path: Path, proxied: Proxy) -> None:  # noqa: F811
+def test_a_window_without_data_fetches_little_of_a_remote_scene(s3: str, tmp_path: Path, proxied: Proxy) -> None:
     valid = np.zeros((1024, 1024), np.bool_)
     valid[:, 1000:] = True
     uri = put(write_masked(tmp_path / "a.tif", valid, "mask"), f"{s3}/masked/a.tif")
@@ -677,7 +676,7 @@ class _Request(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def store(other_environment: pytest.MonkeyPatch) -> Iterator[Store]:  # noqa: F811
+def store(other_environment: pytest.MonkeyPatch) -> Iterator[Store]:
     with Store(("127.0.0.1", 0), _Request) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
@@ -744,7 +743,7 @@ def test_credentials_that_expire_in_mid_run_fail_the_window_at_once(store: Store
 )
 def test_an_environment_or_a_uri_that_cannot_be_is_told_of_in_a_line(
     store: Store,
-    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    other_environment: pytest.MonkeyPatch,
     capsys: Capture,
     name: str,
     value: str,

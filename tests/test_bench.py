@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeBundle, MakeScene, outside_environment
-from test_failures import EXECUTION, RESOURCES
-from test_segment import seg
+from parts import EXECUTION, RESOURCES
+from seg_command import seg
 
 from aerial_seg.benchmarks.scenes import make_scene as make_town
 from aerial_seg.benchmarks.scenes import scratch

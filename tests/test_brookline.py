@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import MakeScene
-from test_segment import rows_of, seg
+from runs import rows_of
+from seg_command import seg
 
 from seg_core.run.rows import decode_mask
 from seg_core.training.metrics import count, scores

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_segment import seg
+from seg_command import seg
 
 from seg_core.model.bundle import BUILT_IN, read_bundle, read_weights
 

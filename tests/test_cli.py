@@ -17,7 +17,7 @@ import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from test_run import build_run, write_light_bundle
+from runs import build_run, write_light_bundle
 
 from aerial_seg.cli.main import main, make_parser
 from aerial_seg.cli.model_commands import train_settings

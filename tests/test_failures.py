@@ -13,65 +13,32 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeBundle, MakeScene
+from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, Rows, open_plan, rows_of, work
 
-from aerial_seg.resources import ActorResources, ExecutionOptions
+from aerial_seg.resources import ExecutionOptions
 from aerial_seg.segmenting import actor, writers
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import StoreUnavailableError
 from seg_core.grid import Window
 from seg_core.imagery import mosaic
-from seg_core.imagery.region import read_region
-from seg_core.model.bundle import read_bundle
 from seg_core.model.segmenter import DeviceChip, Pending, Segmenter, WindowResult, WindowSpec
 from seg_core.run import attempts
-from seg_core.run.plan import Part, Plan, ReadBlock, Settings, make_plan
-from seg_core.run.record import open_run
-from seg_core.run.tables import part_path, published_parts, read_part
+from seg_core.run.plan import ReadBlock
+from seg_core.run.tables import published_parts
 from seg_core.run.verify import verify
 from seg_core.storage.files import published
-
-SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
-WINDOW = 128
-RESOURCES = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-EXECUTION = ExecutionOptions(device="cpu")
-Made = tuple[Plan, str, str]
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
 def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
     """A plan of a scene of two parts of four windows each, its model, and its run, which is open."""
-    return make(make_scene("region/a.tif", 256, 500), make_bundle(), str(tmp_path / "run"))
+    return open_plan(make_scene("region/a.tif", 256, 500), make_bundle(), str(tmp_path / "run"))
 
 
 @pytest.fixture
 def wide(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
     """A run of six parts, each a square of four windows."""
-    return make(make_scene("region/a.tif", 256, 1536), make_bundle(), str(tmp_path / "run"))
-
-
-def make(path: str, model: str, run: str) -> Made:
-    plan, _ = make_plan(read_region([path])[0], read_bundle(model), SETTINGS)
-    open_run(run, plan, model)
-    return plan, model, run
-
-
-def work(
-    made: Made, session: str = "s", execution: ExecutionOptions = EXECUTION, parts: Sequence[Part] | None = None
-) -> Rows:
-    """Segment all parts in this process; the rows of the run."""
-    plan, model, run = made
-    list(
-        PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, execution, session).segment_parts(
-            parts or list(plan.parts())
-        )
-    )
-    return rows_of(made)
-
-
-def rows_of(made: Made) -> Rows:
-    plan, _, run = made
-    return [row for part in plan.parts() for row in read_part(part_path(run, part.key))]
+    return open_plan(make_scene("region/a.tif", 256, 1536), make_bundle(), str(tmp_path / "run"))
 
 
 def undisturbed(made: Made) -> Rows:

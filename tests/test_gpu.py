@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import UTM
 from numpy.typing import NDArray
-from test_jpeg import WINDOWS, decode, write_jpeg
+from rasters import WINDOWS, decode, write_jpeg
 
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segmenting.actor import PartSegmenter

@@ -107,6 +107,12 @@ def test_only_jobs_and_tests_import_jobs() -> None:
             assert not {name.split(".")[0] for name in imports("", path)} & {"jobs", "aerial_seg"}, path
 
 
+def test_no_file_of_tests_imports_another() -> None:
+    """What several of them need is in a module of its own beside them."""
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not {name for name in imports("", path) if name.startswith("test_")}, path
+
+
 def test_packages_reexport_nothing() -> None:
     found = [path for _, path in EVERY if path.name == "__init__.py" and path.parent.name != "seg_core"]
     assert len(found) > 8

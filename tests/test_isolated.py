@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_verify import Made, made, original  # noqa: F401 - fixtures
+from runs import BuiltRun, build_run
 
 from seg_core.errors import ReadError, SegError
 from seg_core.run import isolated
@@ -41,6 +41,11 @@ def crashed(item: int) -> int:
 
 def done(items: list[int]) -> list[int]:
     return list(for_each_isolated(work, crashed, items, threads=3))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> BuiltRun:
+    return BuiltRun(*build_run(tmp_path))
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +112,7 @@ SMALLER = hashlib.sha256(b"south/b.tif").hexdigest()[:16]  # what the names of i
 
 
 def test_a_part_that_crashes_its_reader_is_named_and_the_rest_is_read(
-    made: Made,  # noqa: F811
+    made: BuiltRun,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("seg_core.run.verify._verify_part", crash_over)
@@ -124,7 +129,7 @@ def test_a_part_that_crashes_its_reader_is_named_and_the_rest_is_read(
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_part_with_bytes_flipped_anywhere_is_survived(
-    made: Made,  # noqa: F811
+    made: BuiltRun,
     seed: int,
 ) -> None:
     # Arrow's reader of Parquet need not raise for damaged metadata: some of it crashes the process.

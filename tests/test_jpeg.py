@@ -12,10 +12,10 @@ import pytest
 import rasterio
 import torch
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, write_untrained
-from numpy.typing import NDArray
 from rasterio.transform import Affine
-from test_raster import write_raw
-from test_segment import rows_of, seg
+from rasters import HEIGHT, WIDTH, WINDOWS, decode, write_jpeg
+from runs import rows_of
+from seg_command import seg
 
 from aerial_seg.segmenting.bottleneck import Stopwatch
 from seg_core.errors import ReadError
@@ -30,42 +30,11 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.record import read_plan
 from seg_core.storage.files import publish, read_ranges
-from seg_core.synthetic import draw_town
-
-HEIGHT, WIDTH = 300, 420
-WINDOWS = [Window(0, 0, HEIGHT, WIDTH), Window(-40, -30, 200, 130), Window(130, 250, 200, 200), Window(200, 300, 10, 7)]
 
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     return Segmenter(write_untrained(str(tmp_path_factory.mktemp("bundles") / "bundle"), width=4, depth=2), "cpu")
-
-
-def write_jpeg(
-    path: Path,
-    bands: int = 3,
-    valid: NDArray[np.bool_] | None = None,
-    height: int = HEIGHT,
-    width: int = WIDTH,
-    **options: Any,
-) -> Scene:
-    """Write a town as a GeoTIFF of JPEG blocks."""
-    side = max(512, height, width)
-    pixels = np.moveaxis(draw_town(side, side, seed=3)[0], -1, 0)[:, :height, :width]
-    blocks = {"tiled": True, "blockxsize": 128, "blockysize": 64, "interleave": "pixel"}
-    options = {**blocks, "compress": "jpeg", "photometric": "ycbcr", **options}
-    return write_raw(path, pixels[[0, 1, 2, 0][:bands]], mask=valid, **options)
-
-
-def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The pixels of a chip, decoded by the device, and which of them hold data."""
-    streams = read_streams(scene, window, segmenter.decodes_rgb)
-    assert streams is not None
-    staged = segmenter.stage_streams(streams)
-    assert staged.decoded
-    if staged.ready is not None:
-        staged.ready.synchronize()
-    return staged.image.cpu().numpy(), staged.valid
 
 
 def assert_near(segmenter: Segmenter, scene: Scene, window: Window, *, room: float = 1.5) -> None:

@@ -12,7 +12,8 @@ import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from rasterio.enums import ColorInterp
-from test_segment import SMALL, region, rows_of, seg  # noqa: F401 - region is a fixture
+from runs import rows_of
+from seg_command import SMALL, seg
 
 from seg_core.imagery.raster import write_cog
 from seg_core.imagery.scene import read_scene
@@ -40,7 +41,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def run(region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture) -> Path:  # noqa: F811
+def run(region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture) -> Path:
     seg(capsys, "segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL)
     return tmp_path / "run"
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import rasterio.merge
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
-from test_segment import SMALL, Json, part_bytes, rows_of, seg
+from runs import part_bytes, rows_of
+from seg_command import SMALL, Json, seg
 
 from seg_core.grid import Window
 from seg_core.imagery.mosaic import make_mosaic, place, read_image

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import UTM, MakeBundle, MakeScene
-from test_run import build_run
+from runs import build_run
 
 from aerial_seg.cli.main import main
 from seg_core.errors import SegError

@@ -9,9 +9,9 @@ import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeScene
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
-from rasterio.transform import Affine
+from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterioWindow
+from rasters import write_raw
 
 from seg_core.errors import ReadError
 from seg_core.grid import Window, reflect
@@ -22,49 +22,8 @@ from seg_core.imagery.scene import Scene, read_scene, resample_grid
 DTYPES = ("uint8", "uint16", "float32")
 OPAQUE = {"uint8": 255, "uint16": 65535, "float32": 1.0}
 SCALE = (0.0, 255.0)  # grey levels stay what they are
-COLOURS = {
-    1: [ColorInterp.gray],
-    3: [ColorInterp.red, ColorInterp.green, ColorInterp.blue],
-    4: [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined],
-}
 Pixels = NDArray[Any]
 Holes = NDArray[np.bool_]
-
-
-def write_raw(
-    path: Path,
-    pixels: Pixels,
-    *,
-    nodata: float | None = None,
-    alpha: Pixels | None = None,
-    mask: Holes | None = None,
-    **options: Any,
-) -> Scene:
-    """Write a GeoTIFF with an alpha band, an internal mask or GDAL's options, which write_geotiff does not offer."""
-    bands, height, width = pixels.shape
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            height=height,
-            width=width,
-            count=bands + (alpha is not None),
-            dtype=pixels.dtype.name,
-            crs=UTM,
-            transform=Affine(*NORTH_UP),
-            nodata=nodata,
-            **options,
-        ) as dataset,
-    ):
-        if alpha is not None:
-            dataset.colorinterp = [*COLOURS[bands], ColorInterp.alpha]
-            dataset.write(alpha.astype(pixels.dtype), bands + 1)
-        dataset.write(pixels, list(range(1, bands + 1)))
-        if mask is not None:
-            dataset.write_mask(mask)
-    return read_scene(str(path), path.name)
 
 
 def draw(dtype: str, bands: int = 3, height: int = 13, width: int = 17) -> tuple[Pixels, Holes]:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from conftest import UTM
-from test_run import build_run
-from test_segment import seg
+from runs import build_run
+from seg_command import seg
 
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.raster import write_geotiff

@@ -13,9 +13,9 @@ import boto3
 import numpy as np
 import pytest
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
-from test_failures import EXECUTION, RESOURCES
-from test_run import SETTINGS, build_run, part_rows, replan, write_light_bundle
-from test_segment import part_bytes, seg
+from parts import EXECUTION, RESOURCES
+from runs import SETTINGS, build_run, part_bytes, part_rows, replan, write_light_bundle
+from seg_command import seg
 
 from aerial_seg.cli.arguments import relocation
 from aerial_seg.segmenting.actor import PartSegmenter

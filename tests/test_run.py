@@ -1,9 +1,8 @@
 """A run's plan, its folder and what of it is left to do; and a hand-built run that other tests use too."""
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import NORTH_UP, UTM, MakeScene, answer_of
+from conftest import NORTH_UP, UTM, MakeScene
+from runs import SETTINGS, build_run, part_rows, replan, write_light_bundle, write_region
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, split
-from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.raster import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import LATER, read_scene
-from seg_core.model.bundle import Bundle, read_bundle, write_bundle
+from seg_core.model.bundle import Bundle, read_bundle
 from seg_core.run.plan import (
     READ,
     Part,
@@ -31,102 +31,20 @@ from seg_core.run.plan import (
     make_plan,
     read_blocks,
 )
-from seg_core.run.query import summary
 from seg_core.run.record import (
     changed_scenes,
     find_run,
-    now,
     open_run,
     parts_to_do,
     read_plan,
     read_record,
     with_decoder_of_run,
-    write_record,
 )
-from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
+from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run.verify import verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
-
-SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
-
-
-def write_light_bundle(path: str | Path, **fields: Any) -> str:
-    """Write a bundle whose weights are a handful of numbers: enough to plan with, and quick without torch."""
-    described: dict[str, Any] = {
-        "architecture": {"name": "unet", "in_channels": 3, "classes": 1, "width": 4, "depth": 2},
-        "classes": ("background", "building"),
-        "building": 1,
-        "bands": 3,
-        "dtype": "uint8",
-        "mean": (120.0, 121.0, 122.0),
-        "std": (60.0, 61.0, 62.0),
-        "gsd_m": 1.0,
-        "stride": 4,
-        "context_px": 12,
-        "halo": 16,
-        "activation_bytes_per_px": 100,
-        "threshold": 0.5,
-        **fields,
-    }
-    seed = described.pop("seed", 0)
-    weights = {"head": np.random.default_rng(seed).normal(size=(2, 3)).astype(np.float32)}
-    write_bundle(str(path), Bundle(**described), weights)
-    return str(path)
-
-
-def write_region(folder: Path) -> str:
-    """Two scenes in folders of their own: 100 x 120 px with a missing block of more than a tile, and 40 x 30 px."""
-    rng = np.random.default_rng(7)
-    for name, height, width in (("north/a.tif", 100, 120), ("south/b.tif", 40, 30)):
-        pixels = rng.integers(1, 250, (3, height, width)).astype(np.uint8)
-        pixels[:, 30:70, 60:110] = 0
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        a, b, x, d, e, y = NORTH_UP
-        place = (a, b, x, d, e, y - 10_000 * (name == "south/b.tif"))
-        write_geotiff(str(folder / name), pixels, crs=UTM, transform=place, nodata=0)
-    return str(folder)
-
-
-def part_rows(part: Part, settings: Settings) -> list[Row]:
-    """Rows of a part with random probabilities, seeded by the part's key; the scene's own validity."""
-    seed = int(hashlib.sha256(part.key.encode()).hexdigest()[:8], 16)
-    rng = np.random.default_rng(seed)
-    probability = rng.random((part.window.height, part.window.width), dtype=np.float32) ** 2
-    _, valid = read_chip(part.scene, part.window, settings.scale)
-    answer = answer_of(probability, valid, settings.tile_size, settings.threshold, keep=settings.keep_probability)
-    return list(tile_rows(part.scene, part.window, settings.tile_size, *answer))
-
-
-def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Collection[int] = ()) -> tuple[str, Plan]:
-    """A whole run, made without a model: its path and plan. Parts of those numbers hold failed rows only.
-
-    Beside the run in `folder` are its region, `scenes`, and its `bundle`.
-    """
-    bundle = write_light_bundle(folder / "bundle")
-    scenes, unreadable = read_region([write_region(folder / "scenes")])
-    plan, refused = make_plan(scenes, read_bundle(bundle), settings)
-    assert not unreadable + refused
-    run = str(folder / "run")
-    record = open_run(run, plan, bundle)
-    for number, part in enumerate(plan.parts()):
-        rows = part_rows(part, settings)
-        if number in failed_parts:
-            rows = list(
-                failed_rows(part.scene, part.window, settings.tile_size, Failure("ReadError", "the disk said no"))
-            )
-        write_part(run, part.key, rows, plan.model, part.version)
-    write_record(run, record | {"finished": now(), "counts": summary(run)})
-    return run, plan
-
-
-def replan(folder: Path, **changes: Any) -> Plan:
-    """The plan of `folder`'s region as it is now, with some settings changed."""
-    scenes, _ = read_region([str(folder / "scenes")])
-    plan, refused = make_plan(scenes, read_bundle(str(folder / "bundle")), replace(SETTINGS, **changes))
-    assert not refused
-    return plan
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 from conftest import MakeBundle, MakeScene
+from parts import EXECUTION, RESOURCES
 from proxy import Proxy
-from test_failures import EXECUTION, RESOURCES
-from test_segment import SMALL, seg
-from test_storage import other_environment  # noqa: F401 - a fixture
+from runs import rows_of
+from seg_command import SMALL, seg
+from weed import put
 
 from aerial_seg import segment
 from aerial_seg.segmenting.actor import PartSegmenter
@@ -27,31 +26,11 @@ from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.record import open_run
-from seg_core.run.tables import published_parts, read_part
+from seg_core.run.tables import published_parts
 from seg_core.storage import files as storage
 from seg_core.storage import s3 as store
 
 SIDE = 2048
-
-
-def put(path: str, uri: str) -> str:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    boto3.client("s3").upload_file(path, bucket, key)
-    return uri
-
-
-def rows_of(run: str) -> list[dict[str, Any]]:
-    return [row for path in published_parts(run) for row in read_part(path)]
-
-
-@pytest.fixture
-def proxied(s3: str, other_environment: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: F811, ARG001
-    """A proxy that the AWS environment of this process leads through."""
-    with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as proxy:
-        other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        store._client.cache_clear()
-        store._arrow.cache_clear()
-        yield proxy
 
 
 def test_a_window_of_a_scene_fetches_little_more_than_its_blocks(
@@ -98,7 +77,7 @@ def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scen
 def test_an_object_that_arrives_damaged_is_asked_for_again(
     s3: str,
     proxied: Proxy,
-    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    other_environment: pytest.MonkeyPatch,
 ) -> None:
     other_environment.setattr(store, "PAUSES", (0.0, 0.0))
     storage.publish(f"{s3}/garbled/run.json", b"x" * 1000)  # boto3 sends a checksum, which is kept
@@ -116,7 +95,7 @@ def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
     make_scene: MakeScene,
     make_bundle: MakeBundle,
     proxied: Proxy,
-    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    other_environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     finish, run = segment._finish, f"{s3}/broken/run"
@@ -144,7 +123,7 @@ def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
 def test_a_store_that_keeps_somebody_waiting_is_named_once(
     s3: str,
     proxied: Proxy,
-    other_environment: pytest.MonkeyPatch,  # noqa: F811
+    other_environment: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     refused: float | None,
     what: str,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import MakeBundle, MakeScene
 from numpy.typing import NDArray
-from test_failures import SETTINGS, Made, made, rows_of, work  # noqa: F401 - made is a fixture
+from parts import SETTINGS, Made, open_plan, rows_of, work
 
 from seg_core.errors import SegError
 from seg_core.imagery.region import read_region
@@ -26,12 +26,17 @@ TRUTH = np.random.default_rng(7).random((256, 500)) < 0.3
 
 
 @pytest.fixture
-def run(made: Made) -> str:  # noqa: F811
+def made(make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path) -> Made:
+    return open_plan(make_scene("region/a.tif", 256, 500), make_bundle(), str(tmp_path / "run"))
+
+
+@pytest.fixture
+def run(made: Made) -> str:
     work(made)
     return made[2]
 
 
-def mask_of(made: Made) -> NDArray[np.bool_]:  # noqa: F811
+def mask_of(made: Made) -> NDArray[np.bool_]:
     """What a run of one image calls building."""
     (image,) = made[0].images
     mask = np.zeros((image.height, image.width), np.bool_)
@@ -42,7 +47,7 @@ def mask_of(made: Made) -> NDArray[np.bool_]:  # noqa: F811
 
 
 @pytest.fixture
-def expected(run: str, made: Made) -> Counts:  # noqa: F811, ARG001
+def expected(run: str, made: Made) -> Counts:  # noqa: ARG001
     return count(mask_of(made), TRUTH, np.ones_like(TRUTH))
 
 
@@ -96,7 +101,7 @@ def test_labels_that_could_mean_something_else_are_refused(
 @pytest.mark.parametrize("classes", [None, GREY])
 def test_a_label_in_another_frame_is_scored_where_it_lies(
     run: str,
-    made: Made,  # noqa: F811
+    made: Made,
     make_scene: MakeScene,
     classes: Classes | None,
 ) -> None:
@@ -175,7 +180,7 @@ def test_a_scene_without_a_building_may_have_missing_pixels(
     assert sum(found) == 64 * 64 + 59 * 64
 
 
-def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene) -> None:  # noqa: F811
+def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene) -> None:
     Path(made[0].scenes[0].uri).rename(f"{made[0].scenes[0].uri}.away")
     work(made)
     Path(f"{made[0].scenes[0].uri}.away").rename(made[0].scenes[0].uri)
@@ -183,7 +188,7 @@ def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene
     assert (sum(found), failed) == (0, 32)
 
 
-def test_a_run_that_is_not_finished_is_not_scored(made: Made, run: str, make_scene: MakeScene) -> None:  # noqa: F811
+def test_a_run_that_is_not_finished_is_not_scored(made: Made, run: str, make_scene: MakeScene) -> None:
     Path(part_path(run, next(iter(made[0].parts())).key)).unlink()
     with pytest.raises(SegError, match=r"run: 1 of 2 parts are not done yet: finish the run"):
         score_run(run, make_scene("label.tif", pixels=label(0, 1)), None)

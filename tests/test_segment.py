@@ -12,8 +12,9 @@ import pytest
 import ray
 from conftest import MakeBundle, MakeScene, answer_of
 from numpy.typing import NDArray
+from runs import part_bytes, rows_of
+from seg_command import SMALL, Json, seg
 
-from aerial_seg.cli.main import main
 from aerial_seg.segment import _reason
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window
@@ -22,40 +23,10 @@ from seg_core.imagery.scene import read_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.record import read_plan
 from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
-from seg_core.run.tables import part_path, published_parts, read_part, write_part
+from seg_core.run.tables import part_path, read_part, write_part
 from seg_core.run.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-Json = dict[str, Any]
-
-
-def seg(capsys: pytest.CaptureFixture[str], *command: object, code: int = 0) -> tuple[str, str]:
-    """Run a command that is to end with `code`; its standard output and error."""
-    found = main([str(word) for word in command])
-    out, err = capsys.readouterr()
-    assert found == code, err
-    return out, err
-
-
-def rows_of(run: Path) -> list[Json]:
-    return [row for path in published_parts(str(run)) for row in read_part(path)]
-
-
-def part_bytes(run: Path) -> dict[str, bytes]:
-    return {Path(path).name: Path(path).read_bytes() for path in published_parts(str(run))}
-
-
-@pytest.fixture
-def region(make_scene: MakeScene) -> str:
-    """Two scenes of several parts, one with a missing corner."""
-    pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
-    pixels[:, :100, :150] = 255
-    make_scene("region/north.tif", pixels=pixels, nodata=255)
-    return str(Path(make_scene("region/south/scene.tif", 130, 200)).parents[1])
-
-
-SMALL = ["--tile-size", "64", "--part", "256", "--window", "128"]
 
 
 def test_a_region_is_segmented_verified_and_summed_up(

@@ -1,7 +1,6 @@
 """Files are there whole or not at all, on local disk and on a real S3 server."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,18 +75,6 @@ def test_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
     with pytest.raises(SegError, match=r"^s3://nowhere-at-all: no such bucket$"):
         list(walk("s3://nowhere-at-all"))
     assert s3 == "s3://tests"
-
-
-@pytest.fixture
-def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Changes to the AWS environment, for clients that are made anew."""
-    made = (store._client, store._arrow, store._region)
-    for client in made:
-        client.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    for client in made:
-        client.cache_clear()
 
 
 def walk_all(folder: str) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_run import SETTINGS, build_run
+from runs import SETTINGS, build_run
+from runs import BuiltRun as Made
 
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Part, Plan
 from seg_core.run.record import parts_to_do, read_plan
 from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
 from seg_core.run.tables import (
@@ -25,45 +24,10 @@ from seg_core.run.tables import (
     read_part,
     read_versioned,
     scenes_path,
-    write_part,
 )
 from seg_core.run.verify import VerifyReport, repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
-
-
-@dataclass(frozen=True)
-class Made:
-    """A run to damage."""
-
-    run: str
-    plan: Plan
-
-    @property
-    def parts(self) -> list[Part]:
-        return list(self.plan.parts())
-
-    def path(self, part: int = 0) -> Path:
-        return Path(part_path(self.run, self.parts[part].key))
-
-    def rewrite(self, change: Callable[[list[Row]], list[Row]], part: int = 0) -> None:
-        """Replace a part by its changed rows."""
-        write_part(
-            self.run,
-            self.parts[part].key,
-            change(read_part(str(self.path(part)))),
-            self.plan.model,
-            self.parts[part].version,
-        )
-
-    def verdict(self) -> VerifyReport:
-        return verify(self.run)
-
-    def problems(self) -> str:
-        """What is said of a run that must not hold."""
-        found = self.verdict()
-        assert found.ok is False
-        return "\n".join(found.problems)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import torch
 from conftest import MakeBundle
-from test_jpeg import write_jpeg
+from rasters import write_jpeg
 
 from seg_core.errors import ReadError
 from seg_core.grid import split

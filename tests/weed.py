@@ -76,3 +76,10 @@ class Weed:
             region_name=self.environment["AWS_REGION"],
             config=Config(retries={"total_max_attempts": 1}),
         )
+
+
+def put(path: str, uri: str) -> str:
+    """Upload a file to where the AWS environment leads; its URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    boto3.client("s3").upload_file(path, bucket, key)
+    return uri

@@ -1,0 +1,45 @@
+"""Parts that are segmented in this process, as an actor does it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aerial_seg.resources import ActorResources, ExecutionOptions
+from aerial_seg.segmenting.actor import PartSegmenter
+from seg_core.imagery.region import read_region
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Part, Plan, Settings, make_plan
+from seg_core.run.record import open_run
+from seg_core.run.tables import part_path, read_part
+
+SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
+WINDOW = 128
+RESOURCES = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+EXECUTION = ExecutionOptions(device="cpu")
+Made = tuple[Plan, str, str]
+Rows = list[dict[str, Any]]
+
+
+def open_plan(path: str, model: str, run: str) -> Made:
+    """Plan a scene, and open its run."""
+    plan, _ = make_plan(read_region([path])[0], read_bundle(model), SETTINGS)
+    open_run(run, plan, model)
+    return plan, model, run
+
+
+def work(
+    made: Made, session: str = "s", execution: ExecutionOptions = EXECUTION, parts: Sequence[Part] | None = None
+) -> Rows:
+    """Segment all parts in this process; the rows of the run."""
+    plan, model, run = made
+    list(
+        PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, execution, session).segment_parts(
+            parts or list(plan.parts())
+        )
+    )
+    return rows_of(made)
+
+
+def rows_of(made: Made) -> Rows:
+    """The rows of a run in the order of its plan."""
+    plan, _, run = made
+    return [row for part in plan.parts() for row in read_part(part_path(run, part.key))]
