@@ -24,7 +24,8 @@ from seg_core.run.plan import Plan
 from seg_core.run.query import ask as answering
 from seg_core.run.query import query, summary
 from seg_core.run.rows import Row
-from seg_core.run.tables import TILES, part_path, published_parts, read_part, scenes_path
+from seg_core.run.schema import TILES
+from seg_core.run.tables import part_path, published_parts, read_part, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]
 

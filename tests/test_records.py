@@ -85,6 +85,11 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def add_column(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("later", pa.nulls(len(table), pa.int32())), path)
+
+
 def drop_row(path: Path) -> None:
     pq.write_table(pq.read_table(path).slice(1), path)
 
@@ -99,7 +104,7 @@ RECORDS = {
     "text for a halo": (change(settings__halo="16"), 'settings.halo in run.json is "16"'),
     "settings from later": (
         lambda path: path.write_text(path.read_text().replace('"halo"', '"later": 1, "halo"')),
-        "has a setting later, which this version does not know",
+        "its setting later is not known here: update aerial-seg",
     ),
     "no model": (change(model=None), "model.hash in run.json is null"),
     "no hash": (change(model__hash=None), "model.hash in run.json is null"),
@@ -122,6 +127,31 @@ def test_a_damaged_run_json_is_named_by_every_command(original: Path, run: Path,
         assert err.startswith(f"seg: {run}: ")
         assert named in err
         assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+NEWER = {
+    "run.json": (change(version=3), "run.json", "of version 3"),
+    "scenes": (add_column, "scenes/scenes.parquet", "its column later is not known here"),
+    "tiles": (add_column, "tiles/*.parquet", "its column later is not known here"),
+}
+
+
+@pytest.mark.parametrize("kind", NEWER)
+def test_files_of_a_newer_version_are_named_by_every_command_and_left_alone(
+    original: Path, run: Path, capsys: Capture, kind: str
+) -> None:
+    change_file, name, named = NEWER[kind]
+    change_file(min(run.glob(name)))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in commands(original, run).values():
+        out, err = seg(capsys, *command, code=2)
+        assert out == ""
+        assert err.startswith(f"seg: {run}")
+        assert named in err
+        assert err.endswith("update aerial-seg\n")
+        assert err.count("\n") == 1
+        assert "damaged" not in err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -21,9 +21,8 @@ from pyproj import CRS
 from seg_core.errors import SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
+from seg_core.run.schema import SCENES, TILES
 from seg_core.run.tables import (
-    SCENES,
-    TILES,
     part_path,
     published_parts,
     read_part,
@@ -283,8 +282,8 @@ def test_a_part_with_damaged_pages_is_refused(run: str) -> None:
 def test_a_part_with_other_columns_is_refused(run: str) -> None:
     write_part(run, "k", draw_rows(), "hash", "1")
     path = Path(part_path(run, "k"))
-    pq.write_table(pq.read_table(path).drop_columns(["error"]), path)
-    with pytest.raises(SegError, match=r"^part-k\.parquet: its columns are not those of a tiles table"):
+    pq.write_table(pq.read_table(path).drop_columns(["model"]), path)
+    with pytest.raises(SegError, match=r"^part-k\.parquet: has no column model"):
         read_part(str(path))
 
 

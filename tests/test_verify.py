@@ -18,8 +18,8 @@ from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
 from seg_core.run.record import parts_to_do, read_plan
 from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
+from seg_core.run.schema import TILES
 from seg_core.run.tables import (
-    TILES,
     part_path,
     read_part,
     read_versioned,
@@ -96,8 +96,8 @@ def test_a_part_of_damaged_pages_is_named(made: Made) -> None:
 
 
 def test_a_part_with_other_columns_is_named(made: Made) -> None:
-    pq.write_table(pq.read_table(made.path(1)).drop_columns(["error"]), made.path(1))
-    assert f"{made.path(1).name}: its columns are not those of a tiles table" in made.problems()
+    pq.write_table(pq.read_table(made.path(1)).drop_columns(["model"]), made.path(1))
+    assert f"{made.path(1).name}: has no column model" in made.problems()
 
 
 def test_a_foreign_part_is_named(made: Made) -> None:

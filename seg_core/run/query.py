@@ -13,12 +13,12 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.dataset import dataset, field
+from pyarrow.dataset import field
 
 from seg_core.errors import SegError
 from seg_core.run.record import read_record
-from seg_core.run.tables import BBOX, GEO, SCENES, SPLIT, TILES, published_parts, read_part, read_scenes, scenes_path
-from seg_core.storage.files import filesystem
+from seg_core.run.schema import BBOX, GEO, SPLIT
+from seg_core.run.tables import open_scenes, open_tiles, published_parts, read_part, read_scenes
 from seg_core.threads import for_each
 
 BATCH = 2**10  # rows of an answer that are in memory at once, with their masks
@@ -31,13 +31,11 @@ def connect(run: str) -> duckdb.DuckDBPyConnection:
     It reaches these tables and no file at all, to read or to write, and the settings that hold it to that are locked.
     """
     read_record(run)
-    parts = [filesystem(path)[1] for path in _parts(run)]
+    rows, scenes = open_tiles(run, _parts(run)), open_scenes(run)
     connection = duckdb.connect()
-    system, scenes = filesystem(scenes_path(run))
-    rows = dataset(parts, schema=TILES, filesystem=system)
     connection.register("tiles", rows.filter(field("status") == "done"))
     connection.register("failures", rows.filter(field("status") == "failed"))
-    connection.register("scenes", dataset(scenes, schema=SCENES, filesystem=system))
+    connection.register("scenes", scenes)
     connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
     connection.execute("SET lock_configuration = true")
     return connection

@@ -211,9 +211,12 @@ def read_record(run: str) -> dict[str, Any]:
         raise CorruptFileError(f"{run}: damaged: run.json is no JSON ({error}): {RESTORE_ADVICE}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise SegError(f"{run}: not a run: run.json does not say format {FORMAT!r}")
-    if record.get("version") != VERSION:
+    version = record.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise SegError(f"{run}: run.json is of version {version}, this aerial-seg reads {VERSION}: update aerial-seg")
+    if version != VERSION:
         raise SegError(
-            f"{run}: of version {record.get('version')}, this aerial-seg reads {VERSION}: use the aerial-seg that "
+            f"{run}: of version {version}, this aerial-seg reads {VERSION}: use the aerial-seg that "
             "made it, or segment into another folder"
         )
     for name, kind in FIELDS.items():
@@ -222,7 +225,7 @@ def read_record(run: str) -> dict[str, Any]:
             raise CorruptFileError(f"{run}: damaged: {name} in run.json is {json.dumps(value)[:60]}: {RESTORE_ADVICE}")
     if unknown := set(record["settings"]) - {field.name for field in fields(Settings)}:
         raise SegError(
-            f"{run}: has a setting {min(unknown)}, which this version does not know: use the aerial-seg that made it"
+            f"{run}: was made by a newer version: its setting {min(unknown)} is not known here: update aerial-seg"
         )
     if not isinstance(_look_up(record, "counts.failed"), int):
         record["finished"] = None  # so that they are counted again
