@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -19,7 +19,8 @@ from seg_core.run.fence import PLAIN, Lease, Store
 from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Plan, Settings, choose_window
 from seg_core.run.query import summary
-from seg_core.run.record import changed_scenes, find_run, now, open_run, parts_to_do, with_decoder_of_run, write_record
+from seg_core.run.record import RunRecord, SeamCounts, now, write_record
+from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
 from seg_core.run.rows import Row
 from seg_core.storage.files import make_folder
 
@@ -47,8 +48,8 @@ MAX_CHECKED_PARTS = 32  # at most, in which a border between windows is looked a
 CHECK_EVERY_PARTS = 4  # parts: to look at one costs a fiftieth of the part
 
 
-def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> dict[str, Any]:
-    """Segment what is left of a plan into the run at `out`. Returns the run's record, with `num_new` parts.
+def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tuple[RunRecord, int]:
+    """Segment what is left of a plan into the run at `out`. Returns the run's record, and how many parts were to do.
 
     Raises SegError where `out` holds something else than this run, JobError where it can't be finished.
     """
@@ -69,7 +70,7 @@ def _decided(plan: Plan, out: str, execution: ExecutionOptions) -> Iterator[Plan
         )
 
 
-def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> dict[str, Any]:
+def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tuple[RunRecord, int]:
     record = find_run(out, plan)
     for scene in changed_scenes(out, plan) if record else ():
         print(f"{scene.scene_id} has changed since: its tiles are done again", file=sys.stderr)
@@ -89,14 +90,15 @@ def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> d
                     busy, on_cpu = _follow(_watch(pipe, out, execution.max_failures), windows, record, lease)
                     if plan.settings.decode != "cpu" and on_cpu:
                         print(f"{on_cpu:,} windows were decoded by the CPU: {DEVICE_DECODER_LIMITS}", file=sys.stderr)
-                    record["bottleneck"] = busy.figures(resources.writers, resources.num_gpus, resources.cores)
-                    print(record["bottleneck"]["advice"], file=sys.stderr)
+                    bottleneck = busy.figures(resources.writers, resources.num_gpus, resources.cores)
+                    print(bottleneck["advice"], file=sys.stderr)
+                    record.bottleneck = bottleneck
                     _finish(record, lease, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
-    if not record["finished"]:  # the driver was killed after the last part
+    if not record.finished:  # the driver was killed after the last part
         with _lease_of(out) as lease:
             _finish(record, lease, started)
-    return {**record, "num_new": len(todo)}
+    return record, len(todo)
 
 
 @contextmanager
@@ -113,37 +115,36 @@ def _lease_of(out: str) -> Iterator[Lease]:
         raise JobError(f"{error}: the run has begun, and the same command goes on") from error
 
 
-def _follow(
-    receipts: Iterable[Row], windows: int, record: dict[str, Any], lease: Lease
-) -> tuple[BottleneckReport, int]:
+def _follow(receipts: Iterable[Row], windows: int, record: RunRecord, lease: Lease) -> tuple[BottleneckReport, int]:
     """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
 
     Returns what the actors were busy with, and how many windows no device has decoded.
     """
-    record.setdefault("exact", True)
-    if record["finished"]:  # no more, should this driver die
-        record["finished"] = None
+    record.exact = record.exact is not False
+    if record.finished:  # no more, should this driver die
+        record.finished = None
         write_record(lease.run, record, lease)
-    seams, progress, busy, on_cpu = Counter(record.get("seams") or {}), Progress(windows), BottleneckReport(), 0
+    seams = Counter(asdict(record.seams or SeamCounts()))
+    progress, busy, on_cpu = Progress(windows), BottleneckReport(), 0
     try:
         for receipt in receipts:
             progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
             seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
             busy.add(receipt)
-            if record["exact"] and not receipt["exact"]:
-                record["exact"] = False
+            if record.exact and not receipt["exact"]:
+                record.exact = False
                 write_record(lease.run, record, lease)  # now: another device may finish what this one began
             on_cpu += receipt["on_cpu"]
     finally:
         progress.end()
-    record["seams"] = dict(seams)
+    record.seams = SeamCounts(**seams)
     return busy, on_cpu
 
 
-def _finish(record: dict[str, Any], lease: Lease, started: float) -> None:
+def _finish(record: RunRecord, lease: Lease, started: float) -> None:
     """Note in the record of a run that all of its parts are there."""
-    seconds = round(record.get("seconds", 0) + time.time() - started, 3)
-    record |= {"finished": now(), "seconds": seconds, "counts": summary(lease.run)}
+    record.seconds = round((record.seconds or 0) + time.time() - started, 3)
+    record.finished, record.counts = now(), summary(lease.run)
     write_record(lease.run, record, lease)
 
 

@@ -8,7 +8,7 @@ from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, Settings, make_plan
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.tables import part_path, read_part
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)

@@ -14,7 +14,8 @@ from seg_core.imagery.region import read_region
 from seg_core.model.bundle import Bundle, read_bundle, write_bundle
 from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.query import summary
-from seg_core.run.record import now, open_run, write_record
+from seg_core.run.record import now, write_record
+from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
 from seg_core.run.tables import part_path, published_parts, read_part, write_part
 from seg_core.run.verify import VerifyReport, verify
@@ -87,7 +88,8 @@ def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Coll
                 failed_rows(part.scene, part.window, settings.tile_size, Failure("ReadError", "the disk said no"))
             )
         write_part(run, part.key, rows, plan.model, part.version)
-    write_record(run, record | {"finished": now(), "counts": summary(run)})
+    record.finished, record.counts = now(), summary(run)
+    write_record(run, record)
     return run, plan
 
 

@@ -25,7 +25,7 @@ from seg_core.inference.windows import infer_window
 from seg_core.model.bundle import read_bundle
 from seg_core.run.attempts import Attempt, attempts_folder, claim_interrupted, mark_started
 from seg_core.run.plan import Part, Plan, Settings, make_plan
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.tables import part_path, read_part
 

@@ -44,8 +44,9 @@ from seg_core.imagery.scene import open_image, read_scene
 from seg_core.inference.recheck import Recheck, recheck
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import make_plan
-from seg_core.run.record import open_run, parts_to_do, read_plan
+from seg_core.run.resume import open_run, parts_to_do
 from seg_core.run.rows import tile_rows
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part, read_states
 from seg_core.run.verify import verify
 from seg_core.storage import files as storage

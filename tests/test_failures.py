@@ -202,7 +202,7 @@ import os, signal, sys
 from aerial_seg.segmenting.actor import PartSegmenter
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from seg_core.imagery import mosaic
-from seg_core.run.record import read_plan
+from seg_core.run.stored_plan import read_plan
 read = mosaic.read_chip
 def deadly(scene, at, scale, **named):
     for col in map(int, places):  # of windows of the second line, whose chips measure 512 px
@@ -220,7 +220,7 @@ LOST = """
 import sys
 from aerial_seg.segmenting.actor import PartSegmenter
 from aerial_seg.resources import ActorResources, ExecutionOptions
-from seg_core.run.record import read_plan
+from seg_core.run.stored_plan import read_plan
 from seg_core.model.segmenter import Segmenter
 def start(self, chips, cut, seldom):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")

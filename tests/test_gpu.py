@@ -20,7 +20,7 @@ from seg_core.imagery.region import read_region
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.segmenter import DeviceChip, Segmenter, WindowResult, WindowSpec, pack, sum_tiles, to_units
 from seg_core.run.plan import Settings, make_plan
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.rows import Row
 from seg_core.run.tables import part_path, read_part
 from seg_core.synthetic import draw_town

@@ -17,7 +17,7 @@ from seg_core.errors import ReadError, SegError
 from seg_core.run import isolated
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.plan import Part
-from seg_core.run.record import parts_to_do
+from seg_core.run.resume import parts_to_do
 from seg_core.run.tables import State, _read_state, part_path, published_parts, read_part
 from seg_core.run.verify import VerifyReport, _verify_part, repair
 

@@ -28,7 +28,7 @@ from seg_core.inference.windows import stage_windows
 from seg_core.model.jpeg_decoder import Decoder
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Settings, make_plan
-from seg_core.run.record import read_plan
+from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import publish, read_ranges
 
 

@@ -17,8 +17,8 @@ from seg_command import SMALL, seg
 
 from seg_core.imagery.raster import write_cog
 from seg_core.imagery.scene import read_scene
-from seg_core.run.record import read_plan
 from seg_core.run.rows import decode_mask
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import published_parts, read_part, write_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -35,8 +35,9 @@ from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import Scene, fit_to_model, read_scene, resample_grid
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
-from seg_core.run.record import open_run, read_plan
+from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import read_part, write_part
 from seg_core.storage.files import publish, sha256
 

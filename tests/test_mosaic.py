@@ -16,7 +16,7 @@ from seg_core.imagery.mosaic import make_mosaic, place, read_image
 from seg_core.imagery.raster import read_chip, write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
-from seg_core.run.record import read_plan
+from seg_core.run.stored_plan import read_plan
 
 # rasterio.merge's own, with affine 3
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")

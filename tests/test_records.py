@@ -19,7 +19,8 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.raster import write_geotiff
 from seg_core.imagery.region import find_images
 from seg_core.run import attempts, lease
-from seg_core.run.record import read_plan, read_record
+from seg_core.run.record import read_record
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import read_versioned
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -106,12 +107,15 @@ RECORDS = {
         lambda path: path.write_text(path.read_text().replace('"halo"', '"later": 1, "halo"')),
         "its setting later is not known here: update aerial-seg",
     ),
-    "no model": (change(model=None), "model.hash in run.json is null"),
+    "no model": (change(model=None), "model in run.json is null"),
     "no hash": (change(model__hash=None), "model.hash in run.json is null"),
     "no place of the model": (change(model__uri=None), "model.uri in run.json is null"),
     "no fingerprint": (change(plan__fingerprint=None), "plan.fingerprint in run.json is null"),
     "no number of tiles": (change(plan__tiles=None), "plan.tiles in run.json is null"),
-    "text for a plan": (change(plan="a plan"), "plan.fingerprint in run.json is null"),
+    "text for a plan": (change(plan="a plan"), 'plan in run.json is "a plan"'),
+    "text for a size": (change(settings__tile_size="32"), 'settings.tile_size in run.json is "32"'),
+    "three numbers for a scale": (change(settings__scale=[0, 1, 2]), "settings.scale in run.json is [0, 1, 2]"),
+    "no version": (change(version=None), "version in run.json is null"),
     "a number for the end": (change(finished=True), "finished in run.json is true"),
 }
 
@@ -200,11 +204,11 @@ def test_damaged_scenes_are_not_made_again_of_other_scenes(
 
 @pytest.mark.parametrize("counts", [None, {}, {"failed": "none"}])
 def test_counts_that_are_damaged_are_made_again(original: Path, run: Path, capsys: Capture, counts: object) -> None:
-    expected = read_record(str(run))["counts"]
+    expected = read_record(str(run)).counts
     change(counts=counts)(run / "run.json")
     for command in reversed(commands(original, run).values()):
         seg(capsys, *command)
-    assert read_record(str(run))["counts"] == expected
+    assert read_record(str(run)).counts == expected
 
 
 def test_settings_that_were_changed_are_named_by_seg_segment_too(original: Path, run: Path, capsys: Capture) -> None:

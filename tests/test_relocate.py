@@ -25,7 +25,10 @@ from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, make_plan, relocate
-from seg_core.run.record import match_run, open_run, parts_to_do, read_plan, read_record
+from seg_core.run.record import read_record
+from seg_core.run.relocation import match_run
+from seg_core.run.resume import open_run, parts_to_do
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, scenes_path, write_part
 from seg_core.run.verify import repair, verify
 
@@ -257,7 +260,7 @@ def test_scenes_that_are_gone_are_no_problem_of_the_run(segmented: tuple[Path, P
     assert len(part_bytes(run)) == 4
     relocated = ["--relocate", f"{path.parent}={path.parents[1]}/moved", "--json"]
     assert json.loads(seg(capsys, "verify", run, "--deep", *relocated)[0])["rechecked"] == 4
-    assert "relocated" not in read_record(str(run))  # verify changes nothing
+    assert read_record(str(run)).relocated is None  # verify changes nothing
 
 
 def test_a_scene_that_has_changed_is_no_problem_of_the_run(segmented: tuple[Path, Path], make_scene: MakeScene) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,10 @@ from seg_core.run.plan import (
     make_plan,
     read_blocks,
 )
-from seg_core.run.record import (
-    changed_scenes,
-    find_run,
-    open_run,
-    parts_to_do,
-    read_plan,
-    read_record,
-    with_decoder_of_run,
-)
+from seg_core.run.record import read_record
+from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
 from seg_core.run.rows import Failure, failed_rows
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run.verify import verify
 
@@ -254,7 +248,7 @@ def test_the_window_is_a_setting_only_where_it_changes_the_rows(
 def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
     run, plan = str(whole / "run"), replan(whole)
     record = json.loads(Path(run, "run.json").read_text())
-    assert set(record) == {
+    assert list(record) == [
         "format",
         "version",
         "code_version",
@@ -264,7 +258,9 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "created",
         "finished",
         "counts",
-    }
+    ]
+    assert list(record["plan"]) == ["fingerprint", "scenes", "parts", "tiles", "pixels"]
+    assert list(record["settings"]) == [field.name for field in fields(Settings)]
     assert (record["format"], record["version"]) == ("aerial-seg run", 2)
     assert record["model"] == {"hash": plan.model, "uri": str(whole / "bundle")}
     assert record["settings"] == {
@@ -436,14 +432,14 @@ def test_a_file_in_the_place_of_a_run_is_refused_and_left_alone(tmp_path: Path, 
 def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     run, plan = build_run(tmp_path)
-    assert read_record(run)["plan"]["fingerprint"] == plan.fingerprint
+    assert read_record(run).plan.fingerprint == plan.fingerprint
 
 
 def test_a_run_can_be_opened_though_its_maker_was_killed_before_run_json(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".partial-0123456789abcdef").write_bytes(b'{"format": "aer')
     run, plan = build_run(tmp_path)
-    assert read_record(run)["plan"]["fingerprint"] == plan.fingerprint
+    assert read_record(run).plan.fingerprint == plan.fingerprint
 
 
 def test_a_run_can_be_opened_though_its_maker_was_killed_after_run_json(tmp_path: Path) -> None:

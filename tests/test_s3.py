@@ -25,7 +25,7 @@ from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.tables import published_parts
 from seg_core.storage import files as storage
 from seg_core.storage import s3 as store

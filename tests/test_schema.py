@@ -17,8 +17,10 @@ from seg_core.model.bundle import read_bundle
 from seg_core.run.export_masks import export_masks
 from seg_core.run.plan import Plan, Settings, make_plan
 from seg_core.run.query import query, summary
-from seg_core.run.record import match_run, parts_to_do, read_plan
+from seg_core.run.relocation import match_run
+from seg_core.run.resume import parts_to_do
 from seg_core.run.schema import SCENES, TILES, ColumnsError, UnknownColumnError, check_columns, with_columns
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run.verify import repair, verify
 

@@ -14,7 +14,7 @@ from seg_core.errors import SegError
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import make_plan
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.rows import decode_mask
 from seg_core.run.score import score_run
 from seg_core.run.tables import part_path

@@ -21,8 +21,8 @@ from seg_core.grid import Window
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import read_scene
 from seg_core.model.segmenter import Segmenter
-from seg_core.run.record import read_plan
 from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part, write_part
 from seg_core.run.verify import verify
 

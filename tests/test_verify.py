@@ -16,15 +16,11 @@ from runs import BuiltRun as Made
 
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
-from seg_core.run.record import parts_to_do, read_plan
+from seg_core.run.resume import parts_to_do
 from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
 from seg_core.run.schema import TILES
-from seg_core.run.tables import (
-    part_path,
-    read_part,
-    read_versioned,
-    scenes_path,
-)
+from seg_core.run.stored_plan import read_plan
+from seg_core.run.tables import part_path, read_part, read_versioned, scenes_path
 from seg_core.run.verify import VerifyReport, repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")

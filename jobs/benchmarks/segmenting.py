@@ -16,7 +16,7 @@ import ray
 from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, choose_window
-from seg_core.run.record import open_run
+from seg_core.run.resume import open_run
 from seg_core.run.rows import Row
 
 from ..progress import waiting

@@ -150,7 +150,7 @@ def _speed(args: Namespace) -> "ExecutionOptions":
 
 def segment(args: Namespace) -> int:
     """`seg segment`."""
-    from seg_core.run.record import match_run
+    from seg_core.run.relocation import match_run
 
     out, planned = folder("--out", args.out), _accepted(args)
     planned, notes = match_run(out, planned, places(args.relocate))
@@ -158,13 +158,14 @@ def segment(args: Namespace) -> int:
         note(line)
     from ..segment import segment as run
 
-    record = run(planned, model_of(args), out, _speed(args))
-    if not record["num_new"]:
+    record, num_new = run(planned, model_of(args), out, _speed(args))
+    if not num_new:
         note(f"{args.out}: nothing to do: all {planned.counts['tiles']:,} tiles are there")
-    seams = record.get("seams") or {"pixels": 0}
-    disagreement = seams["differing"] / seams["pixels"] if seams["pixels"] else None
-    show({"run": out, **record["counts"], "seam_disagreement": disagreement}, args.json)
-    failed = record["counts"]["failed"]
+    seams, counts = record.seams, record.counts
+    assert counts is not None  # which a run has when it is finished
+    disagreement = seams.differing / seams.pixels if seams and seams.pixels else None
+    show({"run": out, **counts, "seam_disagreement": disagreement}, args.json)
+    failed = counts["failed"]
     if failed:
         _explain_failures(args.out, failed)
     return 1 if failed else 0
@@ -249,7 +250,7 @@ def repair(args: Namespace) -> int:
 def query(args: Namespace) -> int:
     """`seg query`."""
     from seg_core.run.query import describe, summary
-    from seg_core.run.record import num_missing, read_plan
+    from seg_core.run.stored_plan import num_missing, read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")

@@ -15,8 +15,9 @@ from seg_core.inference.windows import infer_window, may_be_in_places
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Part, Places, Settings, choose_window
-from seg_core.run.record import read_plan, read_record
+from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask, tile_rows
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part
 from seg_core.storage.files import exists
 
@@ -50,12 +51,12 @@ def recheck(
     """
     plan, record = read_plan(run, places), read_record(run)
     torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
-    named = record["model"]["uri"]
+    named = record.model.uri
     copied = model is None and not exists(named) and read_bundle(BUILT_IN).hash == plan.model
     segmenter = Segmenter(BUILT_IN if copied else model or named, device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:
         raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
-    rounded = not (segmenter.exact and record.get("exact", True))
+    rounded = not segmenter.exact or record.exact is False
     window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
     parts, result = list(plan.parts()), Recheck()
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))

@@ -19,8 +19,8 @@ from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.raster import write_cog
 from seg_core.imagery.scene import Scene
 from seg_core.run.plan import Part
-from seg_core.run.record import read_plan
 from seg_core.run.rows import Row, decode_mask
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.storage.files import make_folder
 from seg_core.training.dataset import MISSING

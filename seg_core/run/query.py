@@ -115,7 +115,7 @@ def summary(run: str) -> dict[str, Any]:
 
     Not in SQL: that would keep the footers of all parts in memory at once.
     """
-    planned = read_record(run)["plan"]["tiles"]
+    planned = read_record(run).plan.tiles
     each = list(for_each(_sum_up, _parts(run)))
     found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}

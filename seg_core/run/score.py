@@ -13,8 +13,8 @@ from seg_core.imagery.labels import AlignedLabel, open_label
 from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.scene import Scene
 from seg_core.run.plan import Part
-from seg_core.run.record import num_missing, read_plan
 from seg_core.run.rows import Row, decode_mask
+from seg_core.run.stored_plan import num_missing, read_plan
 from seg_core.run.tables import part_path, read_part
 from seg_core.storage.files import exists, stat
 from seg_core.training.dataset import MISSING, Classes, read_label

@@ -14,8 +14,9 @@ from seg_core.grid import split
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part
-from seg_core.run.record import read_plan, read_record
+from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask
+from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import crashes_its_reader, part_path, published_parts, read_versioned
 
 FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")

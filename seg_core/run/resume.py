@@ -1,0 +1,137 @@
+"""Begin a run or resume it: is it of this plan, and which of its parts are to be done."""
+
+import json
+import posixpath
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from seg_core.errors import CorruptFileError, SegError
+from seg_core.imagery.scene import Scene
+from seg_core.run.attempts import attempts_folder
+from seg_core.run.fence import LEASE, PLAIN, Store
+from seg_core.run.plan import Part, Plan, image_key
+from seg_core.run.record import PlanFigures, RunRecord, new_record, read_record, write_record
+from seg_core.run.tables import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
+from seg_core.storage.files import PARTIAL, check_writable, make_folder, stat, walk
+
+
+def find_run(out: str, plan: Plan) -> RunRecord | None:
+    """The record of the run at `out`, None where nothing is yet. Raises SegError where `out` holds something else.
+
+    That is: a folder that is no run, or a run of other scenes, settings or another model.
+    """
+    if stat(f"{out}/run.json") is not None:
+        record = read_record(out)
+        _refuse_differences(out, record, plan)
+        return record
+    if stat(out) is not None or any(not posixpath.basename(path).startswith((PARTIAL, LEASE)) for path in walk(out)):
+        raise SegError(f"{out}: exists and is not a run: choose another folder")
+    check_writable(out)
+    return None
+
+
+def with_decoder_of_run(out: str, plan: Plan) -> Plan:
+    """The plan with `decode auto` decided as it was when the run at `out` began, where there is one."""
+    if plan.settings.decode != "auto" or stat(f"{out}/run.json") is None:
+        return plan
+    return plan.with_decoder(on_gpu=read_record(out).settings.decode == "device")
+
+
+def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunRecord:
+    """The record of the run at `out`, made there if there is none. Raises SegError as `find_run` does."""
+    record = find_run(out, plan)
+    if record is None:
+        make_folder(out)
+        record = new_record(plan, model_uri)
+        write_record(out, record, store)
+    for folder in (f"{out}/tiles", attempts_folder(out)):
+        make_folder(folder)
+    if stat(scenes_path(out)) is None:
+        make_folder(f"{out}/scenes")
+        write_scenes(out, plan.scenes, store)
+    elif record.plan.fingerprint != plan.fingerprint:
+        _replace_changed_scenes(out, plan, store)
+        record.plan = PlanFigures.of(plan)
+        record.seams = None  # perhaps of borders that are no more
+        write_record(out, record, store)
+    return record
+
+
+def _replace_changed_scenes(out: str, plan: Plan, store: Store) -> None:
+    """Replace the scenes table where scenes have changed since, and remove what is no part of them any more."""
+    images = plan.images if plan.settings.mosaic else changed_scenes(out, plan)
+    changed = tuple(f"part-{image_key(image)}-" for image in images)
+    planned = {part_path(out, part.key) for part in plan.parts()}
+    for path in published_parts(out):
+        if path not in planned and posixpath.basename(path).startswith(changed):
+            store.remove(path)
+    write_scenes(out, plan.scenes, store)
+
+
+def changed_scenes(out: str, plan: Plan) -> list[Scene]:
+    """The scenes whose files have changed since the run at `out` was planned."""
+    if stat(scenes_path(out)) is None:  # the run's maker was killed before it wrote them
+        return []
+    before = {scene.scene_id: scene for scene in read_scenes(out)}
+    return [s for s in plan.scenes if s.scene_id not in before or not is_same_scene(s, before[s.scene_id])]
+
+
+def is_same_scene(one: Scene, other: Scene) -> bool:
+    """Whether all that is recorded of two scenes is the same."""
+    # Compared as text, because a NaN, which a nodata value may be, differs from itself.
+    return repr(one.to_plain()) == repr(other.to_plain())
+
+
+def parts_to_do(run: str, plan: Plan) -> list[Part]:
+    """The planned parts that are not published, damaged, hold failed tiles, or are of an older state of a file.
+
+    Raises SegError where one can't be read, or a newer version wrote it.
+    """
+    planned = {part_path(run, part.key) for part in plan.parts()}
+    there = sorted(planned.intersection(published_parts(run)))  # what else lies there is for verify to name
+    read = read_states(there)
+    return [part for part in plan.parts() if read.get(part_path(run, part.key)) != (True, part.version)]
+
+
+def _refuse_differences(out: str, record: RunRecord, plan: Plan) -> None:
+    there, here = (json.loads(json.dumps(asdict(settings))) for settings in (record.settings, plan.settings))
+    differing = [f"{name} {there[name]} there, {here[name]} now" for name in here if there[name] != here[name]]
+    if record.model.hash != plan.model:
+        differing.append(f"model {record.model.hash[:8]} there, {plan.model[:8]} now")
+    if not differing and record.plan.fingerprint != plan.fingerprint:
+        differing += _scene_differences(known_scenes(out), plan.scenes)
+    if differing:
+        raise SegError(f"{out}: is a run with other settings ({'; '.join(differing)}): choose another folder")
+
+
+def known_scenes(out: str) -> list[Scene]:
+    """The scenes of the run at `out`. Raises CorruptFileError, and SegError, as `read_scenes` does."""
+    try:
+        return read_scenes(out)
+    except CorruptFileError as error:
+        raise CorruptFileError(
+            f"{scenes_path(out)}: damaged, and can't be rewritten: the scenes named are not those of the run, or have "
+            "changed since: restore it from a copy, or choose another folder"
+        ) from error
+
+
+def _scene_differences(there: Sequence[Scene], here: Sequence[Scene]) -> list[str]:
+    """What makes it another region: scenes that come or go. A scene that has changed is one that is done again."""
+    before, after = ({scene.scene_id: scene.uri for scene in scenes} for scenes in (there, here))
+    odd = next((i for i in {**after, **before} if before.get(i) != after.get(i)), None)
+    if odd is None:
+        return [] if list(before) == list(after) else ["the order of its scenes"]
+    if odd not in after:
+        return [f"scene {odd} is there, not here"]
+    if odd not in before:
+        return [f"scene {odd} is new"]
+    way_out = f"if it has moved, add {_suggest(before[odd], after[odd])}"
+    return [f"scene {odd} is {before[odd]} there, {after[odd]} now: {way_out}"]
+
+
+def _suggest(old: str, new: str) -> str:
+    """The option that takes one URI to the other: without the end that they have in common."""
+    while posixpath.basename(old) == posixpath.basename(new) != "":
+        old, new = posixpath.dirname(old), posixpath.dirname(new)
+    return f"--relocate {shlex.quote(f'{old}={new}')}"
