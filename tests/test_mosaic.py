@@ -120,6 +120,7 @@ def test_an_overlap_belongs_to_the_first_that_holds_data(make_scene: MakeScene, 
     scenes, _ = read_region([str(folder / f"{name}.tif") for name in order], as_given=True)
     whole, pieces, refused = make_mosaic(scenes)
     assert (whole.height, whole.width, refused) == (70, 60, [])
+    assert [scene.is_mosaic for scene in (whole, *pieces)] == [True, False, False]
     assert whole.transform == moved(20, 0)
     assert [place(piece, whole).row_off for piece in pieces] == [20 * ["one", "two"].index(name) for name in order]
     pixels, valid = read_image(whole, pieces, whole.window)

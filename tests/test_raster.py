@@ -240,7 +240,7 @@ def test_resampled_windows_agree_exactly_where_they_overlap(tmp_path: Path, kind
         mask=valid if kind == "mask" else None,
     )
     resampled = resample_grid(scene, gsd_m)
-    assert resampled.resampled
+    assert resampled.is_resampled
     overlaps(resampled, 15, 200)
 
 

@@ -242,7 +242,7 @@ def test_scenes_come_back_as_they_were(run: str, nodata: float | None, crs: str 
     scenes = [SCENE, replace(other, scene_id="ü b.tif", bands=(3, 3, 1), dtype="float32")]
     write_scenes(run, scenes)
     assert read_scenes(run) == scenes
-    assert [scene.resampled for scene in read_scenes(run)] == [False, crs is not None]
+    assert [scene.is_resampled for scene in read_scenes(run)] == [False, crs is not None]
 
 
 def test_a_scenes_nan_nodata_comes_back(run: str) -> None:

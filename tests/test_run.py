@@ -243,6 +243,7 @@ def test_the_window_is_a_setting_only_where_it_changes_the_rows(
     bundle = read_bundle(write_light_bundle(tmp_path / "bundle", context_px=context_px))
     plan, _ = make_plan([], bundle, replace(SETTINGS, halo=halo), window)
     assert plan.settings.window == expected
+    assert plan.settings.context_exceeds_halo == (expected is not None)
 
 
 def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:

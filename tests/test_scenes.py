@@ -328,7 +328,7 @@ def test_a_scene_of_another_resolution_is_refused_or_resampled(make_scene: MakeS
         fitted(scene, gsd_m)
     served = fitted(scene, gsd_m, resample=True)
     assert (served.gsd_m, served.source_gsd_m) == (gsd_m, scene.gsd_m)
-    assert served.resampled
+    assert served.is_resampled
     assert served.height == pytest.approx(100 / gsd_m, abs=0.6)
     assert served.width == pytest.approx(120 / gsd_m, abs=0.6)
     written = read_scene(make_scene("b.tif", served.height, served.width, transform=served.transform), "b.tif")
@@ -415,4 +415,4 @@ def test_oblong_pixels_are_measured_by_their_sides(make_scene: MakeScene) -> Non
     assert scene.gsd_m is not None
     served = fitted(scene, scene.gsd_m, resample=True)  # though the mean is the same
     assert (served.height, served.width) == (50, 240)
-    assert served.resampled
+    assert served.is_resampled

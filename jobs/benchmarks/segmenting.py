@@ -99,7 +99,7 @@ def bench_scale(
         for number in actors or (None,):
             for window in windows or (execution.window,):
                 resources = execution.actors if number is None else (number, number)
-                settings = replace(plan.settings, window=plan.settings.window and window)  # where that is a setting
+                settings = replace(plan.settings, window=window if plan.settings.context_exceeds_halo else None)
                 measured = replace(plan, settings=settings)
                 bench = Bench(measured, model, folder, replace(execution, actors=resources, window=window))
                 rates = bench.stages(("decode", "model"), seconds)

@@ -349,7 +349,7 @@ class PartSegmenter:
         """The rows of a window that is too much for the device: of windows half as wide, from here on."""
         settings = self.settings
         half = round_up(max(window.height, window.width) // 2, settings.tile_size)
-        if not _is_of_memory(error) or settings.window is not None or half >= max(window.height, window.width):
+        if not _is_of_memory(error) or settings.context_exceeds_halo or half >= max(window.height, window.width):
             failure = Failure(
                 type(error).__name__, f"{part.scene.uri}: {(str(error) or 'out of memory').splitlines()[0]}"
             )

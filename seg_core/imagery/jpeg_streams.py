@@ -71,7 +71,7 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams 
     Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask; those whose
     three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its streams.
     """
-    if scene.resampled or scene.inverted or scene.nodata is not None or scene.nodata_color is not None:
+    if scene.is_resampled or scene.inverted or scene.nodata is not None or scene.nodata_color is not None:
         return None
     return ask_again(lambda fresh: _read_streams(scene, window, rgb, fresh))
 

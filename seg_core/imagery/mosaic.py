@@ -52,7 +52,7 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
         scene_id=MOSAIC,
         uri=posixpath.commonpath([folder_of(scene.uri) for scene in scenes]),
         size=0,
-        version="",
+        version="",  # see Scene.is_mosaic
         height=height,
         width=width,
         bands=first.bands,
@@ -95,7 +95,7 @@ def place(scene: Scene, grid: Scene) -> Window:
     """The pixels of the grid that a scene touches."""
     top, left = _offset(scene, grid)
     row_off, col_off = math.floor(top + TOLERANCE), math.floor(left + TOLERANCE)
-    if not grid.resampled:
+    if not grid.is_resampled:
         return Window(row_off, col_off, scene.height, scene.width)
     bottom, right = _offset(scene, grid, scene.height, scene.width)
     return Window(row_off, col_off, math.ceil(bottom - TOLERANCE) - row_off, math.ceil(right - TOLERANCE) - col_off)
@@ -123,7 +123,7 @@ def read_image(
         target = common.slices(box)
         if not overlap(at, box) or valid[target].all():
             continue
-        if image.resampled:
+        if image.is_resampled:
             found, holds = read_chip(piece, common, scale, grid=image)
         else:
             found, holds = read_chip(piece, translated(common, -at.row_off, -at.col_off), scale)

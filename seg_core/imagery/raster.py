@@ -111,7 +111,7 @@ def open_scene(scene: Scene, grid: Scene, fresh: bool) -> Iterator[DatasetReader
             # To take every pixel for valid because a store was silent would be a wrong answer: it is asked again.
             kind = StoreUnavailableError if is_remote(scene.uri) else ReadError
             raise kind(f"{scene.uri}: its mask was {'' if scene.masked else 'not '}there when it was planned")
-        if grid.resampled:
+        if grid.is_resampled:
             with _near(dataset, scene, grid, fresh) as source:
                 yield source
         else:
@@ -146,7 +146,7 @@ def _read(
 ) -> tuple[NDArray[np.generic], Valid]:
     """The pixels of a box of the grid, in the memory that is given or else of their own, and which hold data."""
     pixels = np.empty((len(scene.bands), box.height, box.width), scene.dtype) if into is None else into
-    if not grid.resampled:
+    if not grid.is_resampled:
         return pixels, _read_at_once(dataset, box, scene, pixels)
     # GDAL rounds a resampled pixel a little differently for another window, so it is only ever asked for whole blocks
     # of a fixed grid: the answer must not depend on how the scene is cut.

@@ -85,9 +85,14 @@ class Scene:
         return Window(0, 0, self.height, self.width)
 
     @property
-    def resampled(self) -> bool:
+    def is_resampled(self) -> bool:
         """Whether the grid is another than the file's."""
         return self.gsd_m != self.source_gsd_m
+
+    @property
+    def is_mosaic(self) -> bool:
+        """Whether it is the image that several files make together: that is no file, and has no version."""
+        return not self.version
 
 
 # Fields of a run's record that older runs lack.

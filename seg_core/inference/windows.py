@@ -77,7 +77,7 @@ def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segm
 
 def may_be_in_places(error: ReadError, settings: Settings) -> bool:
     """Whether smaller windows of one that can't be read may well be readable, and have the rows that it would have."""
-    return error.in_places and settings.window is None
+    return error.in_places and not settings.context_exceeds_halo
 
 
 def start_windows(

@@ -34,8 +34,13 @@ class Settings:
     precision: str = "auto"  # see Segmenter
     decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.with_decoder
     mosaic: bool = False  # the scenes are one image
-    window: int | None = None  # px; only where the model sees further than the halo, so that windows matter
+    window: int | None = None  # px; only where the context exceeds the halo, so that the rows depend on the window
     alpha: int | None = None  # the alpha band; 0: none; None: the one that is labelled so
+
+    @property
+    def context_exceeds_halo(self) -> bool:
+        """Whether the model sees further than the halo, so that the size of windows is a setting."""
+        return self.window is not None
 
     def named(self) -> dict[str, Any]:
         """Those that are not what they are by default: a setting that comes later leaves older runs what they are."""
@@ -247,7 +252,7 @@ def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory
 
     That is the memory, in bytes, of what computes.
     """
-    wanted = settings.window or wanted
+    wanted = settings.window if settings.context_exceeds_halo else wanted
     if wanted is not None:
         return min(wanted, settings.part)
     sizes = range(settings.tile_size, _largest_window(settings) + 1, settings.tile_size)

@@ -125,7 +125,7 @@ def summary(run: str) -> dict[str, Any]:
         math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
     )
     return {
-        "scenes": sum(scene.version != "" for scene in read_scenes(run)),
+        "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
         "planned": planned,
         **found,
         "missing": max(0, planned - sum(found.values())),
