@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # `(bands, height, width)`
 Valid = NDArray[np.bool_]  # `(height, width)`
+MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
 NewPixels = Callable[[tuple[int, ...]], Pixels]
 
 

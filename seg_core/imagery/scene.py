@@ -1,7 +1,8 @@
 """Scenes: what the header of an image says, whether a model can be served with it, and why not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -96,7 +97,7 @@ class Scene:
 
 
 # Fields of a run's record that older runs lack.
-LATER = {f.name for f in fields(Scene) if f.default is not MISSING and f.metadata != PLANNING}
+LATER = {f.name for f in fields(Scene) if f.default is not NO_DEFAULT and f.metadata != PLANNING}
 
 
 def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import chip_window, split
 from seg_core.imagery.raster import read_chip
@@ -19,7 +20,7 @@ from seg_core.plots.figures import draw_calibration, draw_thresholds
 from seg_core.plots.pictures import assemble_panels, paint_errors, paint_mask
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
-from seg_core.training.dataset import MISSING, Pair, Sample, find_pairs, read_classes, read_pair
+from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 
 WINDOW = 1024  # px

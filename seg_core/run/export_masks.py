@@ -13,6 +13,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.mosaic import read_image
@@ -23,7 +24,6 @@ from seg_core.run.rows import Row, decode_mask
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.storage.files import make_folder
-from seg_core.training.dataset import MISSING
 
 Scale = tuple[float, float] | None
 COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.labels import AlignedLabel, open_label
@@ -17,7 +18,7 @@ from seg_core.run.rows import Row, decode_mask
 from seg_core.run.stored_plan import num_missing, read_plan
 from seg_core.run.tables import part_path, read_part
 from seg_core.storage.files import exists, stat
-from seg_core.training.dataset import MISSING, Classes, read_label
+from seg_core.training.dataset import Classes, read_label
 from seg_core.training.metrics import Counts, count
 
 LABEL_VALUES = (

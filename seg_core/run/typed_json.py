@@ -1,7 +1,8 @@
 """Read JSON values as the types that a dataclass says its fields have."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +25,7 @@ def parse_fields(kind: type[Any], values: object, name: str = "") -> dict[str, A
         raise WrongTypeError(name, values)
     types, found = get_type_hints(kind), {}
     for each in fields(kind):
-        optional = each.default is not MISSING or each.default_factory is not MISSING
+        optional = each.default is not NO_DEFAULT or each.default_factory is not NO_DEFAULT
         if each.name in values or not optional:
             within = f"{name}.{each.name}" if name else each.name
             found[each.name] = _parse(types[each.name], values.get(each.name), within)

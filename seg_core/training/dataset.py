@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, intersection, round_up, split
 from seg_core.imagery.labels import AlignedLabel, open_label
@@ -30,7 +31,6 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import GSD_TOLERANCE, Scene, compare_gsd, read_scene
 
 ROWS = 512  # of a label that are decoded at once
-MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
 MAX_TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
 

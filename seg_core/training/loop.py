@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from seg_core.chips import MISSING
 from seg_core.errors import JobError
 from seg_core.model.networks import class_probability, normalise
-from seg_core.training.losses import MISSING, Loss
+from seg_core.training.losses import Loss
 from seg_core.training.metrics import STEPS as THRESHOLDS
 from seg_core.training.metrics import Histogram, scores
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MISSING = 255
+from seg_core.chips import MISSING
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
