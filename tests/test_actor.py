@@ -132,7 +132,7 @@ def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must
     monkeypatch.setattr(segmenter.segmenter, "in_flight", 4)
     for stage in ("reading", "reading_cpu"):  # so that a lap is only a question of the model
         segmenter.clock.add(stage, 0.0, 10)
-    monkeypatch.setattr(actor, "FEW", 1)
+    monkeypatch.setattr(actor, "WINDOWS_TO_COUNT_READERS", 1)
     list(segmenter.segment_parts(list(made[0].parts())))
     assert segmenter.readers == 2
 
