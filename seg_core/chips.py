@@ -1,6 +1,7 @@
-"""What is read for a window and given to a model: plain arrays, for which neither needs the other's libraries."""
+"""What is read for a window and what a model makes of it: plain arrays, so that neither loads the other's libraries."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,3 +30,16 @@ class JpegStreams(NamedTuple):
     rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
     cols: NDArray[np.intp]
     valid: Valid  # `bool (height, width)` of the chip
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """What the rows of a window's tiles are made of. It travels to the processes that write, so it holds no more."""
+
+    # `(window height, tile columns, bytes)`: which pixels are valid and building, one line of a tile after the other;
+    # the first pixel is the highest bit of the first byte, as in np.packbits.
+    building_bits: NDArray[np.uint8]
+    num_building: NDArray[np.int64]  # pixels of each tile, `(tile rows, tile columns)`
+    probability_sums: NDArray[np.float64]  # over the valid pixels of each tile, likewise
+    num_valid: NDArray[np.int64]  # pixels of each tile, likewise
+    levels: NDArray[np.uint8] | None = None  # probabilities in 255ths, `(height, width)`; None: they are not kept

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from proxy import Proxy
 
+from seg_core.chips import WindowFigures
 from seg_core.imagery.raster import write_geotiff
 from seg_core.model.bundle import Bundle, write_bundle
 
@@ -123,15 +124,15 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     return make
 
 
-def answer_of(
+def window_figures(
     probability: NDArray[np.float32],
     valid: NDArray[np.bool_],
     tile_size: int,
     threshold: float = 0.5,
     *,
     keep: bool = False,
-) -> tuple[Any, ...]:
-    """What rows are made of, from the probability of a window's pixels: as `WindowResult.figures`."""
+) -> WindowFigures:
+    """The figures of a window's tiles, from the probability of its pixels."""
     height, width = probability.shape
     held = np.where(valid, probability, 0.0).astype(np.float64)
     building = (probability >= threshold) & valid
@@ -148,7 +149,7 @@ def answer_of(
     for number, col in enumerate(range(0, width, tile_size)):
         lines[:, number, : min(tile_size, width - col)] = building[:, col : col + tile_size]
     levels = (held * 255).round().astype(np.uint8) if keep else None
-    return np.packbits(lines, axis=-1), counts, sums, num_valid, levels
+    return WindowFigures(np.packbits(lines, axis=-1), counts, sums, num_valid, levels)
 
 
 def outside_environment(**further: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import NORTH_UP, UTM, answer_of
+from conftest import NORTH_UP, UTM, window_figures
 
 from seg_core.imagery.raster import read_chip, write_geotiff
 from seg_core.imagery.region import read_region
@@ -66,8 +66,8 @@ def part_rows(part: Part, settings: Settings) -> list[Row]:
     rng = np.random.default_rng(seed)
     probability = rng.random((part.window.height, part.window.width), dtype=np.float32) ** 2
     _, valid = read_chip(part.scene, part.window, settings.scale)
-    answer = answer_of(probability, valid, settings.tile_size, settings.threshold, keep=settings.keep_probability)
-    return list(tile_rows(part.scene, part.window, settings.tile_size, *answer))
+    figures = window_figures(probability, valid, settings.tile_size, settings.threshold, keep=settings.keep_probability)
+    return list(tile_rows(part.scene, part.window, settings.tile_size, figures))
 
 
 def build_run(folder: Path, *, settings: Settings = SETTINGS, failed_parts: Collection[int] = ()) -> tuple[str, Plan]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
-from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, answer_of
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, window_figures
 from numpy.typing import NDArray
 from parts import EXECUTION, RESOURCES, SETTINGS
 from proxy import Proxy
@@ -369,7 +369,7 @@ def test_a_scene_without_a_valid_pixel_has_tiles_without_coverage(tmp_path: Path
     pixels, valid = read_chip(scene, scene.window)
     assert (pixels.shape, valid.any()) == ((3, 100, 120), False)
     certain = np.ones((100, 120), np.float32)
-    for row in tile_rows(scene, scene.window, 64, *answer_of(certain, valid, 64)):
+    for row in tile_rows(scene, scene.window, 64, window_figures(certain, valid, 64)):
         assert (row["status"], row["valid_px"], row["coverage"], row["building_px"]) == ("done", 0, None, 0)
 
 
@@ -389,7 +389,7 @@ SOUTH_UP = (1.0, 0.0, 400_000.0, 0.0, 1.0, 5_800_000.0)
 def test_a_scene_that_is_turned_or_south_up_lies_where_it_does(make_scene: MakeScene, transform: Transform) -> None:
     scene = read_scene(make_scene(transform=transform), "a.tif")
     ones = np.ones((100, 120), np.float32), np.ones((100, 120), np.bool_)
-    (row,) = tile_rows(scene, scene.window, 512, *answer_of(*ones, 512))
+    (row,) = tile_rows(scene, scene.window, 512, window_figures(*ones, 512))
     polygon = shapely.from_wkb(row["geometry"])
     a, b, c, d, e, f = transform
     corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in ((0, 0), (0, 100), (120, 100), (120, 0))]
@@ -448,7 +448,7 @@ def test_a_tile_beyond_what_its_crs_describes_has_no_geometry(make_scene: MakeSc
     disk = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +ellps=WGS84"
     scene = read_scene(make_scene(crs=disk, transform=(1e5, 0.0, -6e6, 0.0, -1e5, 5e6)), "a.tif")
     ones = np.ones((100, 120), np.float32), np.ones((100, 120), np.bool_)
-    rows = list(tile_rows(scene, scene.window, 20, *answer_of(*ones, 20)))
+    rows = list(tile_rows(scene, scene.window, 20, window_figures(*ones, 20)))
     assert {row["status"] for row in rows} == {"done"}
     placed = [row["geometry"] is not None for row in rows]
     assert (placed[0], placed[14], len(rows)) == (False, True, 30)

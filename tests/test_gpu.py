@@ -74,7 +74,7 @@ def test_several_batches_under_way_at_once_have_the_masks_and_sums_of_the_cpu(
         found, expected = each.result(), cpu.start(staged(cpu, batch), CUT).result()
         assert share_that_differs(found, expected) < (0.001 if precision == "float32" else 0.005)
         for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one.sums, other.sums, rtol=0.02)
+            np.testing.assert_allclose(one.figures.probability_sums, other.figures.probability_sums, rtol=0.02)
 
 
 def test_a_compiled_network_answers_each_batch_as_the_network_does(chips: list[Chip]) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
-from conftest import NORTH_UP, UTM, answer_of
+from conftest import NORTH_UP, UTM, window_figures
 from pyproj import CRS
 
 from seg_core.errors import SegError
@@ -57,7 +57,7 @@ def draw_rows(scene: Scene = SCENE, *, failed: bool = True) -> list[Row]:
     probability = rng.random((scene.height, scene.width), dtype=np.float32)
     valid = rng.random((scene.height, scene.width)) > 0.2
     valid[:32, :32] = False
-    rows = list(tile_rows(scene, scene.window, 32, *answer_of(probability, valid, 32)))
+    rows = list(tile_rows(scene, scene.window, 32, window_figures(probability, valid, 32)))
     broken = list(failed_rows(scene, scene.window, 32, Failure("ReadError", "the disk said no")))
     return [*rows[:-2], *broken[-2:]] if failed else rows
 

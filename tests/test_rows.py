@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
-from conftest import NORTH_UP, UTM, answer_of
+from conftest import NORTH_UP, UTM, window_figures
 from numpy.typing import NDArray
 from pyproj import Proj
 from rasterio.io import MemoryFile
@@ -67,8 +67,8 @@ def rows_of(
     keep: bool = False,
 ) -> list[Row]:
     window = window or scene.window
-    answer = answer_of(probability, valid, tile_size, threshold, keep=keep)
-    return list(tile_rows(scene, window, tile_size, *answer))
+    figures = window_figures(probability, valid, tile_size, threshold, keep=keep)
+    return list(tile_rows(scene, window, tile_size, figures))
 
 
 def inside(row: Row) -> tuple[slice, slice]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import MakeBundle, MakeScene, answer_of
+from conftest import MakeBundle, MakeScene, window_figures
 from numpy.typing import NDArray
 from runs import part_bytes, rows_of
 from seg_command import SMALL, Json, seg
@@ -178,7 +178,7 @@ def test_windows_segmented_again_say_what_is_stored(
 
     for part in plan.parts():  # rows that add up, and are wrong
         _, valid = read_chip(part.scene, part.window)
-        rows = tile_rows(part.scene, part.window, 64, *answer_of(valid.astype(np.float32), valid, 64))
+        rows = tile_rows(part.scene, part.window, 64, window_figures(valid.astype(np.float32), valid, 64))
         write_part(str(run), part.key, rows, plan.model, part.version)
     seg(capsys, "verify", run)
     out, err = seg(capsys, "verify", run, "--deep", code=1)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeBundle, answer_of, write_untrained
+from conftest import MakeBundle, window_figures, write_untrained
 from numpy.typing import NDArray
 
+from seg_core.chips import WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window, chip_window, reflect, split
 from seg_core.inference.windows import fit_window
@@ -188,24 +189,29 @@ def staged(segmenter: Segmenter, number: int) -> list[DeviceChip]:
     return [segmenter.stage(pixels, valid & (seed != 2)) for seed, (pixels, valid) in enumerate(chips)]
 
 
-def test_an_answer_is_what_rows_are_made_of(plain: Segmenter) -> None:
-    for answer, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
+def assert_same(one: WindowResult, other: WindowResult) -> None:
+    assert np.array_equal(one.valid, other.valid)
+    assert all(np.array_equal(array, vars(other.figures)[name]) for name, array in vars(one.figures).items())
+
+
+def test_a_result_is_what_rows_are_made_of(plain: Segmenter) -> None:
+    for result, chip in zip(plain.start(chips := staged(plain, 4), CUT).result(), chips, strict=True):
         probability = plain(chip.image.numpy(), chip.valid, 16, 40, 61)
-        expected = answer_of(probability, chip.valid[16:56, 16:77], 32, keep=True)
-        assert np.array_equal(answer.valid, chip.valid[16:56, 16:77])
-        for found, wanted in zip(answer.figures, expected, strict=True):
-            assert found is not None
+        expected = window_figures(probability, chip.valid[16:56, 16:77], 32, keep=True)
+        assert np.array_equal(result.valid, chip.valid[16:56, 16:77])
+        for name, wanted in vars(expected).items():
+            found = getattr(result.figures, name)
             assert found.dtype == wanted.dtype
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4, strict=True)
-        assert np.array_equal(answer.building(32), (probability >= 0.5) & answer.valid)
+        assert np.array_equal(result.building(32), (probability >= 0.5) & result.valid)
 
 
 def test_chips_segmented_together_get_the_bits_that_each_gets_alone(plain: Segmenter) -> None:
     chips = staged(plain, 5)
     together = plain.start(chips, CUT).result()
-    for chip, answer in zip(chips, together, strict=True):
+    for chip, result in zip(chips, together, strict=True):
         (alone,) = plain.start([chip], CUT).result()
-        assert all(np.array_equal(one, other) for one, other in zip(alone, answer, strict=True))
+        assert_same(alone, result)
 
 
 @pytest.mark.parametrize("tile_size", [1, 7, 8, 20, 61])
@@ -217,8 +223,9 @@ def test_the_lines_of_tiles_are_packed_as_numpy_packs_them(width: int, tile_size
         line = np.packbits(pixels[:, :, col : col + tile_size], axis=-1)
         assert np.array_equal(packed[:, :, number, : line.shape[-1]], line)
         assert not packed[:, :, number, line.shape[-1] :].any()
-    answer = WindowResult(packed[0], np.zeros(()), np.zeros(()), np.zeros(()), None, pixels[0])
-    assert np.array_equal(answer.building(tile_size), pixels[0])
+    none = np.zeros((1, 1), np.int64)
+    result = WindowResult(WindowFigures(packed[0], none, np.zeros((1, 1)), none), pixels[0])
+    assert np.array_equal(result.building(tile_size), pixels[0])
 
 
 @pytest.mark.parametrize("tile_size", [1, 20, 32, 100])
@@ -228,7 +235,7 @@ def test_sums_over_tiles_count_valid_pixels_and_do_not_depend_on_their_order(til
     probability[~valid] = np.nan
     units = to_units(torch.from_numpy(probability), torch.from_numpy(valid))
     sums = sum_tiles(units, tile_size)[0].numpy()
-    expected = answer_of(probability[0], valid[0], tile_size)[2]
+    expected = window_figures(probability[0], valid[0], tile_size).probability_sums
     np.testing.assert_allclose(sums * SUM_UNIT, expected, rtol=0, atol=1e-4, strict=True)
     corner = probability[:, :20, :20], valid[:, :20, :20]
     first, again = (
@@ -246,9 +253,9 @@ def test_a_probability_at_the_threshold_is_building(
     three = np.array([[[np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(1))]]], np.float32)
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.from_numpy(three))
     chip = plain.stage(np.zeros((3, 1, 3), np.uint8), np.ones((1, 3), np.bool_))
-    (answer,) = plain.start([chip], WindowSpec(0, 1, 3, 32, threshold)).result()
-    assert answer.building(32).tolist() == [[False, True, True]]
-    assert answer.counts.tolist() == [[2]]
+    (result,) = plain.start([chip], WindowSpec(0, 1, 3, 32, threshold)).result()
+    assert result.building(32).tolist() == [[False, True, True]]
+    assert result.figures.num_building.tolist() == [[2]]
 
 
 def test_a_batch_grows_as_long_as_it_pays_and_fits() -> None:
@@ -288,7 +295,7 @@ def test_an_answer_that_is_no_number_is_an_error_where_it_counts(
         with pytest.raises(RuntimeError, match="the network's answer is not finite"):
             pending.result()
     else:
-        assert pending.result()[0].sums.sum() == pytest.approx(0.25 * valid.sum())
+        assert pending.result()[0].figures.probability_sums.sum() == pytest.approx(0.25 * valid.sum())
 
 
 def test_a_large_tile_without_a_number_is_an_error(plain: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +312,7 @@ def compiling(bundle: str, how: str) -> Segmenter:
     return Segmenter(bundle, "cpu", precision="bfloat16", compiling=how)
 
 
-def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiled_network_gives_the_results_of_the_network(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
     plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
     chips = staged(plain, 3)  # of which two hold something valid
     began = time.perf_counter()
@@ -314,7 +321,7 @@ def test_a_compiled_network_gives_the_answer_of_the_network(bundle: str, capsys:
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
             assert (one.building(32) == other.building(32)).mean() > 0.99
-            np.testing.assert_allclose(one.sums, other.sums, rtol=0.01)
+            np.testing.assert_allclose(one.figures.probability_sums, other.figures.probability_sums, rtol=0.01)
     assert [size[0] for size in compiled.compiled.sizes] == [2]
     assert "uncompiled" not in capsys.readouterr().err
 
@@ -333,7 +340,7 @@ def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(
     chips = staged(plain, 2)
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
-            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+            assert_same(one, other)
     assert capsys.readouterr().err == "the network runs uncompiled: torch.compile: no C++ compiler\n"
 
 
@@ -351,7 +358,7 @@ def test_a_network_for_which_compiling_takes_too_much_memory_runs_as_it_is(
     chips = staged(plain, 2)
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
-            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+            assert_same(one, other)
     assert asked == [1]  # of that size
     compiled.start(chips, CUT._replace(width=60)).result()
     assert asked == [1, 1]
@@ -420,11 +427,11 @@ def test_the_probability_that_is_kept_is_in_255ths_and_the_mask_is_made_of_what_
     rng = np.random.default_rng(0)
     pixels, valid = rng.integers(0, 250, (3, 96, 96)).astype(np.uint8), rng.random((96, 96)) > 0.1
     probability = segmenter(pixels, valid, 16, 64, 64)
-    (answer,) = segmenter.start([segmenter.stage(pixels, valid)], WindowSpec(16, 64, 64, 64, threshold, True)).result()
+    (result,) = segmenter.start([segmenter.stage(pixels, valid)], WindowSpec(16, 64, 64, 64, threshold, True)).result()
     inside = valid[16:80, 16:80]
-    assert np.array_equal(answer.levels, np.where(inside, np.round(probability * 255), 0))
-    assert np.array_equal(answer.building(64), (probability >= threshold) & inside)
+    assert np.array_equal(result.figures.levels, np.where(inside, np.round(probability * 255), 0))
+    assert np.array_equal(result.building(64), (probability >= threshold) & inside)
     if threshold == 0.5:
-        assert np.array_equal(answer.building(64), answer.levels >= 128)
+        assert np.array_equal(result.building(64), result.figures.levels >= 128)
     half = np.nextafter(np.float32(0.5), np.float32([0, 0.5, 1]), dtype=np.float32)  # just below, at and just above
     assert (np.round(half * 255) >= 128).tolist() == (half >= 0.5).tolist()

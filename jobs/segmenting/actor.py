@@ -305,7 +305,7 @@ class PartSegmenter:
         for ((part, window), _), answer in zip(batch, answers, strict=True):
             if part.key in self.watched and window[:2] == part.window[:2]:
                 self.check_seam(part, window, answer)
-            yield partial(tile_rows, part.scene, window, self.settings.tile_size, *answer.figures)
+            yield partial(tile_rows, part.scene, window, self.settings.tile_size, answer.figures)
 
     def retry_with_less(self, batch: Chips, error: Exception, again: bool) -> Iterator[MakeRows]:
         """Segment a batch that is too much for the device: half as many windows at once from here on, or smaller."""

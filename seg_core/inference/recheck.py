@@ -102,8 +102,8 @@ def _segment_again(
 ) -> tuple[list[Row], list[tuple[Window, ReadError]]]:
     """The rows of a window, and what of it can't be read: found as a run finds it."""
     try:
-        answer = infer_window(part, window, settings, segmenter)
-        return list(tile_rows(part.scene, window, settings.tile_size, *answer.figures)), []
+        result = infer_window(part, window, settings, segmenter)
+        return list(tile_rows(part.scene, window, settings.tile_size, result.figures)), []
     except ReadError as error:
         tiles = list(split(window, settings.tile_size))
         if len(tiles) == 1 or not may_be_in_places(error, settings):

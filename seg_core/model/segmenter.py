@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seg_core.chips import JpegStreams
+from seg_core.chips import JpegStreams, WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, batch
@@ -52,25 +52,17 @@ class DeviceChip(NamedTuple):
         return self._replace(image=self.image[:, *at], mask=self.mask[at], valid=valid, any_valid=bool(valid.any()))
 
 
-class WindowResult(NamedTuple):
+@dataclass(frozen=True)
+class WindowResult:
     """What a model says of a window."""
 
-    bits: NDArray[np.uint8]  # of the pixels that are building: see pack
-    counts: NDArray[np.int64]  # of them, (tile rows, tile columns)
-    sums: NDArray[np.float64]  # of the valid pixels' probabilities, likewise
-    num_valid: NDArray[np.int64]  # pixels, likewise
-    levels: NDArray[np.uint8] | None  # the probabilities in 255ths, (height, width); None unless they are to be kept
-    valid: NDArray[np.bool_]  # (height, width)
-
-    @property
-    def figures(self) -> tuple[Any, ...]:
-        """What `seg_core.run.rows.tile_rows` makes rows of."""
-        return self[:5]
+    figures: WindowFigures
+    valid: NDArray[np.bool_]  # `(height, width)`
 
     def building(self, tile_size: int) -> NDArray[np.bool_]:
-        """Which pixels are building, `(height, width)`."""
+        """Which pixels are building, `bool (height, width)`."""
         height, width = self.valid.shape
-        pixels = np.unpackbits(self.bits, axis=-1, count=tile_size).view(np.bool_)
+        pixels = np.unpackbits(self.figures.building_bits, axis=-1, count=tile_size).view(np.bool_)
         return pixels.reshape(height, -1)[:, :width]
 
 
@@ -334,7 +326,7 @@ class Segmenter:
 
 @dataclass
 class Pending:
-    """The answer to a batch, that the device may still be at work on."""
+    """The results of a batch, that the device may still be at work on."""
 
     segmenter: Segmenter
     chips: Sequence[DeviceChip]
@@ -347,28 +339,36 @@ class Pending:
     seconds: float  # that the device took; while it is at work, those that it took to start it
 
     def result(self) -> list[WindowResult]:
-        """Wait for the answers, one a chip. Raises RuntimeError where the device fails, or the answer is no number."""
+        """Wait for the results, one a chip. Raises RuntimeError where the device fails, or one is not a number."""
         if self.events:
             self.events[1].synchronize()
             self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
         if self.size is not None:
             self.segmenter.compiled.spent[self.size] += self.seconds
-        cut, places = self.cut, {number: place for place, number in enumerate(self.some)}
-        tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
-        answers = []
-        for number, chip in enumerate(self.chips):
-            valid = chip.valid[_inside(cut.halo, cut.height, cut.width)]
-            if number not in places:
-                bits = np.zeros((cut.height, tiles[1], -(-cut.tile_size // 8)), np.uint8)
-                levels = np.zeros(valid.shape, np.uint8) if cut.keep_probability else None
-                none = np.zeros(tiles, np.int64)
-                answers.append(WindowResult(bits, none, np.zeros(tiles), none, levels, valid))
-                continue
-            bits, (counts, sums, num_valid, unknown), *kept = (each[places[number]].numpy() for each in self.found)
-            if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
-                raise RuntimeError(NO_NUMBER)
-            answers.append(WindowResult(bits, counts, sums * SUM_UNIT, num_valid, kept[0] if kept else None, valid))
-        return answers
+        inside = _inside(self.cut.halo, self.cut.height, self.cut.width)
+        places = {number: place for place, number in enumerate(self.some)}
+        return [
+            WindowResult(
+                self._figures(places[number]) if number in places else _nothing_valid(self.cut), chip.valid[inside]
+            )
+            for number, chip in enumerate(self.chips)
+        ]
+
+    def _figures(self, place: int) -> WindowFigures:
+        """The figures of the window at that place of the batch. Raises RuntimeError where one is not a number."""
+        bits, (num_building, sums, num_valid, unknown), *kept = (each[place].numpy() for each in self.found)
+        if unknown.any():  # counted apart: no value in a sum would be told from others, whatever a tile's size
+            raise RuntimeError(NO_NUMBER)
+        return WindowFigures(bits, num_building, sums * SUM_UNIT, num_valid, kept[0] if kept else None)
+
+
+def _nothing_valid(cut: WindowSpec) -> WindowFigures:
+    """The figures of a window that is not inferred, for nothing in its chip is valid."""
+    tiles = -(-cut.height // cut.tile_size), -(-cut.width // cut.tile_size)
+    bits = np.zeros((cut.height, tiles[1], -(-cut.tile_size // 8)), np.uint8)
+    levels = np.zeros((cut.height, cut.width), np.uint8) if cut.keep_probability else None
+    none = np.zeros(tiles, np.int64)
+    return WindowFigures(bits, none, np.zeros(tiles), none, levels)
 
 
 def _inside(halo: int, height: int, width: int) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from seg_core.chips import WindowFigures
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.georef import area_m2, footprints, split_at_antimeridian
@@ -31,31 +32,17 @@ class PartialFailure(Failure):
     """Why a window has no figures, of which smaller windows may well be readable."""
 
 
-def tile_rows(
-    scene: Scene,
-    window: Window,
-    tile_size: int,
-    bits: NDArray[np.uint8],
-    counts: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    num_valid: NDArray[np.int64],
-    levels: NDArray[np.uint8] | None = None,
-) -> Iterator[Row]:
-    """Rows of a window's tiles, status `done`.
-
-    Which pixels are building (and valid) say the `bits`, `(window.height, tile columns, bytes)`: in each line of a tile
-    the first pixel is the highest bit of the first byte. `counts` are how many they are in each tile, `sums` those of
-    the probabilities of its valid pixels, and `num_valid` how many these are, `(tile rows, tile columns)`. `levels`
-    are the probabilities in 255ths where they are to be kept, `(window.height, window.width)`.
-    """
+def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigures) -> Iterator[Row]:
+    """Rows of a window's tiles, status `done`."""
     for row, polygon in _places(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         place = top // tile_size, left // tile_size
-        mask = bits[at[0], place[1], : -(-row["width"] // 8)]
-        figures = measure(mask, row["width"], int(num_valid[place]), int(counts[place]), float(sums[place]))
-        kept = {"probability": None if levels is None else encode_png(levels[at])}
-        yield {"status": "done", **row, **figures, **_areas(row, polygon, figures), **kept}
+        mask = figures.building_bits[at[0], place[1], : -(-row["width"] // 8)]
+        num_valid, num_building = int(figures.num_valid[place]), int(figures.num_building[place])
+        measured = measure(mask, row["width"], num_valid, num_building, float(figures.probability_sums[place]))
+        kept = {"probability": None if figures.levels is None else encode_png(figures.levels[at])}
+        yield {"status": "done", **row, **measured, **_areas(row, polygon, measured), **kept}
 
 
 def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) -> Iterator[Row]:
