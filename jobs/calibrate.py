@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from seg_core.grid import Window
-from seg_core.inference.windows import fit_window, stage_windows, start_windows
+from seg_core.inference.windows import stage_windows, start_windows
 from seg_core.model.segmenter import DeviceChip, Segmenter, choose_device
-from seg_core.run.plan import Plan, ReadBlock, Settings, largest_read_block, read_blocks
+from seg_core.run.plan import Plan, ReadBlock, Settings
+from seg_core.run.sizing import fit_window, gpu_share, largest_read_block, read_blocks
 from seg_core.threads import prefetch
 
 from .progress import waiting
@@ -36,7 +37,7 @@ def calibrate(
     compiling = "yes" if on_gpu else "no"  # as most of a run is
     segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)
     plan = plan.with_decoder(on_gpu)
-    window = fit_window(window, wanted, plan.settings, segmenter, 1.0)
+    window = fit_window(window, wanted, plan.settings, segmenter.bundle, gpu_share(segmenter.memory, 1.0))
     here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = share_cores(cpus // here, on_gpu)
     torch.set_num_threads(threads)
@@ -47,12 +48,14 @@ def calibrate(
     chosen = [block for each in within for block in (each if len(within) < 2 * readers else each[:1])]
     with waiting("measuring how fast windows are read"):
         decode = _decode_rate(chosen, plan.settings, segmenter, readers)
-    # Of each square the first, then the second ones.
-    jobs = [job for job in chain.from_iterable(zip_longest(*chosen)) if job is not None]
+    # Of each block the first, then the second ones.
+    ordered = zip_longest(*(block.tasks for block in chosen))
+    tasks = [task for task in chain.from_iterable(ordered) if task is not None]
     most = min(SAMPLE, -(-plan.num_windows(window) // 4))
-    sample = jobs[:: max(1, len(chosen) // most)][:most]
+    sample = tasks[:: max(1, len(chosen) // most)][:most]
     with waiting(f"measuring how fast {len(sample)} windows are segmented"):
-        chips = [(at, stage_windows([(part, at)], plan.settings, segmenter)[0]) for part, at in sample]
+        blocks = [ReadBlock(task.part, (task.window,)) for task in sample]
+        chips = [(block.windows[0], stage_windows(block, plan.settings, segmenter)[0]) for block in blocks]
         rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or here
@@ -69,14 +72,14 @@ def calibrate(
 
 
 def _decode_rate(chosen: Sequence[ReadBlock], settings: Settings, segmenter: Segmenter, readers: int) -> float:
-    """Useful pixels a second that so many threads read in `MOST` s; each square once, for what was fetched is kept.
+    """Useful pixels a second that so many threads read in `MOST` s; each block once, for what was fetched is kept.
 
     The first one warms up, where there are others.
     """
 
     def read(block: ReadBlock) -> int:
         stage_windows(block, settings, segmenter)
-        return sum(at.height * at.width for _, at in block)
+        return block.num_pixels
 
     first, *others = chosen
     if others:
@@ -92,11 +95,11 @@ def _decode_rate(chosen: Sequence[ReadBlock], settings: Settings, segmenter: Seg
 
 def _model_rate(chips: Sequence[tuple[Window, DeviceChip]], settings: Settings, segmenter: Segmenter) -> float:
     """Useful pixels a second of windows and their chips, in batches of one size."""
-    alike = defaultdict(list)
+    by_size = defaultdict(list)
     for at, chip in chips:
-        alike[at[2:]].append((at, chip))
+        by_size[at.shape].append((at, chip))
     most = segmenter.find_batch(*max((chip.image.shape for _, chip in chips), key=lambda shape: shape.numel()))
-    batches = [some[first : first + most] for some in alike.values() for first in range(0, len(some), most)]
+    batches = [some[first : first + most] for some in by_size.values() for first in range(0, len(some), most)]
 
     def run(batches: Sequence[Sequence[tuple[Window, DeviceChip]]]) -> float:
         started = time.perf_counter()
@@ -111,7 +114,7 @@ def _model_rate(chips: Sequence[tuple[Window, DeviceChip]], settings: Settings, 
     seconds, pixels = 0.0, 0
     for number, group in enumerate(cycle(groups), 1):
         seconds += run(group)
-        pixels += sum(at.height * at.width for some in group for at, _ in some)
+        pixels += sum(at.num_pixels for some in group for at, _ in some)
         if seconds >= LEAST and (number >= len(groups) or seconds >= MOST):
             break
     return pixels / seconds

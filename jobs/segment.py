@@ -17,11 +17,12 @@ from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
 from seg_core.run.fence import PLAIN, Lease, Store
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Part, Plan, Settings, choose_window
+from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, SeamCounts, now, write_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
 from seg_core.run.rows import Row
+from seg_core.run.sizing import choose_window
 from seg_core.storage.files import make_folder
 
 from .progress import Progress
@@ -176,7 +177,7 @@ def _reason(error: ray.exceptions.RayError) -> str:
 
 def share_out(parts: Sequence[Part], actors: int, pixels: int) -> list[Sequence[Part]]:
     """The parts of each task: of at least so many pixels, or fewer, so that who begins or ends early gets more."""
-    total = sum(part.window.height * part.window.width for part in parts)
+    total = sum(part.window.num_pixels for part in parts)
     tasks = min(len(parts), max(2 * actors if actors > 1 else 1, min(total // pixels, MAX_TASKS)))
     return [parts[len(parts) * task // tasks : len(parts) * (task + 1) // tasks] for task in range(tasks)]
 

@@ -49,6 +49,21 @@ class Window(NamedTuple):
         return cls(*(int(row[name]) for name in cls._fields))
 
     @property
+    def origin(self) -> tuple[int, int]:
+        """Row and column of the first pixel."""
+        return self.row_off, self.col_off
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in px."""
+        return self.height, self.width
+
+    @property
+    def num_pixels(self) -> int:
+        """How many pixels it has."""
+        return self.height * self.width
+
+    @property
     def bottom(self) -> int:
         """The row below the last one."""
         return self.row_off + self.height

@@ -104,7 +104,7 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
     def look(block: Any, *rest: Any) -> Any:
         with lock:
             begun = {name.removesuffix(".json") for name in os.listdir(attempts_folder(run))}
-            seen.append((block[0][0].key in begun, len(begun)))
+            seen.append((block.part.key in begun, len(begun)))
         return read(block, *rest)
 
     monkeypatch.setattr(actor, "stage_windows", look)

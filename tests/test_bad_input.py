@@ -186,7 +186,8 @@ def test_a_damaged_block_fails_the_tiles_that_touch_it_however_the_scene_is_cut(
     assert found == small
     failed = {(row["row_off"], row["col_off"]) for row in found if row["status"] == "failed"}
     chips = {
-        tile[:2]: reflect_window(chip_window(tile, 24, 1), 768, 768)[0] for tile in split(Window(0, 0, 768, 768), 128)
+        tile.origin: reflect_window(chip_window(tile, 24, 1), 768, 768)[0]
+        for tile in split(Window(0, 0, 768, 768), 128)
     }
     assert failed == {at for at, chip in chips.items() if overlap(chip, Window(0, 0, 256, 256))}
     assert 0 < len(failed) < len(chips)

@@ -114,10 +114,11 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
     stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, RESOURCES, EXECUTION)
     loop = stages.loop_by_hand(str(tmp_path))
-    sizes = [next(loop) for _ in stages.windows.jobs]
+    sizes = [next(loop) for _ in stages.windows.tasks]
     loop.close()
     assert sum(sizes) == 200 * 130
-    for (pixels, valid, number), (_, at) in zip(stages.windows, stages.windows.jobs, strict=False):
+    for (pixels, valid, number), task in zip(stages.windows, stages.windows.tasks, strict=False):
+        at = task.window
         probability = stages.segmenter(pixels, valid, 24, at.height, at.width)
         expected = (probability >= 0.5) & valid[24 : 24 + at.height, 24 : 24 + at.width]
         mask = cv2.imread(str(tmp_path / f"{number}.png"), cv2.IMREAD_GRAYSCALE)

@@ -10,7 +10,8 @@ import pytest
 from conftest import MakeBundle, MakeScene
 
 from aerial_seg.cli.main import main
-from aerial_seg.segmenting.bottleneck import ADVICE, STAGES, TIMES, BottleneckReport, Stopwatch, enough_readers
+from aerial_seg.segmenting.bottleneck import ADVICE, STAGES, TIMES, BottleneckReport, Stopwatch
+from seg_core.run.sizing import enough_readers
 
 
 def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def test_a_lap_is_what_a_window_took_since_the_last_one_and_ends_when_enough_wer
 def test_as_many_threads_read_as_the_model_needs_and_the_cores_can_serve(
     read: float, computed: float, inferred: float, readers: int
 ) -> None:
-    assert enough_readers(4, 4, {"reading": read, "reading_cpu": computed, "model": inferred}) == readers
+    assert enough_readers(4, 4, read, computed, inferred) == readers
 
 
 @pytest.mark.usefixtures("ray_cluster")

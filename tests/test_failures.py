@@ -89,7 +89,7 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
 
     def silent(block: ReadBlock, *rest: Any) -> Any:
         asked.append(block)
-        if any(window[:2] == (128, 512) for _, window in block):
+        if any(window.origin == (128, 512) for window in block.windows):
             raise StoreUnavailableError("a.tif: no answer")
         return read(block, *rest)
 
@@ -104,11 +104,11 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
 def test_a_window_that_is_too_much_for_the_device_is_halved(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, set()
 
-    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
+    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, may_compile: bool) -> Pending:
         seen.add(cut.width)
         if cut.width > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return start(self, chips, cut, seldom)
+        return start(self, chips, cut, may_compile)
 
     monkeypatch.setattr(Segmenter, "start", small)
     assert work(made) == whole
@@ -120,11 +120,11 @@ def test_a_window_that_fits_once_others_have_left_the_device_is_not_halved(
 ) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, []
 
-    def crowded(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
+    def crowded(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, may_compile: bool) -> Pending:
         seen.append(cut.width)
         if len(seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return start(self, chips, cut, seldom)
+        return start(self, chips, cut, may_compile)
 
     monkeypatch.setattr(Segmenter, "start", crowded)
     assert work(made) == whole
@@ -136,16 +136,16 @@ def test_batches_of_fewer_windows_than_others_are_not_compiled_for_at_once(
 ) -> None:
     whole, start, seen = undisturbed(wide), Segmenter.start, []
 
-    def note(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
-        seen.append((len(chips), seldom))
-        return start(self, chips, cut, seldom)
+    def note(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, may_compile: bool) -> Pending:
+        seen.append((len(chips), may_compile))
+        return start(self, chips, cut, may_compile)
 
     monkeypatch.setattr(Segmenter, "start", note)
     assert work(wide, execution=replace(EXECUTION, batch=5, compiling="yes")) == whole  # what is exact is not compiled
-    assert seen == [(5, False)] * 4 + [(4, True)]
+    assert seen == [(5, True)] * 4 + [(4, False)]
     seen.clear()
     work(wide, execution=replace(EXECUTION, batch=5))
-    assert seen == [(5, False)] * 4 + [(4, False)]
+    assert seen == [(5, True)] * 4 + [(4, True)]
 
 
 def test_a_tile_that_is_too_much_for_the_device_is_a_failure(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +162,9 @@ def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
 ) -> None:
     whole, start, seen = undisturbed(made), Segmenter.start, []
 
-    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool) -> Pending:
+    def small(self: Segmenter, chips: Sequence[DeviceChip], cut: WindowSpec, may_compile: bool) -> Pending:
         seen.append(len(chips))
-        pending = start(self, chips, cut, seldom)
+        pending = start(self, chips, cut, may_compile)
         if len(chips) > 1 and fails == "when begun":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return replace(pending, found=()) if len(chips) > 1 else pending
@@ -222,7 +222,7 @@ from aerial_seg.segmenting.actor import PartSegmenter
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from seg_core.run.stored_plan import read_plan
 from seg_core.model.segmenter import Segmenter
-def start(self, chips, cut, seldom):
+def start(self, chips, cut, may_compile):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
@@ -261,7 +261,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
     read, write, events = actor.stage_windows, writers.write_part, []
 
     def note_read(block: ReadBlock, *rest: Any) -> Any:
-        events.append(("read", keys.index(block[0][0].key)))
+        events.append(("read", keys.index(block.part.key)))
         return read(block, *rest)
 
     def note_write(out: str, key: str, *rest: Any) -> None:

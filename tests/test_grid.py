@@ -127,7 +127,7 @@ def test_chips_lie_on_the_stride_and_hold_the_halo(
     assert not any(length % stride for length in chip)
     assert (chip.row_off, chip.col_off) == (window.row_off - halo, window.col_off - halo)
     least = chip_window(Window(0, 0, 1, 1), 0, 1)
-    for length, within, shortest in zip(chip[2:], size, least[2:], strict=True):
+    for length, within, shortest in zip(chip.shape, size, least.shape, strict=True):
         assert 0 <= length - max(within + 2 * halo, shortest) < stride
 
 

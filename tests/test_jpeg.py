@@ -27,7 +27,7 @@ from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import stage_windows
 from seg_core.model.jpeg_decoder import Decoder
 from seg_core.model.segmenter import Segmenter
-from seg_core.run.plan import Settings, make_plan
+from seg_core.run.plan import ReadBlock, Settings, make_plan
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import publish, read_ranges
 
@@ -160,7 +160,7 @@ def test_a_gpu_that_takes_rgb_for_ycbcr_is_given_none(
     part = next(make_plan([scene], segmenter.bundle, settings)[0].parts())
     for knows, decoded in ((True, True), (False, photometric == "ycbcr")):
         monkeypatch.setattr(Segmenter, "decodes_rgb", knows)
-        assert stage_windows([(part, part.window)], settings, segmenter)[0].decoded == decoded
+        assert stage_windows(ReadBlock(part, (part.window,)), settings, segmenter)[0].decoded == decoded
 
 
 def test_so_is_a_very_wide_image_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

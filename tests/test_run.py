@@ -21,19 +21,15 @@ from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import LATER, read_scene
 from seg_core.model.bundle import Bundle, read_bundle
 from seg_core.run.plan import (
-    READ,
     Part,
     Plan,
     Settings,
-    choose_depth,
-    choose_read_blocks,
-    choose_window,
     make_plan,
-    read_blocks,
 )
 from seg_core.run.record import read_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
 from seg_core.run.rows import Failure, failed_rows
+from seg_core.run.sizing import READ_SIDE, choose_depth, choose_read_blocks, choose_window, read_blocks
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
 from seg_core.run.verify import verify
@@ -165,7 +161,7 @@ def test_squares_that_wait_are_bounded_by_readers_and_memory(
 ) -> None:
     memory = squares_in_memory * (64 + 32) ** 2 * (bundle.bands + 1)
     assert choose_depth(64, SETTINGS, bundle, memory, readers) == expected
-    assert choose_depth(READ, SETTINGS, bundle, memory, readers) == expected  # a part has 64 px
+    assert choose_depth(READ_SIDE, SETTINGS, bundle, memory, readers) == expected  # a part has 64 px
     assert choose_depth(64, replace(SETTINGS, scale=(0.0, 1.0)), bundle, memory, readers) <= expected
 
 
@@ -174,11 +170,11 @@ def test_squares_hold_each_window_once(make_scene: MakeScene, side: int) -> None
     scene = read_scene(make_scene(height=200, width=320), "a.tif")
     part = Part("a", scene, scene.window)
     found = read_blocks([part, part], 32, side)
-    assert sorted(job[1] for block in found for job in block) == sorted([*split(part.window, 32)] * 2)
+    assert sorted(window for block in found for window in block.windows) == sorted([*split(part.window, 32)] * 2)
     for block in found:
-        whole = bounding_window(window for _, window in block)
+        whole = bounding_window(block.windows)
         assert max(whole.height, whole.width) <= side
-        assert whole.height * whole.width == sum(window.height * window.width for _, window in block)
+        assert whole.num_pixels == block.num_pixels
 
 
 @pytest.mark.parametrize(
@@ -211,7 +207,7 @@ def test_squares_are_as_large_as_leaves_enough_of_them_and_memory_holds(
     settings = Settings(tile_size=512, part=4096, halo=96, threshold=0.5)
     some = [Part("a", read_scene(make_scene(), "a.tif"), Window(0, 0, 4096, 4096))] * parts
     found, depth = choose_read_blocks(some, window, settings, bundle, memory, readers, batch)
-    assert (bounding_window(at for _, at in found[0]).width, depth) == expected
+    assert (bounding_window(found[0].windows).width, depth) == expected
 
 
 @pytest.mark.parametrize("wanted", [0, -32, 31, 33, 48])

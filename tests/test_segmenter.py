@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from seg_core.chips import WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window, chip_window, reflect, split
-from seg_core.inference.windows import fit_window
+from seg_core.model.bundle import read_bundle
 from seg_core.model.segmenter import (
     SUM_UNIT,
     VIEWS,
@@ -29,6 +29,7 @@ from seg_core.model.segmenter import (
     to_units,
 )
 from seg_core.run.plan import Settings
+from seg_core.run.sizing import fit_window, gpu_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -392,9 +393,9 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
     assert (exact.exact, asked) == (True, [1])
 
 
-def test_chips_whose_size_comes_seldom_are_not_compiled_for(bundle: str) -> None:
+def test_for_a_rare_size_of_chips_nothing_is_compiled(bundle: str) -> None:
     segmenter = compiling(bundle, "yes")
-    segmenter.start(staged(segmenter, 2), CUT, seldom=True).result()
+    segmenter.start(staged(segmenter, 2), CUT, may_compile=False).result()
     assert (segmenter.compiled.sizes, dict(segmenter.compiled.spent)) == ({}, {})
 
 
@@ -410,13 +411,11 @@ def test_chips_whose_size_comes_seldom_are_not_compiled_for(bundle: str) -> None
     ],
 )
 def test_windows_fit_the_memory_of_the_gpu(
-    bundle: str, monkeypatch: pytest.MonkeyPatch, memory: int | None, wanted: int | None, gpus: float, expected: int
+    bundle: str, memory: int | None, wanted: int | None, gpus: float, expected: int
 ) -> None:
-    segmenter = Segmenter(bundle, "cpu")
-    segmenter.bundle = replace(segmenter.bundle, activation_bytes_per_px=100)
-    monkeypatch.setattr(Segmenter, "memory", memory)
+    model = replace(read_bundle(bundle), activation_bytes_per_px=100)
     settings = Settings(tile_size=64, part=512, halo=16, threshold=0.5)
-    assert fit_window(256, wanted, settings, segmenter, gpus) == expected
+    assert fit_window(256, wanted, settings, model, gpu_share(memory, gpus)) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3984375])

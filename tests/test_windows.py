@@ -21,9 +21,9 @@ SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 SIDE = 1100
 
 
-def square_of(scene: Scene) -> ReadBlock:
+def block_of(scene: Scene) -> ReadBlock:
     """All of a scene, by four windows."""
-    return [(Part("a", scene, scene.window), window) for window in split(scene.window, SIDE // 2)]
+    return ReadBlock(Part("a", scene, scene.window), tuple(split(scene.window, SIDE // 2)))
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def segmenter(make_bundle: MakeBundle) -> Segmenter:
 def test_chips_that_are_read_at_once_are_those_read_alone(tmp_path: Path, segmenter: Segmenter, decode: str) -> None:
     valid = np.ones((SIDE, SIDE), np.bool_)
     valid[:, 535:] = False
-    block = square_of(write_jpeg(tmp_path / "a.tif", valid=valid, height=SIDE, width=SIDE))
+    block = block_of(write_jpeg(tmp_path / "a.tif", valid=valid, height=SIDE, width=SIDE))
     for halo, holds in ((24, [True] * 4), (0, [True, False, True, False])):
         settings = replace(SETTINGS, halo=halo, decode=decode)
         together = stage_windows(block, settings, segmenter)
         assert len({chip.image.untyped_storage().data_ptr() for chip in together}) == 1
         assert [chip.any_valid for chip in together] == holds
-        for job, chip in zip(block, together, strict=True):
-            (alone,) = stage_windows([job], settings, segmenter)
+        for window, chip in zip(block.windows, together, strict=True):
+            (alone,) = stage_windows(ReadBlock(block.part, (window,)), settings, segmenter)
             assert np.array_equal(chip.valid, alone.valid)
             assert torch.equal(chip.mask, alone.mask)
             assert torch.equal(chip.image[:, chip.mask], alone.image[:, alone.mask])
@@ -56,9 +56,10 @@ def test_who_decodes_a_window_does_not_depend_on_a_damaged_one_beside_it(tmp_pat
         offset, size = (int(dataset.get_tag_item(f"BLOCK_{name}_8_16", "TIFF", bidx=1)) for name in ("OFFSET", "SIZE"))
     content[offset + 2 : offset + size] = bytes(size - 2)
     Path(scene.uri).write_bytes(content)
-    block, settings = square_of(scene), replace(SETTINGS, halo=0, decode="device")
+    block, settings = block_of(scene), replace(SETTINGS, halo=0, decode="device")
     with pytest.raises(ReadError, match="a block can't be decoded"):
         stage_windows(block, settings, segmenter)
-    assert all(stage_windows([job], settings, segmenter)[0].decoded for job in block[:3])
+    *whole, damaged = (replace(block, windows=(window,)) for window in block.windows)
+    assert all(stage_windows(each, settings, segmenter)[0].decoded for each in whole)
     with pytest.raises(ReadError, match=r"a\.tif"):  # GDAL's words for it
-        stage_windows(block[3:], settings, segmenter)
+        stage_windows(damaged, settings, segmenter)

@@ -15,9 +15,10 @@ import ray
 
 from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Part, Plan, choose_window
+from seg_core.run.plan import Part, Plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Row
+from seg_core.run.sizing import choose_window
 
 from ..progress import waiting
 from ..ray_session import ray_session
@@ -179,7 +180,7 @@ class Bench:
             if pixels <= 0 and windows <= 0 and number >= LEAST_PARTS * self.resources.most:
                 return
             yield replace(part, key=f"{part.key}-{number}")
-            pixels -= part.window.height * part.window.width
+            pixels -= part.window.num_pixels
             windows -= num_splits(part.window, self.window)
 
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from seg_core.grid import chip_window, split
-from seg_core.inference.windows import fit_read_blocks, fit_window, read_pixels, stage_windows, start_windows
+from seg_core.inference.windows import read_pixels, stage_windows, start_windows
 from seg_core.model.bundle import read_weights
 from seg_core.model.networks import normalise
 from seg_core.model.segmenter import Pending, Segmenter, load_model
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import encode_mask
+from seg_core.run.sizing import chip_memory, choose_read_blocks, fit_window, gpu_share
 from seg_core.threads import prefetch
 
 from ..resources import ActorResources, ExecutionOptions
@@ -33,17 +34,17 @@ from ..resources import ActorResources, ExecutionOptions
 class Windows(Dataset[Any]):
     """The windows of parts, by number: to read one gives its chip."""
 
-    jobs: Sequence[WindowTask]
+    tasks: Sequence[WindowTask]
     settings: Settings
     stride: int
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.tasks)
 
     def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
-        part, window = self.jobs[number]
-        chip = chip_window(window, self.settings.halo, self.stride)
-        return *read_pixels(part, chip, self.settings), number
+        task = self.tasks[number]
+        chip = chip_window(task.window, self.settings.halo, self.stride)
+        return *read_pixels(task.part, chip, self.settings), number
 
 
 class Stages:
@@ -67,16 +68,17 @@ class Stages:
         self.readers = resources.readers_to(settings.decode)
         self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
-        window = fit_window(window, execution.window, settings, self.segmenter, resources.num_gpus)
+        bundle, gpu_memory = self.segmenter.bundle, gpu_share(self.segmenter.memory, resources.num_gpus)
+        window = fit_window(window, execution.window, settings, bundle, gpu_memory)
         known = [Part.from_row(part) for part in parts]
-        jobs = [(part, at) for part in known for at in split(part.window, window)]
+        tasks = [WindowTask(part, at) for part in known for at in split(part.window, window)]
         # They are read again and again: as a run reads that has more of them than threads.
         many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
-        self.read_blocks, self.depth = fit_read_blocks(
-            many, window, settings, self.segmenter, resources.memory, resources.num_gpus, self.readers
-        )
-        self.windows = Windows(jobs, settings, self.segmenter.bundle.stride)
-        by_size = sorted(range(len(jobs)), key=lambda number: -_size(jobs[number]))
+        at_once = self.readers + (self.segmenter.decodes_together if settings.decode == "device" else 0)
+        memory = chip_memory(resources.memory, gpu_memory)
+        self.read_blocks, self.depth = choose_read_blocks(many, window, settings, bundle, memory, at_once)
+        self.windows = Windows(tasks, settings, bundle.stride)
+        by_size = sorted(range(len(tasks)), key=lambda number: -tasks[number].window.num_pixels)
         chips = ((number, *self.windows[number][:2]) for number in by_size)
         # One in which something is valid: nothing else is inferred.
         self.largest = next((chip for chip in chips if chip[2].any()), (by_size[0], *self.windows[by_size[0]][:2]))
@@ -92,7 +94,7 @@ class Stages:
 
         def stage(block: ReadBlock) -> int:
             stage_windows(block, self.settings, self.segmenter, lambda: turns)
-            return sum(map(_size, block))
+            return block.num_pixels
 
         with ThreadPoolExecutor(self.depth) as pool:
             return _rate(prefetch(pool, stage, cycle(self.read_blocks), self.depth), seconds, self.readers)
@@ -108,14 +110,14 @@ class Stages:
             for each in chip:
                 each.to(self.segmenter.device, non_blocking=True)
             torch.cuda.synchronize()
-            return _size(self.windows.jobs[number])
+            return self.windows.tasks[number].window.num_pixels
 
         return _rate(iter(run, None), seconds)
 
     def model(self, seconds: float) -> float:
         """Segmenting one chip that the device has at hand again and again; with its answer on the way to the host."""
         number, pixels, valid = self.largest
-        _, at = self.windows.jobs[number]
+        at = self.windows.tasks[number].window
         chip = self.segmenter.stage(pixels, valid)
         batch = [chip] * self.batch
         under_way: deque[Pending] = deque()
@@ -124,7 +126,7 @@ class Stages:
             while len(under_way) <= self.segmenter.in_flight:
                 under_way.append(start_windows(batch, at, self.settings, self.segmenter))
             under_way.popleft().result()
-            return len(batch) * at.height * at.width
+            return len(batch) * at.num_pixels
 
         return _rate(iter(run, None), seconds)
 
@@ -150,7 +152,7 @@ class Stages:
             multiprocessing_context="spawn",  # Ray's and OpenMP's threads don't outlive a fork
         )
         for pixels, valid, number in loader:
-            _, at = self.windows.jobs[number]
+            at = self.windows.tasks[number].window
             image, mask = (each.to(device, non_blocking=True).unsqueeze(0) for each in (pixels, valid))
             image = normalise(image, mask, bundle.mean, bundle.std).contiguous(memory_format=layout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.segmenter.bfloat16):
@@ -161,11 +163,7 @@ class Stages:
             inside = building[0, halo : halo + at.height, halo : halo + at.width]
             with open(f"{folder}/{number}.png", "wb") as file:
                 file.write(encode_mask(inside.cpu().numpy()))
-            yield at.height * at.width
-
-
-def _size(job: WindowTask) -> int:
-    return job[1].height * job[1].width
+            yield at.num_pixels
 
 
 def _rate(sizes: Iterator[int], seconds: float, at_once: int = 1) -> float:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 def plan(args: Namespace) -> int:
     """`seg plan`."""
     from seg_core.model.bundle import read_bundle
-    from seg_core.run.plan import choose_window
+    from seg_core.run.sizing import choose_window
 
     planned, refused, doubts = _planned(args)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -23,8 +23,6 @@ from seg_core.errors import ReadError, StoreUnavailableError
 from seg_core.grid import Window, chip_window, num_splits, round_up, split
 from seg_core.inference.windows import (
     compare_across_border,
-    fit_read_blocks,
-    fit_window,
     may_be_in_places,
     stage_windows,
     start_windows,
@@ -33,10 +31,11 @@ from seg_core.run.attempts import Attempt, claim_interrupted, mark_done, mark_st
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import Failure, PartialFailure, Row, failed_rows, tile_rows
+from seg_core.run.sizing import chip_memory, choose_read_blocks, enough_readers, fit_window, gpu_share
 from seg_core.threads import prefetch
 
 from ..resources import MAX_UNPUBLISHED_PARTS, ActorResources, ExecutionOptions
-from .bottleneck import Stopwatch, enough_readers
+from .bottleneck import Stopwatch
 from .writers import MakeRows, PublishedPart, make_rows, make_writers, publish_part
 
 if TYPE_CHECKING:
@@ -80,7 +79,8 @@ class PartSegmenter:
         self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.out, self.settings, self.planned, self.session, self.store = out, settings, window, session, store
         # Smaller ones once the device's memory has run out.
-        self.window = fit_window(window, execution.window, settings, self.segmenter, resources.num_gpus)
+        self.gpu_memory = gpu_share(self.segmenter.memory, resources.num_gpus)
+        self.window = fit_window(window, execution.window, settings, self.segmenter.bundle, self.gpu_memory)
         self.resources, self.batch, self.at_once = resources, execution.batch, execution.compiling == "yes"
         self.watched = watched
         self.seams: dict[str, Future[tuple[int, int]]] = {}  # of watched parts: see compare_across_border
@@ -189,20 +189,18 @@ class PartSegmenter:
         """What makes the rows of windows of that size: for each part as many as it has, in any order."""
         if self.batch is None:
             self.batch = self.choose_batch([window for part in parts for window in split(part.window, size)])
-        read_blocks, depth = fit_read_blocks(
-            parts,
-            size,
-            self.settings,
-            self.segmenter,
-            self.resources.memory,
-            self.resources.num_gpus,
-            self.readers,
-            self.batch,
+        memory = chip_memory(self.resources.memory, self.gpu_memory)
+        # Beside those that are read, as many wait for a GPU's JPEG engine as it takes at once.
+        at_once = self.readers + (self.segmenter.decodes_together if self.settings.decode == "device" else 0)
+        read_blocks, depth = choose_read_blocks(
+            parts, size, self.settings, self.segmenter.bundle, memory, at_once, self.batch
         )
         flying: deque[Iterator[MakeRows]] = deque()
         with ThreadPoolExecutor(depth) as readers:
             chips = chain.from_iterable(prefetch(readers, self.read, read_blocks, depth))
-            for batch in self.batches(zip(chain.from_iterable(read_blocks), chips, strict=True)):
+            for batch in self.batches(
+                zip(chain.from_iterable(block.tasks for block in read_blocks), chips, strict=True)
+            ):
                 flying.append(self.failure_rows(*batch) if isinstance(batch, tuple) else self.start(batch))
                 while len(flying) > self.segmenter.in_flight:
                     yield from flying.popleft()
@@ -214,7 +212,7 @@ class PartSegmenter:
         """Let more threads read at once, up to so many, where the last windows show that the model waits for them."""
         seconds = None if self.stood_still else self.clock.lap(WINDOWS_TO_COUNT_READERS * self.readers)
         if seconds is not None:
-            more = min(enough_readers(self.readers, self.resources.cores, seconds), most) - self.readers
+            more = min(enough_readers(self.readers, self.resources.cores, **seconds), most) - self.readers
             if more > 0:
                 self.turns.release(more)
                 self.readers += more
@@ -230,7 +228,7 @@ class PartSegmenter:
         """Windows that follow each other and are of one size; those that can't be read alone."""
         batch: Chips = []
         for job, chip in chips:
-            if batch and (len(batch) >= (self.batch or 1) or batch[0][0][1][2:] != job[1][2:]):
+            if batch and (len(batch) >= (self.batch or 1) or batch[0][0].window.shape != job.window.shape):
                 yield batch
                 batch = []
             if isinstance(chip, Failure):
@@ -243,13 +241,13 @@ class PartSegmenter:
             yield batch
 
     def read(self, block: ReadBlock) -> "Sequence[DeviceChip | Failure]":
-        """The chip of each window of a square, or why it can't be read."""
-        part, _ = block[0]
+        """The chip of each window of a block, or why it can't be read."""
+        part, windows = block.part, block.windows
         if part.key not in self.begun:  # several threads may say so, each before it reads
             mark_started(self.out, part.key, self.session, self.store)
             self.begun.add(part.key)
         try:
-            return stage_windows(block, self.settings, self.segmenter, partial(self.reading, len(block)))
+            return stage_windows(block, self.settings, self.segmenter, partial(self.reading, len(windows)))
         except ReadError as error:
             kind = PartialFailure if may_be_in_places(error, self.settings) else Failure
             failure = kind(type(error).__name__, str(error), error.attempts)
@@ -257,9 +255,9 @@ class PartSegmenter:
         except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
             self.end_if_lost()
             failure, of_all = Failure(type(error).__name__, f"{part.scene.uri}: {error}"), False
-        if of_all or len(block) == 1:
-            return [failure] * len(block)
-        return [found for job in block for found in self.read([job])]
+        if of_all or len(windows) == 1:
+            return [failure] * len(windows)
+        return [found for window in windows for found in self.read(ReadBlock(part, (window,)))]
 
     @contextmanager
     def reading(self, windows: int) -> Iterator[None]:
@@ -269,7 +267,7 @@ class PartSegmenter:
 
     def failure_rows(self, job: WindowTask, failure: Failure) -> Iterator[MakeRows]:
         """What makes the rows of a window that can't be read; where it is damaged in places, tile by tile."""
-        (part, window), size = job, self.settings.tile_size
+        part, window, size = job.part, job.window, self.settings.tile_size
         if isinstance(failure, PartialFailure) and num_splits(window, size) > 1:
             yield partial(iter, [row for tile in split(window, size) for row in self.rows(part, tile)])
         else:
@@ -281,9 +279,10 @@ class PartSegmenter:
         A single window that does not fit beside others is tried `again`, once.
         """
         try:
-            chips, window = [chip for _, chip in batch], batch[0][0][1]
-            seldom = self.at_once and len(chips) < (self.batch or 1)  # such as the last ones of a task
-            pending = start_windows(chips, window, self.settings, self.segmenter, seldom)
+            chips, window = [chip for _, chip in batch], batch[0][0].window
+            # Batches of fewer windows, such as the last ones of a task, are rare.
+            may_compile = not self.at_once or len(chips) >= (self.batch or 1)
+            pending = start_windows(chips, window, self.settings, self.segmenter, may_compile)
         except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
             error = error.with_traceback(None)  # whose frames hold what the device held
             return self.retry_with_less(batch, error, again)
@@ -302,8 +301,9 @@ class PartSegmenter:
             return
         self.clock.add("model", pending.seconds, len(batch))
         self.on_cpu += sum(not chip.decoded for _, chip in batch)
-        for ((part, window), _), answer in zip(batch, answers, strict=True):
-            if part.key in self.watched and window[:2] == part.window[:2]:
+        for (task, _), answer in zip(batch, answers, strict=True):
+            part, window = task.part, task.window
+            if part.key in self.watched and window.origin == part.window.origin:
                 self.check_seam(part, window, answer)
             yield partial(tile_rows, part.scene, window, self.settings.tile_size, answer.figures)
 
@@ -315,7 +315,7 @@ class PartSegmenter:
             if _is_of_memory(error) and not again:
                 yield from self.start(batch, again=True)  # those that were begun before it have left the device
             else:
-                yield partial(iter, list(self.smaller_rows(*batch[0][0], error)))
+                yield partial(iter, list(self.smaller_rows(batch[0][0].part, batch[0][0].window, error)))
             return
         half = len(batch) // 2
         if _is_of_memory(error):
@@ -340,8 +340,8 @@ class PartSegmenter:
 
     def rows(self, part: Part, window: Window) -> Iterable[Row]:
         """The rows of a window that is segmented at once, with no other beside it."""
-        job = part, window
-        (chip,) = self.read([job])
+        job = WindowTask(part, window)
+        (chip,) = self.read(ReadBlock(part, (window,)))
         segmented = self.failure_rows(job, chip) if isinstance(chip, Failure) else self.start([(job, chip)])
         return [row for make_rows in segmented for row in make_rows()]
 

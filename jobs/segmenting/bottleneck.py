@@ -8,7 +8,6 @@
 An actor's wall time runs from its first receipt's start to its last one's end.
 """
 
-import math
 import threading
 import time
 from collections import defaultdict
@@ -18,9 +17,6 @@ from typing import Any
 
 STAGES = ("reading", "decoding", "model", "writing")  # decoding: by a GPU's JPEG engine
 TIMES = (*STAGES, "reading_cpu")  # what of reading was computed
-SPARE = 1.25  # times as many threads as just keep up
-MAX_READERS = 64
-CROWDED_ABOVE = 0.9  # of the cores: threads that compute more than that would only take turns
 # Nothing was busy for that share of the time: the actors waited for the start of tasks, or for single long reads.
 IDLE = 0.5
 # The most that a GPU is busy for where it waits, again and again, for the one process that reads and starts for it.
@@ -90,16 +86,6 @@ class Stopwatch:
             taken = {name: self.seconds[name] - self.told[name] for name in TIMES}
             self.told.update(self.seconds)
         return taken
-
-
-def enough_readers(least: int, cores: int, seconds: Mapping[str, float]) -> int:
-    """How many threads must read, so that the model does not wait, by the seconds that a window takes.
-
-    Threads that decode are worth no more than the cores; of those that wait for a store, many more can do so at once.
-    """
-    read, computed, inferred = (max(seconds[name], 1e-9) for name in ("reading", "reading_cpu", "model"))
-    wanted, room = SPARE * read / inferred, CROWDED_ABOVE * cores * read / computed
-    return max(least, math.ceil(min(wanted, room, MAX_READERS)))
 
 
 class BottleneckReport:

@@ -14,9 +14,10 @@ from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import infer_window, may_be_in_places
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.segmenter import Segmenter
-from seg_core.run.plan import Part, Places, Settings, choose_window
+from seg_core.run.plan import Part, Places, Settings
 from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask, tile_rows
+from seg_core.run.sizing import choose_window
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part
 from seg_core.storage.files import exists

@@ -1,6 +1,5 @@
 """Windows of a part: their chips, what the model makes of them, their tiles' rows, and how well neighbours fit."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from seg_core.errors import ReadError
 from seg_core.grid import Window, bounding_window, chip_window, intersection, round_up, split
 from seg_core.imagery.jpeg_streams import read_streams
 from seg_core.imagery.mosaic import read_image
-from seg_core.run.plan import Part, ReadBlock, Settings, choose_read_blocks, choose_window
+from seg_core.run.plan import Part, ReadBlock, Settings
 
 if TYPE_CHECKING:
     from seg_core.model.segmenter import (  # torch comes with it, and the driver needs none
@@ -44,14 +43,13 @@ def stage_windows(
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
     within a `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
-    part = block[0][0]
-    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for _, window in block]
+    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for window in block.windows]
     whole = bounding_window(chips)
     with ExitStack() as within:
         within.enter_context(turn())
-        streams = _read_streams(part, whole, settings, segmenter)
+        streams = _read_streams(block.part, whole, settings, segmenter)
         if streams is None:
-            staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
+            staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.new_pixels))
         else:
             if segmenter.on_gpu:
                 within.close()
@@ -60,11 +58,11 @@ def stage_windows(
             except ReadError:
                 # What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But
                 # only of a window alone: who decodes the others must not depend on what is read with them.
-                if len(block) > 1:
+                if len(block.windows) > 1:
                     raise
                 if segmenter.on_gpu:
                     within.enter_context(turn())
-                staged = segmenter.stage(*read_pixels(part, whole, settings, segmenter.new_pixels))
+                staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.new_pixels))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 
@@ -81,66 +79,41 @@ def may_be_in_places(error: ReadError, settings: Settings) -> bool:
 
 
 def start_windows(
-    chips: "Sequence[DeviceChip]", window: Window, settings: Settings, segmenter: "Segmenter", seldom: bool = False
+    chips: "Sequence[DeviceChip]", window: Window, settings: Settings, segmenter: "Segmenter", may_compile: bool = True
 ) -> "Pending":
-    """Begin to segment the chips of windows of one size, of which one is named, and which may come seldom."""
+    """Begin to segment the chips of windows that have the size of `window`. Raises RuntimeError or MemoryError.
+
+    The network may be compiled for batches of that size and number, unless they are rare.
+    """
     from seg_core.model.segmenter import WindowSpec
 
     wanted = settings.tile_size, settings.threshold, settings.keep_probability
-    return segmenter.start(chips, WindowSpec(settings.halo, window.height, window.width, *wanted), seldom)
-
-
-def fit_window(window: int, wanted: int | None, settings: Settings, segmenter: "Segmenter", gpus: float) -> int:
-    """The side of windows in px: as planned, or smaller ones where none is `wanted` and the share of a GPU is small."""
-    if segmenter.memory is None:
-        return window
-    return min(window, choose_window(wanted, settings, segmenter.bundle, segmenter.memory * min(1.0, gpus)))
-
-
-def fit_read_blocks(
-    parts: Sequence[Part],
-    window: int,
-    settings: Settings,
-    segmenter: "Segmenter",
-    memory: int,
-    gpus: float,
-    readers: int,
-    batch: int | None = None,
-) -> tuple[list[ReadBlock], int]:
-    """What `choose_squares` finds for so many bytes of the host, and half of that share of a GPU.
-
-    Beside those that are read, as many wait for a GPU's JPEG engine as it takes at once.
-    """
-    if settings.decode == "device":
-        readers += segmenter.decodes_together
-    on_device = math.inf if segmenter.memory is None else segmenter.memory * min(1.0, gpus) / 2
-    room = int(min(memory, on_device))
-    return choose_read_blocks(parts, window, settings, segmenter.bundle, room, readers, batch or 1)
+    return segmenter.start(chips, WindowSpec(settings.halo, window.height, window.width, *wanted), may_compile)
 
 
 def infer_window(part: Part, window: Window, settings: Settings, segmenter: "Segmenter") -> "WindowResult":
     """What the model says of a single window's own pixels. Raises ReadError where they can't be read."""
-    chips = stage_windows([(part, window)], settings, segmenter)
-    return start_windows(chips, window, settings, segmenter, seldom=True).result()[0]
+    chips = stage_windows(ReadBlock(part, (window,)), settings, segmenter)
+    return start_windows(chips, window, settings, segmenter, may_compile=False).result()[0]
 
 
 def compare_across_border(
-    part: Part, window: Window, answer: "WindowResult", settings: Settings, segmenter: "Segmenter"
+    part: Part, window: Window, result: "WindowResult", settings: Settings, segmenter: "Segmenter"
 ) -> tuple[int, int]:
     """Valid pixels beside the window's right or lower border, and on how many of them its neighbour would differ.
 
     The neighbour is a window laid across the border, where most pixels beside it are valid: what it says on this side
-    of it is compared with the answer. Both are 0 where the image ends at both borders. Raises ReadError.
+    of it is compared with the window's result. Both are 0 where the image ends at both borders. Raises ReadError.
     """
     reach = round_up(BORDER_STRIP, segmenter.bundle.stride)
     laid = list(_across(window, part.scene.window, reach, max(settings.tile_size, 2 * reach)))
     if not laid:
         return 0, 0
-    at = max(laid, key=lambda across: int(answer.valid[intersection(across, window).slices(window)].sum()))
+    at = max(laid, key=lambda across: int(result.valid[intersection(across, window).slices(window)].sum()))
     beside = infer_window(part, at, settings, segmenter)
     common = intersection(at, window)
     here, there = common.slices(window), common.slices(at)
-    differs = answer.building(settings.tile_size)[here] != beside.building(settings.tile_size)[there]
+    differs = result.building(settings.tile_size)[here] != beside.building(settings.tile_size)[there]
     return int(beside.valid[there].sum()), int(differs.sum())
 
 

@@ -39,7 +39,7 @@ class CompiledNetwork:
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # of memory, which all sizes share
 
     def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> WindowResult:
-        """The answer to a batch. Its size says all that may not change, `rest` too; None: it comes seldom."""
+        """The answer to a batch. Its size says all that may not change, `rest` too; None: it is rare."""
         if size in self.sizes:
             return self.sizes[size](images, masks)
         return self.answer(batch(images), batch(masks), *rest)

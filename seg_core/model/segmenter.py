@@ -189,15 +189,15 @@ class Segmenter:
             return DeviceChip(image, mask, valid, holds, self.copies.record_event())
 
     @torch.inference_mode()
-    def start(self, chips: Sequence[DeviceChip], cut: WindowSpec, seldom: bool = False) -> "Pending":
+    def start(self, chips: Sequence[DeviceChip], cut: WindowSpec, may_compile: bool = True) -> "Pending":
         """Segment chips of one size together. A GPU is then at work on them, and further ones may be started.
 
-        For chips whose size comes `seldom` nothing is compiled. Raises RuntimeError or MemoryError where they are too
-        much for the device.
+        With `may_compile` the network may be compiled for batches of that size: for rare ones it does not pay. Raises
+        RuntimeError or MemoryError where they are too much for the device.
         """
         began, compiled = time.perf_counter(), False
         some = [number for number, chip in enumerate(chips) if chip.any_valid]
-        size = None if seldom else (len(some), *chips[0].image.shape, cut)
+        size = (len(some), *chips[0].image.shape, cut) if may_compile else None
         events: list[Any] = []
         found: tuple[Tensor, ...] = ()
         if some:
@@ -334,7 +334,7 @@ class Pending:
     some: list[int]  # the chips in which anything is valid: the others were not inferred
     found: tuple[Tensor, ...]
     events: list[Any]  # of CUDA: when it began, and ended
-    size: tuple[Any, ...] | None  # of the batch, unless it comes seldom
+    size: tuple[Any, ...] | None  # of the batch; None where nothing may be compiled for it
     compiled: bool  # whether the network was compiled for it just now
     seconds: float  # that the device took; while it is at work, those that it took to start it
 

@@ -1,4 +1,4 @@
-"""What a run is to do: its settings, the parts that its scenes are cut into, and how large a window may be."""
+"""What a run is to do: its settings, and the parts that its scenes are cut into."""
 
 import hashlib
 import json
@@ -16,7 +16,6 @@ from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
 
 MAX_WINDOW = 2048  # px; beyond it the halo costs little, and memory much
-READ = 4096  # px a side of what is read at once: windows beside each other share blocks of their file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +61,11 @@ class Settings:
         if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
             raise SegError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: MIN must be less than MAX")
 
+    @property
+    def largest_window(self) -> int:
+        """The side in px of the largest windows where none is asked for: see `seg_core.run.sizing`."""
+        return max(1, min(MAX_WINDOW, self.part) // self.tile_size) * self.tile_size
+
     def check_window(self, window: int) -> None:
         """Raise SegError for windows of that size in px, which tiles would not fit in."""
         if window < self.tile_size or window % self.tile_size:
@@ -98,6 +102,32 @@ class Part:
         """This part, of this version, read from where its scenes are now."""
         scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """A window that is to be segmented, and the part that it is of."""
+
+    part: Part
+    window: Window
+
+
+@dataclass(frozen=True)
+class ReadBlock:
+    """Windows of one part that lie beside each other and are read at once."""
+
+    part: Part
+    windows: tuple[Window, ...]
+
+    @property
+    def tasks(self) -> list[WindowTask]:
+        """Its windows, each with their part."""
+        return [WindowTask(self.part, window) for window in self.windows]
+
+    @property
+    def num_pixels(self) -> int:
+        """The pixels of all windows, without their halos."""
+        return sum(window.num_pixels for window in self.windows)
 
 
 Places = tuple[tuple[str, str], ...]  # prefixes of URIs: when the run was planned, and now
@@ -201,7 +231,7 @@ def make_plan(
     if window is not None:
         settings.check_window(window)
     if bundle.context_px is None or settings.halo < bundle.context_px:
-        settings = replace(settings, window=window or _largest_window(settings))
+        settings = replace(settings, window=window or settings.largest_window)
     # The scenes of a mosaic are read on the grid of the whole: only that must have the model's resolution.
     scenes, refused = _of_one_depth(scenes, settings.scale)
     served, unfit = _fit(scenes, bundle, settings, None if settings.mosaic else bundle.gsd_m)
@@ -245,69 +275,3 @@ def _fit(
         except SegError as error:
             refused.append(str(error))
     return served, refused
-
-
-def choose_window(wanted: int | None, settings: Settings, bundle: Bundle, memory: float) -> int:
-    """The side of a window in px: as asked for, or the largest up to 2048 whose forward pass fits half the memory.
-
-    That is the memory, in bytes, of what computes.
-    """
-    wanted = settings.window if settings.context_exceeds_halo else wanted
-    if wanted is not None:
-        return min(wanted, settings.part)
-    sizes = range(settings.tile_size, _largest_window(settings) + 1, settings.tile_size)
-    fitting = [s for s in sizes if (s + 2 * settings.halo) ** 2 * bundle.activation_bytes_per_px <= memory / 2]
-    return max(fitting, default=settings.tile_size)
-
-
-def choose_depth(side: int, settings: Settings, bundle: Bundle, memory: int, at_once: int) -> int:
-    """How many squares of `side` px may wait for the model: two for each that is read at once.
-
-    In at most an eighth of the memory, in bytes.
-    """
-    # Bytes a pixel: one says what is valid. Scaled, a band may be of four, and is stretched in as many.
-    each = bundle.bands * (1 if settings.scale is None else 9) + 1
-    return max(1, min(2 * at_once, memory // 8 // (each * (min(side, settings.part) + 2 * settings.halo) ** 2)))
-
-
-WindowTask = tuple[Part, Window]
-ReadBlock = list[WindowTask]  # windows of one part that are read at once
-
-
-def largest_read_block(window: int) -> int:
-    """The side in px of the largest squares."""
-    return max(1, READ // window) * window
-
-
-def read_blocks(parts: Sequence[Part], window: int, side: int) -> list[ReadBlock]:
-    """Windows of parts, by what is read at once: squares of up to `side` px."""
-    blocks = [(part, block) for part in parts for block in split(part.window, side)]
-    return [[(part, at) for at in split(block, window)] for part, block in blocks]
-
-
-def choose_read_blocks(
-    parts: Sequence[Part],
-    window: int,
-    settings: Settings,
-    bundle: Bundle,
-    memory: int,
-    readers: int,
-    batch: int = 1,
-) -> tuple[list[ReadBlock], int]:
-    """What is read at once of parts whose windows are of that size in px, and how many of it may wait for the model.
-
-    Blocks of a file that windows share are decoded once then. They are as large as READ, or smaller ones by halves, so
-    that there are two for each of the `readers`, and `memory` in bytes for more than one for each.
-    """
-    side = largest_read_block(window)
-    while True:
-        found = read_blocks(parts, window, side)
-        at_once = max(readers, -(-batch // (side // window) ** 2))
-        depth = choose_depth(side, settings, bundle, memory, at_once)
-        if side == window or (len(found) >= 2 * readers and depth > readers):
-            return found, depth
-        side = max(1, side // window // 2) * window
-
-
-def _largest_window(settings: Settings) -> int:
-    return max(1, min(MAX_WINDOW, settings.part) // settings.tile_size) * settings.tile_size
