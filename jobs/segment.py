@@ -21,7 +21,6 @@ from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, SeamCounts, now, write_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
-from seg_core.run.rows import Row
 from seg_core.run.sizing import choose_window
 from seg_core.storage.files import make_folder
 
@@ -30,6 +29,7 @@ from .ray_session import ray_session
 from .resources import ActorResources, ExecutionOptions, size_actors
 from .segmenting.actor import PartSegmenter
 from .segmenting.bottleneck import BottleneckReport
+from .segmenting.receipts import Receipt
 
 FAILURES_ADVICE = "see seg query with SELECT * FROM failures; the same command tries them again"
 TRACEBACK_END = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
@@ -116,7 +116,7 @@ def _lease_of(out: str) -> Iterator[Lease]:
         raise JobError(f"{error}: the run has begun, and the same command goes on") from error
 
 
-def _follow(receipts: Iterable[Row], windows: int, record: RunRecord, lease: Lease) -> tuple[BottleneckReport, int]:
+def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease: Lease) -> tuple[BottleneckReport, int]:
     """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
 
     Returns what the actors were busy with, and how many windows no device has decoded.
@@ -129,13 +129,13 @@ def _follow(receipts: Iterable[Row], windows: int, record: RunRecord, lease: Lea
     progress, busy, on_cpu = Progress(windows), BottleneckReport(), 0
     try:
         for receipt in receipts:
-            progress.update(receipt["windows"], receipt["pixels"], receipt["started"], receipt["failed"])
-            seams.update(pixels=receipt["seam_pixels"], differing=receipt["seam_differing"])
+            progress.update(receipt.windows, receipt.pixels, receipt.started, receipt.failed)
+            seams.update(pixels=receipt.seam_pixels, differing=receipt.seam_differing)
             busy.add(receipt)
-            if record.exact and not receipt["exact"]:
+            if record.exact and not receipt.exact:
                 record.exact = False
                 write_record(lease.run, record, lease)  # now: another device may finish what this one began
-            on_cpu += receipt["on_cpu"]
+            on_cpu += receipt.decoded_on_cpu
     finally:
         progress.end()
     record.seams = SeamCounts(**seams)
@@ -149,13 +149,13 @@ def _finish(record: RunRecord, lease: Lease, started: float) -> None:
     write_record(lease.run, record, lease)
 
 
-def _watch(receipts: Iterable[Row], out: str, max_failures: int | None) -> Iterator[Row]:
+def _watch(receipts: Iterable[Receipt], out: str, max_failures: int | None) -> Iterator[Receipt]:
     """The receipts. Raises JobError where too many tiles have failed, or the workers can't go on."""
     failed = 0
     try:
         for receipt in receipts:
             yield receipt
-            failed += receipt["failed"]
+            failed += receipt.failed
             if max_failures is not None and failed > max_failures:
                 raise JobError(
                     f"{out}: {failed} tiles failed, more than --max-failures {max_failures}: {FAILURES_ADVICE}"
@@ -191,7 +191,7 @@ def run_pipe(
     resources: ActorResources,
     execution: ExecutionOptions,
     store: Store = PLAIN,
-) -> Iterable[Row]:
+) -> Iterable[Receipt]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
     shares = share_out(todo, resources.most, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
     tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
@@ -207,4 +207,4 @@ def run_pipe(
     receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
     receipts.context._max_num_blocks_in_streaming_gen_buffer = RECEIPTS  # noqa: SLF001 - there is no other way
-    return (receipt for row in receipts.iter_rows() for receipt in row["receipts"])
+    return (Receipt.from_row(receipt) for row in receipts.iter_rows() for receipt in row["receipts"])

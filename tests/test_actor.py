@@ -17,14 +17,15 @@ from conftest import MakeBundle, MakeScene
 
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segment import share_out
-from aerial_seg.segmenting import actor
+from aerial_seg.segmenting import actor, device, publishing, reading, seams
 from aerial_seg.segmenting.actor import PartSegmenter
+from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.segmenting.writers import make_writers, publish_part
 from seg_core.imagery.region import read_region
 from seg_core.inference.windows import infer_window
 from seg_core.model.bundle import read_bundle
 from seg_core.run.attempts import Attempt, attempts_folder, claim_interrupted, mark_started
-from seg_core.run.plan import Part, Plan, Settings, make_plan
+from seg_core.run.plan import Part, Plan, Settings, WindowTask, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.tables import part_path, read_part
@@ -52,7 +53,7 @@ def start(made: tuple[Plan, str, str], **further: Any) -> PartSegmenter:
 def test_more_threads_read_where_the_model_waits_for_a_store(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch, waits: float, infers: float
 ) -> None:
-    read, at_once, most = actor.stage_windows, Counter[str](), []
+    read, at_once, most = reading.stage_windows, Counter[str](), []
 
     def slow(block: Any, settings: Any, segmenter: Any, turn: Any) -> Any:
         with turn():
@@ -62,7 +63,7 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
             at_once["reading"] -= 1
         return read(block, settings, segmenter)
 
-    monkeypatch.setattr(actor, "stage_windows", slow)
+    monkeypatch.setattr(reading, "stage_windows", slow)
     segmenter = start(made)
     add = segmenter.clock.add
 
@@ -72,9 +73,11 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
     monkeypatch.setattr(segmenter.clock, "add", count)
     for expected in (4, 8) if waits else (2, 2):  # at most twice as many in one task
         receipts = list(segmenter.segment_parts(list(made[0].parts())))
-        assert max(most) <= receipts[-1]["readers"] == expected
-        assert [segmenter.turns.acquire(blocking=False) for _ in range(expected + 1)] == [True] * expected + [False]
-        segmenter.turns.release(expected)
+        assert max(most) <= receipts[-1].readers == expected
+        assert [segmenter.reader.turns.acquire(blocking=False) for _ in range(expected + 1)] == [True] * expected + [
+            False
+        ]
+        segmenter.reader.turns.release(expected)
 
 
 def test_receipts_are_passed_on_one_by_one_and_together_beside_a_gpu(
@@ -83,23 +86,23 @@ def test_receipts_are_passed_on_one_by_one_and_together_beside_a_gpu(
     parts = [part.to_row() for part in made[0].parts()]
     segmenter = start(made)
 
-    def told() -> list[int]:
+    def lengths() -> list[int]:
         found = [each["receipts"][0] for each in segmenter({"parts": [parts[:5], parts[5:11]]})]
         assert sum(receipt["pixels"] for together in found for receipt in together) == 11 * 128 * 128
         return [len(together) for together in found]
 
-    assert told() == [1] * 11
-    receipts = [{"pixels": 128 * 128}] * 11
+    assert lengths() == [1] * 11
+    receipts = [Receipt(actor="a", started=0.0, ended=1.0, pixels=128 * 128)] * 11
     monkeypatch.setattr(segmenter, "segment_parts", lambda parts: iter(receipts[: len(parts)]))
     monkeypatch.setattr(segmenter.segmenter, "on_gpu", True)
-    assert told() == [1, 8, 2]
+    assert lengths() == [1, 8, 2]
 
 
 def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, _, run = made
-    read, seen, lock = actor.stage_windows, [], threading.Lock()
+    read, seen, lock = reading.stage_windows, [], threading.Lock()
 
     def look(block: Any, *rest: Any) -> Any:
         with lock:
@@ -107,7 +110,7 @@ def test_a_part_is_said_to_be_at_work_before_it_is_read_and_not_long_before(
             seen.append((block.part.key in begun, len(begun)))
         return read(block, *rest)
 
-    monkeypatch.setattr(actor, "stage_windows", look)
+    monkeypatch.setattr(reading, "stage_windows", look)
     list(start(made).segment_parts(list(plan.parts())))
     assert all(begun for begun, _ in seen)
     assert max(number for _, number in seen) < 36 / 2
@@ -118,7 +121,7 @@ def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = start(made)
-    begin, results = actor.start_windows, Counter[str]()
+    begin, results = device.start_windows, Counter[str]()
 
     def slow(chips: Any, *rest: Any) -> Any:
         """The third batch is compiled, and all are under way for a while; what is read stands still."""
@@ -128,42 +131,42 @@ def test_what_was_read_while_the_network_was_compiled_does_not_say_how_many_must
             segmenter.clock.add("reading", 1e4, 1)
         return replace(pending, compiled=results["begun"] == 3, seconds=1.0)
 
-    monkeypatch.setattr(actor, "start_windows", slow)
+    monkeypatch.setattr(device, "start_windows", slow)
     monkeypatch.setattr(segmenter.segmenter, "in_flight", 4)
     for stage in ("reading", "reading_cpu"):  # so that a lap is only a question of the model
         segmenter.clock.add(stage, 0.0, 10)
-    monkeypatch.setattr(actor, "WINDOWS_TO_COUNT_READERS", 1)
+    monkeypatch.setattr(reading, "WINDOWS_TO_COUNT_READERS", 1)
     list(segmenter.segment_parts(list(made[0].parts())))
-    assert segmenter.readers == 2
+    assert segmenter.reader.num_threads == 2
 
 
 def test_a_border_is_looked_at_beside_a_gpu_that_goes_on(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, later = actor.compare_across_border, threading.Event()
+    look, later = seams.compare_across_border, threading.Event()
 
     def wait(*given: Any) -> tuple[int, int]:
         assert later.wait(60)
         return look(*given)
 
-    monkeypatch.setattr(actor, "compare_across_border", wait)
+    monkeypatch.setattr(seams, "compare_across_border", wait)
     part = next(made[0].parts())
-    segmenter = start(made)
-    answer = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
+    segmenter = start(made, watched=frozenset([part.key]))
+    result = infer_window(part, part.window, SETTINGS, segmenter.segmenter)
     monkeypatch.setattr(segmenter.segmenter, "on_gpu", True)
-    segmenter.check_seam(part, part.window, answer)
+    segmenter.seams.check(WindowTask(part, part.window), result)
     monkeypatch.undo()  # there is none
-    assert not segmenter.seams[part.key].done()
+    assert not segmenter.seams.running[part.key].done()
     later.set()
-    assert segmenter.seams[part.key].result() == (32 * 64, 0)  # of one tile's side
+    assert segmenter.seams.take(part) == (32 * 64, 0)  # of one tile's side
 
 
 def test_what_was_found_at_a_border_is_told(made: tuple[Plan, str, str]) -> None:
     part = next(made[0].parts())
     segmenter = start(made, watched=frozenset([part.key]))
     (receipt,) = segmenter.segment_parts([part])
-    assert (receipt["seam_pixels"], receipt["seam_differing"]) == (32 * 64, 0)
-    assert segmenter.seams == {}
+    assert (receipt.seam_pixels, receipt.seam_differing) == (32 * 64, 0)
+    assert segmenter.seams.running == {}
 
 
 @pytest.mark.parametrize("side", [128, 512])
@@ -179,15 +182,16 @@ def test_processes_publish_what_threads_do(
     for part in parts:
         os.remove(part_path(run, part.key))
     with make_writers(2, processes=True) as writers:
-        monkeypatch.setattr(segmenter, "writers", writers)
+        monkeypatch.setattr(segmenter.publisher, "writers", writers)
         processes = list(segmenter.segment_parts(parts))
     assert [Path(part_path(run, part.key)).read_bytes() for part in parts] == expected
     assert os.listdir(attempts_folder(run)) == []
-    told = ("windows", "pixels", "failed", "exact")
-    assert [[receipt[name] for name in told] for receipt in processes] == [
-        [receipt[name] for name in told] for receipt in threads
-    ]
-    assert min(receipt["writing"] for receipt in processes) > 0
+    found, expected = (
+        [(receipt.windows, receipt.pixels, receipt.failed, receipt.exact) for receipt in receipts]
+        for receipts in (processes, threads)
+    )
+    assert found == expected
+    assert min(receipt.times.writing for receipt in processes) > 0
 
 
 def test_a_process_publishes_failures_and_keeps_what_is_known_of_a_window_that_was_given_up(
@@ -212,7 +216,7 @@ def test_an_actor_ends_with_a_writer_that_is_killed(
 ) -> None:
     segmenter = start(made)
     writers = make_writers(1, processes=True)
-    monkeypatch.setattr(segmenter, "writers", writers)
+    monkeypatch.setattr(segmenter.publisher, "writers", writers)
     monkeypatch.setattr(actor.os, "_exit", sys.exit)
     os.kill(writers.submit(os.getpid).result(), signal.SIGKILL)
     with pytest.raises(SystemExit):
@@ -227,7 +231,7 @@ def test_of_a_large_part_rows_are_made_while_it_is_at_work(
     part = next(replace(plan, settings=settings).parts())
     segmenter = PartSegmenter(model, run, settings, 128, RESOURCES, ExecutionOptions(), "s")
     at_work, kept = Counter[str](), []
-    make, start_one = actor.make_rows, segmenter.start
+    make, start_one = publishing.make_rows, segmenter.batches.start
 
     def note(*given: Any) -> Any:
         at_work["made"] += 1
@@ -238,10 +242,10 @@ def test_of_a_large_part_rows_are_made_while_it_is_at_work(
         at_work["begun"] += 1
         return start_one(*given)
 
-    monkeypatch.setattr(actor, "make_rows", note)
-    monkeypatch.setattr(segmenter, "start", count)
+    monkeypatch.setattr(publishing, "make_rows", note)
+    monkeypatch.setattr(segmenter.batches, "start", count)
     (receipt,) = segmenter.segment_parts([part])
-    assert (receipt["windows"], len(kept)) == (16, 16)
+    assert (receipt.windows, len(kept)) == (16, 16)
     assert max(kept) <= 4
     assert len(read_part(part_path(run, part.key))) == 64
 

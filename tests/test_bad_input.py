@@ -33,7 +33,7 @@ from runs import build_run
 from weed import put
 
 from aerial_seg.cli.main import main
-from aerial_seg.segmenting import actor
+from aerial_seg.segmenting import reading
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, chip_window, overlap, reflect_window, split
@@ -206,8 +206,8 @@ def test_a_scene_that_is_gone_is_asked_for_once_a_window(
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), SETTINGS)
     open_run(str(tmp_path / "run"), plan, model)
     Path(path).unlink()
-    stage = actor.stage_windows
-    monkeypatch.setattr(actor, "stage_windows", lambda *rest: asked.append(rest[0]) or stage(*rest))
+    stage = reading.stage_windows
+    monkeypatch.setattr(reading, "stage_windows", lambda *rest: asked.append(rest[0]) or stage(*rest))
     part_segmenter = PartSegmenter(model, str(tmp_path / "run"), SETTINGS, 256, RESOURCES, EXECUTION, "s")
     list(part_segmenter.segment_parts(list(plan.parts())))
     assert len(asked) == 1

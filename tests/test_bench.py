@@ -19,6 +19,7 @@ from aerial_seg.benchmarks.scenes import make_scene as make_town
 from aerial_seg.benchmarks.scenes import scratch
 from aerial_seg.benchmarks.segmenting import bench_scale, steady_rate
 from aerial_seg.benchmarks.stages import Stages
+from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.terminal import show
 from seg_core.errors import SegError
 from seg_core.grid import Window
@@ -128,8 +129,8 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
 
 
 def test_rates_leave_out_the_time_in_which_not_all_actors_worked() -> None:
-    def receipt(actor: str, started: float, ended: float) -> Json:
-        return {"actor": actor, "started": started, "ended": ended, "pixels": 10_000_000}
+    def receipt(actor: str, started: float, ended: float) -> Receipt:
+        return Receipt(actor=actor, started=started, ended=ended, pixels=10_000_000)
 
     alone = [receipt("a", 0, 10), receipt("a", 10, 20)]
     assert steady_rate(alone) == pytest.approx(1.0)
@@ -143,11 +144,11 @@ def test_parts_that_are_published_before_the_one_before_them_count() -> None:
     ended = list(accumulate(published, max))  # a receipt waits for those before it
     started = [0.0, *ended[:-1]]
     receipts = [
-        {"actor": "a", "started": start, "ended": end, "pixels": 10_000_000}
+        Receipt(actor="a", started=start, ended=end, pixels=10_000_000)
         for start, end in zip(started, ended, strict=True)
     ]
     assert steady_rate(receipts[1:]) == pytest.approx(10.0, rel=0.02)
-    assert min(receipt["ended"] - receipt["started"] for receipt in receipts) == 0
+    assert min(receipt.ended - receipt.started for receipt in receipts) == 0
 
 
 @pytest.mark.parametrize("codec", list(CODECS))

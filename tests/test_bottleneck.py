@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 from conftest import MakeBundle, MakeScene
 
 from aerial_seg.cli.main import main
-from aerial_seg.segmenting.bottleneck import ADVICE, STAGES, TIMES, BottleneckReport, Stopwatch
+from aerial_seg.segmenting.bottleneck import ADVICE, STAGES, BottleneckReport
+from aerial_seg.segmenting.receipts import Receipt
+from aerial_seg.segmenting.stopwatch import StageTimes, Stopwatch
 from seg_core.run.sizing import enough_readers
 
 
-def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> dict[str, Any]:
-    return {"actor": actor, "started": started, "ended": ended, "readers": 2, **dict.fromkeys(TIMES, 0.0), **seconds}
+def receipt(actor: str = "a", started: float = 0.0, ended: float = 10.0, **seconds: float) -> Receipt:
+    return Receipt(actor=actor, started=started, ended=ended, readers=2, pixels=0, times=StageTimes(**seconds))
 
 
-def figures(*receipts: dict[str, Any], writers: int = 1, gpus: float = 0, cores: int = 2) -> dict[str, Any]:
+def figures(*receipts: Receipt, writers: int = 1, gpus: float = 0, cores: int = 2) -> dict[str, Any]:
     busy = BottleneckReport()
     for each in receipts:
         busy.add(each)
@@ -33,7 +36,7 @@ def test_shares_are_of_the_actors_time_and_reading_of_all_its_threads() -> None:
 
 
 def test_reading_that_keeps_all_cores_busy_limits_though_some_of_its_threads_wait_for_them() -> None:
-    more_threads = {**receipt(reading=100, reading_cpu=95, model=8), "readers": 20}
+    more_threads = replace(receipt(reading=100, reading_cpu=95, model=8), readers=20)
     assert figures(more_threads, gpus=1, cores=16)["limit"] == "model"
     found = figures(more_threads, gpus=1, cores=10)
     assert (found["reading"], found["limit"]) == (0.95, "reading")
@@ -90,10 +93,10 @@ def test_a_stopwatch_adds_up_threads_and_starts_again_once_taken() -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(read, range(4)))
     taken = watch.take()
-    assert taken["reading"] >= 0.2
-    assert taken["model"] == taken["writing"] == 0.0
-    assert set(watch.take().values()) == {0.0}
-    assert watch.seconds["reading"] == taken["reading"] > 10 * watch.seconds["reading_cpu"]  # asleep
+    assert taken.reading >= 0.2
+    assert taken.model == taken.writing == 0.0
+    assert watch.take() == StageTimes()
+    assert watch.seconds["reading"] == taken.reading > 10 * watch.seconds["reading_cpu"]  # asleep
 
 
 def test_a_lap_is_what_a_window_took_since_the_last_one_and_ends_when_enough_were_read_and_segmented() -> None:
@@ -104,16 +107,34 @@ def test_a_lap_is_what_a_window_took_since_the_last_one_and_ends_when_enough_wer
     watch.add("model", 1.0, 2)
     assert watch.lap(4) is None
     watch.add("model", 3.0, 2)
-    assert watch.lap(4) == {"reading": 2.0, "reading_cpu": 0.5, "model": 1.0}
+    assert watch.lap(4) == StageTimes(reading=2.0, reading_cpu=0.5, model=1.0)
     assert watch.lap(1) is None
     with watch.on("reading", 1):
         pass
     watch.add("model", 0.5, 1)
     again = watch.lap(1)
     assert again is not None
-    assert again["reading"] < 0.1
-    assert again["model"] == 0.5
-    assert watch.take()["model"] == 4.5  # laps take nothing away
+    assert again.reading < 0.1
+    assert again.model == 0.5
+    assert watch.take().model == 4.5  # laps take nothing away
+
+
+def test_no_lap_ends_while_laps_are_paused() -> None:
+    watch = Stopwatch()
+    watch.pause_laps()
+    for stage in ("reading", "reading_cpu", "model"):
+        watch.add(stage, 1e4, 4)
+    assert watch.lap(4) is None
+    watch.new_lap()
+    assert watch.lap(1) is None  # what was counted meanwhile is left out
+    for stage in ("reading", "reading_cpu", "model"):
+        watch.add(stage, 2.0, 2)
+    assert watch.lap(2) == StageTimes(reading=1.0, reading_cpu=1.0, model=1.0)
+
+
+def test_a_receipt_comes_back_from_its_row() -> None:
+    sent = replace(receipt(reading=1.5, model=2.5), failed=3, exact=False, decoded_on_cpu=2)
+    assert Receipt.from_row(json.loads(json.dumps(sent.to_row()))) == sent
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from conftest import MakeBundle, MakeScene
 from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, Rows, open_plan, rows_of, work
 
 from aerial_seg.resources import ExecutionOptions
-from aerial_seg.segmenting import actor, writers
+from aerial_seg.segmenting import reading, writers
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import StoreUnavailableError
 from seg_core.grid import Window
@@ -84,7 +84,7 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
 def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be_in_another_file(
     wide: Made, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
-    whole, read, asked = undisturbed(wide), actor.stage_windows, []
+    whole, read, asked = undisturbed(wide), reading.stage_windows, []
     parts = [replace(part, sources=(part.scene,) * pieces) for part in wide[0].parts()]
 
     def silent(block: ReadBlock, *rest: Any) -> Any:
@@ -93,7 +93,7 @@ def test_a_store_that_does_not_answer_is_asked_for_each_window_where_that_may_be
             raise StoreUnavailableError("a.tif: no answer")
         return read(block, *rest)
 
-    monkeypatch.setattr(actor, "stage_windows", silent)
+    monkeypatch.setattr(reading, "stage_windows", silent)
     rows = work(wide, parts=parts)
     failed = [row for row in rows if row["status"] == "failed"]
     assert {row["error_class"] for row in failed} == {"StoreUnavailableError"}
@@ -258,7 +258,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
     keys = [part.key for part in plan.parts()]
     for key in (keys[1], keys[4]):
         attempts.mark_started(run, key, "s")
-    read, write, events = actor.stage_windows, writers.write_part, []
+    read, write, events = reading.stage_windows, writers.write_part, []
 
     def note_read(block: ReadBlock, *rest: Any) -> Any:
         events.append(("read", keys.index(block.part.key)))
@@ -268,7 +268,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
         write(out, key, *rest)
         events.append(("written", keys.index(key)))
 
-    monkeypatch.setattr(actor, "stage_windows", note_read)
+    monkeypatch.setattr(reading, "stage_windows", note_read)
     monkeypatch.setattr(writers, "write_part", note_write)
     segmenter = PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, EXECUTION, "s", frozenset(keys))
     receipts = list(segmenter.segment_parts(list(plan.parts())))
@@ -276,7 +276,7 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
     ends = [0, *(events.index(("written", number)) + 1 for number in (0, 1, 3, 4, 5))]
     stretches = [{number for _, number in events[start:end]} for start, end in pairwise(ends)]
     assert stretches == [{0}, {1}, {2, 3}, {4}, {5}]
-    assert sum(receipt["seam_pixels"] for receipt in receipts) == 0  # no neighbour was looked at
+    assert sum(receipt.seam_pixels for receipt in receipts) == 0  # no neighbour was looked at
 
 
 def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -> None:

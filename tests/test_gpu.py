@@ -187,8 +187,8 @@ def segment(folder: Path, execution: ExecutionOptions, settings: Settings) -> li
     watched = frozenset(part.key for part in parts)
     actor = PartSegmenter(BUILT_IN, out, settings, 64, resources, execution, "s", watched)
     receipts = list(actor.segment_parts(parts))
-    assert [receipt["failed"] for receipt in receipts] == [0] * len(parts)
-    looked_at, differing = (sum(receipt[f"seam_{name}"] for receipt in receipts) for name in ("pixels", "differing"))
-    assert looked_at > 0
-    assert differing < 0.01 * looked_at
+    assert [receipt.failed for receipt in receipts] == [0] * len(parts)
+    compared = sum(receipt.seam_pixels for receipt in receipts)
+    assert compared > 0
+    assert sum(receipt.seam_differing for receipt in receipts) < 0.01 * compared
     return [row for part in parts for row in read_part(part_path(out, part.key))]

@@ -17,7 +17,7 @@ from rasters import HEIGHT, WIDTH, WINDOWS, decode, write_jpeg
 from runs import rows_of
 from seg_command import seg
 
-from aerial_seg.segmenting.bottleneck import Stopwatch
+from aerial_seg.segmenting.stopwatch import Stopwatch
 from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import jpeg_streams as jpeg

@@ -248,5 +248,5 @@ def test_more_threads_read_where_the_store_is_slow_to_answer(
     )  # beside other tests, two would wait for each other longer than for the store
     segmenter = PartSegmenter(model, run, settings, 256, resources, EXECUTION, "s")
     proxied.delay = 2.0  # s, far more than a window takes the model: windows are read four at a time
-    used = [receipt["readers"] for receipt in segmenter.segment_parts(list(plan.parts()))]
+    used = [receipt.readers for receipt in segmenter.segment_parts(list(plan.parts()))]
     assert RESOURCES.readers < used[-1]

@@ -17,7 +17,6 @@ from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan
 from seg_core.run.resume import open_run
-from seg_core.run.rows import Row
 from seg_core.run.sizing import choose_window
 
 from ..progress import waiting
@@ -25,6 +24,7 @@ from ..ray_session import ray_session
 from ..resources import ActorResources, ExecutionOptions, size_actors
 from ..segment import run_pipe
 from ..segmenting.bottleneck import Spans, widen
+from ..segmenting.receipts import Receipt
 from .peak import Peak
 
 LEAST_PARTS = 3  # of an actor: one to warm up, and two to measure
@@ -142,9 +142,9 @@ class Bench:
 
         resources, step = self.resources, -(-len(self.parts) // SAMPLE)
         parts = [part.to_row() for part in self.parts[::step]]
-        made = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(Stages)
+        actor_class = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(Stages)
         given = (self.model, parts, self.plan.settings, self.window, resources, self.execution)
-        actors: list[Any] = [made.remote(*given) for _ in range(resources.most)]
+        actors: list[Any] = [actor_class.remote(*given) for _ in range(resources.most)]
         try:
             for actor in actors:  # what the first one finds holds for the others, and for the pipe
                 self.execution = replace(self.execution, batch=ray.get(actor.settle_batch.remote(self.execution.batch)))
@@ -165,10 +165,12 @@ class Bench:
             receipts = list(pipe)
         return {
             "pipe_mpx_s": round(steady_rate(_warm(receipts)), 3),
-            "start_up_s": round(min(r["started"] for r in receipts) - began, 3),
-            "seconds": round(max(r["ended"] for r in receipts) - min(r["started"] for r in receipts), 3),
-            "windows": sum(r["windows"] for r in receipts),
-            "pixels": sum(r["pixels"] for r in receipts),
+            "start_up_s": round(min(receipt.started for receipt in receipts) - began, 3),
+            "seconds": round(
+                max(receipt.ended for receipt in receipts) - min(receipt.started for receipt in receipts), 3
+            ),
+            "windows": sum(receipt.windows for receipt in receipts),
+            "pixels": sum(receipt.pixels for receipt in receipts),
             "host_peak_mb": peak.host_mb,
             "device_peak_mb": peak.device_mb,
             "driver_cpu_s": round(time.process_time() - cpu, 3),
@@ -184,33 +186,33 @@ class Bench:
             windows -= num_splits(part.window, self.window)
 
 
-def _warm(receipts: Sequence[Row]) -> Sequence[Row]:
+def _warm(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
     """The receipts but for the first of each actor, where all have further ones."""
-    number = Counter(receipt["actor"] for receipt in receipts)
+    number = Counter(receipt.actor for receipt in receipts)
     if min(number.values()) == 1:
         return receipts
-    started = {actor: min(r["started"] for r in receipts if r["actor"] == actor) for actor in number}
-    return [receipt for receipt in receipts if receipt["started"] > started[receipt["actor"]]]
+    started = {actor: min(r.started for r in receipts if r.actor == actor) for actor in number}
+    return [receipt for receipt in receipts if receipt.started > started[receipt.actor]]
 
 
-def steady_rate(receipts: Sequence[Row]) -> float:
+def steady_rate(receipts: Sequence[Receipt]) -> float:
     """Megapixels a second while all actors were at work: from when the last one began to when the first one ended.
 
     A part that was begun before, or not ended by then, counts with its share. One that had been published while its
     actor waited for the part before it took no time: it counts where it ended meanwhile.
     """
     spans: Spans = {}
-    for r in receipts:
-        widen(spans, r)
+    for receipt in receipts:
+        widen(spans, receipt)
     first, last = max(began for began, _ in spans.values()), min(ended for _, ended in spans.values())
     if last <= first:  # they followed each other
         first, last = min(began for began, _ in spans.values()), max(ended for _, ended in spans.values())
-    return float(sum(r["pixels"] * _share(r, first, last) for r in receipts) / (last - first) / 1e6)
+    return float(sum(receipt.pixels * _share(receipt, first, last) for receipt in receipts) / (last - first) / 1e6)
 
 
-def _share(receipt: Row, first: float, last: float) -> float:
+def _share(receipt: Receipt, first: float, last: float) -> float:
     """How much of a part's time was between two moments."""
-    started, ended = receipt["started"], receipt["ended"]
+    started, ended = receipt.started, receipt.ended
     if ended <= started:
         return float(first < ended <= last)
     return float(max(0.0, min(ended, last) - max(started, first)) / (ended - started))

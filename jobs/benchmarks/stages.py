@@ -24,10 +24,11 @@ from seg_core.model.networks import normalise
 from seg_core.model.segmenter import Pending, Segmenter, load_model
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import encode_mask
-from seg_core.run.sizing import chip_memory, choose_read_blocks, fit_window, gpu_share
+from seg_core.run.sizing import fit_window, gpu_share
 from seg_core.threads import prefetch
 
 from ..resources import ActorResources, ExecutionOptions
+from ..segmenting.reading import choose_reading
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class Stages:
         tasks = [WindowTask(part, at) for part in known for at in split(part.window, window)]
         # They are read again and again: as a run reads that has more of them than threads.
         many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
-        at_once = self.readers + (self.segmenter.decodes_together if settings.decode == "device" else 0)
-        memory = chip_memory(resources.memory, gpu_memory)
-        self.read_blocks, self.depth = choose_read_blocks(many, window, settings, bundle, memory, at_once)
+        self.read_blocks, self.depth = choose_reading(many, window, settings, self.segmenter, resources, self.readers)
         self.windows = Windows(tasks, settings, bundle.stride)
         by_size = sorted(range(len(tasks)), key=lambda number: -tasks[number].window.num_pixels)
         chips = ((number, *self.windows[number][:2]) for number in by_size)
@@ -115,7 +114,7 @@ class Stages:
         return _rate(iter(run, None), seconds)
 
     def model(self, seconds: float) -> float:
-        """Segmenting one chip that the device has at hand again and again; with its answer on the way to the host."""
+        """Segmenting one chip that the device has at hand again and again; with its result on the way to the host."""
         number, pixels, valid = self.largest
         at = self.windows.tasks[number].window
         chip = self.segmenter.stage(pixels, valid)

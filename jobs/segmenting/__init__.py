@@ -1,1 +1,1 @@
-"""The parts of a job that segments: the actor, its writers, and what limited a run."""
+"""The actor that segments, part by part: guard, reading, device, batches, seams, publishing, receipts; bottleneck."""

@@ -21,6 +21,13 @@ from seg_core.run.tables import write_part
 MakeRows = Callable[[], Iterable[Row]]  # of one window; for processes it must be picklable
 
 
+class WindowRows(NamedTuple):
+    """A window that is segmented, or can't be: the part that it is of, and what makes the rows of its tiles."""
+
+    part: Part
+    make: MakeRows
+
+
 class PublishedPart(NamedTuple):
     """What came of a part."""
 

@@ -1,0 +1,101 @@
+"""Parts are published as soon as all of their windows are segmented, while further ones are.
+
+windows ─▶ parts that are not finished; rows of large ones are made early ─▶ writers ─▶ published parts, in order
+"""
+
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
+from functools import partial
+
+from seg_core.grid import num_splits
+from seg_core.run.fence import Store
+from seg_core.run.plan import Part
+from seg_core.run.rows import Row
+
+from ..resources import MAX_UNPUBLISHED_PARTS
+from .guard import CrashGuard
+from .stopwatch import Stopwatch
+from .writers import MakeRows, PublishedPart, WindowRows, make_rows, publish_part
+
+MAX_PENDING_WINDOWS = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
+
+
+class UnfinishedPart:
+    """A part of which not all windows are segmented: what makes the rows of those that are.
+
+    Of a part of more than `most` windows rows are made before it is finished, so that its masks don't fill the memory.
+    """
+
+    def __init__(self, num_windows: int, most: int, writers: Executor, clock: Stopwatch) -> None:
+        self.missing, self.most, self.writers, self.clock = num_windows, most, writers, clock
+        self.waiting: deque[MakeRows] = deque()
+        self.making: list[Future[tuple[list[Row], float]]] = []
+
+    def add(self, make: MakeRows) -> bool:
+        """Take what makes the rows of one more window. Returns whether the part is finished with it."""
+        self.waiting.append(make)
+        self.missing -= 1
+        if self.missing and len(self.waiting) == self.most:
+            self.making.append(self.writers.submit(make_rows, self.waiting.popleft()))
+            wait(self.making[:-MAX_PENDING_WINDOWS])
+        return self.missing == 0
+
+    def windows(self) -> list[MakeRows]:
+        """What makes, or has made, the rows of each window."""
+        return [*map(self._rows_of, self.making), *self.waiting]
+
+    def _rows_of(self, making: Future[tuple[list[Row], float]]) -> MakeRows:
+        rows, seconds = making.result()
+        self.clock.add("writing", seconds)
+        return partial(iter, rows)
+
+
+class Publisher:
+    """Publishes the parts of a run in writers: threads, or beside a GPU processes, which several parts may wait for."""
+
+    def __init__(
+        self, run: str, model: str, writers: Executor, on_gpu: bool, guard: CrashGuard, clock: Stopwatch, store: Store
+    ) -> None:
+        self.run, self.model, self.writers, self.store = run, model, writers, store
+        self.on_gpu, self.guard, self.clock = on_gpu, guard, clock
+
+    def publish(
+        self, windows: Iterable[WindowRows], side: int, interrupted: Container[str]
+    ) -> Iterator[tuple[Part, PublishedPart]]:
+        """Publish parts whose windows are of `side` px; yields each once it is, in the order of their last windows.
+
+        Of an interrupted part it must be known what it has come to before another window can end the process.
+        """
+        publishing: deque[tuple[Part, Future[PublishedPart]]] = deque()
+        for part, finished in self.finished_parts(windows, side):
+            publishing.append((part, self.submit(part, finished)))
+            beside = MAX_UNPUBLISHED_PARTS if self.on_gpu and part.key not in interrupted else 0
+            while len(publishing) > beside:
+                yield self.wait_for(*publishing.popleft())
+        while publishing:
+            yield self.wait_for(*publishing.popleft())
+
+    def finished_parts(self, windows: Iterable[WindowRows], side: int) -> Iterator[tuple[Part, list[MakeRows]]]:
+        """Each part as soon as all of its windows are there, with what makes their rows."""
+        most = MAX_PENDING_WINDOWS if self.on_gpu else 1
+        unfinished: dict[str, UnfinishedPart] = {}
+        for part, make in windows:
+            if part.key not in unfinished:
+                number = num_splits(part.window, side)
+                unfinished[part.key] = UnfinishedPart(number, most, self.writers, self.clock)
+            if unfinished[part.key].add(make):
+                yield part, unfinished.pop(part.key).windows()
+
+    def submit(self, part: Part, windows: Sequence[MakeRows]) -> Future[PublishedPart]:
+        """Begin to make the rows of a part, and to publish them."""
+        # Until the task is done, which does all of its parts again if it must, a window that was left out stays known.
+        given_up = self.guard.given_up.get(part.key)
+        return self.writers.submit(publish_part, self.run, part, windows, self.model, given_up, self.store)
+
+    def wait_for(self, part: Part, publishing: Future[PublishedPart]) -> tuple[Part, PublishedPart]:
+        """Wait until a part is published."""
+        published = publishing.result()
+        self.guard.forget(part)
+        self.clock.add("writing", published.seconds)
+        return part, published

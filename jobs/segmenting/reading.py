@@ -1,0 +1,128 @@
+"""Windows are read ahead of the model, in threads: GDAL releases the interpreter's lock.
+
+blocks of windows ─▶ threads, so many that the model does not wait ─▶ chips at hand, or failures
+"""
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from seg_core.errors import ReadError, StoreUnavailableError
+from seg_core.inference.windows import may_be_in_places, stage_windows
+from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
+from seg_core.run.rows import Failure, PartialFailure
+from seg_core.run.sizing import chip_memory, choose_read_blocks, enough_readers, gpu_share
+from seg_core.threads import prefetch
+
+from ..resources import ActorResources
+from .guard import CrashGuard, end_if_lost
+from .stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from seg_core.model.segmenter import DeviceChip, Segmenter
+
+WINDOWS_TO_COUNT_READERS = 4  # windows for each reading thread, by which it is found how many threads must read
+
+
+class LoadedWindow(NamedTuple):
+    """A window whose chip the device has at hand."""
+
+    task: WindowTask
+    chip: "DeviceChip"
+
+
+class UnreadableWindow(NamedTuple):
+    """A window that can't be read, and why."""
+
+    task: WindowTask
+    failure: Failure
+
+
+class WindowReader:
+    """Reads windows of parts ahead, in few threads at first, and in more where the model waits for them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        segmenter: "Segmenter",
+        resources: ActorResources,
+        guard: CrashGuard,
+        clock: Stopwatch,
+    ) -> None:
+        self.settings, self.segmenter, self.resources = settings, segmenter, resources
+        self.guard, self.clock = guard, clock
+        self.num_threads = resources.readers_to(settings.decode)  # that read at once
+        self.turns = threading.Semaphore(self.num_threads)
+        self.depth = 0  # how many blocks are read, or wait for the model: no more threads than that are of use
+
+    def read_ahead(
+        self, parts: Sequence[Part], side: int, batch: int
+    ) -> Generator[LoadedWindow | UnreadableWindow, None, None]:
+        """The windows of parts, of `side` px, in the order in which they are read, while further ones are read.
+
+        As many are at hand as a batch takes.
+        """
+        blocks, self.depth = choose_reading(
+            parts, side, self.settings, self.segmenter, self.resources, self.num_threads, batch
+        )
+        with ThreadPoolExecutor(self.depth) as pool:
+            for windows in prefetch(pool, self.read, blocks, self.depth):
+                yield from windows
+
+    def read(self, block: ReadBlock) -> list[LoadedWindow | UnreadableWindow]:
+        """Read the windows of a block at once; those of a block that can't be read one by one."""
+        self.guard.mark_started(block.part)
+        try:
+            chips = stage_windows(block, self.settings, self.segmenter, partial(self.turn, len(block.windows)))
+            return [LoadedWindow(*each) for each in zip(block.tasks, chips, strict=True)]
+        except ReadError as error:
+            kind = PartialFailure if may_be_in_places(error, self.settings) else Failure
+            failure = kind(type(error).__name__, str(error), error.attempts)
+            # A mosaic's windows may be in other files.
+            concerns_all = isinstance(error, StoreUnavailableError) and not block.part.sources
+        except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
+            end_if_lost(self.segmenter)
+            failure, concerns_all = Failure(type(error).__name__, f"{block.part.scene.uri}: {error}"), False
+        if concerns_all or len(block.windows) == 1:
+            return [UnreadableWindow(task, failure) for task in block.tasks]
+        alone = (ReadBlock(block.part, (window,)) for window in block.windows)
+        return [window for each in alone for window in self.read(each)]
+
+    @contextmanager
+    def turn(self, windows: int) -> Iterator[None]:
+        """A turn of a thread that reads so many windows, which is counted."""
+        with self.turns, self.clock.on("reading", windows):
+            yield
+
+    def add_threads(self) -> None:
+        """Let more threads read at once where the last windows show that the model waits for them."""
+        times = self.clock.lap(WINDOWS_TO_COUNT_READERS * self.num_threads)
+        if times is not None:
+            enough = enough_readers(
+                self.num_threads, self.resources.cores, times.reading, times.reading_cpu, times.model
+            )
+            more = min(enough, self.depth) - self.num_threads
+            if more > 0:
+                self.turns.release(more)
+                self.num_threads += more
+
+
+def choose_reading(
+    parts: Sequence[Part],
+    side: int,
+    settings: Settings,
+    segmenter: "Segmenter",
+    resources: ActorResources,
+    threads: int,
+    batch: int = 1,
+) -> tuple[list[ReadBlock], int]:
+    """What an actor reads at once of parts whose windows are of `side` px, and how many such blocks it has at hand.
+
+    Beside those that threads read, as many wait for a GPU's JPEG engine as it takes at once.
+    """
+    memory = chip_memory(resources.memory, gpu_share(segmenter.memory, resources.num_gpus))
+    at_once = threads + (segmenter.decodes_together if settings.decode == "device" else 0)
+    return choose_read_blocks(parts, side, settings, segmenter.bundle, memory, at_once, batch)
