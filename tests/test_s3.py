@@ -28,6 +28,7 @@ from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.tables import published_parts
 from seg_core.storage import files as storage
+from seg_core.storage import retries
 from seg_core.storage import s3 as store
 
 SIDE = 2048
@@ -79,7 +80,7 @@ def test_an_object_that_arrives_damaged_is_asked_for_again(
     proxied: Proxy,
     other_environment: pytest.MonkeyPatch,
 ) -> None:
-    other_environment.setattr(store, "PAUSES", (0.0, 0.0))
+    other_environment.setattr(retries, "DAMAGE_PAUSES", (0.0, 0.0))
     storage.publish(f"{s3}/garbled/run.json", b"x" * 1000)  # boto3 sends a checksum, which is kept
     proxied.garbled = 2
     assert storage.read_bytes(f"{s3}/garbled/run.json") == b"x" * 1000
@@ -106,8 +107,8 @@ def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
         finish(*args)
 
     other_environment.setattr(segment, "_finish", break_off)
-    other_environment.setattr(store, "PAUSES", ())
-    other_environment.setattr(store, "ATTEMPTS", 2)
+    other_environment.setattr(retries, "DAMAGE_PAUSES", ())
+    other_environment.setattr(retries, "ATTEMPTS", 2)
     store._client.cache_clear()
     _, err = seg(capsys, *command, code=1)
     assert err.splitlines()[-1].startswith(f"seg: {run}")
@@ -124,11 +125,11 @@ def test_a_store_that_keeps_somebody_waiting_is_named_once(
     s3: str,
     proxied: Proxy,
     other_environment: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     refused: float | None,
     what: str,
 ) -> None:
-    other_environment.setattr(store, "ATTEMPTS", store.REPORTED_ATTEMPT + 1)
+    other_environment.setattr(retries, "ATTEMPTS", retries.REPORTED_ATTEMPT + 1)
     if refused is None:
         proxied.server_close()
     else:
@@ -136,8 +137,8 @@ def test_a_store_that_keeps_somebody_waiting_is_named_once(
     for name in ("a", "b"):
         with pytest.raises(SegError, match=f"{name}: "):
             storage.read_bytes(f"{s3}/{name}")
-    line = f"S3 at http://127.0.0.1:{proxied.port} {what}: trying for two minutes\n"
-    assert capsys.readouterr().err == line
+    line = f"S3 at http://127.0.0.1:{proxied.port} {what}: trying for two minutes"
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("seg_core")] == [line]
 
 
 @pytest.mark.parametrize("name", ["a b.tif", "50%.tif", "x#1.tif", "über.tif", "two\nlines.tif", "q?.tif"])

@@ -2,14 +2,18 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.stub import Stubber
+from pyarrow.fs import FileSystem
 from s3transfer.exceptions import RetriesExceededError
 
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
+from seg_core.run.lease import acquire_lease
+from seg_core.storage import files, retries
 from seg_core.storage import s3 as store
 from seg_core.storage.files import (
     absolute,
@@ -20,12 +24,14 @@ from seg_core.storage.files import (
     is_remote,
     make_folder,
     publish,
+    published,
     read_bytes,
     remove,
     stat,
     upload,
     walk,
 )
+from seg_core.storage.store import GdalSettings, Stat
 
 
 def keys(uri: str) -> list[str]:
@@ -219,3 +225,108 @@ def test_a_store_that_breaks_off_for_good_is_named() -> None:
 
     with pytest.raises(SegError, match=r"^s3://b/k: S3 breaks off again and again: the line is dead$"):
         store._ask("s3://b/k", request)
+
+
+class Memory:
+    """A store of objects in memory: all that a further store must be."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, str]] = {}  # content and version
+        self.versions = map(str, count())
+
+    def stat(self, path: str) -> Stat | None:
+        return Stat(len(self.objects[path][0]), self.objects[path][1]) if path in self.objects else None
+
+    def stat_beside(self, path: str) -> tuple[Stat | None, list[str] | None]:
+        return self.stat(path), None
+
+    def exists(self, path: str) -> bool:
+        return path in self.objects or any(self.walk(path))
+
+    def read(self, path: str) -> bytes | None:
+        return self.objects[path][0] if path in self.objects else None
+
+    def publish(self, path: str, content: bytes) -> None:
+        self.objects[path] = content, next(self.versions)
+
+    def create(self, path: str, content: bytes) -> bool:
+        return path not in self.objects and self.publish(path, content) is None
+
+    def replace(self, path: str, content: bytes, version: str) -> bool:
+        found = self.objects.get(path)
+        return found is not None and found[1] == version and self.publish(path, content) is None
+
+    def remove(self, path: str) -> None:
+        self.objects.pop(path, None)
+
+    def walk(self, folder: str) -> Iterator[str]:
+        return (path for path in list(self.objects) if path.startswith(f"{folder}/"))
+
+    def make_folder(self, folder: str) -> None:
+        pass
+
+    def arrow(self, path: str) -> tuple[FileSystem, str]:
+        raise NotImplementedError
+
+    def gdal_path(self, path: str) -> str:
+        return f"/vsimem/{path.removeprefix('memory://')}"
+
+    def gdal_settings(self, path: str) -> GdalSettings:
+        return {"PLACE": path}
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    found = Memory()
+    monkeypatch.setitem(files.REMOTE, "memory", found)
+    return found
+
+
+def test_a_further_store_is_one_class_or_module_and_its_scheme(memory: Memory) -> None:
+    assert absolute("memory://a/b/") == "memory://a/b"
+    assert absolute("c.tif", "memory://a/b") == "memory://a/b/c.tif"
+    publish("memory://a/b/c.tif", b"c")
+    publish("memory://a/b/deep/d.tif", b"d")
+    assert list(memory.objects) == ["memory://a/b/c.tif", "memory://a/b/deep/d.tif"]
+    assert read_bytes("memory://a/b/c.tif") == b"c"
+    assert stat("memory://a/b/c.tif") == Stat(1, "0")
+    assert exists("memory://a/b")
+    assert expand("memory://a/**.tif") == list(memory.objects)
+    assert published("memory://a/b", ".tif") == ["memory://a/b/c.tif"]
+    assert files.gdal_path("memory://a/b/c.tif") == "/vsimem/a/b/c.tif"
+    assert files.gdal_settings("memory://a")["PLACE"] == "memory://a"
+    remove("memory://a/b/c.tif")
+    assert not exists("memory://a/b/c.tif")
+    with pytest.raises(SegError, match=r"gs://a/b: only local paths and s3:// and memory:// URIs"):
+        absolute("gs://a/b")
+
+
+def test_a_lease_fences_a_further_store(memory: Memory) -> None:
+    with acquire_lease("memory://runs/a") as lease:
+        lease.publish("memory://runs/a/b", b"one")
+        lease.publish("memory://runs/a/b", b"two")
+        held = memory.objects.pop(lease.path)
+        with pytest.raises(JobError, match="another driver has taken this run over"):
+            lease.publish("memory://runs/a/b", b"three")
+        memory.objects[lease.path] = held
+    assert memory.objects == {"memory://runs/a/b": (b"two", memory.objects["memory://runs/a/b"][1])}
+
+
+def test_a_write_that_depends_on_a_state_changes_no_other(place: str) -> None:
+    if not is_remote(place):
+        with pytest.raises(AssertionError, match="on disk there is no such write"):
+            files.replace(f"{place}/a", b"new", "1")
+        return
+    publish(f"{place}/state", b"one")
+    found = stat(f"{place}/state")
+    assert found is not None
+    assert files.replace(f"{place}/state", b"two", found.version)
+    assert not files.replace(f"{place}/state", b"three", found.version)
+    assert read_bytes(f"{place}/state") == b"two"
+
+
+def test_gdal_is_told_the_retry_policy(s3: str) -> None:
+    settings = files.gdal_settings(f"{s3}/a.tif")
+    assert settings["GDAL_HTTP_MAX_RETRY"] == retries.GDAL_ATTEMPTS
+    assert settings["GDAL_HTTP_RETRY_CODES"] == "429,500,502,503,504"
+    assert not any("RETRY" in name for name in files.gdal_settings("/a.tif"))

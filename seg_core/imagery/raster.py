@@ -36,6 +36,7 @@ from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
 from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position
 from seg_core.imagery.open import files_beside, open_image
 from seg_core.imagery.scene import Scene
+from seg_core.storage import retries
 from seg_core.storage.files import PARTIAL, is_remote
 
 T = TypeVar("T")
@@ -52,8 +53,6 @@ CODECS: dict[str, dict[str, str | int]] = {
     "zstd": {"compress": "zstd"},
     "jpeg": {"compress": "jpeg", "jpeg_quality": 85, "interleave": "pixel"},
 }
-# s between attempts; in each, GDAL itself waits for half a minute.
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def read_chip(
@@ -77,7 +76,7 @@ def read_chip(
 
 def ask_again(read: Callable[[bool], T]) -> T:
     """What `read` returns; asked again, for what is fresh, where an object store does not answer. Raises ReadError."""
-    for attempt, pause in enumerate((*PAUSES, None), 1):
+    for attempt, pause in enumerate((*retries.CHIP_PAUSES, None), 1):
         try:
             return read(attempt > 1)
         except StoreUnavailableError as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seg_core.errors import JobError, SegError
-from seg_core.storage import files, s3
+from seg_core.storage import files
 from seg_core.storage.files import PARTIAL, is_remote, read_bytes
 
 LEASE = "driver.json"
@@ -106,7 +106,7 @@ class Lease:
         """
         if is_remote(path):
             self.check()
-            s3.delete(path)
+            files.remove(path)
             return
         removed = f"{self.staging}/{PARTIAL}{uuid.uuid4().hex}"
         try:
@@ -132,8 +132,9 @@ class Lease:
         of no such folder, or its first successor was killed halfway; `force` takes the lease even so.
         """
         if is_remote(self.run):
-            found = s3.head(self.path)
-            return found is not None and s3.get(self.path) == held and s3.replace(self.path, content, found[1])
+            found = files.stat(self.path)
+            unchanged = found is not None and read_bytes(self.path) == held
+            return found is not None and unchanged and files.replace(self.path, content, found.version)
         self._open()
         if not self._fence_off(str(parse(held).get("owner"))) and not force:
             self._close()
@@ -172,12 +173,12 @@ class Lease:
 
     def _put(self, path: str, content: bytes) -> None:
         self.check()
-        written = s3.create(path, content)
+        written = files.create(path, content)
         # A put whose answer was lost is tried again, and then finds what it has written itself.
-        while not written and s3.get(path) != content:
-            found = s3.head(path)
+        while not written and read_bytes(path) != content:
+            found = files.stat(path)
             self.check()  # after the look at the file: so what a later owner publishes is never taken for its old state
-            written = s3.replace(path, content, found[1]) if found else s3.create(path, content)
+            written = files.replace(path, content, found.version) if found else files.create(path, content)
 
     def _fence_off_others(self) -> None:
         for folder in [] if is_remote(self.run) else list(_staging_folders(self.run)):

@@ -1,27 +1,27 @@
 """Where files are, on disk or in S3: paths, listings, and publishing a file so that it is there whole or not at all.
 
-A path is a local one or `s3://BUCKET/KEY`, which `s3` serves.
+A path is a local one or `s3://BUCKET/KEY`. Its scheme chooses the module that serves it: see `store`.
 """
 
 import hashlib
 import os
 import re
-import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from stat import S_ISREG
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from seg_core.errors import ReadError, SegError, StoreUnavailableError
-from seg_core.storage import s3
+from seg_core.storage import disk, s3, store
+from seg_core.storage.store import GdalSettings, ObjectStore, Stat, Store
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+REMOTE: dict[str, ObjectStore] = {"s3": s3}  # by scheme
+PARTIAL = store.PARTIAL  # files and folders of this prefix are not there yet
 # GDAL's settings that change what a file's pixels are, where they lie, or which hold data, at their defaults: what the
 # caller's environment says of them does not count.
-PINNED: dict[str, str | float] = {
+PINNED: GdalSettings = {
     "CONVERT_YCBCR_TO_RGB": "YES",
     "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",  # files beside an image are looked for
     "GDAL_JPEG_TO_RGB": "YES",
@@ -34,19 +34,21 @@ PINNED: dict[str, str | float] = {
     "JPEG_READ_MASK": "YES",
     "OSR_STRIP_TOWGS84": "YES",
 }
-PARTIAL = ".partial-"  # files of this prefix are not there yet
 
 
-class Stat(NamedTuple):
-    """What tells one state of a file from another."""
+def _remote(path: str) -> ObjectStore | None:
+    """The object store that a path is in; None for one on disk."""
+    scheme, separator, _ = path.partition("://")
+    return REMOTE.get(scheme) if separator else None
 
-    size: int  # bytes
-    version: str  # S3: the etag; disk: size and time of the last change in ns
+
+def _store(path: str) -> Store:
+    return _remote(path) or disk
 
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is the URI of an object store."""
-    return str(path).startswith(s3.S3)
+    return _remote(str(path)) is not None
 
 
 def absolute(path: str, base: str | None = None) -> str:
@@ -54,10 +56,11 @@ def absolute(path: str, base: str | None = None) -> str:
 
     Raises SegError for what can't be read or written.
     """
-    if is_remote(path) and path.strip("/") != "s3:":
+    if is_remote(path) and path.partition("://")[2].strip("/"):
         return path.rstrip("/")
     if "://" in path:
-        raise SegError(f"{path}: only local paths and s3:// URIs can be read and written")
+        schemes = " and ".join(f"{scheme}://" for scheme in REMOTE)
+        raise SegError(f"{path}: only local paths and {schemes} URIs can be read and written")
     if base is not None and is_remote(base) and not os.path.isabs(path):
         return f"{base}/{path}"
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(path)))
@@ -70,37 +73,23 @@ def folder_of(path: str) -> str:
 
 def gdal_path(path: str) -> str:
     """A path as GDAL names it."""
-    return f"/vsis3/{path.removeprefix(s3.S3)}" if is_remote(path) else path
+    return _store(path).gdal_path(path)
 
 
-def gdal_settings(path: str = "") -> dict[str, str | float]:
+def gdal_settings(path: str = "") -> GdalSettings:
     """Settings for `rasterio.Env` to read imagery at a path, the same in every process."""
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
-    settings: dict[str, str | float] = {"GDAL_CACHEMAX": 64, **PINNED}
-    return settings | (s3.gdal_settings(path) if is_remote(path) else {})
+    return {"GDAL_CACHEMAX": 64, **PINNED, **_store(path).gdal_settings(path)}
 
 
 def filesystem(path: str) -> "tuple[FileSystem, str]":
     """A pyarrow file system and the path in it."""
-    from pyarrow.fs import LocalFileSystem
-
-    return s3.arrow(path) if is_remote(path) else (LocalFileSystem(), path)
+    return _store(path).arrow(path)
 
 
 def stat(path: str) -> Stat | None:
     """Size and version of a file; None where there is no such file. Raises SegError where it may not be looked at."""
-    if is_remote(path):
-        head = s3.head(path)
-        return Stat(*head) if head else None
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise SegError(f"{path}: {error.strerror}") from error
-    if not S_ISREG(found.st_mode):  # a folder; or a pipe, which one would wait at for ever
-        return None
-    return Stat(found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
+    return _store(path).stat(path)
 
 
 def stat_beside(path: str) -> tuple[Stat | None, list[str] | None]:
@@ -108,32 +97,18 @@ def stat_beside(path: str) -> tuple[Stat | None, list[str] | None]:
 
     They are None where the store does not list them. On disk none are looked for.
     """
-    if not is_remote(path):
-        return stat(path), []
-    listed = s3.list_beside(path)
-    if listed is None:
-        return stat(path), None
-    found = listed.pop(path, None)
-    return Stat(*found) if found else None, sorted(listed)
+    remote = _remote(path)
+    return remote.stat_beside(path) if remote else (disk.stat(path), [])
 
 
 def exists(path: str) -> bool:
     """Whether there is a file or a folder, or anything below a prefix."""
-    if not is_remote(path):
-        return os.path.exists(path)
-    return next(walk(path), None) is not None or stat(path) is not None
+    return _store(path).exists(path)
 
 
 def read_bytes(path: str) -> bytes | None:
     """The content of a file, or None where there is none. Raises SegError where it can't be read."""
-    if is_remote(path):
-        return s3.get(path)
-    try:
-        return Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise SegError(f"{path}: can't be read: {error.strerror}") from error
+    return _store(path).read(path)
 
 
 def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list[bytes]:
@@ -174,51 +149,31 @@ def _neighbours(ranges: Sequence[tuple[int, int]], near: int) -> Iterator[list[t
 def publish(path: str | Path, content: bytes, staging: str | None = None) -> None:
     """Write a file atomically: by one put to an object store, on disk under a temporary name, flushed, then renamed.
 
-    A process killed at any moment leaves the old file, the new file, or none; never a part of one. The temporary file
-    is in the folder `staging` of the same file system (default: beside the file).
+    A process killed at any moment leaves the old file, the new file, or none; never a part of one. On disk the
+    temporary file is in the folder `staging` of the same file system (default: beside the file).
     """
-    if is_remote(path):
-        s3.put(str(path), content)
-        return
-    path = Path(path)
-    partial = Path(staging or path.parent, f"{PARTIAL}{uuid.uuid4().hex}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    remote = _remote(str(path))
+    if remote:
+        remote.publish(str(path), content)
+    else:
+        disk.publish(str(path), content, staging)
 
 
 def create(path: str, content: bytes) -> bool:
     """Write a small file where there is none yet, atomically. Returns whether it was this call that did."""
-    if is_remote(path):
-        return s3.create(path, content)
-    partial = Path(path).with_name(f"{PARTIAL}{uuid.uuid4().hex}")
-    partial.write_bytes(content)
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links, such as exFAT: for a moment it is there, and empty
-        try:
-            with open(path, "xb") as file:
-                file.write(content)
-        except FileExistsError:
-            return False
-    finally:
-        partial.unlink()
-    return True
+    return _store(path).create(path, content)
+
+
+def replace(uri: str, content: bytes, version: str) -> bool:
+    """Write a remote file in the place of the one of this version. Returns False where that is no longer there."""
+    remote = _remote(uri)
+    assert remote, f"{uri}: on disk there is no such write"
+    return remote.replace(uri, content, version)
 
 
 def remove(path: str) -> None:
     """Delete a file, if it is there."""
-    if is_remote(path):
-        s3.delete(path)
-        return
-    Path(path).unlink(missing_ok=True)
+    _store(path).remove(path)
 
 
 def upload(folder: str, target: str) -> None:
@@ -231,27 +186,7 @@ def upload(folder: str, target: str) -> None:
 
 def walk(folder: str) -> Iterator[str]:
     """All files below a folder or prefix, as they are found; in S3 a page of 1,000 names at a time."""
-    return s3.walk(folder) if is_remote(folder) else _walk_disk(folder)
-
-
-def _walk_disk(folder: str) -> Iterator[str]:
-    """All files below a folder. Links to folders are followed last, and no folder is looked into twice."""
-    waiting, seen = deque([folder]), set()
-    while waiting:
-        for parent, folders, names in os.walk(waiting.popleft(), onerror=_refuse_closed):
-            if (real := os.path.realpath(parent)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders.sort()
-            waiting.extend(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
-            yield from (os.path.join(parent, name) for name in names)
-
-
-def _refuse_closed(error: OSError) -> None:
-    """Raise SegError for a folder that can't be looked into: what is in it would be missing, and nobody would know."""
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise SegError(f"{error.filename}: this folder can't be looked into: {error.strerror}") from error
+    return _store(folder).walk(folder)
 
 
 def expand(pattern: str) -> list[str]:
@@ -261,7 +196,7 @@ def expand(pattern: str) -> list[str]:
 
         return sorted(glob.glob(pattern, recursive=True))
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
-    if fixed == "s3:/":
+    if fixed.endswith(":/"):
         raise SegError(f"{pattern}: name the bucket")
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     wanted = "".join(parts.get(token, re.escape(token)) for token in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
@@ -283,29 +218,16 @@ def published(folder: str, suffix: str) -> list[str]:
 
 def make_folder(folder: str | Path) -> None:
     """Create a folder that can be written to. Raises SegError where that can't be done."""
-    if is_remote(folder):
-        s3.check_writable(str(folder), f"{PARTIAL}{uuid.uuid4().hex}")
-        return
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f"{PARTIAL}{uuid.uuid4().hex}"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise SegError(f"{folder}: can't be written to ({error.strerror}): choose another folder") from error
+    _store(str(folder)).make_folder(str(folder))
 
 
 def check_writable(folder: str | Path) -> None:
     """Raise SegError where a folder could not be made; leaves no trace of the attempt."""
-    if is_remote(folder):
-        make_folder(folder)
-        return
-    folder = Path(folder)
-    absent = [each for each in (folder, *folder.parents) if not each.exists()]
-    make_folder(folder)
-    for each in absent:
-        each.rmdir()
+    remote = _remote(str(folder))
+    if remote:
+        remote.make_folder(str(folder))
+    else:
+        disk.check_writable(str(folder))
 
 
 def sha256(content: bytes) -> str:

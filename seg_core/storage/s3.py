@@ -8,10 +8,11 @@ A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for wha
 """
 
 import io
+import logging
 import os
 import posixpath
-import sys
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from operator import methodcaller
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from seg_core.errors import SegError
+from seg_core.storage import retries
+from seg_core.storage.store import PARTIAL, GdalSettings, Stat
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -29,17 +32,19 @@ S3 = "s3://"
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
-THROTTLED = (429, 500, 502, 503, 504)  # answers of HTTP that are worth another try
-ATTEMPTS = 16  # of a request that is throttled or not answered, at growing random intervals: for two minutes
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # s before another attempt at an object that arrived damaged or incomplete
-REPORTED_ATTEMPT = 4  # attempts, after a few seconds, of which a line says so
-TIMEOUT = 10  # s to connect; and without a byte before a request is given up
+
+log = logging.getLogger(__name__)
 
 
-def gdal_settings(uri: str) -> dict[str, str | float]:
+def gdal_path(uri: str) -> str:
+    """The URI as GDAL names it."""
+    return f"/vsis3/{uri.removeprefix(S3)}"
+
+
+def gdal_settings(uri: str) -> GdalSettings:
     """Settings for `rasterio.Env` to read imagery at a URI, the same in every process."""
     endpoint, region, anonymous = _service(_split(uri)[0])
-    settings: dict[str, str | float] = {
+    settings: GdalSettings = {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
         "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
         "CPL_VSIL_CURL_CHUNK_SIZE": 16384,  # what a read is rounded up to: little more than a block
@@ -48,11 +53,11 @@ def gdal_settings(uri: str) -> dict[str, str | float]:
         "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": 64 * 2**20,
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # neighbouring blocks in one request
         "GDAL_HTTP_MULTIPLEX": "YES",  # many requests over one connection where the server speaks HTTP/2
-        "GDAL_HTTP_MAX_RETRY": 6,  # half a minute in all
-        "GDAL_HTTP_RETRY_DELAY": 0.5,  # s, doubled each time
-        "GDAL_HTTP_RETRY_CODES": ",".join(map(str, THROTTLED)),
-        "GDAL_HTTP_CONNECTTIMEOUT": TIMEOUT,
-        "GDAL_HTTP_LOW_SPEED_TIME": TIMEOUT,  # s below the next line's bytes a second
+        "GDAL_HTTP_MAX_RETRY": retries.GDAL_ATTEMPTS,
+        "GDAL_HTTP_RETRY_DELAY": retries.GDAL_PAUSE,
+        "GDAL_HTTP_RETRY_CODES": ",".join(map(str, retries.THROTTLED)),
+        "GDAL_HTTP_CONNECTTIMEOUT": retries.CONNECT_TIMEOUT,
+        "GDAL_HTTP_LOW_SPEED_TIME": retries.CONNECT_TIMEOUT,  # s below the next line's bytes a second
         "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
         "AWS_REGION": region,
         ANONYMOUS: "YES" if anonymous else "NO",
@@ -84,33 +89,46 @@ def _arrow(bucket: str) -> "FileSystem":
     # Delayed: a file of a few MB is one put, not an upload in parts.
     return S3FileSystem(
         allow_delayed_open=True,
-        connect_timeout=TIMEOUT,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=retries.CONNECT_TIMEOUT,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=retries.ATTEMPTS),
         **options,
     )
 
 
-def head(uri: str) -> tuple[int, str] | None:
-    """Size in bytes and etag of an object, None where there is none."""
+def stat(uri: str) -> Stat | None:
+    """Size and etag of an object, None where there is none."""
     bucket, key = _split(uri)
     answer = _ask(uri, methodcaller("head_object", Bucket=bucket, Key=key)) if key else None
-    return (answer["ContentLength"], answer["ETag"].strip('"')) if answer else None
+    return Stat(answer["ContentLength"], answer["ETag"].strip('"')) if answer else None
 
 
-def list_beside(uri: str) -> dict[str, tuple[int, str]] | None:
-    """Size in bytes and etag of an object and of those beside it with the same stem, by URI.
+def stat_beside(uri: str) -> tuple[Stat | None, list[str] | None]:
+    """As `stat`, and the URIs of the objects beside it that have its stem; by one request.
 
-    None where the bucket may not be listed, or there are more than can be listed at once.
+    They are None where the bucket may not be listed, or there are more than can be listed at once.
     """
+    listed = _list_beside(uri)
+    if listed is None:
+        return stat(uri), None
+    return listed.pop(uri, None), sorted(listed)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object, or any below a prefix."""
+    return next(walk(uri), None) is not None or stat(uri) is not None
+
+
+def _list_beside(uri: str) -> dict[str, Stat] | None:
+    """Size and etag of an object and of those beside it with the same stem, by URI."""
     bucket, key = _split(uri)
     request = methodcaller("list_objects_v2", Bucket=bucket, Prefix=f"{posixpath.splitext(key)[0]}.")
     answer = _ask(uri, request, {"AccessDenied", "403"})
     if answer is None or answer.get("IsTruncated"):
         return None
-    return {f"{S3}{bucket}/{o['Key']}": (o["Size"], o["ETag"].strip('"')) for o in answer.get("Contents", ())}
+    return {f"{S3}{bucket}/{o['Key']}": Stat(o["Size"], o["ETag"].strip('"')) for o in answer.get("Contents", ())}
 
 
-def get(uri: str) -> bytes | None:
+def read(uri: str) -> bytes | None:
     """The content of an object, None where there is none."""
     bucket, key = _split(uri)
     return _ask(uri, lambda client: _download(client, bucket, key))
@@ -122,8 +140,8 @@ def _download(client: Any, bucket: str, key: str) -> bytes:
     from s3transfer.exceptions import RetriesExceededError
 
     # Not get_object: it gives up where the connection breaks after the answer has begun.
-    config = TransferConfig(use_threads=False, num_download_attempts=ATTEMPTS)
-    for pause in (*PAUSES, None):
+    config = TransferConfig(use_threads=False, num_download_attempts=retries.ATTEMPTS)
+    for pause in (*retries.DAMAGE_PAUSES, None):
         content = io.BytesIO()
         try:
             client.download_fileobj(bucket, key, content, Config=config)
@@ -135,7 +153,7 @@ def _download(client: Any, bucket: str, key: str) -> bytes:
     return content.getvalue()
 
 
-def put(uri: str, content: bytes) -> None:
+def publish(uri: str, content: bytes) -> None:
     """Write an object, at once or not at all."""
     bucket, key = _split(uri)
     _ask(uri, methodcaller("put_object", Bucket=bucket, Key=key, Body=content))
@@ -157,7 +175,7 @@ def _put_where(uri: str, content: bytes, **condition: str) -> bool:
     return _ask(uri, request, _CONDITION_FAILED) is not None
 
 
-def delete(uri: str) -> None:
+def remove(uri: str) -> None:
     """Delete an object, if it is there."""
     bucket, key = _split(uri)
     _ask(uri, methodcaller("delete_object", Bucket=bucket, Key=key))
@@ -176,8 +194,8 @@ def walk(prefix: str) -> Iterator[str]:
         asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def check_writable(prefix: str, probe: str) -> None:
-    """Put an object named `probe` below a prefix and delete it again."""
+def make_folder(prefix: str) -> None:
+    """Put an object below a prefix and delete it again: there are no folders, but the bucket may refuse."""
     bucket, key = _split(prefix)
     if key and {"", ".", ".."} & set(key.split("/")):  # Arrow does not take such a name
         raise SegError(f"{prefix}: a folder in this path is empty, `.` or `..`: remove it")
@@ -185,8 +203,9 @@ def check_writable(prefix: str, probe: str) -> None:
     below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
     if _ask(prefix, methodcaller("list_objects_v2", **below)) is None:
         raise SegError(f"{prefix}: no such bucket")
-    put(f"{prefix}/{probe}", b"")
-    delete(f"{prefix}/{probe}")
+    trial = f"{prefix}/{PARTIAL}{uuid.uuid4().hex}"
+    publish(trial, b"")
+    remove(trial)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -234,12 +253,15 @@ def _client() -> Any:
 
     options: dict[str, Any] = {"signature_version": UNSIGNED} if _anonymous() else {}
     config = Config(
-        retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=TIMEOUT, read_timeout=60, **options
+        retries={"mode": "standard", "max_attempts": retries.ATTEMPTS},
+        connect_timeout=retries.CONNECT_TIMEOUT,
+        read_timeout=retries.READ_TIMEOUT,
+        **options,
     )
     session = boto3.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     client.meta.events.register("before-send.s3", _dont_expect)
-    client.meta.events.register("needs-retry.s3", _say_so)
+    client.meta.events.register("needs-retry.s3", _report_retry)
     return client
 
 
@@ -251,17 +273,17 @@ def _dont_expect(request: Any, **_: Any) -> None:
     request.headers.pop("Expect", None)
 
 
-def _say_so(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
+def _report_retry(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
     """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
-    if attempts == REPORTED_ATTEMPT and (response is None or response[0].status_code in THROTTLED):
-        _say_once(
+    if attempts == retries.REPORTED_ATTEMPT and (response is None or response[0].status_code in retries.THROTTLED):
+        _warn_once(
             f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
         )
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", "NoSuchKey")) -> T | None:
