@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
@@ -19,12 +19,13 @@ from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 import seg_core
+from seg_core.environment import environment
 from seg_core.errors import JobError, SegError
 from seg_core.storage.s3 import SHARED
 
-from .processes import own_ray
+from .processes import RayProcesses, own_ray
 from .progress import waiting
-from .terminal import Terminated, handle_stops, restore_handlers, stoppable
+from .terminal import Terminated, handle_stops, owns_process, restore_handlers, stoppable
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
 # same memory anew for the next layer: workers keep it, in huge pages. And a thread of torch's that waits for another
@@ -51,16 +52,16 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
     """Ray for the time of a job: at `address`, at $RAY_ADDRESS (set inside a submitted job), or inside this process.
 
     Inside this process Ray is told of at least `num_cpus` CPUs, so that work for two starts on a machine of one.
-    Does nothing where Ray runs already.
+    Does nothing where Ray runs already. Unless it is `verbose`, what Ray logs below errors is dropped. So is what its
+    C++ core writes while it starts, where the process is the command line's: see `owns_process`.
     """
     if ray.is_initialized():
         yield
         return
     given, address = address, address or os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
-    with warnings.catch_warnings(), stoppable(), nullcontext() if address else own_ray() as processes:
+    with _quiet_logger(verbose), warnings.catch_warnings(), stoppable(), _processes(address) as processes:
         warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
-        with _environment(WORKER_ENVIRONMENT):  # inherited by a Ray that starts here, and by its workers from it
+        with environment(WORKER_ENVIRONMENT):  # inherited by a Ray that starts here, and by its workers from it
             _start(given, address, num_cpus, verbose)
         if processes is not None:
             processes.watch()
@@ -70,6 +71,22 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
             if processes is None or processes.close():
                 wait_for_data()
                 _shut_down()
+
+
+def _processes(address: str | None) -> AbstractContextManager[RayProcesses | None]:
+    return nullcontext() if address else own_ray()
+
+
+@contextmanager
+def _quiet_logger(verbose: bool) -> Iterator[None]:
+    """Ray's logger at the level that is wanted, meanwhile."""
+    log = logging.getLogger("ray")
+    before = log.level
+    log.setLevel(logging.INFO if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def check_temporary_folder() -> None:
@@ -94,7 +111,10 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
     ray._private.worker._worker_logs_enabled = verbose  # noqa: SLF001 - there is no other way
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "job_config": _JobConfig()}
     try:
-        with nullcontext(sys.stderr) if verbose else _silence_stderr() as terminal, waiting("starting Ray", terminal):
+        with (
+            _silence_stderr() if owns_process() and not verbose else nullcontext(sys.stderr) as terminal,
+            waiting("starting Ray", terminal),
+        ):
             if address:
                 _join(address, options)
             else:
@@ -118,20 +138,6 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
             raise
         load, cpus = os.getloadavg()[0], os.cpu_count()
         raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _shut_down() -> None:
@@ -166,9 +172,9 @@ def _join(address: str, options: dict[str, Any]) -> None:
     where = urlsplit(f"//{address}")
     if where.hostname and where.port:
         socket.create_connection((where.hostname, where.port), HEAD_TIMEOUT).close()
-    os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112 - Ray spells it so
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-    ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+    with environment({"RAY_gcs_server_port_wait_time_s": "1"}):
+        ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
 
 
 def wait_for_data() -> None:

@@ -1,7 +1,6 @@
 """Run commands on a Ray cluster, through Ray's job submission API."""
 
 import asyncio
-import logging
 import os
 import re
 import shlex
@@ -24,7 +23,6 @@ from .ray_session import AUTHENTICATION_ADVICE
 
 PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
 AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
-SILENCED = ["ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"]  # they tell of each upload
 STARTING = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -41,8 +39,6 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
-    for name in SILENCED:
-        logging.getLogger(name).setLevel(logging.WARNING)
     return client
 
 

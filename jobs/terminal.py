@@ -1,13 +1,19 @@
 """What commands say: figures on standard output, messages on standard error."""
 
 import json
+import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
+# rasterio warns at each read of a scene without georeference. The command line says so itself, once a scene.
+NOT_GEOREFERENCED = "Dataset has no geotransform|The given matrix is equal to Affine.identity"
+_owned: ContextVar[bool] = ContextVar("_owned", default=False)
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -17,6 +23,40 @@ class Terminated(KeyboardInterrupt):
 
 class RayEnded(KeyboardInterrupt):
     """A Ray that was started here has ended by itself."""
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """The process belongs to the command line for the time of a command.
+
+    The library's log messages are lines on standard error. Code that is called from another program's process, such as
+    a notebook, leaves messages to that program's logging.
+    """
+    log, handler = logging.getLogger("seg_core"), _Lines(logging.WARNING)
+    before = log.propagate
+    token = _owned.set(True)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", NOT_GEOREFERENCED)
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+        _owned.reset(token)
+
+
+def owns_process() -> bool:
+    """Whether this process is the command line's, so that its standard error may be redirected."""
+    return _owned.get()
+
+
+class _Lines(logging.Handler):
+    """Writes each message as a line on what standard error is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 @contextmanager

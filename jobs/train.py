@@ -16,6 +16,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from seg_core.environment import environment
 from seg_core.errors import JobError, SegError
 from seg_core.imagery.labels import describe_warps
 from seg_core.inference.evaluate import evaluate, write_samples
@@ -46,8 +47,8 @@ from .training.log import recording
 from .training.settings import TrainSettings, difference
 from .training.worker import train_worker, use_bfloat16
 
-# A report waits for the controller's next look at its workers: every 2 s unless it is told otherwise.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# A report waits for the controller's next look at its workers: every 2 s unless the environment says otherwise.
+LOOK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
 MAX_FAILURES = 3  # of workers or nodes, before a run is given up; nodes that announce their end (spot) don't count
@@ -267,7 +268,7 @@ def _fit(config: dict[str, Any], work: str) -> Checkpoint:
             ),
         )
         try:
-            with _interruptible():
+            with _interruptible(), environment({LOOK_INTERVAL: os.environ.get(LOOK_INTERVAL, "0.2")}):
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             if record.error is not None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each floor imports from those above it in this list, and from itself.
 LIBRARY = (
-    ("errors", "version", "grid", "chips", "threads", "synthetic"),
+    ("errors", "environment", "version", "grid", "chips", "threads", "synthetic"),
     ("storage",),
     ("imagery", "model"),
     ("training",),

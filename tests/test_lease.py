@@ -90,14 +90,14 @@ def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: str, other: "su
 
 
 def test_the_lease_of_a_driver_elsewhere_is_taken_over_when_it_is_no_longer_renewed(
-    run: str, other: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: str, other: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     other.kill()
     of_elsewhere(run)
     monkeypatch.setattr(lease, "PATIENCE", 1.5)
     with acquire_lease(run):
         pass
-    assert "waiting to see if its driver on far lives" in capsys.readouterr().err
+    assert "waiting to see if its driver on far lives" in caplog.text
 
 
 def test_a_driver_elsewhere_that_renews_its_lease_is_alive(run: str, other: "subprocess.Popen[str]") -> None:

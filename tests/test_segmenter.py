@@ -313,7 +313,7 @@ def compiling(bundle: str, how: str) -> Segmenter:
     return Segmenter(bundle, "cpu", precision="bfloat16", compiling=how)
 
 
-def test_a_compiled_network_gives_the_results_of_the_network(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiled_network_gives_the_results_of_the_network(bundle: str, caplog: pytest.LogCaptureFixture) -> None:
     plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
     chips = staged(plain, 3)  # of which two hold something valid
     began = time.perf_counter()
@@ -324,11 +324,11 @@ def test_a_compiled_network_gives_the_results_of_the_network(bundle: str, capsys
             assert (one.building(32) == other.building(32)).mean() > 0.99
             np.testing.assert_allclose(one.figures.probability_sums, other.figures.probability_sums, rtol=0.01)
     assert [size[0] for size in compiled.compiled.sizes] == [2]
-    assert "uncompiled" not in capsys.readouterr().err
+    assert "uncompiled" not in caplog.text
 
 
 def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(
-    bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any, **__: Any) -> Callable[..., Any]:
         def fail(*_: Any) -> None:
@@ -342,11 +342,11 @@ def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(
     for _ in range(2):
         for one, other in zip(plain.start(chips, CUT).result(), compiled.start(chips, CUT).result(), strict=True):
             assert_same(one, other)
-    assert capsys.readouterr().err == "the network runs uncompiled: torch.compile: no C++ compiler\n"
+    assert caplog.messages == ["the network runs uncompiled: torch.compile: no C++ compiler"]
 
 
 def test_a_network_for_which_compiling_takes_too_much_memory_runs_as_it_is(
-    bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[int] = []
 
@@ -363,7 +363,7 @@ def test_a_network_for_which_compiling_takes_too_much_memory_runs_as_it_is(
     assert asked == [1]  # of that size
     compiled.start(chips, CUT._replace(width=60)).result()
     assert asked == [1, 1]
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(

@@ -3,6 +3,7 @@
 One function a command; each returns the exit code.
 """
 
+import logging
 import os
 from argparse import Namespace
 from typing import Any
@@ -11,17 +12,28 @@ from seg_core.errors import SegError
 
 from ..terminal import note, show
 
+UPLOAD_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+
+
+def _connect(address: str | None) -> Any:
+    """A client of the cluster, which does not log each upload."""
+    from ..submit import connect
+
+    client = connect(address)
+    for name in UPLOAD_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return client
+
 
 def submit(args: Namespace) -> int:
     """`seg submit`."""
-    from ..submit import connect
     from ..submit import submit as send
 
     command = args.job[1:] if args.job[:1] == ["--"] else args.job
     if not command:
         raise SegError("submit: no command: say seg submit -- segment ...")
     args.parse(command)  # wrong use shows here, not in a log far away
-    client = connect(args.address)
+    client = _connect(args.address)
     job = send(client, command, os.getcwd())
     if args.no_follow:
         print(job)
@@ -40,9 +52,9 @@ def _follow(client: Any, job: str) -> int:
 
 def jobs(args: Namespace) -> int:
     """`seg jobs`."""
-    from ..submit import connect, listing
+    from ..submit import listing
 
-    found = listing(connect(args.address))
+    found = listing(_connect(args.address))
     if args.json:
         show({"jobs": found}, as_json=True)
     for job in [] if args.json else found:
@@ -52,17 +64,16 @@ def jobs(args: Namespace) -> int:
 
 def logs(args: Namespace) -> int:
     """`seg logs`."""
-    from ..submit import connect, details
+    from ..submit import details
 
-    client = connect(args.address)
+    client = _connect(args.address)
     details(client, args.id)
     return _follow(client, args.id)
 
 
 def stop(args: Namespace) -> int:
     """`seg stop`."""
-    from ..submit import connect
     from ..submit import stop as end
 
-    note(f"{args.id}: {end(connect(args.address), args.id)}")
+    note(f"{args.id}: {end(_connect(args.address), args.id)}")
     return 0

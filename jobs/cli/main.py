@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from seg_core.errors import JobError, SegError
 from seg_core.storage.s3 import ANONYMOUS
 
-from ..terminal import RayEnded, Terminated, stoppable
+from ..terminal import RayEnded, Terminated, command_line, stoppable
 from .parser import make_parser
 
 # These hide Ray's own messages, which --debug shows. Ray reads them when it is imported, which is later.
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0: all done; 1: finished, but something failed; 2: wrong use or refused input."""
     args = make_parser().parse_args(argv)
     _set_environment(args)
-    with stoppable(final=True):
+    with stoppable(final=True), command_line():
         return _run(args)
 
 

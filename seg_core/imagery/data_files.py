@@ -1,25 +1,49 @@
 """The data files of PROJ and GDAL, such as the database of EPSG codes: those that come with rasterio are used.
 
 Other installations (a GIS, a conda environment) set PROJ_DATA, PROJ_LIB or GDAL_DATA to files of other versions, with
-which a valid CRS is unknown: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables when it
-is imported, and again in each thread.
+which a valid CRS is unknown: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables whenever
+an outermost `rasterio.Env` begins. The variables themselves are the caller's, and stay as they are.
 """
 
 import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
+import rasterio
 from rasterio._env import set_gdal_config, set_proj_data_search_path
+from rasterio.crs import CRS
 from rasterio.env import GDALDataFinder, PROJDataFinder
 
+VARIABLES = {"PROJ_DATA", "PROJ_LIB", "GDAL_DATA"}
 
-def use_own_data_files() -> None:
-    """Use the files in the rasterio package, in this process and in those it starts.
+_beginning = threading.Lock()
+_thread = threading.local()
 
-    Where rasterio has none, because it was built against the system's libraries, the variables are left alone.
+
+@contextmanager
+def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Iterator[None]:
+    """`rasterio.Env` with some settings, in which the data files of the rasterio package are used.
+
+    Where rasterio has none, because it was built against the system's libraries, the variables decide.
     """
+    with ExitStack() as stack:
+        if VARIABLES.isdisjoint(os.environ):
+            stack.enter_context(rasterio.Env(**settings or {}))
+        else:
+            # The path to PROJ's files belongs to the process, and rasterio has just set it to the variable's. A thread
+            # opens the database once: here, where no other thread can change the path meanwhile.
+            with _beginning:
+                stack.enter_context(rasterio.Env(**settings or {}))
+                _use_own_files()
+        yield
+
+
+def _use_own_files() -> None:
     if proj := PROJDataFinder().search_wheel():
-        os.environ.pop("PROJ_DATA", None)
-        os.environ.pop("PROJ_LIB", None)
         set_proj_data_search_path(proj)
+        if not getattr(_thread, "knows_crs", False):
+            CRS.from_epsg(4326)
+            _thread.knows_crs = True
     if gdal := GDALDataFinder().search_wheel():
-        os.environ.pop("GDAL_DATA", None)
         set_gdal_config("GDAL_DATA", gdal)

@@ -8,18 +8,19 @@ import math
 import os
 import posixpath
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
 
 from seg_core.errors import ReadError, SegError, StoreUnavailableError
-from seg_core.imagery.data_files import use_own_data_files
+from seg_core.grid import Window
+from seg_core.imagery.data_files import gdal_environment
 from seg_core.storage.files import gdal_path, gdal_settings, is_remote, read_ranges, stat
 
 # Formats that hold pixels and nothing else, each opened with its own driver: VRT and its kind name further files,
@@ -37,9 +38,6 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
 DAMAGED_BLOCK = re.compile(r"IReadBlock failed at X offset (\d+), Y offset (\d+)")
 MISSING_CODEC = re.compile(r"missing codec (?:of code )?(\w+)")
-use_own_data_files()
-# A scene without georeference is served; the command line says so itself, once a scene and not once a read.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
 MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
@@ -78,6 +76,8 @@ def open_image(
 ) -> Iterator[DatasetReader]:
     """Open an image, or one of its overviews. Raises ReadError where it is none, or reading it fails.
 
+    Of one without georeference rasterio warns.
+
     GDAL's settings are in force meanwhile. It keeps what it has fetched of a remote file for the next one to open it,
     but not of a `fresh` one. `sidecars` are the paths of the files beside a remote image that belong to it; those of an
     image on disk are found by GDAL.
@@ -93,7 +93,7 @@ def open_image(
         settings["CPL_VSIL_CURL_NON_CACHED"] = gdal_path(uri)
     if sidecars:
         settings["GDAL_DISABLE_READDIR_ON_OPEN"] = "TRUE"  # no listing: GDAL asks for each of them by its name
-    with rasterio.Env(**settings):
+    with gdal_environment(settings):
         try:
             dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[suffix], **options)
         except RasterioError as error:
@@ -111,6 +111,11 @@ def open_image(
                 tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
                 found.in_places = opened and tiled and not isinstance(found, StoreUnavailableError)
                 raise found from error
+
+
+def as_rasterio(window: Window) -> RasterioWindow:
+    """A window in rasterio's own type."""
+    return RasterioWindow(window.col_off, window.row_off, window.width, window.height)
 
 
 def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str], overview: bool) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, overlap, split
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import infer_window, may_be_in_places
 from seg_core.model.bundle import BUILT_IN, read_bundle
+from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Part, Places, Settings
 from seg_core.run.record import read_record
@@ -51,7 +51,6 @@ def recheck(
     Raises SegError where that is another.
     """
     plan, record = read_plan(run, places), read_record(run)
-    torch.set_num_threads(max(2, torch.get_num_threads()))  # with one, sums are rounded in another order
     named = record.model.uri
     copied = model is None and not exists(named) and read_bundle(BUILT_IN).hash == plan.model
     segmenter = Segmenter(BUILT_IN if copied else model or named, device, precision=plan.settings.precision)
@@ -65,7 +64,8 @@ def recheck(
         report(f"{done} of {len(chosen)} windows")
         at = random.choice(list(split(part.window, window)))
         path = part_path(run, part.key)
-        differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
+        with at_least_two_threads():
+            differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
         if differing:
             result.differing[posixpath.basename(path)] = differing
         elif reason is not None:

@@ -1,7 +1,7 @@
 """A function of batches of chips, compiled for the sizes of batches on which it has spent long enough."""
 
+import logging
 import math
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -12,6 +12,8 @@ from torch import Tensor
 
 COMPILE_AFTER = 20.0  # s on batches of one size: about as long as it takes to compile for them
 MAX_SIZES = 4
+
+log = logging.getLogger(__name__)
 
 WindowResult = tuple[Tensor, ...]
 Chips = Sequence[Tensor]
@@ -28,7 +30,7 @@ class CompiledNetwork:
 
     Those are `(bands, h, w)`, and the masks `(h, w)`. It is compiled with static shapes where that pays: for a size of
     batches on which `after` seconds were `spent`, and never where that is None. Where it can't be compiled it is called
-    as it is, and a line says so.
+    as it is, and a warning is logged.
     """
 
     def __init__(self, answer: Callable[..., WindowResult], after: float | None, on_gpu: bool) -> None:
@@ -58,7 +60,7 @@ class CompiledNetwork:
             torch.cuda.empty_cache()
         except Exception as error:  # there are as many reasons as there are compilers
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"the network runs uncompiled: torch.compile: {first}", file=sys.stderr)
+            log.warning("the network runs uncompiled: torch.compile: %s", first)
             self.after = None
         return True
 

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,9 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     if encoder.startswith("tu-"):  # any network of timm's
         known = [f"tu-{name}" for name in timm.list_models()]
     _check_name("encoder", encoder, known)
-    # It would tell of each of its five tries; the one line below says all.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+        with _errors_only("huggingface_hub"):  # it would report each of its five attempts; the line below says all
+            model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
     except OSError as error:
         raise SegError(
             f"encoder_weights = {weights}: can't be downloaded for {encoder}: the model hub does not answer: try where "
@@ -57,6 +57,18 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     except Exception as error:  # smp and timm refuse what they can't build by errors of any type
         raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {_first_line(error)}") from error
     return model
+
+
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Have a logger log nothing but errors meanwhile."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _first_line(error: Exception) -> str:

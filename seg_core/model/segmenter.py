@@ -114,7 +114,7 @@ class Segmenter:
     that have it (AVX-512 BF16, AMX).
 
     What is not exact may be compiled: with `auto` on a GPU, for each size of chips that has taken so long that it pays;
-    with `yes` at once, on any device; where it can't be, the network runs as it is, and a line says so.
+    with `yes` at once, on any device; where it can't be, the network runs as it is, and a warning is logged.
     """
 
     def __init__(

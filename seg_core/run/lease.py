@@ -6,10 +6,10 @@ then finds that it can no longer change the run: see `fence`.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -25,6 +25,8 @@ from seg_core.storage.files import read_bytes
 RENEWAL = 10.0  # s
 PATIENCE = 45.0  # s without a renewal, after which a driver elsewhere is given up for dead
 GRACE = 5.0  # s after which a lease is taken even if its former owner has no staging folder
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -70,9 +72,7 @@ def _take(lease: Lease, content: dict[str, Any]) -> None:
         holder = parse(held)
         near = holder.get("place") == content["place"]
         if first is None and not near:
-            print(
-                f"{lease.path}: waiting to see if its driver on {holder.get('host')} lives", file=sys.stderr, flush=True
-            )
+            log.warning("%s: waiting to see if its driver on %s lives", lease.path, holder.get("host"))
         first, waited = first or held, time.monotonic() - since
         if (near and _is_gone(holder)) or (held == first and waited > PATIENCE):
             if lease.supersede(held, mine, force=waited > GRACE):

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
+from seg_core.environment import environment
 from seg_core.errors import SegError
 from seg_core.grid import Window, intersection, round_up, split
 from seg_core.imagery.labels import AlignedLabel, open_label
@@ -279,8 +280,8 @@ def augmentation(kind: str, size: int) -> Any:
     crops, scale and rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift
     of each band.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index at import otherwise
-    import albumentations as alb
+    with environment({"NO_ALBUMENTATIONS_UPDATE": "1"}):  # it asks the package index at import otherwise
+        import albumentations as alb
 
     steps = []
     if kind == "strong":
