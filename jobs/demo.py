@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from seg_core.errors import SegError
-from seg_core.imagery.raster import read_whole, write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.raster import read_whole
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.plots.pictures import assemble_mask, assemble_panels, paint_coverage, paint_mask

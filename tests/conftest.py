@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from proxy import Proxy
 
 from seg_core.chips import WindowFigures
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.model.bundle import Bundle, write_bundle
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.

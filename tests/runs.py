@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from conftest import NORTH_UP, UTM, window_figures
 
-from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import Bundle, read_bundle, write_bundle
 from seg_core.run.plan import Part, Plan, Settings, make_plan

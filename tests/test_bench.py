@@ -23,7 +23,8 @@ from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.terminal import show
 from seg_core.errors import SegError
 from seg_core.grid import Window
-from seg_core.imagery.raster import CODECS, read_chip, read_whole
+from seg_core.imagery.geotiff import CODECS
+from seg_core.imagery.raster import read_chip, read_whole
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle

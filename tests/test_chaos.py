@@ -26,7 +26,7 @@ from conftest import NORTH_UP, UTM, outside_environment, write_untrained
 from proxy import Proxy
 from weed import Weed
 
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.run.fence import LEASE
 from seg_core.run.tables import published_parts, read_part
 from seg_core.storage.files import publish, read_bytes, walk

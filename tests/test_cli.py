@@ -22,7 +22,8 @@ from runs import build_run, write_light_bundle
 from aerial_seg.cli.main import main, make_parser
 from aerial_seg.cli.model_commands import train_settings
 from aerial_seg.training.settings import TrainSettings, make_settings
-from seg_core.imagery.raster import CODECS, read_chip
+from seg_core.imagery.geotiff import CODECS
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.training.dataset import read_classes

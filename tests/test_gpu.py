@@ -15,7 +15,8 @@ from rasters import WINDOWS, decode, write_jpeg
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.grid import expand_reflection, reflect_window
-from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.segmenter import DeviceChip, Segmenter, WindowResult, WindowSpec, pack, sum_tiles, to_units

@@ -20,8 +20,9 @@ from rasterio.windows import Window as RasterioWindow
 import seg_core.imagery.labels
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.labels import AlignedLabel, describe_warps, open_label
-from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene, resample_grid
 
 CUT = Window(1200, 1200, 768, 768)  # of the real imagery

@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 from runs import rows_of
 from seg_command import SMALL, seg
 
-from seg_core.imagery.raster import write_cog
+from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.scene import read_scene
 from seg_core.run.rows import decode_mask
 from seg_core.run.stored_plan import read_plan
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 FULL = """
 import resource, signal, sys
 import numpy as np
-from seg_core.imagery.raster import write_cog
+from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.scene import read_scene
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

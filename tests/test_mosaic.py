@@ -12,8 +12,9 @@ from runs import part_bytes, rows_of
 from seg_command import SMALL, Json, seg
 
 from seg_core.grid import Window
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.mosaic import make_mosaic, place, read_image
-from seg_core.imagery.raster import read_chip, write_geotiff
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
 from seg_core.run.stored_plan import read_plan

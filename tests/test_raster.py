@@ -16,7 +16,8 @@ from rasters import write_raw
 from seg_core.errors import ReadError
 from seg_core.grid import Window, reflect
 from seg_core.imagery.georef import Transform
-from seg_core.imagery.raster import read_chip, read_whole, write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.raster import read_chip, read_whole
 from seg_core.imagery.scene import Scene, read_scene, resample_grid
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -502,7 +503,7 @@ def test_blocks_that_a_sparse_file_leaves_out_are_missing_and_not_read(
     for window in (scene.window, Window(100, 60, 90, 80), Window(192, 128, 100, 70)):
         _, valid = read_chip(scene, window)
         assert (valid == expected[window.slices(scene.window)]).all()
-    monkeypatch.setattr("seg_core.imagery.raster._read_masks", None)  # what reads pixels begins with it
+    monkeypatch.setattr("seg_core.imagery.raster.read_masks", None)  # what reads pixels begins with it
     pixels, valid = read_chip(scene, Window(-40, 130, 160, 90))
     assert pixels.shape == (3, 160, 90)
     assert not valid.any()

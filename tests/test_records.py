@@ -16,7 +16,7 @@ from runs import build_run
 from seg_command import seg
 
 from seg_core.errors import CorruptFileError, SegError
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import find_images
 from seg_core.run import attempts, lease
 from seg_core.run.record import read_record

@@ -20,7 +20,7 @@ from seg_command import seg
 from aerial_seg.cli.arguments import relocation
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle

@@ -16,7 +16,7 @@ from runs import SETTINGS, build_run, part_rows, replan, write_light_bundle, wri
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, split
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import LATER, read_scene
 from seg_core.model.bundle import Bundle, read_bundle

@@ -198,7 +198,7 @@ def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
 def write(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
     from conftest import NORTH_UP, UTM
 
-    from seg_core.imagery.raster import write_geotiff
+    from seg_core.imagery.geotiff import write_geotiff
 
     write_geotiff(str(path), pixels, crs=UTM, transform=NORTH_UP)
     return path

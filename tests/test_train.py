@@ -28,7 +28,8 @@ from aerial_seg.training.readers import Share, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
 from aerial_seg.training.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
 from seg_core.errors import JobError, SegError
-from seg_core.imagery.raster import read_whole, write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.raster import read_whole
 from seg_core.model.bundle import Bundle, read_bundle, read_weights
 from seg_core.model.segmenter import load_model
 from seg_core.model.unet import UNet

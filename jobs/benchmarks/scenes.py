@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from seg_core.imagery.raster import write_repeated
+from seg_core.imagery.geotiff import write_repeated
 from seg_core.model.bundle import Bundle
 from seg_core.storage.files import absolute, is_remote, make_folder, remove, upload, walk
 from seg_core.synthetic import draw_town

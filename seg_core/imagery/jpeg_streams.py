@@ -19,8 +19,9 @@ from rasterio.io import DatasetReader
 
 from seg_core.chips import JpegStreams
 from seg_core.grid import Window, expand_reflected_mask, reflect_window
-from seg_core.imagery.raster import ask_again, open_scene, read_valid
+from seg_core.imagery.raster import ask_again, open_scene
 from seg_core.imagery.scene import Scene
+from seg_core.imagery.valid import read_valid
 from seg_core.storage.files import read_ranges
 
 # px; larger or wider blocks are strips, of which a chip needs a small part.

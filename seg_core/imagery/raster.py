@@ -1,27 +1,20 @@
-"""Pixels on disk: read a chip and what of it is valid, write a GeoTIFF. The only module that touches them."""
+"""Read the pixels of a chip, and what of them is valid."""
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import Interleaving, Resampling
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, DatasetWriter
-from rasterio.shutil import copy as copy_image
+from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.warp import reproject
-from rasterio.windows import Window as RasterioWindow
 
 from seg_core.chips import NewPixels, Pixels, Valid, new_pixels
-from seg_core.errors import ReadError, SegError, StoreUnavailableError
+from seg_core.errors import ReadError, StoreUnavailableError
 from seg_core.grid import (
     Window,
     align,
@@ -34,25 +27,17 @@ from seg_core.grid import (
 )
 from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
 from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position
-from seg_core.imagery.open import files_beside, open_image
+from seg_core.imagery.open import as_rasterio, files_beside, open_image
 from seg_core.imagery.scene import Scene
+from seg_core.imagery.valid import drop_nodata, find_stored, read_masks
 from seg_core.storage import retries
-from seg_core.storage.files import PARTIAL, is_remote
+from seg_core.storage.files import is_remote
 
 T = TypeVar("T")
 
 RESAMPLE_BLOCK = 512  # px
 OPAQUE = 100  # as alpha while resampling: any type of pixel holds it
 MAX_SOURCE = 2048  # px a side of what is read to resample a block: of very fine imagery blocks are smaller
-BLOCK = 512  # px a side, of what is written in pieces
-# GDAL's options for a GeoTIFF, by what a person calls the codec.
-CODECS: dict[str, dict[str, str | int]] = {
-    "none": {},
-    "deflate": {"compress": "deflate"},
-    "lzw": {"compress": "lzw"},
-    "zstd": {"compress": "zstd"},
-    "jpeg": {"compress": "jpeg", "jpeg_quality": 85, "interleave": "pixel"},
-}
 
 
 def read_chip(
@@ -226,8 +211,8 @@ def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDA
     A pixel holds data where each of these that the file has says so: its mask, its alpha band, its nodata value, the
     blocks that a sparse file holds, and, of floats, where it is a number.
     """
-    stored, alpha = _stored(dataset, box, scene), alpha_band(dataset, scene.alpha)
-    window = _as_rasterio(box)
+    stored, alpha = find_stored(dataset, box, scene), alpha_band(dataset, scene.alpha)
+    window = as_rasterio(box)
     if stored is not None and not stored.any():  # much of a mosaic is often empty: it needn't be fetched and decoded
         pixels[...] = 0
         return stored
@@ -236,14 +221,14 @@ def _read_at_once(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDA
         pixels[...] = found[:-1]
         valid: Valid = found[-1] > 0
     else:
-        valid = _read_masks(dataset, box, scene)
+        valid = read_masks(dataset, box, scene)
         if not valid.any():
             pixels[...] = 0
             return valid
         dataset.read(list(scene.bands), window=window, out=pixels)
     if stored is not None:
         valid &= stored
-    _drop_nodata(scene, pixels, valid)
+    drop_nodata(scene, pixels, valid)
     if scene.premultiplied and alpha is not None:
         _divide_by_alpha(pixels, dataset.read(alpha, window=window))
     if scene.inverted:
@@ -260,70 +245,6 @@ def _divide_by_alpha(pixels: NDArray[Any], alpha: NDArray[Any]) -> None:
     pixels[:, partly] = colors.round().clip(0, opaque) if opaque > 1 else colors
 
 
-def _drop_nodata(scene: Scene, pixels: NDArray[Any], valid: Valid) -> None:
-    """Take from the valid pixels those that hold the nodata value in all bands, and those that are no numbers.
-
-    One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
-    """
-    if scene.nodata_color is not None:
-        values = [(band, scene.nodata_color[number - 1]) for band, number in zip(pixels, scene.bands, strict=True)]
-        differs = [band != value for band, value in values if value is not None and not math.isnan(value)]
-        if differs:
-            valid &= np.any(differs, axis=0)
-    elif scene.nodata is not None and not np.isnan(scene.nodata):
-        valid &= (pixels != scene.nodata).any(axis=0)
-    if np.issubdtype(pixels.dtype, np.floating):
-        valid &= np.isfinite(pixels).all(axis=0)
-
-
-def read_valid(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """Which pixels of a box hold data by mask, alpha band and stored blocks, not by their values, `(height, width)`."""
-    stored, valid = _stored(dataset, box, scene), _read_masks(dataset, box, scene)
-    return valid if stored is None else valid & stored
-
-
-def _read_masks(dataset: DatasetReader, box: Window, scene: Scene) -> Valid:
-    """What the alpha band and the mask say, where there are any; a pixel holds data where both say so."""
-    valid, window = np.ones((box.height, box.width), np.bool_), _as_rasterio(box)
-    if (alpha := alpha_band(dataset, scene.alpha)) is not None:
-        valid &= dataset.read(alpha, window=window) > 0  # as a band: GDAL's masks leave alpha out beside others
-    if has_own_mask(dataset):
-        valid &= dataset.read_masks(scene.bands[0], window=window) > 0
-    return valid
-
-
-def _stored(dataset: DatasetReader, box: Window, scene: Scene) -> Valid | None:
-    """Which pixels of a box are in blocks that a sparse GeoTIFF holds; None where all are.
-
-    GDAL says where a block is in the file (https://gdal.org/drivers/raster/gtiff.html#metadata), and reads nothing.
-    """
-    if dataset.driver != "GTiff" or (scene.blank_is_data and scene.nodata is None):
-        return None
-    height, width = dataset.block_shapes[0]
-    if height == 1:  # a large strip, perhaps: GDAL shows its rows as blocks, and of the first alone says where it is
-        return None
-    bands = scene.bands[:1] if dataset.interleaving == Interleaving.pixel else scene.bands
-    rows = range(box.row_off // height, -(-box.bottom // height))
-    cols = range(box.col_off // width, -(-box.right // width))
-    held = np.array(
-        [
-            [
-                any(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band) for band in bands)
-                for col in cols
-            ]
-            for row in rows
-        ]
-    )
-    if held.all():
-        return None
-    at_row, at_col = np.arange(box.row_off, box.bottom) // height, np.arange(box.col_off, box.right) // width
-    return held[np.ix_(at_row - rows.start, at_col - cols.start)]
-
-
-def _as_rasterio(window: Window) -> RasterioWindow:
-    return RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-
-
 def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float], into: Pixels | None) -> Pixels:
     low, high = scale
     found = np.empty(pixels.shape, np.uint8) if into is None else into
@@ -337,102 +258,3 @@ def read_whole(uri: str) -> NDArray[np.generic]:
     """All bands of a whole file, `(bands, height, width)`, as they are. Raises ReadError."""
     with open_image(uri) as dataset:
         return np.asarray(dataset.read())
-
-
-def write_geotiff(
-    path: str,
-    pixels: NDArray[np.generic],
-    *,
-    crs: str | None = None,
-    transform: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-    nodata: float | None = None,
-) -> None:
-    """Write `(bands, height, width)` as a tiled, deflate-compressed GeoTIFF."""
-    with _create(path, pixels.shape, pixels.dtype.name, crs, transform, 256, nodata=nodata, compress="deflate") as file:
-        file.write(pixels)
-
-
-def _create(
-    path: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    crs: str | None,
-    transform: Transform,
-    block: int,
-    **options: Any,
-) -> DatasetWriter:
-    """Open a new GeoTIFF of a shape `(bands, height, width)`, in square blocks, to be written."""
-    bands, height, width = shape
-    return rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        height=height,
-        width=width,
-        count=bands,
-        dtype=dtype,
-        crs=crs,
-        transform=Affine(*transform),
-        tiled=True,
-        blockxsize=block,
-        blockysize=block,
-        **options,
-    )
-
-
-def write_cog(path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int) -> None:
-    """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
-
-    What no piece holds is nodata. It appears whole or not at all; memory is bounded. Raises SegError where it can't be
-    written.
-    """
-    options = {"compress": "deflate", "bigtiff": "if_safer"}
-    with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
-        draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
-        try:
-            shape = 1, grid.height, grid.width
-            sparse = {"nodata": nodata, "sparse_ok": True, **options}
-            with _create(draft, shape, "uint8", grid.crs, grid.transform, BLOCK, **sparse) as dataset:
-                for window, pixels in tiles:
-                    dataset.write(pixels, 1, window=_as_rasterio(window))
-            copy_image(draft, done, driver="COG", blocksize=BLOCK, overview_resampling="nearest", **options)
-        except (RasterioError, CPLE_BaseError) as error:
-            raise SegError(f"{path}: can't be written: {error}") from error
-        if not _is_whole(done, draft):  # of a full disk GDAL may say nothing, for it is noticed at the end
-            raise SegError(f"{path}: can't be written: what was read back is not what it should be: is the disk full?")
-        os.replace(done, path)
-
-
-def _is_whole(path: str, draft: str) -> bool:
-    """Whether an image holds the pixels of its draft, and overviews that can be read."""
-    try:
-        with open_image(path) as dataset, open_image(draft) as drafted:
-            levels = range(len(dataset.overviews(1)))
-            same = (
-                np.array_equal(dataset.read(1, window=at), drafted.read(1, window=at))
-                for _, at in dataset.block_windows(1)
-            )
-            if not all(same):
-                return False
-        for level in levels:
-            with open_image(path, overview=level) as overview:
-                for _, at in overview.block_windows(1):
-                    overview.read(1, window=at)
-    except ReadError:
-        return False
-    return True
-
-
-def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:
-    """Write a square GeoTIFF of `side` px in blocks of 512, that repeats `(bands, height, width)` over and over.
-
-    The codec is one of CODECS; three bands of JPEG are stored as YCbCr of quality 85, as orthophotos mostly are.
-    """
-    bands, height, width = pixels.shape
-    options = dict(CODECS[codec], photometric="ycbcr" if (codec, bands) == ("jpeg", 3) else "minisblack")
-    transform = gsd_m, 0.0, 400_000.0, 0.0, -gsd_m, 5_800_000.0
-    with _create(path, (bands, side, side), "uint8", crs, transform, BLOCK, bigtiff="if_safer", **options) as dataset:
-        for at in split(Window(0, 0, side, side), 2048):
-            rows = np.arange(at.row_off, at.row_off + at.height) % height
-            cols = np.arange(at.col_off, at.col_off + at.width) % width
-            dataset.write(pixels[:, rows[:, None], cols], window=_as_rasterio(at))

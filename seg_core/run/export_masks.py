@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window
+from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.mosaic import read_image
-from seg_core.imagery.raster import write_cog
 from seg_core.imagery.scene import Scene
 from seg_core.run.plan import Part
 from seg_core.run.rows import Row, decode_mask

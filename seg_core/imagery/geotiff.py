@@ -1,0 +1,128 @@
+"""Write images as GeoTIFF."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetWriter
+from rasterio.shutil import copy as copy_image
+from rasterio.transform import Affine
+
+from seg_core.chips import Pixels
+from seg_core.errors import ReadError, SegError
+from seg_core.grid import Window, split
+from seg_core.imagery.data_files import gdal_environment
+from seg_core.imagery.georef import Transform
+from seg_core.imagery.open import as_rasterio, open_image
+from seg_core.imagery.scene import Scene
+from seg_core.storage.files import PARTIAL
+
+BLOCK = 512  # px a side, of what is written in pieces
+# GDAL's options for a GeoTIFF, by what a person calls the codec.
+CODECS: dict[str, dict[str, str | int]] = {
+    "none": {},
+    "deflate": {"compress": "deflate"},
+    "lzw": {"compress": "lzw"},
+    "zstd": {"compress": "zstd"},
+    "jpeg": {"compress": "jpeg", "jpeg_quality": 85, "interleave": "pixel"},
+}
+
+
+def write_geotiff(
+    path: str,
+    pixels: NDArray[np.generic],
+    *,
+    crs: str | None = None,
+    transform: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    nodata: float | None = None,
+) -> None:
+    """Write `(bands, height, width)` as a tiled, deflate-compressed GeoTIFF."""
+    with _create(path, pixels.shape, pixels.dtype.name, crs, transform, 256, nodata=nodata, compress="deflate") as file:
+        file.write(pixels)
+
+
+@contextmanager
+def _create(
+    path: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    crs: str | None,
+    transform: Transform,
+    block: int,
+    **options: Any,
+) -> Iterator[DatasetWriter]:
+    """Open a new GeoTIFF of a shape `(bands, height, width)`, in square blocks, to be written."""
+    bands, height, width = shape
+    options |= {"tiled": True, "blockxsize": block, "blockysize": block}
+    options |= {"height": height, "width": width, "count": bands, "dtype": dtype}
+    with (
+        gdal_environment(),
+        rasterio.open(path, "w", driver="GTiff", crs=crs, transform=Affine(*transform), **options) as dataset,
+    ):
+        yield dataset
+
+
+def write_cog(path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int) -> None:
+    """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
+
+    What no piece holds is nodata. It appears whole or not at all; memory is bounded. Raises SegError where it can't be
+    written.
+    """
+    options = {"compress": "deflate", "bigtiff": "if_safer"}
+    with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
+        draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
+        try:
+            shape = 1, grid.height, grid.width
+            sparse = {"nodata": nodata, "sparse_ok": True, **options}
+            with _create(draft, shape, "uint8", grid.crs, grid.transform, BLOCK, **sparse) as dataset:
+                for window, pixels in tiles:
+                    dataset.write(pixels, 1, window=as_rasterio(window))
+            with gdal_environment():
+                copy_image(draft, done, driver="COG", blocksize=BLOCK, overview_resampling="nearest", **options)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise SegError(f"{path}: can't be written: {error}") from error
+        if not _is_whole(done, draft):  # of a full disk GDAL may say nothing, for it is noticed at the end
+            raise SegError(f"{path}: can't be written: what was read back is not what it should be: is the disk full?")
+        os.replace(done, path)
+
+
+def _is_whole(path: str, draft: str) -> bool:
+    """Whether an image holds the pixels of its draft, and overviews that can be read."""
+    try:
+        with open_image(path) as dataset, open_image(draft) as drafted:
+            levels = range(len(dataset.overviews(1)))
+            same = (
+                np.array_equal(dataset.read(1, window=at), drafted.read(1, window=at))
+                for _, at in dataset.block_windows(1)
+            )
+            if not all(same):
+                return False
+        for level in levels:
+            with open_image(path, overview=level) as overview:
+                for _, at in overview.block_windows(1):
+                    overview.read(1, window=at)
+    except ReadError:
+        return False
+    return True
+
+
+def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:
+    """Write a square GeoTIFF of `side` px in blocks of 512, that repeats `(bands, height, width)` over and over.
+
+    The codec is one of CODECS; three bands of JPEG are stored as YCbCr of quality 85, as orthophotos mostly are.
+    """
+    bands, height, width = pixels.shape
+    options = dict(CODECS[codec], photometric="ycbcr" if (codec, bands) == ("jpeg", 3) else "minisblack")
+    transform = gsd_m, 0.0, 400_000.0, 0.0, -gsd_m, 5_800_000.0
+    with _create(path, (bands, side, side), "uint8", crs, transform, BLOCK, bigtiff="if_safer", **options) as dataset:
+        for at in split(Window(0, 0, side, side), 2048):
+            rows = np.arange(at.row_off, at.row_off + at.height) % height
+            cols = np.arange(at.col_off, at.col_off + at.width) % width
+            dataset.write(pixels[:, rows[:, None], cols], window=as_rasterio(at))
