@@ -1,16 +1,15 @@
 """The most memory that this process and all below it have held, and the device, sampled now and then."""
 
-import os
 import subprocess
 import threading
 from itertools import count
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 INTERVAL = 0.5  # s
 DEVICE_EVERY = 10  # samples; to ask for a GPU's memory starts a process, and takes locks of its driver's
-PAGE = os.sysconf("SC_PAGE_SIZE")
 DEVICE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
@@ -24,6 +23,7 @@ class Peak:
         self.host_mb = 0
         self.device_mb: int | None = None
         self.samples = count()
+        self.process = psutil.Process()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -43,35 +43,24 @@ class Peak:
             self._sample()
 
     def _sample(self) -> None:
-        self.host_mb = max(self.host_mb, sum(map(_private_kb, process_tree(os.getpid()))) // 1024)
+        tree = [self.process, *self.process.children(recursive=True)]
+        self.host_mb = max(self.host_mb, sum(map(_private_bytes, tree)) // 2**20)
         used = _device_mb() if next(self.samples) % DEVICE_EVERY == 0 else None
         if used is not None:
             self.device_mb = max(self.device_mb or 0, used)
 
 
-def process_tree(root: int) -> set[int]:
-    """The ids of a process and of all below it."""
-    parents = {int(path.name): _parent(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
-    tree = {root}
-    while below := {pid for pid, parent in parents.items() if parent in tree and pid not in tree}:
-        tree |= below
-    return tree
+def _private_bytes(process: psutil.Process) -> int:
+    """What a process holds that is no file's and not shared: its resident memory without the shared part.
 
-
-def _parent(path: Path) -> int:
-    try:  # the name, in parentheses, may hold anything
-        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0  # it has ended
-
-
-def _private_kb(pid: int) -> int:
-    """What a process holds that is no file's and not shared; not from smaps, to read which stops the process."""
+    Not psutil's `uss` (unique set size) or `pss`: they add up smaps, to read which stops the process. Shared memory is
+    known on Linux alone; elsewhere all resident memory counts.
+    """
     try:
-        _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-    except OSError:
+        memory = process.memory_info()
+    except psutil.Error:  # it has ended
         return 0
-    return (resident - shared) * PAGE // 1024
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def _device_mb() -> int | None:

@@ -35,7 +35,10 @@ def position(transform: Transform, rows: Any, cols: Any) -> tuple[Any, Any]:
 
 
 def pixel_at(transform: Transform, x: float, y: float) -> tuple[float, float]:
-    """Row and column of a place in the scene's CRS: the inverse of `position`."""
+    """Row and column of a place in the scene's CRS: the inverse of `position`.
+
+    Not by the inverse of rasterio's Affine, which multiplies by a rounded 1 / area: its last bits are others.
+    """
     a, b, c, d, e, f = transform
     area = a * e - b * d
     return (a * (y - f) - d * (x - c)) / area, (e * (x - c) - b * (y - f)) / area
