@@ -13,7 +13,7 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
-from seg_core.plots.pictures import assemble_mask, assemble_panels, paint_coverage, paint_mask
+from seg_core.plots.pictures import Panel, assemble_mask, assemble_panels, coverage_panel, paint_mask
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.query import query
 from seg_core.run.score import score_run
@@ -111,9 +111,9 @@ def draw_picture(out: str) -> None:
     truth = read_whole(f"{out}/truth.tif")[0] == 1
     rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
     panels = [
-        ("image", image),
-        ("truth", paint_mask(image, truth)),
-        ("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
-        ("building coverage of each tile", paint_coverage(rows, SIDE, SIDE)),
+        Panel("image", image),
+        Panel("truth", paint_mask(image, truth)),
+        Panel("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
+        coverage_panel("building coverage of each tile", rows, SIDE, SIDE),
     ]
     publish(f"{out}/picture.png", assemble_panels(panels))

@@ -9,7 +9,19 @@ import pytest
 from numpy.typing import NDArray
 
 from seg_core.plots.figures import draw_calibration, draw_curves, draw_scale, draw_thresholds
-from seg_core.plots.pictures import GREEN, RED, WHITE, assemble_panels, paint_errors, paint_mask
+from seg_core.plots.pictures import (
+    GREEN,
+    MISSING_GREY,
+    RED,
+    WHITE,
+    Panel,
+    assemble_mask,
+    assemble_panels,
+    coverage_panel,
+    paint_errors,
+    paint_mask,
+)
+from seg_core.run.rows import encode_mask
 from seg_core.training.metrics import Histogram, histogram
 
 Rgb = NDArray[np.uint8]
@@ -119,7 +131,7 @@ def test_what_is_no_building_is_painted_in_grey_and_the_image_is_left_alone() ->
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [(4, 2, 2), (4, 4, 1), (12, 4, 3), (1, 1, 1)])
 def test_panels_stand_side_by_side_so_many_in_a_row(number: int, columns: int, rows: int) -> None:
-    panels = [(f"panel {i}", np.full((50, 70, 3), (10 * i, 100, 200), np.uint8)) for i in range(number)]
+    panels = [Panel(f"panel {i}", np.full((50, 70, 3), (10 * i, 100, 200), np.uint8)) for i in range(number)]
     pixels = decode(assemble_panels(panels, columns))
     height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
     for i in range(number):
@@ -128,6 +140,42 @@ def test_panels_stand_side_by_side_so_many_in_a_row(number: int, columns: int, r
         assert middle.tolist() == [10 * i, 100, 200]
         title = pixels[row * height : row * height + 35, col * width : (col + 1) * width]
         assert (title.min(axis=2) < 100).any()
+
+
+def test_a_picture_keeps_its_proportions() -> None:
+    pixels = decode(assemble_panels([Panel("wide", np.full((50, 200, 3), (10, 100, 200), np.uint8))], 1))
+    rows, cols = np.nonzero((pixels == (10, 100, 200)).all(axis=2))
+    assert np.ptp(cols) == pytest.approx(640, abs=3)
+    assert np.ptp(rows) == pytest.approx(160, abs=3)
+
+
+def tile(row_off: int, col_off: int, coverage: float | None, side: int = 100) -> dict[str, Any]:
+    mask = None if not coverage else encode_mask(np.ones((side, side), np.bool_))
+    return {
+        "row_off": row_off, "col_off": col_off, "height": side, "width": side, "coverage": coverage, "mask": mask,
+    }  # fmt: skip
+
+
+def test_tiles_have_the_colour_of_their_coverage_and_its_figure_in_them() -> None:
+    rows = [tile(0, 0, 0.0), tile(0, 100, 0.5), tile(100, 0, None)]
+    panel = coverage_panel("coverage", rows, 200, 200)
+    assert panel.picture[50, 50].tolist() == [68, 1, 84]  # viridis from its lowest
+    assert panel.picture[50, 150].tolist() == [253, 231, 37]  # to its highest
+    assert panel.picture[150, 50].tolist() == panel.picture[150, 150].tolist() == [MISSING_GREY] * 3
+    assert panel.picture[0, 0].tolist() == list(WHITE)
+    found = [(label.row, label.col, label.text, label.color) for label in panel.labels]
+    assert found == [(50, 50, "0 %", "white"), (50, 150, "50 %", "black")]
+    plain = decode(assemble_panels([panel._replace(labels=())], 1))
+    lettered = decode(assemble_panels([panel], 1))
+    rows_of_text, cols_of_text = np.nonzero((plain != lettered).any(axis=2))
+    assert (rows_of_text.min() > 40 + 640 * 0.15) & (rows_of_text.max() < 40 + 640 * 0.35)
+    assert (cols_of_text.min() > 10) & (cols_of_text.max() < 10 + 640)
+
+
+def test_masks_of_tiles_are_put_together() -> None:
+    mask = assemble_mask([tile(0, 0, 0.0), tile(0, 100, 1.0)], 100, 200)
+    assert not mask[:, :100].any()
+    assert mask[:, 100:].all()
 
 
 def test_growth_is_drawn_with_a_line_for_each_crew_and_window() -> None:

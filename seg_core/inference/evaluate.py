@@ -17,7 +17,7 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
-from seg_core.plots.pictures import assemble_panels, paint_errors, paint_mask
+from seg_core.plots.pictures import Panel, assemble_panels, paint_errors, paint_mask
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
@@ -119,10 +119,10 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
         predicted = (probability >= evaluation.threshold) & valid
         panels += [
-            (f"{row['image']}: IoU {row['iou']:.3f}", sample.image),
-            ("truth", paint_mask(sample.image, truth)),
-            ("prediction", paint_mask(sample.image, predicted)),
-            ("errors: false green, missed red", paint_errors(sample.image, predicted, truth)),
+            Panel(f"{row['image']}: IoU {row['iou']:.3f}", sample.image),
+            Panel("truth", paint_mask(sample.image, truth)),
+            Panel("prediction", paint_mask(sample.image, predicted)),
+            Panel("errors: false green, missed red", paint_errors(sample.image, predicted, truth)),
         ]
     if panels:
         publish(path, assemble_panels(panels, 4))

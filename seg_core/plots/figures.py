@@ -1,6 +1,5 @@
 """Figures of a training run and of a model's scores, as PNG."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from seg_core.plots.style import BLUE, GREEN, GREY, ORANGE, to_png
 from seg_core.training.metrics import STEPS, Histogram
-
-BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 
 
 def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
@@ -29,7 +27,7 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_thresholds(histogram: Histogram, threshold: float) -> bytes:
@@ -40,12 +38,12 @@ def draw_thresholds(histogram: Histogram, threshold: float) -> bytes:
     counts = [histogram.counts(float(t)) for t in at]
     axes.plot(at, histogram.ious()[1:], label="IoU", color=ORANGE, linewidth=2)
     axes.plot(at, [c.tp / (c.tp + c.fp) if c.tp + c.fp else np.nan for c in counts], label="precision", color=BLUE)
-    axes.plot(at, [c.tp / (c.tp + c.fn) if c.tp + c.fn else np.nan for c in counts], label="recall", color="tab:green")
+    axes.plot(at, [c.tp / (c.tp + c.fn) if c.tp + c.fn else np.nan for c in counts], label="recall", color=GREEN)
     axes.axvline(threshold, color=GREY, linestyle="--", label=f"threshold {threshold:.3f}")
     axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1), title="buildings, by threshold")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower center")
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_calibration(histogram: Histogram) -> bytes:
@@ -60,7 +58,7 @@ def draw_calibration(histogram: Histogram) -> bytes:
     above.set(ylabel="share that is building", xlim=(0, 1), ylim=(0, 1), title=title)
     below.bar(predicted, pixels, width=0.05, color=BLUE)
     below.set(xlabel="predicted probability", ylabel="pixels", yscale="log")
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_scale(points: Sequence[dict[str, Any]]) -> bytes:
@@ -75,14 +73,8 @@ def draw_scale(points: Sequence[dict[str, Any]]) -> bytes:
         axes.set(title=title, xlabel="windows", xscale="log", ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _or_nan(value: float | None) -> float:
     return np.nan if value is None else value
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()

@@ -1,26 +1,52 @@
 """A run as a picture: image, truth, prediction and the coverage of each tile, side by side."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from seg_core.run.rows import Row, decode_mask, encode_png
+from seg_core.grid import Window
+from seg_core.plots.style import DPI, to_png
+from seg_core.run.rows import Row, decode_mask
 
-Rgb = NDArray[np.uint8]
+Rgb = NDArray[np.uint8]  # `(height, width, 3)`
 
 ORANGE, WHITE, GREEN, RED = (255, 140, 0), (255, 255, 255), (0, 200, 0), (255, 40, 40)
 MISSING_GREY = 128
-PANEL = 640  # px
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
+BRIGHT = 0.6  # of 1, from which on a tile is lettered in black
+PANEL, STRIP, GAP, TITLE = 640, 40, 10, 20  # px: side of a panel, above it for its title, around it, of its letters
+TEXT_SHARE = 0.16  # of a tile's width, that a letter of the figure in it is high
+
+
+class Label(NamedTuple):
+    """A text in a picture."""
+
+    row: float  # px from the picture's top to the text's middle
+    col: float
+    height: float  # px of the picture
+    text: str
+    color: str
+
+
+class Panel(NamedTuple):
+    """A picture with its title, and texts in it."""
+
+    title: str
+    picture: Rgb
+    labels: Sequence[Label] = ()
 
 
 def assemble_mask(rows: Sequence[Row], height: int, width: int) -> NDArray[np.bool_]:
-    """The masks of one scene's tiles, put together."""
+    """The masks of one scene's tiles, put together, `(height, width)`."""
     mask = np.zeros((height, width), np.bool_)
+    whole = Window(0, 0, height, width)
     for row in rows:
-        at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
-        mask[at] = decode_mask(row["mask"], row["height"], row["width"])
+        mask[Window.from_row(row).slices(whole)] = decode_mask(row["mask"], row["height"], row["width"])
     return mask
 
 
@@ -31,27 +57,6 @@ def paint_mask(image: Rgb, mask: NDArray[np.bool_]) -> Rgb:
     return painted
 
 
-def paint_coverage(rows: Sequence[Row], height: int, width: int) -> Rgb:
-    """Each tile in the colour of its coverage, with the figure in it; grey where nothing is valid."""
-    picture = np.full((height, width, 3), MISSING_GREY, np.uint8)
-    highest = max((row["coverage"] or 0.0 for row in rows), default=0.0) or 1.0
-    for row in rows:
-        top, left, bottom, right = (
-            row["row_off"],
-            row["col_off"],
-            row["row_off"] + row["height"],
-            row["col_off"] + row["width"],
-        )
-        if row["coverage"] is not None:
-            level = np.array([[round(255 * row["coverage"] / highest)]], np.uint8)
-            picture[top:bottom, left:right] = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)[0, 0, ::-1]
-            text = f"{100 * row['coverage']:.0f} %"
-            at = (left + row["width"] // 8, top + row["height"] // 2)
-            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, row["width"] / 200, (255, 255, 255), 3)
-        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), (255, 255, 255), 2)
-    return picture
-
-
 def paint_errors(image: Rgb, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Rgb:
     """The image in grey, with found buildings in white, false ones in green and missed ones in red."""
     painted = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2, 3, axis=2)
@@ -60,15 +65,59 @@ def paint_errors(image: Rgb, predicted: NDArray[np.bool_], truth: NDArray[np.boo
     return np.asarray(painted, np.uint8)
 
 
-def assemble_panels(panels: Sequence[tuple[str, Rgb]], columns: int = 2) -> bytes:
+def coverage_panel(title: str, rows: Sequence[Row], height: int, width: int) -> Panel:
+    """Each tile in the colour of its coverage, with the figure in it; grey where nothing is valid."""
+    picture = np.full((height, width, 3), MISSING_GREY, np.uint8)
+    highest = max((row["coverage"] or 0.0 for row in rows), default=0.0) or 1.0
+    labels, whole = [], Window(0, 0, height, width)
+    for row in rows:
+        tile, coverage = Window.from_row(row), row["coverage"]
+        at = tile.slices(whole)
+        if coverage is not None:
+            color = colormaps["viridis"](coverage / highest)[:3]
+            picture[at] = np.multiply(color, 255).round()
+            labels.append(_coverage_label(tile, coverage, "black" if np.dot(color, LUMA) > BRIGHT else "white"))
+        _frame(picture[at])
+    return Panel(title, picture, labels)
+
+
+def _coverage_label(tile: Window, coverage: float, color: str) -> Label:
+    row, col = tile.row_off + tile.height / 2, tile.col_off + tile.width / 2
+    return Label(row, col, TEXT_SHARE * tile.width, f"{100 * coverage:.0f} %", color)
+
+
+def _frame(tile: Rgb) -> None:
+    """Draw a white line of 2 px along the edges of a tile."""
+    for edge in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
+        tile[edge] = WHITE
+
+
+def assemble_panels(panels: Sequence[Panel], columns: int = 2) -> bytes:
     """Pictures with their titles above them, so many in a row, as a PNG."""
-    titled = [_titled(title, picture) for title, picture in panels]
-    lines = [np.concatenate(titled[i : i + columns], axis=1) for i in range(0, len(titled), columns)]
-    return encode_png(np.ascontiguousarray(np.concatenate(lines)[..., ::-1]))
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    wide, high = columns * (PANEL + 2 * GAP), lines * (PANEL + STRIP + GAP)
+    figure = Figure(figsize=(wide / DPI, high / DPI))
+    for number, panel in enumerate(panels):
+        line, column = divmod(number, columns)
+        left, bottom = column * (PANEL + 2 * GAP) + GAP, high - (line + 1) * (PANEL + STRIP + GAP) + GAP
+        _draw_panel(figure, panel, (left / wide, bottom / high, PANEL / wide, PANEL / high))
+    return to_png(figure)
 
 
-def _titled(title: str, picture: Rgb) -> Rgb:
-    small = cv2.resize(picture, (PANEL, PANEL), interpolation=cv2.INTER_AREA)
-    framed = cv2.copyMakeBorder(small, 40, 10, 10, 10, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    cv2.putText(framed, title, (12, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2)
-    return np.asarray(framed, np.uint8)
+def _draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, float]) -> None:
+    left, bottom, _, height = place
+    axes = figure.add_axes(place, anchor="N")  # at the top, where the title is
+    axes.set_axis_off()
+    axes.imshow(panel.picture)
+    title_gap = height * GAP / PANEL
+    figure.text(left, bottom + height + title_gap, panel.title, fontsize=_points(TITLE), va="baseline")
+    scale = PANEL / max(panel.picture.shape[:2])
+    for label in panel.labels:
+        size = _points(label.height * scale)
+        axes.text(label.col, label.row, label.text, fontsize=size, color=label.color, ha="center", va="center")
+
+
+def _points(pixels: float) -> float:
+    """A length in px of the PNG as points, in which matplotlib measures text."""
+    return 72 * pixels / DPI
