@@ -1,6 +1,17 @@
-"""The library: imagery, models and tables. It knows nothing of Ray."""
+"""The library: imagery, models and tables. It knows nothing of Ray.
 
-from typing import Any
+Its public names are those of `seg_core.api`, which is imported when one of them is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seg_core.api import Run, Segmentation, load_model, open_run, segment_array, segment_file
+    from seg_core.errors import SegError
+
+    __version__: str
+
+__all__ = ["Run", "SegError", "Segmentation", "load_model", "open_run", "segment_array", "segment_file"]
 
 
 def __getattr__(name: str) -> Any:
@@ -8,4 +19,12 @@ def __getattr__(name: str) -> Any:
         from seg_core.version import code_version
 
         return code_version()
+    if name in __all__:
+        from seg_core import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import seg_core
+from seg_core import api
+
 ROOT = Path(__file__).parents[1]
 
 # Each floor imports from those above it in this list, and from itself.
@@ -19,6 +22,7 @@ LIBRARY = (
     ("run",),
     ("plots",),
     ("inference",),
+    ("api",),
 )
 JOBS = (
     ("terminal", "progress", "processes", "resources"),
@@ -120,6 +124,18 @@ def test_packages_reexport_nothing() -> None:
         assert len(ast.parse(path.read_text(encoding="utf-8")).body) == 1, f"{path}: more than a docstring"
 
 
+def test_the_package_offers_the_public_interface_and_imports_it_when_asked() -> None:
+    tree = ast.parse((ROOT / "seg_core/__init__.py").read_text(encoding="utf-8"))
+    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [node.module for node in at_import if isinstance(node, ast.ImportFrom)] == ["typing"]
+    assert len(at_import) == 1
+    for name in seg_core.__all__:
+        assert getattr(seg_core, name) is getattr(api, name)
+    assert set(seg_core.__all__) < set(dir(seg_core))
+    with pytest.raises(AttributeError, match="no attribute 'segment_region'"):
+        seg_core.segment_region  # noqa: B018
+
+
 def loaded_by(*names: str) -> set[str]:
     """The top-level names of all that is loaded in a fresh process that imports modules."""
     code = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
@@ -135,11 +151,12 @@ def below(room: str) -> list[str]:
     ("names", "absent"),
     [
         (["seg_core"], {"numpy", "torch", "rasterio", "pyarrow", "boto3", "ray"}),
+        (["seg_core.api"], {"ray", "boto3"}),
         (below("imagery"), {"torch", "ray"}),
         (below("model"), {"rasterio", "pyproj", "shapely", "boto3", "ray"}),
         (list(modules("seg_core")), {"ray"}),
     ],
-    ids=["the package", "imagery", "model", "everything"],
+    ids=["the package", "the public interface", "imagery", "model", "everything"],
 )
 def test_what_a_room_loads(names: list[str], absent: set[str]) -> None:
     assert len(names) == 1 or len(names) > 5

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grid import chip_window, split
-from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import Scene, fit_to_model
+from seg_core.imagery.scene import fit_to_model
+from seg_core.inference.scenes import segment_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
 from seg_core.plots.pictures import Panel, assemble_panels, paint_errors, paint_mask
@@ -22,8 +21,6 @@ from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
-
-WINDOW = 1024  # px
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,7 @@ def _segment(
             scene = fit_to_model(
                 header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scale=None, resample=False
             )
-            yield pair, sample, off_px, _segment_scene(segmenter, scene)
-
-
-def _segment_scene(segmenter: Segmenter, scene: Scene) -> NDArray[np.float32]:
-    halo, stride = segmenter.bundle.halo, segmenter.bundle.stride
-    whole = np.zeros((scene.height, scene.width), np.float32)
-    for window in split(scene.window, WINDOW):
-        pixels, valid = read_chip(scene, chip_window(window, halo, stride))
-        whole[window.slices(scene.window)] = segmenter(pixels, valid, halo, window.height, window.width)
-    return whole
+            yield pair, sample, off_px, segment_scene(segmenter, scene)[0]
 
 
 def write_figures(evaluation: Evaluation, folder: str) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grid import Window
+from seg_core.grid import Window, intersection, overlap
 from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.scene import Scene
@@ -58,15 +58,44 @@ def _name(image: Scene) -> str:
     return image.scene_id if stays else f"{image.scene_id}.tif"
 
 
+def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[np.uint8]:
+    """The mask of a scene, of a mosaic's image, or of a window within it, `uint8 (height, width)`.
+
+    1 is building, 0 is not; MISSING is where the scene holds no data, a tile failed, or is not done yet. Raises
+    SegError where there is no such scene, or the window reaches beyond it.
+    """
+    plan, there = read_plan(run), set(published_parts(run))
+    image = next((each for each in plan.images if each.scene_id == scene_id), None)
+    if image is None:
+        ids = [each.scene_id for each in plan.images]
+        raise SegError(f"{scene_id}: no scene of {run}: it has {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
+    wanted = image.window if window is None else window
+    check_within(wanted, image)
+    mask = np.full((wanted.height, wanted.width), MISSING, np.uint8)
+    parts = [part for part in plan.parts() if part.scene.scene_id == scene_id and overlap(part.window, wanted)]
+    for tile, pixels in _tiles(run, parts, there, plan.settings.scale, wanted):
+        common = intersection(tile, wanted)
+        mask[common.slices(wanted)] = pixels[common.slices(tile)]
+    return mask
+
+
+def check_within(window: Window, image: Scene) -> None:
+    """Raise SegError for a window that is empty, or reaches beyond an image."""
+    if min(window.height, window.width) < 1 or intersection(window, image.window) != window:
+        size = f"{image.height} rows and {image.width} columns"
+        raise SegError(f"window {tuple(window)}: not within {image.scene_id}, which has {size}")
+
+
 def _tiles(
-    run: str, parts: Sequence[Part], there: Collection[str], scale: Scale
+    run: str, parts: Sequence[Part], there: Collection[str], scale: Scale, wanted: Window | None = None
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-    """The tiles that are done, with their pixels."""
+    """The tiles that are done, or those of them that touch the `wanted` window, with their pixels."""
     for part in parts:
         path = part_path(run, part.key)
         for row in read_part(path, COLUMNS) if path in there else ():
-            if row["status"] == "done" and row["valid_px"]:
-                yield Window.from_row(row), _pixels(row, part, scale)
+            tile = Window.from_row(row)
+            if row["status"] == "done" and row["valid_px"] and (wanted is None or overlap(tile, wanted)):
+                yield tile, _pixels(row, part, scale)
 
 
 def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:

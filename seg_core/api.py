@@ -1,0 +1,249 @@
+"""The public interface: segment an image without Ray, and read what a bulk run has found.
+
+    import seg_core
+
+    found = seg_core.segment_file("scene.tif")
+    found.mask, found.coverage, found.building_m2
+
+    run = seg_core.open_run("run")
+    run.query("SELECT scene_id, sum(building_m2) FROM tiles GROUP BY scene_id").to_pandas()
+
+Regions are segmented by the command `seg segment`, which resumes, reports failures and spreads over a cluster.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seg_core.errors import SegError
+from seg_core.grid import Window, split
+from seg_core.imagery.georef import Transform, area_m2, footprints, position
+from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.scene import fit_to_model, read_scene
+from seg_core.inference.scenes import segment_pixels, segment_scene
+from seg_core.model.bundle import BUILT_IN
+from seg_core.model.cpu_threads import at_least_two_threads
+from seg_core.model.segmenter import Segmenter
+from seg_core.run.export_masks import check_within, read_mask
+from seg_core.run.query import query, summary
+from seg_core.run.record import read_record
+from seg_core.run.tables import TILES
+from seg_core.run.verify import VerifyReport, verify
+from seg_core.storage.files import absolute
+from seg_core.training.dataset import MISSING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+AREA_TILE = 512  # px; ground areas are taken as even over a tile, as in a run
+IDENTITY: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+Model = str | Segmenter | None
+"""The path of a bundle, what `load_model` returned, or None for the model that comes with the package."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a model says of an image, or of a window of it."""
+
+    probability: NDArray[np.float32]  # of building, `(height, width)`; 0 where a pixel is not valid
+    valid: NDArray[np.bool_]  # which pixels hold data, `(height, width)`
+    threshold: float  # probability from which on a pixel is building
+    crs: str | None = None  # None: the image does not say where it lies
+    transform: Transform = IDENTITY  # a, b, c, d, e, f from columns and rows of the arrays to x and y, as rasterio's
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which valid pixels are building, `(height, width)`."""
+        return np.asarray((self.probability >= np.float32(self.threshold)) & self.valid)
+
+    @property
+    def coverage(self) -> float | None:
+        """The share of the valid pixels that is building; None where no pixel is valid."""
+        num_valid = int(self.valid.sum())
+        return int(self.mask.sum()) / num_valid if num_valid else None
+
+    @property
+    def area_m2(self) -> float | None:
+        """Ground area of the valid pixels in square metres, geodesic; None without a CRS."""
+        return self._ground_area(self.valid)
+
+    @property
+    def building_m2(self) -> float | None:
+        """Ground area of the building pixels in square metres, geodesic; None without a CRS."""
+        return self._ground_area(self.mask)
+
+    def _ground_area(self, pixels: NDArray[np.bool_]) -> float | None:
+        if self.crs is None:
+            return None
+        whole = Window(0, 0, *pixels.shape)
+        tiles = list(split(whole, AREA_TILE))
+        polygons = footprints(self.crs, self.transform, tiles)
+        if any(polygon is None for polygon in polygons):
+            return None
+        counts = [int(pixels[tile.slices(whole)].sum()) for tile in tiles]
+        each = zip(tiles, polygons, counts, strict=True)
+        return math.fsum(count * area_m2(polygon) / (tile.height * tile.width) for tile, polygon, count in each)
+
+    def save_mask(self, path: str) -> None:
+        """Write the mask as a GeoTIFF of one `uint8` band: 1 is building, 0 is not, 255 (nodata) holds no data."""
+        pixels = np.where(self.valid, self.mask, np.uint8(MISSING)).astype(np.uint8)
+        write_geotiff(path, pixels[np.newaxis], crs=self.crs, transform=self.transform, nodata=MISSING)
+
+
+def load_model(path: str | None = None, *, device: str = "auto", precision: str = "auto") -> Segmenter:
+    """A model, loaded once to be used for many images.
+
+    `path` is a bundle's folder or `s3://` prefix, by default the model that comes with the package. `device` is `auto`
+    (a GPU where there is one), `cpu` or `cuda`; `precision` is `auto`, `float32` or `bfloat16`. Raises SegError where
+    there is no bundle, or no such device.
+    """
+    return Segmenter(BUILT_IN if path is None else absolute(path), device, precision=precision)
+
+
+def segment_array(
+    image: NDArray[np.uint8],
+    model: Model = None,
+    *,
+    valid: NDArray[np.bool_] | None = None,
+    threshold: float | None = None,
+) -> Segmentation:
+    """Segment an image in memory, at the resolution that the model was trained at.
+
+    `image` is `uint8 (height, width, bands)`, as Pillow and matplotlib have it. `valid` `bool (height, width)` says
+    which pixels hold data, by default all. `threshold` is the model's own by default. Raises SegError for an array of
+    another type or shape.
+
+        found = seg_core.segment_array(np.asarray(Image.open("scene.png").convert("RGB")))
+        plt.imshow(found.mask)
+    """
+    segmenter = _as_segmenter(model)
+    _check_image(image, segmenter.bundle.bands)
+    valid = np.ones(image.shape[:2], np.bool_) if valid is None else valid
+    if valid.shape != image.shape[:2] or valid.dtype != np.bool_:
+        raise SegError(f"valid: is {_describe(valid)}: give bool {image.shape[:2]}, as the image has pixels")
+    with at_least_two_threads():
+        found = segment_pixels(segmenter, np.moveaxis(image, -1, 0), valid)
+    return Segmentation(*found, _choose_threshold(segmenter, threshold))
+
+
+def segment_file(
+    path: str,
+    model: Model = None,
+    *,
+    window: tuple[int, int, int, int] | None = None,
+    bands: Sequence[int] | None = None,
+    scale: tuple[float, float] | None = None,
+    resample: bool = False,
+    threshold: float | None = None,
+) -> Segmentation:
+    """Segment an image file, or a window of it. The values are those that `seg segment` finds.
+
+    `path` is local or an `s3://` URI. `window` is `(row_off, col_off, height, width)` in pixels. `bands`, `scale` and
+    `resample` are as the options of `seg segment`: the bands to read, counted from 1, the two values that become 0 and
+    255, and whether to segment at the model's resolution; then `window` and the result are on that grid. Pixels are
+    read as far as they are needed: memory goes by the window. Raises SegError for an image that the model does not
+    serve, and its child ReadError where the file can't be read.
+
+        found = seg_core.segment_file("scene.tif", window=(0, 0, 2048, 2048))
+        found.save_mask("mask.tif")
+    """
+    segmenter = _as_segmenter(model)
+    bundle = segmenter.bundle
+    header = read_scene(absolute(path), path)
+    for doubt in header.doubts:
+        warnings.warn(f"{path}: {doubt}", stacklevel=2)
+    scene = fit_to_model(
+        header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=bands, scale=scale, resample=resample
+    )
+    at = scene.window if window is None else Window(*window)
+    check_within(at, scene)
+    with at_least_two_threads():
+        found = segment_scene(segmenter, scene, at, scale)
+    a, b, _, d, e, _ = scene.transform
+    x, y = map(float, position(scene.transform, at.row_off, at.col_off))
+    return Segmentation(*found, _choose_threshold(segmenter, threshold), scene.crs, (a, b, x, d, e, y))
+
+
+class Run:
+    """The result of `seg segment`: a folder of tables, one row a tile.
+
+    run = seg_core.open_run("s3://bucket/run")
+    run.summary()["coverage"]
+    run.query("SELECT * FROM tiles WHERE coverage > 0.5").to_pandas()
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open the run at an absolute path. Raises SegError where there is none."""
+        read_record(path)
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r})"
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of scenes and tiles, coverage and areas of the whole run, as `seg query RUN --json` has them."""
+        return summary(self.path)
+
+    def query(self, sql: str) -> "pa.Table":
+        """All rows of the answer to a question in SQL, over `tiles` (done), `scenes` and `failures` (failed tiles).
+
+        Raises SegError with the first line of what is wrong with the SQL.
+        """
+        return query(self.path, sql)
+
+    @property
+    def tiles(self) -> "pd.DataFrame":
+        """The tiles that are done, without their images: a mask is read by `read_mask`, or by `query`."""
+        names = [field.name for field in TILES if str(field.type) != "binary" or field.name == "geometry"]
+        return self.query(f"SELECT {', '.join(names)} FROM tiles ORDER BY scene_id, row_off, col_off").to_pandas()
+
+    @property
+    def scenes(self) -> "pd.DataFrame":
+        """The scenes, as they were when the run was made."""
+        return self.query("SELECT * FROM scenes").to_pandas()
+
+    def verify(self) -> VerifyReport:
+        """Check the files: `ok` where each planned tile has one row and all adds up, else see `problems`."""
+        return verify(self.path)
+
+    def read_mask(self, scene_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.uint8]:
+        """The mask of a scene or a window `(row_off, col_off, height, width)` of it, `uint8 (height, width)`.
+
+        1 is building, 0 is not; 255 is where the scene holds no data, a tile failed, or is not done yet. Where only
+        some pixels of a tile hold data, the scene is read for them. Raises SegError where there is no such scene, the
+        window reaches beyond it, or the scene can't be read and is needed.
+        """
+        return read_mask(self.path, scene_id, None if window is None else Window(*window))
+
+
+def open_run(path: str) -> Run:
+    """The run at a local path or an `s3://` prefix. Raises SegError where there is none."""
+    return Run(absolute(path))
+
+
+def _as_segmenter(model: Model) -> Segmenter:
+    return model if isinstance(model, Segmenter) else load_model(model)
+
+
+def _choose_threshold(segmenter: Segmenter, threshold: float | None) -> float:
+    return segmenter.bundle.threshold if threshold is None else threshold
+
+
+def _check_image(image: NDArray[np.generic], bands: int) -> None:
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == bands and image.size:
+        return
+    turned = image.ndim == 3 and image.shape[0] == bands and image.dtype == np.uint8
+    way_out = "np.moveaxis(image, 0, -1) turns it" if turned else "0 is dark and 255 is bright"
+    raise SegError(f"image: is {_describe(image)}: give uint8 (height, width, {bands}): {way_out}")
+
+
+def _describe(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {array.shape}"
