@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.georef import Transform, area_m2, footprints, position
@@ -33,10 +34,9 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.export_masks import check_within, read_mask
 from seg_core.run.query import query, summary
 from seg_core.run.record import read_record
-from seg_core.run.tables import TILES
+from seg_core.run.schema import TILES
 from seg_core.run.verify import VerifyReport, verify
 from seg_core.storage.files import absolute
-from seg_core.training.dataset import MISSING
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,7 @@
 """Files are there whole or not at all, on local disk and on a real S3 server."""
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
