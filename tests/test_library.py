@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import MakeScene, outside_environment
 from rasterio.errors import NotGeoreferencedWarning
-from test_imports import EVERY, ROOT, imports, is_ours
+from sources import EVERY, ROOT, imports, is_ours
 
 from aerial_seg.cli import main as command_line_main
 from aerial_seg.ray_session import ray_session
