@@ -15,9 +15,9 @@ MAX_SIZES = 4
 
 log = logging.getLogger(__name__)
 
-WindowResult = tuple[Tensor, ...]
+Outputs = tuple[Tensor, ...]
 Chips = Sequence[Tensor]
-Run = Callable[[Chips, Chips], WindowResult]
+Run = Callable[[Chips, Chips], Outputs]
 
 
 def batch(chips: Chips) -> Tensor:
@@ -33,14 +33,14 @@ class CompiledNetwork:
     as it is, and a warning is logged.
     """
 
-    def __init__(self, answer: Callable[..., WindowResult], after: float | None, on_gpu: bool) -> None:
+    def __init__(self, answer: Callable[..., Outputs], after: float | None, on_gpu: bool) -> None:
         self.answer, self.after, self.on_gpu = answer, after, on_gpu
         self.sizes: dict[Hashable, Run] = {}
         self.spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds, by size
         self.recording = threading.Lock()  # while a GPU's work is recorded, the GPU may not be waited for
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # of memory, which all sizes share
 
-    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> WindowResult:
+    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Outputs:
         """The answer to a batch. Its size says all that may not change, `rest` too; None: it is rare."""
         if size in self.sizes:
             return self.sizes[size](images, masks)
@@ -64,17 +64,17 @@ class CompiledNetwork:
             self.after = None
         return True
 
-    def _try(self, compiled: Callable[..., WindowResult], images: Tensor, masks: Tensor, *rest: Any) -> Run:
+    def _try(self, compiled: Callable[..., Outputs], images: Tensor, masks: Tensor, *rest: Any) -> Run:
         """A function that calls the compiled network, which has run once by then."""
 
-        def run(images: Chips, masks: Chips) -> WindowResult:
+        def run(images: Chips, masks: Chips) -> Outputs:
             # Pieces of larger chips lie otherwise in memory, for which it would compile anew.
             return compiled(batch(images).contiguous(), batch(masks).contiguous(), *rest)
 
         run(list(images), list(masks))
         return run
 
-    def _record(self, compiled: Callable[..., WindowResult], images: Tensor, masks: Tensor, *rest: Any) -> Run:
+    def _record(self, compiled: Callable[..., Outputs], images: Tensor, masks: Tensor, *rest: Any) -> Run:
         """Record the network as a CUDA graph (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs).
 
         A single call starts all of it, where each of some hundred would wait for threads that read and write. cuDNN,
@@ -91,7 +91,7 @@ class CompiledNetwork:
             with self.recording, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 found = compiled(images, masks, *rest)
 
-        def replay(new_images: Chips, new_masks: Chips) -> WindowResult:
+        def replay(new_images: Chips, new_masks: Chips) -> Outputs:
             torch.stack(list(new_images), out=images)
             torch.stack(list(new_masks), out=masks)
             graph.replay()

@@ -1,8 +1,8 @@
 """Find the window that kills its process: a segfault in a decoder leaves no exception behind, only a part unfinished.
 
 While a part is at work, from before its first window is read, a small file in the run's folder says so. Whoever takes
-up a part whose file is there already knows that a process died over it, and goes on carefully: window by window, naming
-each one before it is touched. Where the same window is found named by a second dead process, it is the cause, and is
+up a part whose file is there already knows that a process died over it, and goes on window by window, naming each one
+before it is touched. Where the same window is found named by a second dead process, it is the cause, and is
 not tried again.
 
 Files of another session are those of an earlier driver, which may have been killed for reasons of its own.
