@@ -1,4 +1,4 @@
-"""The processes of a Ray that was started here: none outlives the command, and the command does not outlive them."""
+"""Tie the processes of a Ray started by this command to it: neither outlives the other."""
 
 import os
 import signal
@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 from .terminal import RayEnded, note
 
-INTERVAL = 1.0  # s between looks
-PATIENCE = 15.0  # s that a command is given to end once Ray has
-KILLING = 5.0  # s that killed processes are waited for
-ESSENTIAL = {"gcs_server", "raylet"}  # Ray itself notices the end of one after a minute or more
+CHECK_INTERVAL = 1.0  # s between two checks of the processes
+COMMAND_TIMEOUT = 15.0  # s that the command has to end after an essential process has ended
+KILL_TIMEOUT = 5.0  # s to wait until killed processes are gone
+ESSENTIAL_NAMES = {"gcs_server", "raylet"}  # Ray itself takes a minute or more to notice that one has ended
 
 
 class Process(NamedTuple):
-    """A running process; no later one of the same number began at the same time."""
+    """A running process. The start time tells it from a later process with the same pid."""
 
     pid: int
-    started: str
-    parent: int
+    started: str  # clock ticks since the machine was started
+    parent: int  # pid
     name: str
 
 
-def running() -> dict[int, Process]:
-    """All processes of this machine that have not ended."""
-    found = {}
+def list_processes() -> dict[int, Process]:
+    """Return all processes of this machine that have not ended, by pid."""
+    processes = {}
     for entry in os.listdir("/proc"):
         with suppress(OSError):
             if entry.isdigit():
@@ -36,39 +36,39 @@ def running() -> dict[int, Process]:
                 head, _, tail = text.rpartition(")")
                 fields = tail.split()
                 if fields[0] not in "ZX":
-                    found[int(entry)] = Process(int(entry), fields[19], int(fields[1]), head.partition("(")[2])
-    return found
+                    processes[int(entry)] = Process(int(entry), fields[19], int(fields[1]), head.partition("(")[2])
+    return processes
 
 
 class RayProcesses:
-    """The processes that this one starts from now on until `watch` is called, and all that they start in turn."""
+    """The child processes that start between the constructor and `watch`, and all their descendants."""
 
     def __init__(self) -> None:
-        self.others = self._children(running())
+        self.earlier = self._children(list_processes())
         self.known: set[Process] = set()
-        self.lost: str | None = None  # the essential process that has ended
+        self.failure: str | None = None  # names the essential process that ended unexpectedly
         self.closing, self.ended = threading.Event(), threading.Event()
-        self.deciding = threading.Lock()  # whether what has ended was expected to
+        self.lock = threading.Lock()  # held while deciding whether a process was expected to end
 
     def watch(self) -> None:
-        """Note the processes of Ray, and interrupt the main thread when an essential one ends."""
-        self.known |= self._children(running()) - self.others
-        essential = {process for process in self.known if process.name in ESSENTIAL}
+        """Record the processes of Ray, and interrupt the main thread when an essential one ends."""
+        self.known |= self._children(list_processes()) - self.earlier
+        essential = {process for process in self.known if process.name in ESSENTIAL_NAMES}
         threading.Thread(target=self._watch, args=(essential,), daemon=True).start()
 
     def close(self) -> bool:
-        """No longer expect Ray to run. Returns whether it did until now."""
-        with self.deciding:
+        """Stop expecting Ray to run. Returns whether it has run until now."""
+        with self.lock:
             self.closing.set()
-            return self.lost is None
+            return self.failure is None
 
     def end(self) -> None:
-        """Kill what is left of them."""
-        if not self.known:  # Ray has not started
-            self.known = self._children(running()) - self.others
-        deadline = time.monotonic() + KILLING
-        while (left := self._left()) and time.monotonic() < deadline:
-            for process in left:
+        """Kill the processes that are still running."""
+        if not self.known:  # Ray has not finished starting
+            self.known = self._children(list_processes()) - self.earlier
+        deadline = time.monotonic() + KILL_TIMEOUT
+        while (remaining := self._update()) and time.monotonic() < deadline:
+            for process in remaining:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.05)
@@ -76,25 +76,25 @@ class RayProcesses:
         self.ended.set()
 
     def _watch(self, essential: set[Process]) -> None:
-        while not self.closing.wait(INTERVAL):
-            gone = essential - self._left()
-            with self.deciding:
+        while not self.closing.wait(CHECK_INTERVAL):
+            gone = essential - self._update()
+            with self.lock:
                 if not gone or self.closing.is_set():
                     continue
                 process = min(gone)
-                self.lost = f"{process.name} of Ray (process {process.pid}) ended unexpectedly"
+                self.failure = f"{process.name} of Ray (process {process.pid}) ended unexpectedly"
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            if not self.ended.wait(PATIENCE):  # the main thread is waiting for Ray itself
-                note(f"seg: {self.lost}")
+            if not self.ended.wait(COMMAND_TIMEOUT):  # the main thread is waiting for Ray itself
+                note(f"seg: {self.failure}")
                 self.end()
                 os._exit(1)
 
-    def _left(self) -> set[Process]:
-        """Those of the known processes that run, after a look for new ones among their children."""
-        now = running()
-        while new := {process for process in now.values() if now.get(process.parent) in self.known} - self.known:
+    def _update(self) -> set[Process]:
+        """Add new descendants to the known processes. Returns the known processes that are still running."""
+        current = list_processes()
+        while new := {each for each in current.values() if current.get(each.parent) in self.known} - self.known:
             self.known |= new
-        return self.known & set(now.values())
+        return self.known & set(current.values())
 
     @staticmethod
     def _children(processes: dict[int, Process]) -> set[Process]:
@@ -103,13 +103,16 @@ class RayProcesses:
 
 @contextmanager
 def own_ray() -> Iterator[RayProcesses]:
-    """Look after the processes of a Ray that is started within. Raises RayEnded where an essential one ends."""
+    """Kill all processes of the Ray that the block starts when the block ends.
+
+    Raises RayEnded if an essential process ended unexpectedly.
+    """
     processes = RayProcesses()
     try:
         yield processes
     except BaseException as error:
-        if processes.lost is not None:
-            raise RayEnded(processes.lost) from error
+        if processes.failure is not None:
+            raise RayEnded(processes.failure) from error
         raise
     finally:
         processes.end()

@@ -21,19 +21,22 @@ from seg_core.version import code_version
 
 from .ray_session import AUTHENTICATION_ADVICE
 
-PENDING_SECONDS = 300.0  # a job that asks for what no node has stays pending for ever
-AGENT_SECONDS = 30.0  # a node that has just started takes a while before it takes jobs
-STARTING = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
-VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+PENDING_TIMEOUT = 300.0  # s; a job that needs resources that no node has stays pending for ever
+AGENT_TIMEOUT = 30.0  # s; a node that has just started needs some time before it accepts jobs
+START_MESSAGES = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster's dashboard at `address`, $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or this machine's."""
-    named = (os.environ.get(name, "") for name in VARIABLES)
-    address = address or next((each for each in named if each.startswith("http")), DEFAULT_ADDRESS)
+    """Return a client of the dashboard at `address`, by default $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS or local.
+
+    Raises SegError if no dashboard answers at the address, or if it asks for a token.
+    """
+    values = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
+    address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
     try:
-        with _without(*VARIABLES):  # which would win over what was said
+        with _unset_variables(*ADDRESS_VARIABLES):  # they would override the given address
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
@@ -43,26 +46,26 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 @contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Leave variables out of the environment of this process meanwhile."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _unset_variables(*names: str) -> Iterator[None]:
+    """Remove environment variables of this process until the block ends."""
+    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(removed)
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:
-    """Start `seg COMMAND...` on the cluster, relative paths taken from `folder`. Returns the job's id.
+    """Submit `seg COMMAND...` as a job, which resolves relative paths against `folder`. Returns the job's id.
 
-    The code travels with the job; what it depends on must be installed on the cluster's nodes.
+    The code is uploaded with the job. Its dependencies must be installed on the cluster's nodes.
     """
-    with TemporaryDirectory() as folder_of_packages:
-        return _submit(client, command, folder, _copy_packages(folder_of_packages))
+    with TemporaryDirectory() as package_folder:
+        return _submit(client, command, folder, _copy_packages(package_folder))
 
 
 def _copy_packages(folder: str) -> list[str]:
-    """Copies of our packages, under the names that they are imported by, which say what version they are of."""
+    """Copy our packages into a folder under their import names, with their version. Returns the copies' paths."""
     sources = {"seg_core": Path(seg_core.__file__).parent, "aerial_seg": Path(__file__).parent}
     for name, source in sources.items():
         shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
@@ -71,7 +74,7 @@ def _copy_packages(folder: str) -> list[str]:
 
 
 def _submit(client: JobSubmissionClient, command: Sequence[str], folder: str, packages: list[str]) -> str:
-    deadline = time.monotonic() + AGENT_SECONDS
+    deadline = time.monotonic() + AGENT_TIMEOUT
     while True:
         try:
             return str(
@@ -87,55 +90,55 @@ def _submit(client: JobSubmissionClient, command: Sequence[str], folder: str, pa
             time.sleep(1)
 
 
-def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
-    """The log of a job as it grows, until the job has ended, without the lines in which Ray says that it starts it.
+def follow(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
+    """Yield the log of a job as it grows, until the job has ended, without Ray's own messages about its start.
 
-    Raises SegError where it does not start.
+    Raises SegError if the job does not start in time.
     """
-    _await_start(client, job)
-    stream: Any = client.tail_job_logs(job)
+    _await_start(client, job_id)
+    stream: Any = client.tail_job_logs(job_id)
     loop = asyncio.new_event_loop()
     try:
         while True:
             lines = loop.run_until_complete(anext(stream)).splitlines(keepends=True)
-            yield "".join(line for line in lines if not STARTING.match(line))
+            yield "".join(line for line in lines if not START_MESSAGES.match(line))
     except StopAsyncIteration:
         pass
     finally:
-        for task in asyncio.all_tasks(loop):  # that was interrupted
+        for task in asyncio.all_tasks(loop):  # a task remains if the loop was interrupted
             task.cancel()
             loop.run_until_complete(asyncio.wait([task]))
-        loop.run_until_complete(stream.aclose())  # which the loop does not know of: it was begun outside
+        loop.run_until_complete(stream.aclose())  # the stream was created outside the loop, which won't close it
         loop.close()
 
 
-def _await_start(client: JobSubmissionClient, job: str) -> None:
-    deadline = time.monotonic() + PENDING_SECONDS
-    while client.get_job_status(job) == JobStatus.PENDING:
+def _await_start(client: JobSubmissionClient, job_id: str) -> None:
+    deadline = time.monotonic() + PENDING_TIMEOUT
+    while client.get_job_status(job_id) == JobStatus.PENDING:
         if time.monotonic() > deadline:
-            client.stop_job(job)
-            raise SegError(f"{job}: not started after {PENDING_SECONDS:.0f} s: the cluster has no room for it")
+            client.stop_job(job_id)
+            raise SegError(f"{job_id}: not started after {PENDING_TIMEOUT:.0f} s: the cluster has no room for it")
         time.sleep(0.2)
 
 
-def exit_code(client: JobSubmissionClient, job: str) -> int:
-    """The code that a finished job's command ended with; 1 where it was stopped or never ran."""
-    while not (info := details(client, job)).status.is_terminal():
+def exit_code(client: JobSubmissionClient, job_id: str) -> int:
+    """Wait until a job has ended, and return the exit code of its command: 1 if it was stopped or never ran."""
+    while not (info := job_info(client, job_id)).status.is_terminal():
         time.sleep(0.2)
     return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
 
 
-def details(client: JobSubmissionClient, job: str) -> JobInfo:
-    """What the cluster knows of a job. Raises SegError for an unknown id."""
+def job_info(client: JobSubmissionClient, job_id: str) -> JobInfo:
+    """Return the cluster's information about a job. Raises SegError for an unknown id."""
     try:
-        return client.get_job_info(job)
+        return client.get_job_info(job_id)
     except RuntimeError as error:
-        raise SegError(f"{job}: the cluster knows no such job: see seg jobs") from error
+        raise SegError(f"{job_id}: the cluster has no such job: see seg jobs") from error
 
 
-def listing(client: JobSubmissionClient) -> list[dict[str, Any]]:
-    """All jobs submitted to the cluster, the newest first."""
-    found = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
+def list_jobs(client: JobSubmissionClient) -> list[dict[str, Any]]:
+    """Return id, status, seconds and command of each job submitted to the cluster, the newest job first."""
+    jobs = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
     return [
         {
             "id": job.submission_id,
@@ -143,15 +146,15 @@ def listing(client: JobSubmissionClient) -> list[dict[str, Any]]:
             "seconds": round(((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000, 1),
             "command": (job.metadata or {}).get("command", job.entrypoint),
         }
-        for job in found
+        for job in jobs
         if job.submission_id
     ]
 
 
-def stop(client: JobSubmissionClient, job: str) -> str:
-    """Stop a job and say how it ended. Raises SegError for an unknown id."""
-    while not (info := details(client, job)).status.is_terminal():
-        # A pending job takes no notice of being told to stop (ray-project/ray#58353), so it is told until it does.
-        client.stop_job(job)
+def stop(client: JobSubmissionClient, job_id: str) -> str:
+    """Stop a job and return its final status. Raises SegError for an unknown id."""
+    while not (info := job_info(client, job_id)).status.is_terminal():
+        # A pending job ignores a request to stop (ray-project/ray#58353), so the request is repeated.
+        client.stop_job(job_id)
         time.sleep(0.5)
     return str(info.status)

@@ -1,4 +1,4 @@
-"""What commands say: figures on standard output, messages on standard error."""
+"""Terminal output and stop signals: figures go to standard output, messages to standard error."""
 
 import json
 import logging
@@ -14,15 +14,15 @@ from typing import Any, NoReturn
 # rasterio warns at each read of a scene without georeference. The command line says so itself, once a scene.
 NOT_GEOREFERENCED = "Dataset has no geotransform|The given matrix is equal to Affine.identity"
 _owned: ContextVar[bool] = ContextVar("_owned", default=False)
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has asked the process to end."""
+    """The process has received SIGTERM."""
 
 
 class RayEnded(KeyboardInterrupt):
-    """A Ray that was started here has ended by itself."""
+    """An essential process of the Ray that this command started has ended unexpectedly."""
 
 
 @contextmanager
@@ -61,43 +61,43 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def stoppable(final: bool = False) -> Iterator[None]:
-    """Raise KeyboardInterrupt for Ctrl-C and Terminated for SIGTERM, but only for the first of them.
+    """Raise KeyboardInterrupt at the first Ctrl-C, or Terminated at the first SIGTERM, within the block.
 
-    What is cleaned up after it is not interrupted by the next: until the block ends, or the process if it is `final`. A
-    signal that was ignored before stays so.
+    Further signals are ignored, so that they don't interrupt the clean-up: until the block ends, or until the process
+    ends if `final`. A signal that was ignored before the block stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPS}
+    earlier = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
     handle_stops()
     try:
         yield
     finally:
         stopped = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-        for number, handler in before.items():
+        for number, handler in earlier.items():
             if not (stopped and (final or handler is _stop)):
                 signal.signal(number, handler)
 
 
 def handle_stops() -> None:
-    """Handle Ctrl-C and SIGTERM as `stoppable` does, also where a library has put a handler of its own in its place."""
+    """Install the handlers of `stoppable` for Ctrl-C and SIGTERM, also in place of a library's own handlers."""
     if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _stop)
 
 
 def restore_handlers() -> None:
-    """Have the handlers that Python knows of in place again: other code resets them where Python does not see it."""
+    """Install the signal handlers known to Python again, since C++ code may have reset them unseen by Python."""
     if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
 
 
 def ignore_stops() -> None:
     """Ignore Ctrl-C and SIGTERM."""
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -106,31 +106,31 @@ def _stop(number: int, _: object) -> NoReturn:
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
-def show(figures: dict[str, Any], as_json: bool) -> None:
-    """Print figures: one JSON object, or a line each."""
+def print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    """Print figures as one JSON object, or as one line per figure."""
     if as_json:
         print(json.dumps(figures))
         return
-    wide = max(map(len, figures), default=0)
+    width = max(map(len, figures), default=0)
     for name, value in figures.items():
-        print(f"{name:<{wide}}  {text(value)}")
+        print(f"{name:<{width}}  {format_value(value)}")
 
 
-def text(value: object) -> str:
-    """A value as a person reads it."""
+def format_value(value: object) -> str:
+    """Return a value as text for people."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else str(value)
 
 
-def show_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print figures that have the same names, a line each below their names."""
-    wide = {name: max(len(name), *(len(text(row[name])) for row in rows)) for name in rows[0]}
-    print("  ".join(f"{name:>{wide[name]}}" for name in wide))
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows with the same keys as a table, below a line of the keys."""
+    widths = {name: max(len(name), *(len(format_value(row[name])) for row in rows)) for name in rows[0]}
+    print("  ".join(f"{name:>{width}}" for name, width in widths.items()))
     for row in rows:
-        print("  ".join(f"{text(row[name]):>{wide[name]}}" for name in wide))
+        print("  ".join(f"{format_value(row[name]):>{width}}" for name, width in widths.items()))
 
 
 def note(line: str) -> None:
-    """A message, on standard error."""
+    """Print a message to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -274,10 +274,10 @@ def ray_cluster(s3: str) -> Iterator[None]:  # noqa: ARG001 - its processes inhe
     """One Ray of two CPUs inside this process, for all tests that need no other."""
     import ray
 
-    from aerial_seg.cli.main import QUIET
+    from aerial_seg.cli.main import QUIET_RAY_ENVIRONMENT
     from aerial_seg.ray_session import ray_session
 
-    os.environ.update(QUIET)
+    os.environ.update(QUIET_RAY_ENVIRONMENT)
     with ray_session(None, num_cpus=2):
         yield
     assert not ray.is_initialized()

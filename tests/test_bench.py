@@ -16,11 +16,11 @@ from parts import EXECUTION, RESOURCES
 from seg_command import seg
 
 from aerial_seg.benchmarks.scenes import make_scene as make_town
-from aerial_seg.benchmarks.scenes import scratch
+from aerial_seg.benchmarks.scenes import scratch_folder
 from aerial_seg.benchmarks.segmenting import bench_scale, steady_rate
 from aerial_seg.benchmarks.stages import Stages
 from aerial_seg.segmenting.receipts import Receipt
-from aerial_seg.terminal import show
+from aerial_seg.terminal import print_figures
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.geotiff import CODECS
@@ -95,7 +95,7 @@ def assert_same(texts: dict[str, str], figures: Json) -> None:
 
 def test_figures_are_the_same_as_json_and_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"pipe_mpx_s": 12.345, "copy_mpx_s": None, "slower": "model", "pixels": 1234567}
-    show(figures, as_json=False)
+    print_figures(figures, as_json=False)
     assert_same(dict(line.split() for line in capsys.readouterr().out.splitlines()), figures)
 
 
@@ -181,7 +181,7 @@ def test_a_made_scene_repeats_its_town_and_has_the_bands_and_pixel_size_of_the_m
 
 def test_a_scene_in_a_bucket_is_gone_afterwards(s3: str, make_bundle: MakeBundle) -> None:
     bundle = read_bundle(make_bundle())
-    with scratch(f"{s3}/measured") as folder:
+    with scratch_folder(f"{s3}/measured") as folder:
         scene = read_scene(make_town(folder, "deflate", 100, bundle), "scene.tif")
         assert scene.uri.startswith(f"{s3}/measured/bench-")
         assert list(walk(folder)) == [scene.uri]

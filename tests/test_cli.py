@@ -605,15 +605,17 @@ def test_a_run_is_not_called_good_where_tiles_failed(seg: Seg, tmp_path: Path, f
     for outcome in (found, asked, masks):
         first = outcome.out.splitlines()[0].split(maxsplit=1)
         assert first == ["run", f"complete, but {number} of 18 tiles failed"]
-    assert found.err.startswith(f"{number} tiles failed (exit code 1): seg query {run} 'SELECT * FROM failures' says")
-    assert f"{number} tiles failed or are not done yet: they are nodata there (exit code 1)" in masks.err
+    assert found.err.startswith(
+        f"{number} tiles failed (exit code 1): seg query {run} 'SELECT * FROM failures' shows why"
+    )
+    assert f"{number} tiles failed or are not done yet: they are nodata in the masks (exit code 1)" in masks.err
 
 
 @pytest.mark.parametrize("name", ["new.tif", "new.PNG", "a/new.parquet", "new.csv/"])
 def test_a_folder_is_not_given_the_name_of_a_file(
     seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, name: str
 ) -> None:
-    named = f"{tmp_path}/{name}: names a folder, and this looks like a file: leave out .{name.strip('/').split('.')[1]}"
+    named = f"{tmp_path}/{name}: must be a folder, but looks like a file: leave out .{name.strip('/').split('.')[1]}"
     for command in (["segment", make_scene(), "--model", bundle], ["train", "--data", tmp_path], ["demo"]):
         refused(seg(*command, "--out", f"{tmp_path}/{name}"), f"--out {named}")
     refused(
@@ -650,9 +652,9 @@ def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "missing" in outcome.out
     assert outcome.out.startswith("run       not finished: 1 parts are missing\n")
-    assert outcome.err == "the run is not finished: the seg segment command that began it goes on\n"
+    assert outcome.err == "the run is not finished: the seg segment command that began it resumes it\n"
     damaged.write_bytes(b"PAR1")
-    assert f"seg repair {whole} removes the parts that this is about" in seg("verify", whole).err
+    assert f"seg repair {whole} removes the parts with problems" in seg("verify", whole).err
 
 
 def test_relative_paths_are_taken_from_the_folder_of_c(
@@ -812,9 +814,9 @@ def test_what_is_to_be_scored_must_be_there(seg: Seg, tmp_path: Path, make_bundl
     refused(seg("evaluate", tmp_path, "--labels", tmp_path), f"{tmp_path}: not a run: it holds no run.json")
     refused(seg("evaluate", tmp_path), f"{tmp_path}: not a bundle: it holds no model.json")
     refused(seg("evaluate", bundle), f"{bundle}: is a bundle: name a dataset with --data")
-    refused(seg("evaluate", bundle, "--labels", tmp_path), f"{bundle}: is a bundle: ", "--labels are for a run")
-    refused(seg("evaluate", run), f"{run}: is a run: name its truth with --labels")
-    refused(seg("evaluate", run, "--data", tmp_path), f"{run}: is a run: name its truth with --labels")
+    refused(seg("evaluate", bundle, "--labels", tmp_path), f"{bundle}: is a bundle: ", "--labels is for a run")
+    refused(seg("evaluate", run), f"{run}: is a run: name its labels with --labels")
+    refused(seg("evaluate", run, "--data", tmp_path), f"{run}: is a run: name its labels with --labels")
     refused(seg("evaluate", run, "--labels", nowhere), f"--labels {nowhere}: no such file or folder")
 
 
@@ -1036,15 +1038,15 @@ def test_a_table_of_classes_that_is_none_is_refused(seg: Seg, tmp_path: Path, ta
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])
 @pytest.mark.parametrize("command", [["segment", "--out", "run"], ["plan"], ["bench", "segment"], ["verify"]])
 def test_a_device_that_is_none_is_refused_before_anything(seg: Seg, command: list[str], device: str) -> None:
-    refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "say auto, cpu or cuda")
+    refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "expected auto, cpu or cuda")
 
 
 def test_an_option_that_would_do_nothing_is_refused(seg: Seg, make_scene: MakeScene, make_bundle: MakeBundle) -> None:
     scene, bundle = make_scene(), make_bundle()
     refused(seg("plan", scene, "--model", bundle, "--order", "given"), "--order given", "add --mosaic")
-    refused(seg("evaluate", bundle, "--data", "data", "--labels", "labels"), bundle, "--labels are for a run")
+    refused(seg("evaluate", bundle, "--data", "data", "--labels", "labels"), bundle, "--labels is for a run")
     refused(seg("plan", scene, "--model", bundle, "--device", "cpu"), "--device", "add --calibrate")
     refused(seg("verify", "run", "--device", "cpu"), "--model, --device", "add --deep")
     for seconds in ("0", "-1", "nan", "soon"):
-        refused_by_parser(seg("bench", "segment", "--seconds", seconds), f"{seconds}: say a number above 0")
+        refused_by_parser(seg("bench", "segment", "--seconds", seconds), f"{seconds}: expected a number above 0")
     refused(seg("verify", "run", "--model", bundle), "--model, --device", "add --deep")

@@ -90,7 +90,7 @@ def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture)
     Path(lost).unlink()
     out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json", code=1)
     assert (json.loads(out)["failed"], json.loads(out)["missing"]) == (len(rows), missing)
-    assert f"{len(rows) + missing} tiles failed or are not done yet: they are nodata there" in err
+    assert f"{len(rows) + missing} tiles failed or are not done yet: they are nodata in the masks" in err
     pixels, _ = read(tmp_path / "masks" / "north.tif")
     for part in north:
         there = pixels[part.window.slices(part.scene.window)]
@@ -105,7 +105,7 @@ def test_a_scene_that_is_not_as_it_was_is_named(
     pixels[:, 100:200, :150] = 255  # as much as there was, and elsewhere
     make_scene("region/north.tif", pixels=pixels, nodata=255)
     out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json", code=1)
-    assert f"no {tmp_path}/masks/north.tif: north.tif: has changed since it was segmented" in err
+    assert f"{tmp_path}/masks/north.tif: not written: north.tif: has changed since it was segmented" in err
     assert json.loads(out)["files"] == [str(tmp_path / "masks" / "south" / "scene.tif")]
     assert sorted(path.name for path in (tmp_path / "masks").rglob("*")) == ["scene.tif", "south"]
 

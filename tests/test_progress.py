@@ -28,8 +28,8 @@ def wait_for(stream: Stream, number: int, text: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.01)
+    monkeypatch.setattr(progress, "TERMINAL_INTERVAL", 0.01)
 
 
 def test_a_log_has_a_line_now_and_then_that_says_what_is_waited_for_and_how_far_it_is() -> None:

@@ -447,7 +447,7 @@ def test_a_run_without_rows_is_refused(run: str, tmp_path: Path, ask: Ask) -> No
 
 def test_an_answer_of_a_part_of_a_run_says_so(made: tuple[str, Plan], tmp_path: Path, ask: Ask) -> None:
     copy = str(shutil.copytree(made[0], tmp_path / "run"))
-    note = f"{copy}: 1 parts are not done yet, and not in this answer (seg verify names them)\n"
+    note = f"{copy}: 1 parts are not done yet and missing from this result (seg verify lists them)\n"
     assert ask("SELECT 1", run=copy)[2] == ""
     lost = Path(part_path(copy, next(made[1].parts()).key))
     rows = len(read_part(str(lost)))

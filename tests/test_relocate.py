@@ -17,7 +17,7 @@ from parts import EXECUTION, RESOURCES
 from runs import SETTINGS, build_run, part_bytes, part_rows, replan, write_light_bundle
 from seg_command import seg
 
-from aerial_seg.cli.arguments import relocation
+from aerial_seg.cli.arguments import parse_relocation
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
 from seg_core.imagery.geotiff import write_geotiff
@@ -210,10 +210,10 @@ def test_relocate_is_refused_where_there_is_no_run_and_for_other_scenes(moved: P
 )
 def test_what_relocate_takes(text: str, expected: tuple[str, str] | None) -> None:
     if expected is None:
-        with pytest.raises(ArgumentTypeError, match=r"say OLD=NEW"):
-            relocation(text)
+        with pytest.raises(ArgumentTypeError, match=r"expected OLD=NEW"):
+            parse_relocation(text)
     else:
-        assert relocation(text) == expected
+        assert parse_relocation(text) == expected
 
 
 @pytest.mark.parametrize(

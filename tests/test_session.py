@@ -22,7 +22,7 @@ from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
 
 import seg_core
-from aerial_seg.processes import ESSENTIAL
+from aerial_seg.processes import ESSENTIAL_NAMES
 from aerial_seg.ray_session import (
     AUTHENTICATION_ADVICE,
     WORKER_ENVIRONMENT,
@@ -196,7 +196,7 @@ def session() -> Iterator["subprocess.Popen[str]"]:
 
 
 def essential(process: "subprocess.Popen[str]") -> dict[str, psutil.Process]:
-    return {child.name(): child for child in psutil.Process(process.pid).children() if child.name() in ESSENTIAL}
+    return {child.name(): child for child in psutil.Process(process.pid).children() if child.name() in ESSENTIAL_NAMES}
 
 
 def test_a_session_ends_with_its_raylet_and_leaves_no_process(session: "subprocess.Popen[str]") -> None:

@@ -154,7 +154,7 @@ def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: P
     assert following.stdout.readline() == "begun\n"  # and nothing of Ray's before it
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
-    assert err == "seg: stopped; the job goes on without us: seg stop ends it\n"
+    assert err == "seg: stopped; the job keeps running: seg stop ends it\n"
     assert following.returncode == 130
     seg("stop", job, "--address", dashboard, folder=tmp_path)
 

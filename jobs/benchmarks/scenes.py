@@ -1,4 +1,4 @@
-"""A scene to measure with: a drawn town, repeated."""
+"""A synthetic scene for benchmarks, and a temporary folder to put it in."""
 
 import tempfile
 import uuid
@@ -12,20 +12,20 @@ from seg_core.model.bundle import Bundle
 from seg_core.storage.files import absolute, is_remote, make_folder, remove, upload, walk
 from seg_core.synthetic import draw_town
 
-TOWN = 2048  # px
+TOWN_SIDE = 2048  # px; a larger scene repeats the town
 CRS = "EPSG:32633"
 
 
 @contextmanager
-def scratch(at: str | None) -> Iterator[str]:
-    """A new folder, temporary or below the folder or prefix `at`, that is gone afterwards."""
-    if at is None or not is_remote(at):
-        if at is not None:
-            make_folder(absolute(at))
-        with tempfile.TemporaryDirectory(dir=None if at is None else absolute(at)) as folder:
+def scratch_folder(parent: str | None) -> Iterator[str]:
+    """Yield a new folder below the folder or prefix `parent`, or a temporary folder, and delete it afterwards."""
+    if parent is None or not is_remote(parent):
+        if parent is not None:
+            make_folder(absolute(parent))
+        with tempfile.TemporaryDirectory(dir=None if parent is None else absolute(parent)) as folder:
             yield folder
         return
-    prefix = f"{absolute(at)}/bench-{uuid.uuid4().hex}"
+    prefix = f"{absolute(parent)}/bench-{uuid.uuid4().hex}"
     make_folder(prefix)
     try:
         yield prefix
@@ -35,10 +35,10 @@ def scratch(at: str | None) -> Iterator[str]:
 
 
 def make_scene(folder: str, codec: str, side: int, bundle: Bundle) -> str:
-    """Write a square scene that the model can read into a folder or under a prefix. Returns its path."""
-    town = min(TOWN, max(64, side))
-    image, _, valid = draw_town(town, town, seed=0)
-    image[~valid] = image[::-1, ::-1][~valid]  # the missing corner: what is missing is not inferred
+    """Write a square scene of `side` px, which the model can read, into a folder or prefix. Returns its path."""
+    town_side = min(TOWN_SIDE, max(64, side))
+    image, _, valid = draw_town(town_side, town_side, seed=0)
+    image[~valid] = image[::-1, ::-1][~valid]  # fills the missing corner, since missing pixels are not inferred
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[[band % 3 for band in range(bundle.bands)]])
     with tempfile.TemporaryDirectory() as local:
         target = local if is_remote(folder) else folder

@@ -1,4 +1,4 @@
-"""What words of the command line mean. Raises argparse's own error, or SegError, for those that mean nothing."""
+"""Parsers of command-line values. They raise ArgumentTypeError or SegError for a value that is not allowed."""
 
 import math
 import posixpath
@@ -14,119 +14,119 @@ if TYPE_CHECKING:
     from seg_core.run.plan import Places
 
 
-def model_of(args: Namespace) -> str:
-    """The folder of the model that was named, or else of the one that comes with the package."""
+def model_folder(args: Namespace) -> str:
+    """Return the absolute path of the bundle given with --model, by default that of the built-in model."""
     from seg_core.model.bundle import BUILT_IN
 
     return absolute(args.model) if args.model else BUILT_IN
 
 
-def local(path: str) -> str:
-    """The absolute form of a path that must be on disk."""
+def local_path(path: str) -> str:
+    """Return the absolute form of a local path. Raises SegError for a path in S3."""
     if is_remote(path):
-        raise SegError(f"{path}: this must be on a disk: only scenes, models, runs and --work may be in S3")
+        raise SegError(f"{path}: must be on a local disk: only scenes, models, runs and --work may be in S3")
     return absolute(path)
 
 
 IMAGES = (".tif", ".tiff", ".vrt", ".png", ".jpg", ".jpeg", ".jp2")
 TABLES = (".parquet", ".csv", ".json", ".geojson", ".gpkg", ".shp", ".txt")
-FILES = (*IMAGES, *TABLES, ".html", ".zip", ".pt", ".pt2", ".onnx", ".safetensors")
+FILE_SUFFIXES = (*IMAGES, *TABLES, ".html", ".zip", ".pt", ".pt2", ".onnx", ".safetensors")
 
 
-def folder(option: str, path: str) -> str:
-    """The absolute form of a folder to write. Raises SegError for the name of a file, unless it is a folder already."""
-    suffix, found = posixpath.splitext(path.rstrip("/"))[1], absolute(path)
-    if suffix.lower() in FILES and not exists(found):
-        raise SegError(f"{option} {path}: names a folder, and this looks like a file: leave out {suffix}")
-    return found
+def output_folder(option: str, path: str) -> str:
+    """Return the absolute form of a folder to write. Raises SegError for a file name, unless such a folder exists."""
+    suffix, folder = posixpath.splitext(path.rstrip("/"))[1], absolute(path)
+    if suffix.lower() in FILE_SUFFIXES and not exists(folder):
+        raise SegError(f"{option} {path}: must be a folder, but looks like a file: leave out {suffix}")
+    return folder
 
 
-def places(pairs: Sequence[tuple[str, str]]) -> "Places":
-    """Where scenes were and are, from the values of --relocate."""
+def absolute_places(pairs: Sequence[tuple[str, str]]) -> "Places":
+    """Return the old and new paths of scenes that have moved, made absolute, from the values of --relocate."""
     return tuple((absolute(old), absolute(new)) for old, new in pairs)
 
 
-def relocation(text: str) -> tuple[str, str]:
-    """`OLD=NEW`. Where there are several `=`, NEW begins at the first that is followed by `/` or `s3://`."""
-    found = re.fullmatch(r"(.+?)=((?:/|s3://).*)|([^=]+)=([^=]+)", text)
-    if found is None:
-        raise ArgumentTypeError(f"{text}: say OLD=NEW: what the scenes' paths began with, and what they begin with now")
-    old, new = (group for group in found.groups() if group is not None)
+def parse_relocation(text: str) -> tuple[str, str]:
+    """Split `OLD=NEW`. If there are several `=`, NEW begins after the first that is followed by `/` or `s3://`."""
+    match = re.fullmatch(r"(.+?)=((?:/|s3://).*)|([^=]+)=([^=]+)", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text}: expected OLD=NEW: the old and the new beginning of the scenes' paths")
+    old, new = (group for group in match.groups() if group is not None)
     return old, new
 
 
-def device(text: str) -> str:
-    """Where to compute: `auto`, `cpu`, `cuda`, or one of several GPUs by its number."""
+def parse_device(text: str) -> str:
+    """Check the name of a device: `auto`, `cpu`, `cuda`, or `cuda:N` for the GPU with number N."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise ArgumentTypeError(f"{text}: say auto, cpu or cuda")
+        raise ArgumentTypeError(f"{text}: expected auto, cpu or cuda")
     return text
 
 
-def bands(text: str) -> tuple[int, ...]:
-    """Band numbers, from 1 on, with commas between."""
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Parse band numbers, counted from 1, separated by commas."""
     try:
         return tuple(int(band) for band in text.split(","))
     except ValueError:
-        raise ArgumentTypeError(f"{text}: say band numbers with commas between, such as 1,2,3") from None
+        raise ArgumentTypeError(f"{text}: expected band numbers separated by commas, such as 1,2,3") from None
 
 
-def alpha(text: str) -> int:
-    """The number of a band, from 1 on; 0 for `none`."""
+def parse_alpha(text: str) -> int:
+    """Parse the number of a band, counted from 1. Returns 0 for `none`."""
     if text == "none":
         return 0
     try:
-        return number(text)
+        return parse_positive_int(text)
     except ArgumentTypeError as error:
         raise ArgumentTypeError(f"{error}, or none") from None
 
 
-def count(text: str) -> int:
-    """A whole number from 0 on."""
+def parse_nonnegative_int(text: str) -> int:
+    """Parse a whole number of at least 0."""
     if not text.isdecimal():
-        raise ArgumentTypeError(f"{text}: say a number from 0 on")
+        raise ArgumentTypeError(f"{text}: expected a whole number of at least 0")
     return int(text)
 
 
-def number(text: str) -> int:
-    """A whole number from 1 on."""
+def parse_positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or not int(text):
-        raise ArgumentTypeError(f"{text}: say a number from 1 on")
+        raise ArgumentTypeError(f"{text}: expected a whole number of at least 1")
     return int(text)
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
+def parse_positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise ArgumentTypeError(f"{text}: say a number above 0")
-    return found
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
 
 
-def numbers(text: str) -> list[int]:
-    """Such numbers with commas between."""
-    return [number(each) for each in text.split(",")]
+def parse_positive_ints(text: str) -> list[int]:
+    """Parse whole numbers of at least 1, separated by commas."""
+    return [parse_positive_int(each) for each in text.split(",")]
 
 
-def number_or_auto(text: str) -> int | None:
-    """Such a number; None for `auto`."""
+def parse_positive_int_or_auto(text: str) -> int | None:
+    """Parse a whole number of at least 1. Returns None for `auto`."""
     if text == "auto":
         return None
     try:
-        return number(text)
+        return parse_positive_int(text)
     except ArgumentTypeError as error:
         raise ArgumentTypeError(f"{error}, or auto") from None
 
 
-def actors(text: str) -> tuple[int, int]:
-    """`MIN` or `MIN:MAX`, from 1 on."""
+def parse_actors(text: str) -> tuple[int, int]:
+    """Parse `MIN` or `MIN:MAX`, both at least 1."""
     least, _, most = text.partition(":")
     try:
         bounds = int(least), int(most or least)
     except ValueError:
-        raise ArgumentTypeError(f"{text}: say MIN or MIN:MAX") from None
+        raise ArgumentTypeError(f"{text}: expected MIN or MIN:MAX") from None
     if not 1 <= bounds[0] <= bounds[1]:
-        raise ArgumentTypeError(f"{text}: MIN must be at least 1, and MAX not less")
+        raise ArgumentTypeError(f"{text}: MIN must be at least 1, and MAX at least MIN")
     return bounds

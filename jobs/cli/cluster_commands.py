@@ -1,6 +1,6 @@
-"""Commands on jobs of a cluster: from parsed arguments to the job, and from its result to the terminal.
+"""The commands that submit jobs to a cluster and manage them.
 
-One function a command; each returns the exit code.
+Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 
-from ..terminal import note, show
+from ..terminal import note, print_figures
 
 UPLOAD_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
@@ -26,54 +26,54 @@ def _connect(address: str | None) -> Any:
 
 
 def submit(args: Namespace) -> int:
-    """`seg submit`."""
-    from ..submit import submit as send
+    """Run `seg submit`: submit a command as a job and follow its log."""
+    from ..submit import submit as submit_job
 
     command = args.job[1:] if args.job[:1] == ["--"] else args.job
     if not command:
-        raise SegError("submit: no command: say seg submit -- segment ...")
-    args.parse(command)  # wrong use shows here, not in a log far away
+        raise SegError("submit: no command: use seg submit -- segment ...")
+    args.parse(command)  # reports wrong usage here instead of in the job's log
     client = _connect(args.address)
-    job = send(client, command, os.getcwd())
+    job_id = submit_job(client, command, os.getcwd())
     if args.no_follow:
-        print(job)
+        print(job_id)
         return 0
-    note(f"job {job}")
-    return _follow(client, job)
+    note(f"job {job_id}")
+    return _follow(client, job_id)
 
 
-def _follow(client: Any, job: str) -> int:
+def _follow(client: Any, job_id: str) -> int:
     from ..submit import exit_code, follow
 
-    for text in follow(client, job):
+    for text in follow(client, job_id):
         print(text, end="", flush=True)
-    return exit_code(client, job)
+    return exit_code(client, job_id)
 
 
 def jobs(args: Namespace) -> int:
-    """`seg jobs`."""
-    from ..submit import listing
+    """Run `seg jobs`: list the jobs of a cluster."""
+    from ..submit import list_jobs
 
-    found = listing(_connect(args.address))
+    listed = list_jobs(_connect(args.address))
     if args.json:
-        show({"jobs": found}, as_json=True)
-    for job in [] if args.json else found:
+        print_figures({"jobs": listed}, as_json=True)
+    for job in [] if args.json else listed:
         print(f"{job['id']}  {job['status']:<9}  {job['seconds']:>8.1f} s  {job['command']}")
     return 0
 
 
 def logs(args: Namespace) -> int:
-    """`seg logs`."""
-    from ..submit import details
+    """Run `seg logs`: follow the log of a job."""
+    from ..submit import job_info
 
     client = _connect(args.address)
-    details(client, args.id)
+    job_info(client, args.id)  # refuses an unknown id
     return _follow(client, args.id)
 
 
 def stop(args: Namespace) -> int:
-    """`seg stop`."""
-    from ..submit import stop as end
+    """Run `seg stop`: stop a job."""
+    from ..submit import stop as stop_job
 
-    note(f"{args.id}: {end(_connect(args.address), args.id)}")
+    note(f"{args.id}: {stop_job(_connect(args.address), args.id)}")
     return 0

@@ -1,4 +1,4 @@
-"""The command line `seg`. What a command needs is imported when the command runs, so that `--help` is quick."""
+"""The command line `seg`. Each command imports its modules when it runs, so that `--help` is quick."""
 
 import argparse
 import os
@@ -11,18 +11,21 @@ from seg_core.storage.s3 import ANONYMOUS
 from ..terminal import RayEnded, Terminated, command_line, stoppable
 from .parser import make_parser
 
-# These hide Ray's own messages, which --debug shows. Ray reads them when it is imported, which is later.
-QUIET = {
+# These hide Ray's own messages, which --debug shows. Ray reads them at import, which comes after they are set.
+QUIET_RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-RESUMES, RUNS_ON = "; the same command goes on from here", "; the job goes on without us: seg stop ends it"
-GOES_ON = {"segment": RESUMES, "train": RESUMES, "submit": RUNS_ON, "logs": RUNS_ON}
+RESUMABLE, STILL_RUNNING = "; the same command goes on from here", "; the job keeps running: seg stop ends it"
+ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE, "submit": STILL_RUNNING, "logs": STILL_RUNNING}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0: all done; 1: finished, but something failed; 2: wrong use or refused input."""
+    """Run a command. Returns the exit code.
+
+    The codes are 0: all done; 1: finished, but something failed; 2: wrong usage or refused input.
+    """
     args = make_parser().parse_args(argv)
     _set_environment(args)
     with stoppable(final=True), command_line():
@@ -32,15 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     try:
         if args.folder is not None:
-            _enter(args.folder)
+            _change_folder(args.folder)
         return int(args.carry_out(args))
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        print(f"seg: {str(stop) or 'stopped'}{GOES_ON.get(args.command, '')}", file=sys.stderr, flush=True)
+        advice = ADVICE_WHEN_STOPPED.get(args.command, "")
+        print(f"seg: {str(stop) or 'stopped'}{advice}", file=sys.stderr, flush=True)
         if isinstance(stop, RayEnded):
-            os._exit(1)  # at the end of the process Ray would wait for what has ended
+            os._exit(1)  # on a normal exit Ray would wait for the process that has ended
         return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:
@@ -57,17 +61,19 @@ def _run(args: argparse.Namespace) -> int:
 
 def _set_environment(args: argparse.Namespace) -> None:
     if not args.debug:
-        for name, value in QUIET.items():
+        for name, value in QUIET_RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     if args.no_sign_request:
-        os.environ[ANONYMOUS] = "YES"  # inherited by all processes that read
+        os.environ[ANONYMOUS] = "YES"  # inherited by all processes that read files
 
 
-def _enter(folder: str) -> None:
+def _change_folder(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise SegError(f"-C {folder}: no such folder on this machine: relative paths are taken from it") from error
+        raise SegError(
+            f"-C {folder}: no such folder on this machine: name the folder that relative paths start from"
+        ) from error
 
 
 if __name__ == "__main__":

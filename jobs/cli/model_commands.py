@@ -1,6 +1,6 @@
-"""Commands on models: from parsed arguments to the job, and from its result to the terminal.
+"""The commands that train, score, describe and export models.
 
-One function a command; each returns the exit code.
+Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
 
 import os
@@ -12,20 +12,20 @@ from seg_core.errors import SegError
 from seg_core.storage.files import absolute, exists, make_folder
 
 from ..progress import waiting
-from ..terminal import note, show, text
+from ..terminal import format_value, note, print_figures
 from ..training.settings import TrainSettings, make_settings, parse_assignment
-from .arguments import folder, local, model_of
+from .arguments import local_path, model_folder, output_folder
 
 
 def train_settings(args: Namespace) -> TrainSettings:
-    """The settings of a training run, from preset, file and flags."""
+    """Return the settings of a training from preset, config file, --set and flags."""
     flags = {f.name: getattr(args, f.name) for f in fields(TrainSettings) if getattr(args, f.name) is not None}
-    preset = _preset(args) if args.preset == "auto" else args.preset
+    preset = _choose_preset(args) if args.preset == "auto" else args.preset
     return make_settings(preset, args.config, [*map(parse_assignment, args.set), flags])
 
 
-def _preset(args: Namespace) -> str:
-    """Of the presets the one that suits what is there to train on."""
+def _choose_preset(args: Namespace) -> str:
+    """Return the preset `large` if there is a GPU or a cluster to train on, else `small`."""
     import torch
 
     if torch.cuda.is_available() or getattr(args, "address", None) or os.environ.get("RAY_ADDRESS"):
@@ -34,20 +34,20 @@ def _preset(args: Namespace) -> str:
 
 
 def train(args: Namespace) -> int:
-    """`seg train`."""
+    """Run `seg train`: train a model and write its bundle."""
     settings = train_settings(args)
-    out = folder("--out", args.out)
-    work = folder("--work", args.work) if args.work else f"{out}.train"
-    from ..train import train as run
+    out = output_folder("--out", args.out)
+    work = output_folder("--work", args.work) if args.work else f"{out}.train"
+    from ..train import train as train_model
 
-    bundle = run(settings, local(args.data), out, work, args.address, args.debug)
+    bundle = train_model(settings, local_path(args.data), out, work, args.address, args.debug)
     figures = {"bundle": out, "hash": bundle.hash, "epoch": bundle.provenance["epoch"], **bundle.metrics}
-    show({**figures, "threshold": bundle.threshold}, args.json)
+    print_figures({**figures, "threshold": bundle.threshold}, args.json)
     return 0
 
 
 def evaluate(args: Namespace) -> int:
-    """`seg evaluate`."""
+    """Run `seg evaluate`: score a bundle on a dataset, or a run against labels."""
     from seg_core.model.bundle import HEADER, read_bundle
 
     target = absolute(args.target)
@@ -57,28 +57,28 @@ def evaluate(args: Namespace) -> int:
         raise SegError(f"{target}: no such bundle or run")
     read_bundle(target)
     if args.labels:
-        raise SegError(f"{args.target}: is a bundle: name a dataset with --data instead: --labels are for a run")
+        raise SegError(f"{args.target}: is a bundle: name a dataset with --data instead: --labels is for a run")
     if args.data is None:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
-    from seg_core.inference.evaluate import evaluate as score
+    from seg_core.inference.evaluate import evaluate as evaluate_model
     from seg_core.inference.evaluate import write_figures, write_samples
     from seg_core.model.segmenter import Segmenter
 
-    images = local(args.per_image) if args.per_image else None
-    figures = folder("--figures", args.figures) if args.figures else None
-    if images:
-        make_folder(os.path.dirname(images))  # before anything is computed
-    segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local(args.data)
+    table_path = local_path(args.per_image) if args.per_image else None
+    figures_folder = output_folder("--figures", args.figures) if args.figures else None
+    if table_path:
+        make_folder(os.path.dirname(table_path))  # before anything is computed
+    segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local_path(args.data)
     with waiting(f"segmenting the images of {args.split}") as report:
-        found = score(segmenter, data, args.split, report)
-    _note_warps(found.labels_off_px)
-    if images:
-        write = found.images.to_csv if images.lower().endswith(".csv") else found.images.to_parquet
-        write(images, index=False)
-    if figures:
-        write_figures(found, figures)
-        write_samples(found, segmenter, data, args.split, f"{figures}/samples.png")
-    show(found.figures(), args.json)
+        evaluation = evaluate_model(segmenter, data, args.split, report)
+    _note_warps(evaluation.labels_off_px)
+    if table_path:
+        write = evaluation.images.to_csv if table_path.lower().endswith(".csv") else evaluation.images.to_parquet
+        write(table_path, index=False)
+    if figures_folder:
+        write_figures(evaluation, figures_folder)
+        write_samples(evaluation, segmenter, data, args.split, f"{figures_folder}/samples.png")
+    print_figures(evaluation.figures(), args.json)
     return 0
 
 
@@ -88,18 +88,18 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.training.dataset import read_classes
     from seg_core.training.metrics import scores
 
-    read_record(run)  # before anything else is said of it
-    unsaid = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
-    for option, value in unsaid.items():
-        if getattr(args, option) != value:
+    read_record(run)  # refuses what is not a run before options are checked
+    defaults = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
+    for option, default in defaults.items():
+        if getattr(args, option) != default:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
-        raise SegError(f"{args.target}: is a run: name its truth with --labels")
-    classes = read_classes(local(args.data)) if args.data else None
+        raise SegError(f"{args.target}: is a run: name its labels with --labels")
+    classes = read_classes(local_path(args.data)) if args.data else None
     with waiting("comparing masks with labels"):
         counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
     _note_warps(labels_off_px)
-    show({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
+    print_figures({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
     return 1 if num_failed else 0
 
 
@@ -111,39 +111,40 @@ def _note_warps(labels_off_px: Mapping[str, float]) -> None:
 
 
 def models_show(args: Namespace) -> int:
-    """`seg models show`."""
+    """Run `seg models show`: describe a bundle."""
     from seg_core.model.bundle import describe, read_bundle, read_weights
 
-    bundle = read_bundle(model_of(args))
-    weights = read_weights(model_of(args), bundle)
-    figures = {"bundle": model_of(args), **describe(bundle)}
+    bundle = read_bundle(model_folder(args))
+    weights = read_weights(model_folder(args), bundle)
+    figures = {"bundle": model_folder(args), **describe(bundle)}
     figures["weights"] = sum(w.size for w in weights.values())
     figures["weights_mb"] = round(sum(w.nbytes for w in weights.values()) / 1e6, 2)
     if args.json:
-        show(figures, as_json=True)
+        print_figures(figures, as_json=True)
         return 0
     for name in ("architecture", "metrics", "provenance"):
-        figures[name] = "\n".join(f"{key} {text(value)}" for key, value in figures[name].items())
-    wide = max(map(len, figures)) + 2
-    show({k: text(v).replace("\n", "\n" + " " * wide) for k, v in figures.items()}, as_json=False)
+        figures[name] = "\n".join(f"{key} {format_value(value)}" for key, value in figures[name].items())
+    indent = " " * (max(map(len, figures)) + 2)
+    print_figures({k: format_value(v).replace("\n", f"\n{indent}") for k, v in figures.items()}, as_json=False)
     return 0
 
 
 def export_model(args: Namespace) -> int:
-    """`seg export model`."""
+    """Run `seg export model`: write a bundle as one ONNX or torch.export file."""
     from seg_core.model.export import SUFFIXES, export_model
 
     source = absolute(args.model)
-    out = local(args.out or source + SUFFIXES[args.to])
+    out = local_path(args.out or source + SUFFIXES[args.to])
     bundle = export_model(source, args.to, out)
-    show({"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}, args.json)
+    figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}
+    print_figures(figures, args.json)
     return 0
 
 
 def bench_train(args: Namespace) -> int:
-    """`seg bench train`."""
+    """Run `seg bench train`: measure the throughput of training."""
     settings = train_settings(args)
-    from ..benchmarks.training import bench_train as run
+    from ..benchmarks.training import bench_train as measure
 
-    show(run(settings, local(args.data)), args.json)
+    print_figures(measure(settings, local_path(args.data)), args.json)
     return 0

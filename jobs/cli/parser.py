@@ -1,4 +1,4 @@
-"""The options of all commands. Each command names its function in a module of commands beside this one."""
+"""The commands of `seg` with their options. The function of each command is in one of the `*_commands` modules."""
 
 import argparse
 from collections.abc import Callable
@@ -9,32 +9,43 @@ from seg_core.version import code_version
 
 from ..training.settings import PRESETS, TrainSettings
 from . import cluster_commands, model_commands, region_commands
-from .arguments import actors, alpha, bands, count, device, number, number_or_auto, numbers, positive, relocation
+from .arguments import (
+    parse_actors,
+    parse_alpha,
+    parse_bands,
+    parse_device,
+    parse_nonnegative_int,
+    parse_positive_float,
+    parse_positive_int,
+    parse_positive_int_or_auto,
+    parse_positive_ints,
+    parse_relocation,
+)
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
 
-SOURCES = "a file, a folder or s3:// prefix, a glob, or a manifest (.txt, .csv, .parquet)"
+SCENE_HELP = "a file, a folder or s3:// prefix, a glob, or a manifest (.txt, .csv, .parquet)"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses unknown options with its own usage; argparse would print that of the whole program."""
+    """A parser that shows the command's usage for an unknown option. argparse would show the whole program's usage."""
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """What argparse's own returns, where nothing is unknown."""
-        found, unknown = super().parse_known_args(*args, **options)
+        """Parse arguments as argparse does, and exit with a usage error if some are unknown."""
+        parsed, unknown = super().parse_known_args(*args, **options)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found, unknown
+        return parsed, unknown
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all commands; `carry_out` is the function of a command."""
+    """Return the parser with all commands. It stores the function of the chosen command as `carry_out`."""
     parser: argparse.ArgumentParser = Parser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"seg {code_version()}")
-    parser.add_argument("-C", dest="folder", metavar="DIR", help="take relative paths from DIR")
-    parser.set_defaults(parse=parser.parse_args)  # for a command that is given another one
+    parser.add_argument("-C", dest="folder", metavar="DIR", help="resolve relative paths against DIR")
+    parser.set_defaults(parse=parser.parse_args)  # for seg submit, whose arguments hold another command
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _train,
@@ -60,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _command(
     commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str, json: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a command, which the function carries out; it returns the exit code."""
+    """Add a command with its function, which takes the parsed arguments and returns the exit code."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(carry_out=function)
     if json:
@@ -84,12 +95,12 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
     )
-    text = "settings to start from; auto: small where there is neither a GPU nor a cluster, else large"
+    text = "settings to start from; auto: large with a GPU or a cluster, else small"
     parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS], help=text)
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting")
     group = parser.add_argument_group(
-        "settings, as they are in large (flags win over --set, --config, --preset, in this order)"
+        "settings, with the values of the preset large (flags override --set, --config and --preset, in this order)"
     )
     for setting in fields(TrainSettings):
         flag, help_text = f"--{setting.name.replace('_', '-')}", f"{setting.metadata['help']} ({setting.default})"
@@ -110,30 +121,31 @@ def _evaluate(commands: Commands) -> None:
     )
     parser.add_argument("target", metavar="BUNDLE|RUN")
     parser.add_argument(
-        "--data", metavar="DIR", help="dataset with the split; for RGB labels: its label_class_dict.csv"
+        "--data", metavar="DIR", help="dataset with the split; for RGB labels of a run: with label_class_dict.csv"
     )
     parser.add_argument("--split", default="val", help="split to score a bundle on (val)")
-    parser.add_argument("--tta", action="store_true", help="mean over the eight flips and turns of a chip")
+    parser.add_argument("--tta", action="store_true", help="average over the eight flips and rotations of a chip")
     parser.add_argument(
         "--per-image", metavar="FILE", help="write the figures of each image to this file (.parquet or .csv)"
     )
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
     _precision(parser)
-    parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
 
 
 def _plan(commands: Commands) -> None:
     parser = _command(
-        commands, "plan", region_commands.plan, "Say what a run would do. Costs nothing and writes nothing."
+        commands, "plan", region_commands.plan, "Show what a run would do, without running or writing anything."
     )
     _region(parser)
-    group = parser.add_argument_group("an estimate")
-    text = "segment a few windows here, and say how long the whole region takes"
+    group = parser.add_argument_group("estimate of time and cost")
+    text = "segment a few windows on this machine, and estimate the time for the whole region"
     group.add_argument("--calibrate", action="store_true", help=text)
-    group.add_argument("--devices", type=number, metavar="N", help="devices to segment with (default: this machine's)")
-    group.add_argument("--price", type=float, metavar="PER_HOUR", help="of a device, for the cost")
-    group.add_argument("--device", type=device, default="auto", help="what to calibrate on: auto, cpu or cuda")
+    text = "number of devices that segment (default: this machine's)"
+    group.add_argument("--devices", type=parse_positive_int, metavar="N", help=text)
+    group.add_argument("--price", type=float, metavar="PER_HOUR", help="price of a device per hour, for the cost")
+    group.add_argument("--device", type=parse_device, default="auto", help="device to calibrate on: auto, cpu or cuda")
 
 
 def _segment(commands: Commands) -> None:
@@ -141,8 +153,10 @@ def _segment(commands: Commands) -> None:
         commands, "segment", region_commands.segment, "Segment a region with Ray Data: masks and coverage of each tile."
     )
     _region(parser)
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder for the results; the same command resumes")
-    parser.add_argument("--max-failures", type=count, metavar="N", help="end the run when more tiles than N fail")
+    text = "folder or s3:// prefix for the results; the same command resumes the run"
+    parser.add_argument("--out", required=True, metavar="RUN", help=text)
+    text = "stop the run when more than N tiles have failed"
+    parser.add_argument("--max-failures", type=parse_nonnegative_int, metavar="N", help=text)
     _relocate(parser)
     _speed(parser)
 
@@ -152,34 +166,34 @@ def _verify(commands: Commands) -> None:
         commands, "verify", region_commands.verify, "Prove that no tile of a run is missing, from its files."
     )
     parser.add_argument("out", metavar="RUN")
-    text = "also segment N random windows again (16), each of another part, and compare"
-    parser.add_argument("--deep", type=number, nargs="?", const=16, default=0, metavar="N", help=text)
-    parser.add_argument("--model", metavar="BUNDLE", help="where the model is now (default: where it was)")
-    parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
+    text = "also segment N random windows of different parts again (16), and compare the results"
+    parser.add_argument("--deep", type=parse_positive_int, nargs="?", const=16, default=0, metavar="N", help=text)
+    parser.add_argument("--model", metavar="BUNDLE", help="folder of the model, if it has moved since the run")
+    parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
     _relocate(parser)
 
 
 def _relocate(parser: argparse.ArgumentParser) -> None:
-    text = "scenes of the run whose paths begin with OLD have moved, and begin with NEW now; may be repeated"
-    parser.add_argument("--relocate", type=relocation, action="append", default=[], metavar="OLD=NEW", help=text)
+    text = "paths of scenes that began with OLD begin with NEW now, because they have moved; may be repeated"
+    parser.add_argument("--relocate", type=parse_relocation, action="append", default=[], metavar="OLD=NEW", help=text)
 
 
 def _repair(commands: Commands) -> None:
     parser = _command(
-        commands, "repair", region_commands.repair, "Remove the parts of a run in which something does not hold."
+        commands, "repair", region_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
     )
     parser.add_argument("out", metavar="RUN")
-    text = "name of a part file to remove as well, such as seg verify --deep finds"
+    text = "name of a further part file to remove, such as one that seg verify --deep has found"
     parser.add_argument("parts", nargs="*", metavar="PART", help=text)
 
 
 def _query(commands: Commands) -> None:
-    text = "Ask a run in SQL (DuckDB): tables tiles, scenes and failures. Without SQL, a summary."
+    text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
     parser = _command(commands, "query", region_commands.query, text, json=False)
     parser.add_argument("out", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
-    parser.add_argument("--json", action="store_const", dest="format", const="json", help="the same as --format json")
+    parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
 
 
 def _submit(commands: Commands) -> None:
@@ -214,7 +228,7 @@ def _stop(commands: Commands) -> None:
 
 
 def _bench(commands: Commands) -> None:
-    text = "Measure the pipe that segments, or the step that trains, against plain loops in the same run."
+    text = "Measure the throughput of segmentation or training, and compare it with plain loops."
     kinds = commands.add_parser("bench", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="segment|scale|train"
     )
@@ -222,28 +236,30 @@ def _bench(commands: Commands) -> None:
         kinds,
         "segment",
         region_commands.bench_segment,
-        "The whole pipe against each of its stages alone and a loop by hand.",
+        "Measure the whole pipeline, each of its stages alone, and a plain loop.",
     )
-    _bench_region(parser, "how long each stage is measured at least, in each round (20)", 20.0)
-    parser.add_argument("--rounds", type=number, default=3, metavar="N", help="how often; medians are shown (3)")
+    _bench_region(parser, "minimum time to measure each stage, in each round (20)", 20.0)
+    text = "number of rounds; medians are shown (3)"
+    parser.add_argument("--rounds", type=parse_positive_int, default=3, metavar="N", help=text)
     parser = _command(
         kinds,
         "scale",
         region_commands.bench_scale,
-        "How rate and memory grow with the number of windows, of actors, and the window.",
+        "Measure throughput and memory by number of windows, number of actors and window size.",
     )
-    _bench_region(parser, "how long each stage alone is measured at least (10)", 10.0)
-    parser.add_argument("--sizes", type=numbers, default=[10, 100], metavar="N,N", help="numbers of windows (10,100)")
-    text = "numbers of actors (default: as --actors says)"
-    parser.add_argument("--workers", type=numbers, default=[], metavar="N,N", help=text)
-    text = "sizes of windows (default: as --window says)"
-    parser.add_argument("--windows", type=numbers, default=[], metavar="PX,PX", help=text)
+    _bench_region(parser, "minimum time to measure each stage (10)", 10.0)
+    text = "numbers of windows (10,100)"
+    parser.add_argument("--sizes", type=parse_positive_ints, default=[10, 100], metavar="N,N", help=text)
+    text = "numbers of actors (default: the value of --actors)"
+    parser.add_argument("--workers", type=parse_positive_ints, default=[], metavar="N,N", help=text)
+    text = "window sizes (default: the value of --window)"
+    parser.add_argument("--windows", type=parse_positive_ints, default=[], metavar="PX,PX", help=text)
     parser.add_argument("--out", metavar="FILE", help="write a plot to this PNG file")
     parser = _command(
         kinds,
         "train",
         model_commands.bench_train,
-        "Training on crops as they are made against training on a batch that stays.",
+        "Measure training on crops as they are made, and on one batch that is repeated.",
     )
     _settings(parser)
 
@@ -251,21 +267,19 @@ def _bench(commands: Commands) -> None:
 def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
     _region(parser, "*")
     _speed(parser)
-    parser.add_argument("--seconds", type=positive, default=seconds, metavar="S", help=text)
-    group = parser.add_argument_group("without SCENE, one is made")
-    group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="how it is stored (deflate)")
-    group.add_argument("--side", type=number, metavar="PX", help="how wide and high it is (4096)")
+    parser.add_argument("--seconds", type=parse_positive_float, default=seconds, metavar="S", help=text)
+    group = parser.add_argument_group("synthetic scene, used if no SCENE is given")
+    group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="its compression (deflate)")
+    group.add_argument("--side", type=parse_positive_int, metavar="PX", help="its width and height (4096)")
     group.add_argument("--at", metavar="DIR", help="folder or s3:// prefix to measure in (default: a temporary folder)")
 
 
 def _models(commands: Commands) -> None:
-    text = "Look at trained models."
+    text = "Describe trained models."
     kinds = commands.add_parser("models", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="show"
     )
-    parser = _command(
-        kinds, "show", model_commands.models_show, "Say what a bundle is, what it was trained on, and its scores."
-    )
+    parser = _command(kinds, "show", model_commands.models_show, "Show a bundle's architecture, training and scores.")
     parser.add_argument("model", nargs="?", metavar="BUNDLE", help="folder of a trained model (default: the built-in)")
 
 
@@ -274,7 +288,7 @@ def _export(commands: Commands) -> None:
     kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="masks|model"
     )
-    text = "Write a run's masks as GeoTIFFs, one a scene: 1 is building, 0 is not, 255 (nodata) is not known."
+    text = "Write a run's masks as one GeoTIFF per scene: 1 is building, 0 is background, 255 (nodata) is unknown."
     parser = _command(kinds, "masks", region_commands.export_masks, text)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
@@ -282,7 +296,7 @@ def _export(commands: Commands) -> None:
         kinds,
         "model",
         model_commands.export_model,
-        "Write a bundle as one file: imagery in, probability of building out.",
+        "Write a bundle as one file, which maps imagery to building probabilities.",
     )
     parser.add_argument("model", metavar="BUNDLE", help="folder of a trained model")
     parser.add_argument("--to", required=True, choices=["onnx", "torch-export"], help="kind of file")
@@ -294,74 +308,73 @@ def _demo(commands: Commands) -> None:
         commands,
         "demo",
         region_commands.demo,
-        "Train, segment, verify, query and look, on a synthetic town, in minutes.",
+        "Train, segment, verify and query a synthetic town, and draw a picture, in minutes.",
     )
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder to make (demo)")
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder to create (demo)")
 
 
 def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
-    parser.add_argument("scenes", nargs=number, metavar="SCENE", help=SOURCES)
+    parser.add_argument("scenes", nargs=number, metavar="SCENE", help=SCENE_HELP)
     parser.add_argument("--model", metavar="BUNDLE", help="folder of a trained model (default: the built-in one)")
     group = parser.add_argument_group("options that change the result")
     group.add_argument("--tile-size", type=int, default=512, metavar="PX", help="side of a tile (512)")
     group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
     group.add_argument("--threshold", type=float, metavar="P", help="probability of building (default: the model's)")
     group.add_argument(
-        "--mosaic", action="store_true", help="take scenes on one grid as one image: no seams, overlaps counted once"
+        "--mosaic", action="store_true", help="treat scenes on one grid as one image: no seams, overlaps counted once"
     )
     group.add_argument(
         "--order",
         choices=("name", "given"),
         default="name",
-        help="whose pixels count where scenes of a mosaic overlap: the first by name, or as they were named here",
+        help="which scene of a mosaic counts where scenes overlap: the first by name, or the first in the given order",
     )
-    group.add_argument("--resample", action="store_true", help="read scenes at the resolution of the model")
-    group.add_argument(
-        "--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values that become 0 and 255"
-    )
-    group.add_argument("--bands", type=bands, metavar="B,B,B", help="bands to read, numbered from 1")
-    text = "band that says which pixels hold data (default: the one that the file labels alpha)"
-    group.add_argument("--alpha", type=alpha, metavar="N|none", help=text)
+    group.add_argument("--resample", action="store_true", help="resample scenes to the resolution of the model")
+    group.add_argument("--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values to map to 0 and 255")
+    group.add_argument("--bands", type=parse_bands, metavar="B,B,B", help="bands to read, numbered from 1")
+    text = "alpha band, which marks the pixels that hold data (default: the band that the file labels alpha)"
+    group.add_argument("--alpha", type=parse_alpha, metavar="N|none", help=text)
     _precision(group)
     text = (
-        "who decodes JPEG inside GeoTIFFs: cpu, by GDAL (default); device: where the model is, a GPU's JPEG engine; "
-        "auto: device where a run begins on GPUs, else cpu"
+        "decoder of JPEG inside GeoTIFFs: cpu: GDAL (default); device: the model's device, on a GPU its JPEG engine; "
+        "auto: device if the run begins on GPUs, else cpu"
     )
     group.add_argument("--decode", choices=("cpu", "device", "auto"), default="cpu", help=text)
     group.add_argument(
-        "--keep-probability", action="store_true", help="store the probability beside each mask, in 255ths, rounded"
+        "--keep-probability", action="store_true", help="also store the probability of each pixel, rounded to 1/255"
     )
     group.add_argument(
-        "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed (4096)"
+        "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed as one file (4096)"
     )
-    text = "take scenes that overlap without --mosaic, and count their common ground in each of them"
+    text = "accept overlapping scenes without --mosaic, and count their common area once per scene"
     parser.add_argument("--overlap", choices=("count",), help=text)
-    text = "names of images to segment though they look like previews of the scenes beside them, such as '*.png'"
+    text = "segment images with these names, such as '*.png', even if they look like previews of other scenes"
     parser.add_argument("--include", action="append", default=[], metavar="PATTERN", help=text)
     parser.add_argument(
-        "--window", type=number_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
+        "--window", type=parse_positive_int_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
     )
 
 
 def _precision(parser: argparse._ActionsContainer) -> None:
-    text = "float32: on a CPU the same to the last bit however it is cut; bfloat16: faster; auto: that on a GPU"
+    text = "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, else float32"
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
 
 
 def _speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options that only change speed")
-    group.add_argument("--actors", type=actors, metavar="MIN[:MAX]", help="processes that segment (one a GPU)")
-    group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="share of a GPU each gets (1)")
-    group.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
-    text = "windows that are inferred together; auto: as many as a GPU is faster with, on a CPU 1"
-    group.add_argument("--batch", type=number_or_auto, metavar="N|auto", help=text)
-    text = "torch.compile, for what needn't be exact; auto: on a GPU, for sizes of windows that take long enough"
+    text = "number of processes that segment (default: one per GPU)"
+    group.add_argument("--actors", type=parse_actors, metavar="MIN[:MAX]", help=text)
+    group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
+    group.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
+    text = "windows inferred together; auto: as many as make a GPU faster, 1 on a CPU"
+    group.add_argument("--batch", type=parse_positive_int_or_auto, metavar="N|auto", help=text)
+    text = "use torch.compile where results needn't be exact; auto: on a GPU, for window sizes that take long enough"
     group.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=text)
     _address(parser)
 
 
 def _address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on (default: start one here)")
+    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on (default: start Ray here)")
 
 
 def _dashboard(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from seg_core.errors import SegError
 from seg_core.plots.figures import draw_curves
 from seg_core.storage.files import is_remote, publish, read_bytes, upload
 
-from ..progress import CLEAR, Ticker, clock
+from ..progress import CLEAR_LINE, StatusLine, format_duration
 from ..terminal import note
 from .settings import TrainSettings
 
@@ -84,14 +84,15 @@ class Record:
     def under_way(self) -> str:
         """What is waited for, and for how long."""
         done = max(self.epochs, default=0)
-        return f"training: {done} of {self.settings.epochs} epochs done ... {clock(time.monotonic() - self.began)}"
+        elapsed = format_duration(time.monotonic() - self.began)
+        return f"training: {done} of {self.settings.epochs} epochs done ... {elapsed}"
 
     def _line(self, figures: dict[str, Any]) -> str:
         last, iou = self.settings.epochs, figures["val_iou"]
         return (
             f"epoch {figures['epoch']} of {last}: loss {figures['loss']:.4f}, "
             f"building IoU {'undefined' if iou is None else f'{iou:.4f}'}, {figures['train_mpx_s']:.2f} Mpx/s, "
-            f"{clock(figures['seconds'] * (last - figures['epoch']))} left"
+            f"{format_duration(figures['seconds'] * (last - figures['epoch']))} left"
         )
 
 
@@ -170,8 +171,8 @@ def _scalars(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
 def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Record]]:
     """A queue for workers, and the record that takes its epochs; text is printed, an exception kept in `error`."""
     record = Record(work, settings)
-    ticker = Ticker(record.under_way)
-    record.note = ticker.note
+    status = StatusLine(record.under_way)
+    record.note = status.note
     # On the driver's own node: where that is lost, so is the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -184,7 +185,7 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Recor
             queue.put(None)
             thread.join(timeout=60)
         queue.shutdown()
-        ticker.end(CLEAR)
+        status.end(CLEAR_LINE)
         record.close()
 
 
