@@ -1,4 +1,4 @@
-"""What a run would take, from a few of its windows on this machine."""
+"""Estimate the time and cost of a run from a few of its windows, segmented on this machine."""
 
 import os
 import time
@@ -18,47 +18,48 @@ from seg_core.run.sizing import fit_window, gpu_share, largest_read_block, read_
 from seg_core.threads import prefetch
 
 from .progress import waiting
-from .resources import CPUS_PER_ACTOR, share_cores
+from .resources import CPUS_PER_ACTOR, split_cores
 
-SAMPLE = 8  # windows, and no more than a quarter of the region
-LEAST, MOST = 1.0, 10.0  # s for which the model, and reading, are measured
+MAX_SAMPLED_WINDOWS = 8  # and no more than a quarter of the region
+MIN_SECONDS, MAX_SECONDS = 1.0, 10.0  # s to measure the model; reading is measured for MAX_SECONDS at most
 SECONDS_PER_HOUR = 3600
 
 
 def calibrate(
     plan: Plan, model: str, window: int, wanted: int | None, device: str, devices: int | None, price: float | None
 ) -> dict[str, Any]:
-    """Rates of one device and its readers, and the hours, device-hours and cost of the whole plan with `devices`.
+    """Measure one device and its readers, and estimate hours, device-hours and cost of the plan on `devices` devices.
 
-    Of windows as planned, or of smaller ones where none is `wanted` and a GPU's memory is small, as in a run.
-    Without `devices` they are those of this machine, whose CPUs are shared out as in a run. Start-up is not counted.
+    `window` is the planned side in px. If none is `wanted` and a GPU's memory is small, smaller windows are measured,
+    as in a run. `devices` is by default the number in this machine, whose CPUs are divided as in a run. `price` is per
+    device-hour; without it the cost is None. Start-up is not counted. Rates are in Mpx/s.
     """
     on_gpu, cpus = choose_device(device).type == "cuda", os.cpu_count() or 1
-    compiling = "yes" if on_gpu else "no"  # as most of a run is
+    compiling = "yes" if on_gpu else "no"  # on a GPU most of a run is compiled
     segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)
     plan = plan.with_decoder(on_gpu)
     window = fit_window(window, wanted, plan.settings, segmenter.bundle, gpu_share(segmenter.memory, 1.0))
-    here = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
-    threads, readers = share_cores(cpus // here, on_gpu)
+    local_devices = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
+    threads, readers = split_cores(cpus // local_devices, on_gpu)
     torch.set_num_threads(threads)
-    every = -(-plan.counts["parts"] // max(SAMPLE, 2 * readers))
-    # From the middle of each stretch, for the first and last parts of a scene are the small ones.
-    parts = list(islice(plan.parts(), every // 2, None, every))
-    within = [read_blocks([part], window, largest_read_block(window)) for part in parts]
-    chosen = [block for each in within for block in (each if len(within) < 2 * readers else each[:1])]
+    step = -(-plan.counts["parts"] // max(MAX_SAMPLED_WINDOWS, 2 * readers))
+    # From the middle of each step, because the first and last parts of a scene are the small ones.
+    parts = list(islice(plan.parts(), step // 2, None, step))
+    blocks_of_parts = [read_blocks([part], window, largest_read_block(window)) for part in parts]
+    blocks = [block for each in blocks_of_parts for block in (each if len(parts) < 2 * readers else each[:1])]
     with waiting("measuring how fast windows are read"):
-        decode = _decode_rate(chosen, plan.settings, segmenter, readers)
-    # Of each block the first, then the second ones.
-    ordered = zip_longest(*(block.tasks for block in chosen))
+        decode = _decode_rate(blocks, plan.settings, segmenter, readers)
+    # The first window of each block, then the second window of each block, and so on.
+    ordered = zip_longest(*(block.tasks for block in blocks))
     tasks = [task for task in chain.from_iterable(ordered) if task is not None]
-    most = min(SAMPLE, -(-plan.num_windows(window) // 4))
-    sample = tasks[:: max(1, len(chosen) // most)][:most]
+    num_sampled = min(MAX_SAMPLED_WINDOWS, -(-plan.num_windows(window) // 4))
+    sample = tasks[:: max(1, len(blocks) // num_sampled)][:num_sampled]
     with waiting(f"measuring how fast {len(sample)} windows are segmented"):
-        blocks = [ReadBlock(task.part, (task.window,)) for task in sample]
-        chips = [(block.windows[0], stage_windows(block, plan.settings, segmenter)[0]) for block in blocks]
+        singles = [ReadBlock(task.part, (task.window,)) for task in sample]
+        chips = [(block.windows[0], stage_windows(block, plan.settings, segmenter)[0]) for block in singles]
         rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
     limit = min(rates, key=lambda name: rates[name])
-    number_of_devices = devices or here
+    number_of_devices = devices or local_devices
     device_hours = plan.counts["pixels"] / rates[limit] / SECONDS_PER_HOUR
     return {
         **{f"{name}_mpx_s": round(rate / 1e6, 6) for name, rate in rates.items()},
@@ -71,50 +72,51 @@ def calibrate(
     }
 
 
-def _decode_rate(chosen: Sequence[ReadBlock], settings: Settings, segmenter: Segmenter, readers: int) -> float:
-    """Useful pixels a second that so many threads read in `MOST` s; each block once, for what was fetched is kept.
+def _decode_rate(blocks: Sequence[ReadBlock], settings: Settings, segmenter: Segmenter, readers: int) -> float:
+    """Return the useful pixels per second that `readers` threads read, without halos, measured for MAX_SECONDS.
 
-    The first one warms up, where there are others.
+    Each block is read only once, because its data is cached then. If there are several, the first one is a warm-up.
     """
 
     def read(block: ReadBlock) -> int:
         stage_windows(block, settings, segmenter)
         return block.num_pixels
 
-    first, *others = chosen
+    first, *others = blocks
     if others:
         read(first)
     with ThreadPoolExecutor(readers) as pool:
         started, pixels = time.perf_counter(), 0
-        for read_now in prefetch(pool, read, others or chosen, readers):
-            pixels, seconds = pixels + read_now, time.perf_counter() - started
-            if seconds > MOST:
+        for block_pixels in prefetch(pool, read, others or blocks, readers):
+            pixels, seconds = pixels + block_pixels, time.perf_counter() - started
+            if seconds > MAX_SECONDS:
                 break
         return pixels / seconds
 
 
 def _model_rate(chips: Sequence[tuple[Window, DeviceChip]], settings: Settings, segmenter: Segmenter) -> float:
-    """Useful pixels a second of windows and their chips, in batches of one size."""
+    """Return the useful pixels per second that the model segments, without halos, in batches of windows of one size."""
     by_size = defaultdict(list)
-    for at, chip in chips:
-        by_size[at.shape].append((at, chip))
-    most = segmenter.find_batch(*max((chip.image.shape for _, chip in chips), key=lambda shape: shape.numel()))
-    batches = [some[first : first + most] for some in by_size.values() for first in range(0, len(some), most)]
+    for window, chip in chips:
+        by_size[window.shape].append((window, chip))
+    largest = max((chip.image.shape for _, chip in chips), key=lambda shape: shape.numel())
+    length = segmenter.find_batch(*largest)
+    batches = [group[start : start + length] for group in by_size.values() for start in range(0, len(group), length)]
 
     def run(batches: Sequence[Sequence[tuple[Window, DeviceChip]]]) -> float:
         started = time.perf_counter()
-        under_way = [start_windows([c for _, c in some], some[0][0], settings, segmenter) for some in batches]
-        for each in under_way:
+        pending = [start_windows([c for _, c in batch], batch[0][0], settings, segmenter) for batch in batches]
+        for each in pending:
             each.result()
         return time.perf_counter() - started
 
     run(batches if segmenter.on_gpu else batches[:1])  # warms up, and compiles
-    # A GPU is at its fastest with all of them under way; a CPU takes one after the other.
-    groups = [batches] if segmenter.on_gpu else [[some] for some in batches]
+    # A GPU is fastest with all batches in flight; a CPU takes one batch after the other.
+    groups = [batches] if segmenter.on_gpu else [[batch] for batch in batches]
     seconds, pixels = 0.0, 0
     for number, group in enumerate(cycle(groups), 1):
         seconds += run(group)
-        pixels += sum(at.num_pixels for some in group for at, _ in some)
-        if seconds >= LEAST and (number >= len(groups) or seconds >= MOST):
+        pixels += sum(window.num_pixels for batch in group for window, _ in batch)
+        if seconds >= MIN_SECONDS and (number >= len(groups) or seconds >= MAX_SECONDS):
             break
     return pixels / seconds

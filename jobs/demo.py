@@ -1,4 +1,4 @@
-"""The whole way on a synthetic town: draw, train, segment, verify, query, look. Needs no data and no network."""
+"""The demonstration: train, segment, verify and query a synthetic town. It needs no data and no network."""
 
 import os
 import time
@@ -31,8 +31,8 @@ from .training.settings import make_settings
 
 CRS = "EPSG:32633"
 WORKERS = 2
-SIDE = 2048  # px of the scene to segment
-TRAINING = {
+SCENE_SIDE = 2048  # px of the scene to segment
+TRAINING_SETTINGS = {
     "width": 24,
     "epochs": 3,
     "steps": 50,
@@ -43,40 +43,43 @@ TRAINING = {
     "augment": "light",
     "workers": WORKERS,
 }
-SQL = """
+EXAMPLE_QUERY = """
 SELECT tile_row, tile_col, round(100 * coverage, 1) AS "building %", round(building_m2) AS building_m2
 FROM tiles ORDER BY coverage DESC LIMIT 5
 """.strip()
 
 
 def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the demonstration in the new folder `out`; `say` gets a line for each step. Returns the figures."""
+    """Run the demonstration in the new folder `out`, and call `say` with a line for each step. Returns the figures.
+
+    Raises SegError if the folder exists.
+    """
     if Path(out).exists():
-        raise SegError(f"{out}: exists: choose another folder with --out")
+        raise SegError(f"{out}: exists already: choose another folder with --out")
     make_folder(out)
     started = time.monotonic()
     say("1. Drawing a town: 6 scenes to learn from, 2 to validate on, 1 to segment")
-    draw(out)
+    draw_dataset(out)
     with ray_session(None, WORKERS):
         say(f"2. Training a narrow U-Net with {WORKERS} Ray Train workers")
-        settings = make_settings("large", None, [TRAINING])
+        settings = make_settings("large", None, [TRAINING_SETTINGS])
         bundle = train(settings, f"{out}/data", f"{out}/bundle", f"{out}/bundle.train")
         say(f"   bundle {bundle.hash[:8]}: building IoU {bundle.metrics['val_iou']:.3f} on validation")
         say("3. Segmenting a scene it has not seen with Ray Data")
         segment_scene(out)
-    verdict = verify(f"{out}/run")
-    say(f"4. Verifying: {verdict.num_done} of {verdict.num_planned} tiles done, {len(verdict.problems)} problems")
-    say(f"5. Asking in SQL:\n{SQL}")
-    say(query(f"{out}/run", SQL).to_pandas().to_string(index=False))
-    found = scores(score_run(f"{out}/run", f"{out}/truth.tif", None)[0])
-    say(f"6. Building IoU against the known truth: {found['iou']:.3f}")
+    report = verify(f"{out}/run")
+    say(f"4. Verifying: {report.num_done} of {report.num_planned} tiles done, {len(report.problems)} problems")
+    say(f"5. Asking in SQL:\n{EXAMPLE_QUERY}")
+    say(query(f"{out}/run", EXAMPLE_QUERY).to_pandas().to_string(index=False))
+    figures = scores(score_run(f"{out}/run", f"{out}/truth.tif", None).counts)
+    say(f"6. Building IoU against the known truth: {figures['iou']:.3f}")
     draw_picture(out)
     say(f"7. A picture to look at: {os.path.relpath(out)}/picture.png")
-    return {**found, "seconds": round(time.monotonic() - started, 1), "verified": verdict.ok}
+    return {**figures, "seconds": round(time.monotonic() - started, 1), "verified": report.ok}
 
 
-def draw(out: str) -> None:
-    """Draw the training data in the Massachusetts layout, the scene to segment, and its truth."""
+def draw_dataset(out: str) -> None:
+    """Draw a dataset in the layout of the Massachusetts Buildings dataset, the scene to segment, and its truth."""
     for split, seeds, side in (("train", range(6), 768), ("val", range(6, 8), 768)):
         make_folder(f"{out}/data/{split}")
         make_folder(f"{out}/data/{split}_labels")
@@ -85,19 +88,19 @@ def draw(out: str) -> None:
             write_scene(f"{out}/data/{split}/town_{seed}.tiff", image.transpose(2, 0, 1), seed, 255)
             write_scene(f"{out}/data/{split}_labels/town_{seed}.tif", np.repeat(building[None] * 255, 3, axis=0), seed)
     Path(out, "data", "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
-    image, building, valid = draw_town(SIDE, SIDE, 99)
+    image, building, valid = draw_town(SCENE_SIDE, SCENE_SIDE, 99)
     write_scene(f"{out}/scene.tif", image.transpose(2, 0, 1), 99, 255)
     write_scene(f"{out}/truth.tif", np.where(valid, building, 255)[None].astype(np.uint8), 99, 255)
 
 
 def write_scene(path: str, pixels: np.ndarray[Any, np.dtype[np.uint8]], seed: int, nodata: int | None = None) -> None:
-    """Write pixels at a place of their own on the map, 1 m a pixel."""
+    """Write pixels `uint8 (bands, height, width)` as a GeoTIFF of 1 m per pixel, at a place that `seed` determines."""
     transform = (1.0, 0.0, 400_000.0 + 4096 * seed, 0.0, -1.0, 5_800_000.0)
     write_geotiff(path, np.ascontiguousarray(pixels), crs=CRS, transform=transform, nodata=nodata)
 
 
 def segment_scene(out: str) -> None:
-    """Segment `scene.tif` with the bundle just trained."""
+    """Segment `scene.tif` with the trained bundle."""
     bundle = read_bundle(f"{out}/bundle")
     scenes, _ = read_region([f"{out}/scene.tif"])
     plan, refused = make_plan(scenes, bundle, Settings(halo=bundle.halo, threshold=bundle.threshold, tile_size=256))
@@ -106,14 +109,14 @@ def segment_scene(out: str) -> None:
 
 
 def draw_picture(out: str) -> None:
-    """Image, truth, prediction and coverage grid."""
+    """Draw image, truth, prediction and coverage grid into `picture.png`."""
     image = np.asarray(read_whole(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
     truth = read_whole(f"{out}/truth.tif")[0] == 1
     rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
     panels = [
         Panel("image", image),
         Panel("truth", paint_mask(image, truth)),
-        Panel("prediction", paint_mask(image, assemble_mask(rows, SIDE, SIDE))),
-        coverage_panel("building coverage of each tile", rows, SIDE, SIDE),
+        Panel("prediction", paint_mask(image, assemble_mask(rows, SCENE_SIDE, SCENE_SIDE))),
+        coverage_panel("building coverage of each tile", rows, SCENE_SIDE, SCENE_SIDE),
     ]
     publish(f"{out}/picture.png", assemble_panels(panels))

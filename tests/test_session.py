@@ -54,7 +54,7 @@ def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[di
     resources = size_actors(None, 1.0, "auto")
     assert (resources.least, resources.most, resources.num_cpus, resources.num_gpus) == (1, 1, 1, 0)
     assert (resources.threads, resources.readers, resources.memory) == (2, 2, 16 * GIB)
-    assert (resources.readers_to("device"), resources.window_memory) == (2, 16 * GIB)
+    assert (resources.initial_readers("device"), resources.window_memory) == (2, 16 * GIB)
 
 
 def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
@@ -69,7 +69,10 @@ def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]])
     resources = size_actors(None, 1.0, "auto")
     assert (resources.most, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
     assert resources.memory == 32 * GIB
-    assert (resources.readers_to("cpu"), resources.readers_to("device")) == (16, 4)  # a GPU's JPEG engine is fed by few
+    assert (resources.initial_readers("cpu"), resources.initial_readers("device")) == (
+        16,
+        4,
+    )  # a GPU's JPEG engine is fed by few
     assert resources.window_memory == math.inf  # its own is what counts
     shared = size_actors(None, 0.5, "cuda")
     assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)

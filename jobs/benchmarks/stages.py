@@ -66,7 +66,7 @@ class Stages:
         torch.set_num_threads(resources.threads)
         cv2.setNumThreads(1)
         self.path, self.settings, self.batch = model, settings, execution.batch or 1
-        self.readers = resources.readers_to(settings.decode)
+        self.readers = resources.initial_readers(settings.decode)
         self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
         bundle, gpu_memory = self.segmenter.bundle, gpu_share(self.segmenter.memory, resources.num_gpus)

@@ -54,7 +54,7 @@ class WindowReader:
     ) -> None:
         self.settings, self.segmenter, self.resources = settings, segmenter, resources
         self.guard, self.clock = guard, clock
-        self.num_threads = resources.readers_to(settings.decode)  # that read at once
+        self.num_threads = resources.initial_readers(settings.decode)  # that read at once
         self.turns = threading.Semaphore(self.num_threads)
         self.depth = 0  # how many blocks are read, or wait for the model: no more threads than that are of use
 
