@@ -106,7 +106,7 @@ def test_what_is_made_is_not_told_how_where_scenes_are_named(
     assert "--codec" in err
 
 
-def test_the_loop_by_hand_writes_the_masks_of_the_model(
+def test_the_plain_loop_writes_the_masks_of_the_model(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 250, (3, 200, 130)).astype(np.uint8)
@@ -115,7 +115,7 @@ def test_the_loop_by_hand_writes_the_masks_of_the_model(
     settings = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
     stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, RESOURCES, EXECUTION)
-    loop = stages.loop_by_hand(str(tmp_path))
+    loop = stages.run_plain_loop(str(tmp_path))
     sizes = [next(loop) for _ in stages.windows.tasks]
     loop.close()
     assert sum(sizes) == 200 * 130

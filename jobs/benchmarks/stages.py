@@ -1,4 +1,4 @@
-"""The stages of segmenting, each alone and for some time, and a loop as one would write it by hand."""
+"""The stages of segmentation, each of which can be measured alone, and a plain loop to compare them with."""
 
 import os
 import tempfile
@@ -32,8 +32,8 @@ from ..segmenting.reading import choose_reading
 
 
 @dataclass(frozen=True)
-class Windows(Dataset[Any]):
-    """The windows of parts, by number: to read one gives its chip."""
+class WindowDataset(Dataset[Any]):
+    """The chips of windows: pixels `uint8 (bands, height, width)`, valid `bool (height, width)`, and the number."""
 
     tasks: Sequence[WindowTask]
     settings: Settings
@@ -49,9 +49,9 @@ class Windows(Dataset[Any]):
 
 
 class Stages:
-    """A process with a model, as an actor of a run is one. Each method gives useful megapixels a second.
+    """A process with a model, like an actor of a run. The method of a stage returns its useful Mpx/s.
 
-    Useful are the pixels of windows, without halo. Each runs for at least so many seconds, after a window to warm up.
+    Useful pixels are those of windows, without halos. A stage runs for at least `seconds`, after a warm-up.
     """
 
     def __init__(
@@ -72,23 +72,25 @@ class Stages:
         bundle, gpu_memory = self.segmenter.bundle, gpu_share(self.segmenter.memory, resources.num_gpus)
         window = fit_window(window, execution.window, settings, bundle, gpu_memory)
         known = [Part.from_row(part) for part in parts]
-        tasks = [WindowTask(part, at) for part in known for at in split(part.window, window)]
-        # They are read again and again: as a run reads that has more of them than threads.
-        many = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
-        self.read_blocks, self.depth = choose_reading(many, window, settings, self.segmenter, resources, self.readers)
-        self.windows = Windows(tasks, settings, bundle.stride)
+        tasks = [WindowTask(part, each) for part in known for each in split(part.window, window)]
+        # Repeated, so that they are read as in a run that has more parts than threads.
+        repeated = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))
+        self.read_blocks, self.depth = choose_reading(
+            repeated, window, settings, self.segmenter, resources, self.readers
+        )
+        self.windows = WindowDataset(tasks, settings, bundle.stride)
         by_size = sorted(range(len(tasks)), key=lambda number: -tasks[number].window.num_pixels)
         chips = ((number, *self.windows[number][:2]) for number in by_size)
-        # One in which something is valid: nothing else is inferred.
+        # The largest chip with valid pixels, since chips without any are not inferred.
         self.largest = next((chip for chip in chips if chip[2].any()), (by_size[0], *self.windows[by_size[0]][:2]))
 
-    def settle_batch(self, batch: int | None) -> int:
-        """Segment so many windows at once from now on; None: as many as pay."""
+    def choose_batch(self, batch: int | None) -> int:
+        """Set the number of windows per batch; None: the number that is fastest. Returns it."""
         self.batch = batch or self.segmenter.find_batch(*self.largest[1].shape)
         return self.batch
 
     def decode(self, seconds: float) -> float:
-        """Reading, and bringing it to the device, with as many threads and as far ahead as a run begins with."""
+        """Measure reading windows onto the device, with the threads and the depth that a run begins with."""
         turns = Semaphore(self.readers)
 
         def stage(block: ReadBlock) -> int:
@@ -96,10 +98,10 @@ class Stages:
             return block.num_pixels
 
         with ThreadPoolExecutor(self.depth) as pool:
-            return _rate(prefetch(pool, stage, cycle(self.read_blocks), self.depth), seconds, self.readers)
+            return _measure_rate(prefetch(pool, stage, cycle(self.read_blocks), self.depth), seconds, self.readers)
 
     def copy(self, seconds: float) -> float | None:
-        """Bringing one chip to the device again and again; None where the device is the host."""
+        """Measure copying one chip to the device again and again. None for a CPU, which needs no copy."""
         if self.segmenter.device.type == "cpu":
             return None
         number, pixels, valid = self.largest
@@ -111,33 +113,34 @@ class Stages:
             torch.cuda.synchronize()
             return self.windows.tasks[number].window.num_pixels
 
-        return _rate(iter(run, None), seconds)
+        return _measure_rate(iter(run, None), seconds)
 
     def model(self, seconds: float) -> float:
-        """Segmenting one chip that the device has at hand again and again; with its result on the way to the host."""
+        """Measure segmenting one chip on the device again and again, with the copy of the results to the host."""
         number, pixels, valid = self.largest
-        at = self.windows.tasks[number].window
+        window = self.windows.tasks[number].window
         chip = self.segmenter.stage(pixels, valid)
         batch = [chip] * self.batch
-        under_way: deque[Pending] = deque()
+        pending: deque[Pending] = deque()
 
         def run() -> int:
-            while len(under_way) <= self.segmenter.in_flight:
-                under_way.append(start_windows(batch, at, self.settings, self.segmenter))
-            under_way.popleft().result()
-            return len(batch) * at.num_pixels
+            while len(pending) <= self.segmenter.in_flight:
+                pending.append(start_windows(batch, window, self.settings, self.segmenter))
+            pending.popleft().result()
+            return len(batch) * window.num_pixels
 
-        return _rate(iter(run, None), seconds)
+        return _measure_rate(iter(run, None), seconds)
 
     def loop(self, seconds: float) -> float:
-        """A loop by hand."""
+        """Measure the plain loop."""
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            return _rate(self.loop_by_hand(folder), seconds, self.workers)
+            return _measure_rate(self.run_plain_loop(folder), seconds, self.workers)
 
-    def loop_by_hand(self, folder: str) -> Iterator[int]:
-        """Over all windows, again and again: torch's DataLoader, the model, the threshold, a PNG file a window.
+    def run_plain_loop(self, folder: str) -> Iterator[int]:
+        """Segment all windows again and again with torch's DataLoader, and write one PNG per window.
 
-        It has a process a core to read with, and the model in the layout and precision that a run has it in.
+        Yields the pixels of each window. One process per core reads, and the model has the layout and precision that
+        it has in a run.
         """
         bundle, device, layout = self.segmenter.bundle, self.segmenter.device, self.segmenter.layout
         network = load_model(bundle, read_weights(self.path, bundle)).to(device).to(memory_format=layout)
@@ -148,34 +151,34 @@ class Stages:
             sampler=cycle(range(len(self.windows))),  # without end
             num_workers=self.workers,
             pin_memory=on_gpu,
-            multiprocessing_context="spawn",  # Ray's and OpenMP's threads don't outlive a fork
+            multiprocessing_context="spawn",  # Ray's and OpenMP's threads don't survive a fork
         )
         for pixels, valid, number in loader:
-            at = self.windows.tasks[number].window
+            window = self.windows.tasks[number].window
             image, mask = (each.to(device, non_blocking=True).unsqueeze(0) for each in (pixels, valid))
             image = normalise(image, mask, bundle.mean, bundle.std).contiguous(memory_format=layout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.segmenter.bfloat16):
                 logits = network(image).float()
-            one = logits.shape[1] == 1
-            probability = logits.sigmoid() if one else logits.softmax(1)[:, bundle.building]
+            binary = logits.shape[1] == 1
+            probability = logits.sigmoid() if binary else logits.softmax(1)[:, bundle.building]
             building = (probability.reshape(mask.shape) >= self.settings.threshold) & mask
-            inside = building[0, halo : halo + at.height, halo : halo + at.width]
+            inside = building[0, halo : halo + window.height, halo : halo + window.width]
             with open(f"{folder}/{number}.png", "wb") as file:
                 file.write(encode_mask(inside.cpu().numpy()))
-            yield at.num_pixels
+            yield window.num_pixels
 
 
-def _rate(sizes: Iterator[int], seconds: float, at_once: int = 1) -> float:
-    """Megapixels a second of steps that each give their pixels, from the end of the first ones on.
+def _measure_rate(steps: Iterator[int], seconds: float, concurrent: int = 1) -> float:
+    """Return the Mpx/s of endless steps that yield their pixels, measured after the first `concurrent` steps.
 
-    Of those that go on at once: together they began, and not until some have ended do others begin in between.
+    Concurrent steps all begin at the same time. Only when some have ended do their beginnings spread out.
     """
-    for _ in range(at_once):
-        next(sizes)
+    for _ in range(concurrent):
+        next(steps)
     started, pixels = time.perf_counter(), 0
-    for size in sizes:
-        pixels += size
-        spent = time.perf_counter() - started
-        if spent >= seconds:
-            return pixels / spent / 1e6
-    raise AssertionError("the steps have no end")
+    for step_pixels in steps:
+        pixels += step_pixels
+        elapsed = time.perf_counter() - started
+        if elapsed >= seconds:
+            return pixels / elapsed / 1e6
+    raise AssertionError("the steps must not end")

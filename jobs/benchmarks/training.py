@@ -1,4 +1,4 @@
-"""How fast a model is trained, against making its crops alone, and against steps that need no data."""
+"""Measure the throughput of training, of making crops alone, and of training on one batch that is repeated."""
 
 import os
 import sys
@@ -23,9 +23,10 @@ from ..training.worker import make_learner
 
 
 def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict[str, Any]:
-    """Megapixels a second of making crops, of training on crops as they are made, and on a batch that stays.
+    """Measure making crops, training on crops as they are made, and training on one repeated batch, in Mpx/s.
 
-    In this process, after steps to warm up; the latter two in turns, so that both meet the same machine.
+    All run in this process after a warm-up. The two kinds of training take turns, so that both meet the same load of
+    the machine.
     """
     classes = read_classes(data)
     header = describe_model(settings, classes) | {"mean": (127.0,) * 3, "std": (64.0,) * 3}
@@ -53,15 +54,15 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
 
 
 def _time_steps(learner: Learner, feed: Iterator[Batch], num_steps: int, ready: int) -> dict[str, float]:
-    """Seconds that so many steps take, or so many batches without a step.
+    """Return the seconds of `num_steps` steps on a repeated batch and on the feed, and of that many batches alone.
 
-    The batches that were made ahead, `ready` at most, are used up before the clock starts.
+    Up to `ready` batches that were made ahead are used up before the time is taken.
     """
 
     def train_on(batches: Iterator[Batch], number: int) -> float:
         started = time.perf_counter()
         losses = [step(learner, batch) for batch in islice(batches, number)]
-        torch.stack(losses).sum().item()  # the device has finished
+        torch.stack(losses).sum().item()  # waits until the device has finished
         return time.perf_counter() - started
 
     images, labels = next(feed)
