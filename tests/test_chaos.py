@@ -206,7 +206,7 @@ SUCCESSOR = """
 import sys
 from aerial_seg.cli.main import main
 from seg_core.run import lease
-lease.PATIENCE = 1.0
+lease.LEASE_TIMEOUT = 1.0
 sys.exit(main(sys.argv[1:]))
 """
 

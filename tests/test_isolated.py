@@ -55,7 +55,7 @@ def no_child_is_left() -> Iterator[None]:
 
 
 def test_results_come_in_order_over_several_batches_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "BATCH", 7)
+    monkeypatch.setattr(isolated, "BATCH_SIZE", 7)
     monkeypatch.setattr(isolated, "ITEMS_PER_CHILD", 10)
     assert done([100 + n for n in range(50)]) == [2 * (100 + n) for n in range(50)]
     assert done([]) == []
@@ -64,7 +64,7 @@ def test_results_come_in_order_over_several_batches_and_children(monkeypatch: py
 def test_an_item_that_crashes_its_process_is_known_and_the_others_are_done(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(isolated, "BATCH", 4)
+    monkeypatch.setattr(isolated, "BATCH_SIZE", 4)
     items = [0, -signal.SIGABRT, 2, 3, 4, -signal.SIGSEGV]
     assert done(items) == [item if item < 0 else 2 * item for item in items]
     assert capfd.readouterr() == ("", "")
@@ -77,7 +77,9 @@ def test_an_exception_of_the_function_comes_out() -> None:
 
 @pytest.mark.parametrize("item", [-signal.SIGKILL, -signal.SIGTERM, 14])
 def test_a_process_that_is_killed_or_ends_says_nothing_about_its_item(item: int) -> None:
-    with pytest.raises(SegError, match=f"a process that reads files of the run ended with {3 if item == 14 else item}"):
+    with pytest.raises(
+        SegError, match=f"a process that reads files of the run ended with exit code {3 if item == 14 else item}"
+    ):
         done([1, item, 2])
 
 

@@ -86,7 +86,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: str, other: "su
     began = time.monotonic()
     with acquire_lease(run):
         assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["pid"] == os.getpid()
-    assert time.monotonic() - began < lease.PATIENCE / 2
+    assert time.monotonic() - began < lease.LEASE_TIMEOUT / 2
 
 
 def test_the_lease_of_a_driver_elsewhere_is_taken_over_when_it_is_no_longer_renewed(
@@ -94,10 +94,10 @@ def test_the_lease_of_a_driver_elsewhere_is_taken_over_when_it_is_no_longer_rene
 ) -> None:
     other.kill()
     of_elsewhere(run)
-    monkeypatch.setattr(lease, "PATIENCE", 1.5)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT", 1.5)
     with acquire_lease(run):
         pass
-    assert "waiting to see if its driver on far lives" in caplog.text
+    assert "waiting to see if its driver on far is alive" in caplog.text
 
 
 def test_a_driver_elsewhere_that_renews_its_lease_is_alive(run: str, other: "subprocess.Popen[str]") -> None:
@@ -121,7 +121,7 @@ def lose(run: str) -> None:
 
 
 def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEWAL", 0.2)
+    monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.2)
     make_folder(run)
     with pytest.raises(JobError, match="another driver has taken this run over"):
         lose(run)
@@ -175,7 +175,7 @@ def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_bee
     with subprocess.Popen([sys.executable, "-c", FREEZER, run, what], stderr=subprocess.PIPE, text=True) as frozen:
         os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
         of_elsewhere(run)
-        monkeypatch.setattr(lease, "PATIENCE", 0.5)
+        monkeypatch.setattr(lease, "LEASE_TIMEOUT", 0.5)
         with acquire_lease(run) as held:
             held.publish(f"{run}/tiles/a", b"new")
         frozen.send_signal(signal.SIGCONT)
@@ -235,7 +235,7 @@ def test_a_lease_of_a_version_without_staging_folders_is_taken_over(
     other.wait()
     (folder,) = Path(run).glob(".partial-*")
     folder.rmdir()
-    monkeypatch.setattr(lease, "GRACE", 0.5)
+    monkeypatch.setattr(lease, "STAGING_TIMEOUT", 0.5)
     with acquire_lease(run):
         pass
     assert os.listdir(run) == []

@@ -131,7 +131,10 @@ def test_two_scenes_do_not_share_a_file(
     cv2.imwrite(str(tmp_path / "twins" / "a.png"), np.zeros((64, 64, 3), np.uint8))
     seg(capsys, "segment", tmp_path / "twins", "--model", make_bundle(), "--out", tmp_path / "run", *SMALL)
     _, err = seg(capsys, "export", "masks", tmp_path / "run", "--out", tmp_path / "masks", code=2)
-    assert err == f"seg: {tmp_path}/masks/a.png.tif: two scenes would be called so: rename one, and segment it\n"
+    assert (
+        err
+        == f"seg: {tmp_path}/masks/a.png.tif: two scenes would be exported to this file: rename one, and segment it\n"
+    )
 
 
 def test_a_mosaic_is_one_raster(

@@ -85,7 +85,12 @@ def test_labels_mean_what_their_classes_say_or_1_is_building(
         (label(1, 2), None, {}, "holds 2: in a label of one band"),
         (label(0, 1), None, {"nodata": 0}, "its nodata value is 0, which is a class: gdal_edit -unsetnodata"),
         (label(0, 255), GREY, {"nodata": 0}, "its nodata value is 0, which is a class"),
-        (np.repeat(label(0, 255), 3, axis=0), None, {}, "a label in colours: name its label_class_dict.csv's folder"),
+        (
+            np.repeat(label(0, 255), 3, axis=0),
+            None,
+            {},
+            "a label in colours: name the folder of its label_class_dict.csv",
+        ),
         (label(0, 7), GREY, {}, r"colour \(7, 7, 7\) at row 0, column \d+ is not in"),
         (label(0, 1), None, {"transform": (1.0, 0.0, 500_000.0, 0.0, -1.0, 5_800_000.0)}, "lies elsewhere"),
         (label(0, 1)[:, 1:], None, {"crs": None}, "500 x 255 px, its image 500 x 256, and .* no georeference"),

@@ -1,4 +1,4 @@
-"""Score a model on a labelled split: over all images, by image, by threshold, by probability, and to look at."""
+"""Score a model on a labelled split: figures in total, by image, threshold and probability, and sample pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +27,14 @@ from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram
 class Evaluation:
     """Scores of a model on the images of a split."""
 
-    images: pd.DataFrame  # one row an image: image, valid_px, scores and counts at the threshold
-    histogram: Histogram
-    counts: Counts
+    images: pd.DataFrame  # one row per image: image, valid_px, scores and counts at the threshold
+    histogram: Histogram  # of the probabilities of all images
+    counts: Counts  # pixels of all images at the threshold
     threshold: float
-    labels_off_px: dict[str, float]  # of each label file, as AlignedLabel has it
+    labels_off_px: dict[str, float]  # AlignedLabel.off_px by label file
 
     def figures(self) -> dict[str, Any]:
-        """The figures of all images together."""
+        """Return the figures of all images together, by name."""
         best = self.histogram.best_threshold()
         return {
             "images": len(self.images),
@@ -50,9 +50,10 @@ class Evaluation:
 def evaluate(
     segmenter: Segmenter, data: str, split_name: str, report: Callable[[str], None] = lambda _: None
 ) -> Evaluation:
-    """Building scores over the valid pixels of all images of a split, segmented as in a bulk run.
+    """Segment all images of a split as in a run, and score the building class over their valid pixels.
 
-    `report` is told how far it is.
+    `data` is the folder of the dataset. `report` is called with a text for each image that is done. Raises SegError if
+    the classes of the dataset are not those of the model, or if images and labels can't be read.
     """
     threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
     rows: list[dict[str, Any]] = []
@@ -71,7 +72,10 @@ def evaluate(
 def _segment(
     segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
 ) -> Iterator[tuple[Pair, Sample, float, NDArray[np.float32]]]:
-    """Each pair of a split, or `only` some by name, as read_pair decodes it, with its building probability by pixel."""
+    """Yield each pair of a split, its sample, label offset in px, and building probability `float32 (height, width)`.
+
+    `only` gives the names of the images to segment instead of all.
+    """
     bundle, classes = segmenter.bundle, read_classes(data)
     if classes.names != bundle.classes:
         raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
@@ -89,7 +93,7 @@ def _segment(
 
 
 def write_figures(evaluation: Evaluation, folder: str) -> None:
-    """Publish `thresholds.png` with its figures in `thresholds.csv`, and `calibration.png`."""
+    """Publish `thresholds.png`, its figures as `thresholds.csv`, and `calibration.png` into a folder."""
     make_folder(folder)
     curve = [{"threshold": i / STEPS, **scores(evaluation.histogram.counts(i / STEPS))} for i in range(STEPS)]
     publish(f"{folder}/thresholds.csv", pd.DataFrame(curve).to_csv(index=False).encode())
@@ -98,7 +102,7 @@ def write_figures(evaluation: Evaluation, folder: str) -> None:
 
 
 def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split_name: str, path: str) -> None:
-    """Publish image, truth, prediction and errors of the images with the best, median and worst IoU as a PNG."""
+    """Publish a PNG with image, truth, prediction and errors of the images with the best, median and worst IoU."""
     ranked = evaluation.images.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
     chosen = [ranked.iloc[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else []
     panels = []

@@ -1,4 +1,4 @@
-"""Segment a sample of a run's windows again, in this process, and compare with the rows that are stored."""
+"""Segment a sample of a run's windows again, in this process, and compare the results with the stored rows."""
 
 import posixpath
 import random
@@ -22,16 +22,16 @@ from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part
 from seg_core.storage.files import exists
 
-MEMORY = 2**31  # bytes to segment a window in
-TOLERANCE = 0.002  # share of a tile's pixels that may differ where the device has rounded otherwise
+WINDOW_MEMORY = 2**31  # bytes that segmenting a window may take
+ROUNDING_TOLERANCE = 0.002  # fraction of a tile's pixels that may differ if a device has rounded differently
 
 
 @dataclass
 class Recheck:
-    """The outcome of segmenting windows again."""
+    """The result of segmenting windows again."""
 
     num_same: int = 0  # windows whose stored tiles were reproduced
-    differing: dict[str, list[str]] = field(default_factory=dict)  # lines, by the name of the part's file
+    differing: dict[str, list[str]] = field(default_factory=dict)  # lines by name of the part's file
     unread: list[str] = field(default_factory=list)  # reasons, one for each window that could not be rechecked
 
 
@@ -43,29 +43,30 @@ def recheck(
     places: Places = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> Recheck:
-    """Segment `number` windows, chosen at random, again. Scenes that have moved are at `places`.
+    """Segment again one random window of each of `number` random parts, and compare the rows.
 
-    `report` is told how far it is.
-
-    The model is at `model`, or where `run.json` says, or the one that comes with the package where nothing is there.
-    Raises SegError where that is another.
+    `model` is the path of the bundle: by default the one in `run.json`, or the built-in one if that path doesn't exist.
+    `places` are the old and new paths of scenes that have moved. `report` is called with a text for each window. Raises
+    SegError if the bundle is not the one that the run was made with.
     """
     plan, record = read_plan(run, places), read_record(run)
-    named = record.model.uri
-    copied = model is None and not exists(named) and read_bundle(BUILT_IN).hash == plan.model
-    segmenter = Segmenter(BUILT_IN if copied else model or named, device, precision=plan.settings.precision)
+    recorded = record.model.uri
+    use_built_in = model is None and not exists(recorded) and read_bundle(BUILT_IN).hash == plan.model
+    segmenter = Segmenter(BUILT_IN if use_built_in else model or recorded, device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:
-        raise SegError(f"--model: is {segmenter.bundle.hash[:8]}, the run was made with {plan.model[:8]}")
+        raise SegError(
+            f"--model: is {segmenter.bundle.hash[:8]}, but the run was made with {plan.model[:8]}: name that model"
+        )
     rounded = not segmenter.exact or record.exact is False
-    window = choose_window(None, plan.settings, segmenter.bundle, MEMORY)
+    side = choose_window(None, plan.settings, segmenter.bundle, WINDOW_MEMORY)
     parts, result = list(plan.parts()), Recheck()
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
     for done, part in enumerate(parts[i] for i in sorted(chosen)):
         report(f"{done} of {len(chosen)} windows")
-        at = random.choice(list(split(part.window, window)))
+        window = random.choice(list(split(part.window, side)))
         path = part_path(run, part.key)
         with at_least_two_threads():
-            differing, reason = _recheck_window(part, at, read_part(path), plan.settings, segmenter, rounded)
+            differing, reason = _recheck_window(part, window, read_part(path), plan.settings, segmenter, rounded)
         if differing:
             result.differing[posixpath.basename(path)] = differing
         elif reason is not None:
@@ -78,15 +79,15 @@ def recheck(
 def _recheck_window(
     part: Part, window: Window, stored: list[Row], settings: Settings, segmenter: Segmenter, rounded: bool
 ) -> tuple[list[str], str | None]:
-    """Lines for what differs, and the reason why not all of the window's tiles could be compared, if there is one."""
-    again, unread = _segment_again(part, window, settings, segmenter)
+    """Return one line per difference, and the reason if not all tiles of the window could be compared, or else None."""
+    rows, unread = _segment_again(part, window, settings, segmenter)
     done = [Window.from_row(row) for row in stored if row["status"] == "done"]
-    reason = next((str(error) for where, error in unread if any(overlap(tile, where) for tile in done)), None)
-    differing = _differences(part, again, stored, rounded)
-    # Of scenes that have moved the version is that of their old place, with which the file can't be compared.
+    reason = next((str(error) for place, error in unread if any(overlap(tile, place) for tile in done)), None)
+    differing = _differences(part, rows, stored, rounded)
+    # The version of a scene that has moved is that of its old file, so the new file can't be compared with it.
     comparable = (part.sources or (part.scene,)) if differing and not part.planned else ()
     changed = next(filter(_has_changed, comparable), None)
-    if changed is not None:  # which says nothing about what was stored before
+    if changed is not None:  # then a difference is no sign of a wrong row
         return [], f"{changed.uri}: has changed since it was segmented: the run's seg segment command does it again"
     return differing, reason
 
@@ -101,7 +102,7 @@ def _has_changed(scene: Scene) -> bool:
 def _segment_again(
     part: Part, window: Window, settings: Settings, segmenter: Segmenter
 ) -> tuple[list[Row], list[tuple[Window, ReadError]]]:
-    """The rows of a window, and what of it can't be read: found as a run finds it."""
+    """Return the rows of a window, and the places that can't be read with their errors, as a run would find them."""
     try:
         result = infer_window(part, window, settings, segmenter)
         return list(tile_rows(part.scene, window, settings.tile_size, result.figures)), []
@@ -109,30 +110,30 @@ def _segment_again(
         tiles = list(split(window, settings.tile_size))
         if len(tiles) == 1 or not may_be_in_places(error, settings):
             return [], [(window, error)]
-    each = [_segment_again(part, tile, settings, segmenter) for tile in tiles]
-    return [row for rows, _ in each for row in rows], [one for _, unread in each for one in unread]
+    results = [_segment_again(part, tile, settings, segmenter) for tile in tiles]
+    return [row for rows, _ in results for row in rows], [each for _, unread in results for each in unread]
 
 
-def _differences(part: Part, again: list[Row], stored: list[Row], rounded: bool) -> list[str]:
-    """Lines for the tiles whose stored row says something else. Failed ones say nothing."""
-    there = {(row["row_off"], row["col_off"]): row for row in stored if row["status"] == "done"}
+def _differences(part: Part, rows: list[Row], stored_rows: list[Row], rounded: bool) -> list[str]:
+    """Return one line for each tile whose stored row differs. Failed tiles are not compared."""
+    done = {(row["row_off"], row["col_off"]): row for row in stored_rows if row["status"] == "done"}
     problems = []
-    for row in again:
-        before = there.get((row["row_off"], row["col_off"]), row)
-        room = TOLERANCE * row["height"] * row["width"] if rounded else 0
-        off = abs(row["building_px"] - before["building_px"])
-        if off > room or row["valid_px"] != before["valid_px"] or not (rounded or _same_mask(row, before)):
+    for row in rows:
+        stored = done.get((row["row_off"], row["col_off"]), row)
+        tolerance = ROUNDING_TOLERANCE * row["height"] * row["width"] if rounded else 0
+        difference = abs(row["building_px"] - stored["building_px"])
+        if difference > tolerance or row["valid_px"] != stored["valid_px"] or not (rounded or _same_mask(row, stored)):
             problems.append(
-                f"{part.scene.scene_id}: tile {row['row_off']}, {row['col_off']}: {before['building_px']} building of "
-                f"{before['valid_px']} valid px stored, {row['building_px']} of {row['valid_px']} when segmented again"
+                f"{part.scene.scene_id}: tile {row['row_off']}, {row['col_off']}: {stored['building_px']} building of "
+                f"{stored['valid_px']} valid px stored, {row['building_px']} of {row['valid_px']} when segmented again"
             )
     return problems
 
 
 def _same_mask(row: Row, other: Row) -> bool:
-    """Whether the pixels are the same: the bytes are not where the PNG was written by another version."""
+    """Whether the masks' pixels are equal. Their PNG bytes may differ between versions of the encoder."""
     try:
-        one, two = (decode_mask(each["mask"], row["height"], row["width"]) for each in (row, other))
+        mask, other_mask = (decode_mask(each["mask"], row["height"], row["width"]) for each in (row, other))
     except SegError:
         return False
-    return np.array_equal(one, two)
+    return np.array_equal(mask, other_mask)

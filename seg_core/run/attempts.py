@@ -1,11 +1,10 @@
-"""Find the window that kills its process: a segfault in a decoder leaves no exception behind, only a part unfinished.
+"""Find the window that kills its process: a segfault in a decoder raises no exception, but leaves a part unfinished.
 
-While a part is at work, from before its first window is read, a small file in the run's folder says so. Whoever takes
-up a part whose file is there already knows that a process died over it, and goes on window by window, naming each one
-before it is touched. Where the same window is found named by a second dead process, it is the cause, and is
-not tried again.
+A small file in the run's folder marks a part as in progress, from before its first window is read. A process that
+starts a part and finds its file knows that an earlier process died on it. It then goes window by window, and names each
+window in the file before reading it. A window that is named by two dead processes is the cause, and is not tried again.
 
-Files of another session are those of an earlier driver, which may have been killed for reasons of its own.
+Files of other sessions are ignored: they are from an earlier driver, which may have been killed for another reason.
 """
 
 import json
@@ -17,37 +16,40 @@ from seg_core.run.fence import PLAIN, Store
 from seg_core.storage.files import published, read_bytes
 
 SUFFIX = ".json"
-MAX_DEATHS = 2  # of processes over one window, from which on it is given up
+MAX_DEATHS = 2  # processes that may die on a window before it is given up
 
 
 @dataclass
 class Attempt:
-    """What is known of earlier attempts at a part."""
+    """The record of earlier attempts at a part."""
 
     session: str  # of the driver
-    window: str | None = None  # the one at work, named by its place
-    deaths: dict[str, int] = field(default_factory=dict)  # by window
+    window: str | None = None  # the name of the window in progress, made of its row and column
+    deaths: dict[str, int] = field(default_factory=dict)  # number of processes that died, by window
 
     def is_deadly(self, window: str) -> bool:
-        """Whether this window has killed so many processes that it is given up."""
+        """Whether a window has killed MAX_DEATHS processes, so that it is given up."""
         return self.deaths.get(window, 0) >= MAX_DEATHS
 
 
 def attempts_folder(run: str) -> str:
-    """Where the files are."""
+    """Return the path of the folder that holds the files."""
     return f"{run}/attempts"
 
 
 def mark_started(run: str, key: str, session: str, store: Store = PLAIN) -> None:
-    """Say that a part is at work."""
+    """Mark a part as in progress."""
     _write(run, key, Attempt(session), store)
 
 
 def claim_interrupted(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -> dict[str, Attempt]:
-    """Of parts that are to be done, those over which a process of this session died, with what is known of each."""
-    begun = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
-    found = {key: _read(run, key) for key in keys if key in begun}
-    died = {key: attempt for key, attempt in found.items() if attempt is not None and attempt.session == session}
+    """Return the attempts at those of the parts on which a process of this session died, by key.
+
+    A window that was in progress counts as one more death, which is written to the part's file.
+    """
+    started = {PurePosixPath(path).stem for path in published(attempts_folder(run), SUFFIX)}
+    attempts = {key: _read(run, key) for key in keys if key in started}
+    died = {key: each for key, each in attempts.items() if each is not None and each.session == session}
     for key, attempt in died.items():
         if attempt.window is not None:
             attempt.deaths[attempt.window] = attempt.deaths.get(attempt.window, 0) + 1
@@ -57,13 +59,13 @@ def claim_interrupted(run: str, keys: Sequence[str], session: str, store: Store 
 
 
 def mark_window(run: str, key: str, attempt: Attempt, window: str | None, store: Store = PLAIN) -> None:
-    """Say which window of a part is at work; None: no longer any."""
+    """Record which window of a part is in progress; None: no window."""
     attempt.window = window
     _write(run, key, attempt, store)
 
 
 def mark_done(run: str, key: str, store: Store = PLAIN) -> None:
-    """Say that a part is done."""
+    """Remove the mark of a part that is done."""
     store.remove(_path(run, key))
 
 
@@ -72,7 +74,7 @@ def _path(run: str, key: str) -> str:
 
 
 def _read(run: str, key: str) -> Attempt | None:
-    """What is known of the attempts at a part; None where the file is missing or damaged."""
+    """Read the attempts at a part. Returns None if the file is missing or damaged."""
     try:
         attempt = Attempt(**json.loads(read_bytes(_path(run, key)) or b""))
     except (TypeError, ValueError):

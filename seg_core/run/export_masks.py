@@ -1,7 +1,7 @@
-"""The masks of a run as GeoTIFFs, to look at in a GIS.
+"""Export the masks of a run as GeoTIFFs for a GIS.
 
-One band: 1 is building, 0 is not, and 255, the nodata value, is where a scene holds no data, a tile failed, or is not
-done yet.
+They have one band: 1 is building, 0 is background, and 255 is nodata, where a scene holds no data, a tile failed, or a
+tile is not done yet.
 """
 
 import os
@@ -30,32 +30,32 @@ COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask")
 
 
 def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]:
-    """Write a cloud-optimised GeoTIFF for each scene of a run, or one of a mosaic, into a folder.
+    """Write a cloud-optimised GeoTIFF for each scene of a run, or for its mosaic, into a folder.
 
-    Yields their paths, each with what was wrong where there is none. Which pixels hold data is not in the rows: where
-    only some of a tile do, the scene is read for it, which may have changed or be gone. Memory does not grow with the
-    scene. Raises SegError before anything is written for a file that is there already.
+    Yields the path of each file with None, or with the error if it could not be written. If only some pixels of a tile
+    are valid, the scene is read to find out which, since the rows don't hold that. The scene must not have changed.
+    Memory does not grow with the scene. Raises SegError before writing if a file exists already.
     """
-    plan, there = read_plan(run), set(published_parts(run))
-    paths = {image.scene_id: os.path.join(folder, _name(image)) for image in plan.images}
-    if taken := next(filter(os.path.exists, paths.values()), None):
-        raise SegError(f"{taken}: is there already: choose another --out")
-    if twice := [path for path, number in Counter(paths.values()).items() if number > 1]:
-        raise SegError(f"{twice[0]}: two scenes would be called so: rename one, and segment it")
+    plan, published = read_plan(run), set(published_parts(run))
+    paths = {image.scene_id: os.path.join(folder, _file_name(image)) for image in plan.images}
+    if existing := next(filter(os.path.exists, paths.values()), None):
+        raise SegError(f"{existing}: is there already: choose another --out")
+    if duplicates := [path for path, number in Counter(paths.values()).items() if number > 1]:
+        raise SegError(f"{duplicates[0]}: two scenes would be exported to this file: rename one, and segment it")
     for scene_id, group in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
         parts, path, problem = list(group), paths[scene_id], None
         make_folder(os.path.dirname(path))
         try:
-            write_cog(path, parts[0].scene, _tiles(run, parts, there, plan.settings.scale), MISSING)
+            write_cog(path, parts[0].scene, _read_tiles(run, parts, published, plan.settings.scale), MISSING)
         except SegError as error:
             problem = error
         yield path, problem
 
 
-def _name(image: Scene) -> str:
-    """What a scene's file is called: as the scene, but for the suffix of what is no GeoTIFF."""
-    stays = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
-    return image.scene_id if stays else f"{image.scene_id}.tif"
+def _file_name(image: Scene) -> str:
+    """Return the scene's own name, with `.tif` appended unless it ends so already."""
+    is_tiff = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
+    return image.scene_id if is_tiff else f"{image.scene_id}.tif"
 
 
 def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[np.uint8]:
@@ -64,7 +64,7 @@ def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[
     1 is building, 0 is not; MISSING is where the scene holds no data, a tile failed, or is not done yet. Raises
     SegError where there is no such scene, or the window reaches beyond it.
     """
-    plan, there = read_plan(run), set(published_parts(run))
+    plan, published = read_plan(run), set(published_parts(run))
     image = next((each for each in plan.images if each.scene_id == scene_id), None)
     if image is None:
         ids = [each.scene_id for each in plan.images]
@@ -73,7 +73,7 @@ def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[
     check_within(wanted, image)
     mask = np.full((wanted.height, wanted.width), MISSING, np.uint8)
     parts = [part for part in plan.parts() if part.scene.scene_id == scene_id and overlap(part.window, wanted)]
-    for tile, pixels in _tiles(run, parts, there, plan.settings.scale, wanted):
+    for tile, pixels in _read_tiles(run, parts, published, plan.settings.scale, wanted):
         common = intersection(tile, wanted)
         mask[common.slices(wanted)] = pixels[common.slices(tile)]
     return mask
@@ -86,13 +86,16 @@ def check_within(window: Window, image: Scene) -> None:
         raise SegError(f"window {tuple(window)}: not within {image.scene_id}, which has {size}")
 
 
-def _tiles(
-    run: str, parts: Sequence[Part], there: Collection[str], scale: Scale, wanted: Window | None = None
+def _read_tiles(
+    run: str, parts: Sequence[Part], published: Collection[str], scale: Scale, wanted: Window | None = None
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-    """The tiles that are done, or those of them that touch the `wanted` window, with their pixels."""
+    """Yield the window of each tile that is done, and its pixels `uint8 (height, width)`.
+
+    If a `wanted` window is given, only the tiles that touch it are read.
+    """
     for part in parts:
         path = part_path(run, part.key)
-        for row in read_part(path, COLUMNS) if path in there else ():
+        for row in read_part(path, COLUMNS) if path in published else ():
             tile = Window.from_row(row)
             if row["status"] == "done" and row["valid_px"] and (wanted is None or overlap(tile, wanted)):
                 yield tile, _pixels(row, part, scale)
@@ -104,5 +107,7 @@ def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
         return building
     _, valid = read_image(part.scene, part.sources, Window.from_row(row), scale)
     if valid.sum() != row["valid_px"] or building[valid].sum() != row["building_px"]:
-        raise SegError(f"{part.scene.scene_id}: has changed since it was segmented: its seg segment command goes first")
+        raise SegError(
+            f"{part.scene.scene_id}: has changed since it was segmented: repeat the run's seg segment command first"
+        )
     return np.where(valid, building, np.uint8(MISSING))

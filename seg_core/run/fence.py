@@ -1,13 +1,14 @@
-"""Writing into a run under its lease: a driver that has lost the lease can no longer change the run.
+"""Write into a run under its lease: a driver that has lost the lease can no longer change the run.
 
-To check the lease before a write is not enough. Between the two a process may be frozen (a sleeping laptop, a paused
-container, SIGSTOP) for as long as another driver needs to take the run over and finish it. So the write itself fails:
+Checking the lease before a write is not enough. Between the check and the write a process may be frozen (a sleeping
+laptop, a paused container, SIGSTOP), while another driver takes the run over and finishes it. So the write itself must
+fail (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html calls this fencing):
 
-- On disk each file is written into the owner's staging folder, RUN/.partial-<owner>, and renamed from there. Whoever
-  takes the lease deletes all other staging folders, and a rename out of a deleted folder fails. Files are removed by a
-  rename into the staging folder, which fails likewise.
-- In S3 a file is put on the condition that there is none yet, or that it is still in the state (etag) in which it was
-  before the lease was last checked. A file that a later owner has published is in another state.
+- On disk each file is written into the owner's staging folder, RUN/.partial-<owner>, and renamed from there. The next
+  owner of the lease deletes all other staging folders, and a rename out of a deleted folder fails. A file is removed
+  by a rename into the staging folder, which fails if that folder has been deleted.
+- In S3 a file is put on the condition that it doesn't exist yet, or still has the etag that it had before the lease
+  was last checked. A file that a later owner has published has another etag.
 """
 
 import errno
@@ -27,7 +28,7 @@ LEASE = "driver.json"
 
 
 class Store(Protocol):
-    """Where files are published and removed: PLAIN, or under a Lease."""
+    """The interface through which a run's files are published and removed: PLAIN, or a Lease."""
 
     def publish(self, path: str, content: bytes) -> None:
         """Write a file atomically."""
@@ -38,7 +39,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class PlainStore:
-    """Plain storage, for who needs no lease. A value, unlike the module, so that it may be sent to other processes."""
+    """Storage without a lease. It is an object, because a module can't be sent to other processes."""
 
     def publish(self, path: str, content: bytes) -> None:
         """Write a file atomically."""
@@ -54,40 +55,40 @@ PLAIN = PlainStore()
 
 @dataclass(frozen=True)
 class Lease:
-    """The right of one driver to change a run. It may be sent to other processes, which then write for that driver."""
+    """The right of one driver to change a run. Processes that it is sent to can write for that driver."""
 
     run: str
     owner: str
 
     @property
     def path(self) -> str:
-        """The file that names the owner."""
+        """The path of the file that names the owner."""
         return f"{self.run}/{LEASE}"
 
     @property
     def staging(self) -> str:
-        """On disk: the folder that the owner's files are renamed from."""
+        """The folder from which the owner's files are renamed on disk. A run in S3 has none."""
         return f"{self.run}/{PARTIAL}{self.owner}"
 
     def is_lost(self) -> bool:
-        """Whether another driver has taken the run over; it may have finished since, and left no lease."""
+        """Whether another driver has taken the run over. That driver may have finished since, and left no lease."""
         if not is_remote(self.run) and not os.path.isdir(self.staging):
             return True
-        return parse(read_bytes(self.path) or b"").get("owner") != self.owner
+        return parse_lease(read_bytes(self.path) or b"").get("owner") != self.owner
 
-    def loss(self) -> JobError:
-        """The error of a driver that has lost the lease."""
+    def lost_error(self) -> JobError:
+        """Return the error for a driver that has lost the lease."""
         return JobError(f"{self.run}: another driver has taken this run over: this one ends")
 
     def check(self) -> None:
-        """Raise JobError where another driver has taken the run over."""
+        """Raise JobError if another driver has taken the run over."""
         if self.is_lost():
-            raise self.loss()
+            raise self.lost_error()
 
     def publish(self, path: str, content: bytes) -> None:
-        """Write a file atomically, or else change nothing.
+        """Write a file atomically, or change nothing.
 
-        Raises JobError where it can't be written on disk, or the lease is lost.
+        Raises JobError if the file can't be written on disk, or if the lease is lost.
         """
         if is_remote(path):
             self._put(path, content)
@@ -99,10 +100,10 @@ class Lease:
             raise JobError(f"{path}: can't be written: {error.strerror}") from error
 
     def remove(self, path: str) -> None:
-        """Delete a file, if it is there. Raises JobError where the lease is lost.
+        """Delete a file, if it is there. Raises JobError if the lease is lost.
 
-        In S3 the file may have been replaced since the lease was checked, an instant before: then the run lacks a part,
-        which `seg verify` names.
+        In S3 another driver may replace the file in the instant between the check of the lease and the deletion. The
+        run then lacks a part, which `seg verify` reports.
         """
         if is_remote(path):
             self.check()
@@ -116,53 +117,55 @@ class Lease:
             self.check()
 
     def acquire(self, content: bytes) -> bool:
-        """Take the lease where nobody has it. Returns whether that was so."""
-        self._open()
-        # A creation whose answer was lost is tried again, and then finds what it has written itself.
-        if not files.create(self.path, content) and parse(read_bytes(self.path) or b"").get("owner") != self.owner:
-            self._close()
+        """Take the lease if nobody holds it. Returns whether it was free."""
+        self._make_staging()
+        # A creation whose response was lost is retried, and then finds the file that it has created itself.
+        existed = not files.create(self.path, content)
+        if existed and parse_lease(read_bytes(self.path) or b"").get("owner") != self.owner:
+            self._delete_staging()
             return False
-        self._fence_off_others()
+        self._delete_other_staging()
         return True
 
     def supersede(self, held: bytes, content: bytes, force: bool) -> bool:
-        """Take the lease from a driver that left it as `held`. Returns False where somebody else was faster.
+        """Take the lease over from a driver that left its file with the content `held`.
 
-        On disk only the first can rename the staging folder of the former owner. Where it is missing, that owner knew
-        of no such folder, or its first successor was killed halfway; `force` takes the lease even so.
+        Returns False if another driver was faster. On disk only the first one can rename the staging folder of the
+        former owner. The folder may be missing, because that owner had none or its first successor was killed halfway:
+        `force` takes the lease over even then.
         """
         if is_remote(self.run):
-            found = files.stat(self.path)
-            unchanged = found is not None and read_bytes(self.path) == held
-            return found is not None and unchanged and files.replace(self.path, content, found.version)
-        self._open()
-        if not self._fence_off(str(parse(held).get("owner"))) and not force:
-            self._close()
+            state = files.stat(self.path)
+            unchanged = state is not None and read_bytes(self.path) == held
+            return state is not None and unchanged and files.replace(self.path, content, state.version)
+        self._make_staging()
+        if not self._take_staging(str(parse_lease(held).get("owner"))) and not force:
+            self._delete_staging()
             return False
         self.publish(self.path, content)
-        self._fence_off_others()
+        self._delete_other_staging()
         return True
 
     def release(self) -> None:
-        """Give the lease back, unless it is another driver's by now."""
+        """Delete the lease's file, unless another driver holds the lease now."""
         try:
             self.check()
             self.remove(self.path)
         except JobError:
             pass
         finally:
-            self._close()
+            self._delete_staging()
 
-    def _open(self) -> None:
+    def _make_staging(self) -> None:
         if not is_remote(self.run):
             os.makedirs(self.staging, exist_ok=True)
 
-    def _close(self) -> None:
+    def _delete_staging(self) -> None:
         if not is_remote(self.run):
             shutil.rmtree(self.staging, ignore_errors=True)
 
-    def _fence_off(self, owner: str) -> bool:
-        """Delete the staging folder of another owner. Returns whether it was this call that did."""
+    def _take_staging(self, owner: str) -> bool:
+        """Move another owner's staging folder into this one and delete it. Returns False if there is none to move."""
         folder = f"{self.staging}/{owner}"
         try:
             os.rename(f"{self.run}/{PARTIAL}{owner}", folder)
@@ -174,20 +177,20 @@ class Lease:
     def _put(self, path: str, content: bytes) -> None:
         self.check()
         written = files.create(path, content)
-        # A put whose answer was lost is tried again, and then finds what it has written itself.
+        # A put whose response was lost is retried, and then finds the content that it has written itself.
         while not written and read_bytes(path) != content:
-            found = files.stat(path)
-            self.check()  # after the look at the file: so what a later owner publishes is never taken for its old state
-            written = files.replace(path, content, found.version) if found else files.create(path, content)
+            state = files.stat(path)
+            self.check()  # after reading the etag, so that a file of a later owner is never replaced
+            written = files.replace(path, content, state.version) if state else files.create(path, content)
 
-    def _fence_off_others(self) -> None:
+    def _delete_other_staging(self) -> None:
         for folder in [] if is_remote(self.run) else list(_staging_folders(self.run)):
             if folder != self.staging:
                 _delete_folder(folder)
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """What a lease says; nothing where it is damaged."""
+def parse_lease(content: bytes) -> dict[str, Any]:
+    """Return the content of a lease's file as a dict, which is empty if the file is damaged."""
     try:
         return dict(json.loads(content))
     except (TypeError, ValueError):
@@ -202,7 +205,7 @@ def _staging_folders(run: str) -> Iterator[str]:
 
 
 def _delete_folder(folder: str) -> None:
-    """Delete a folder into which its owner may still be writing."""
+    """Delete a folder, even while its owner is still writing into it."""
     while os.path.isdir(folder):
         try:
             shutil.rmtree(folder)
@@ -210,4 +213,4 @@ def _delete_folder(folder: str) -> None:
             continue
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
-                raise SegError(f"{folder}: can't be deleted ({error.strerror}): delete it") from error
+                raise SegError(f"{folder}: can't be deleted ({error.strerror}): delete it by hand") from error

@@ -1,9 +1,9 @@
-"""Read many files in child processes: over a damaged file, Arrow's C++ code may crash its process instead of raising.
+"""Read many files in child processes, because Arrow's C++ code may crash on a damaged file instead of raising.
 
-    items ─ batches ─▶ children, each with threads ─ answers in order ─▶ results
-                          └─ crashed: a new child takes what is left of the batch, item by item
+    items ─ batches ─▶ children, each with threads ─ results in order ─▶ results
+                          └─ crashed: a new child takes the rest of the batch, item by item
 
-The children are started afresh, not forked, and never import the caller's main module.
+The children are new processes, not forks, and never import the caller's main module.
 """
 
 import json
@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from seg_core.errors import SegError
 
-BATCH = 250  # items: what is sent to a child at once
-ITEMS_PER_CHILD = 2000  # items that justify another child: each takes half a second to start, and some 150 MB
-CHILDREN = 4  # at most
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from seg_core.run.isolated import serve; serve()"
-# Other signals, such as the kernel's when memory runs out, say nothing about the file.
-CRASHES = {-number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)}
+BATCH_SIZE = 250  # items that are sent to a child at once
+ITEMS_PER_CHILD = 2000  # items that justify another child, which takes half a second to start, and some 150 MB
+MAX_CHILDREN = 4
+CHILD_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from seg_core.run.isolated import serve; serve()"
+# Other signals, such as the kernel's when memory runs out, have nothing to do with the file.
+CRASH_CODES = {-number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,36 +33,36 @@ R = TypeVar("R")
 def for_each_isolated(
     function: Callable[[T], R], crashed: Callable[[T], R], items: Sequence[T], threads: int | None
 ) -> Iterator[R]:
-    """`map(function, items)` in child processes, and `crashed(item)` for an item that crashes its process.
+    """Run `map(function, items)` in child processes, with `crashed(item)` as the result of an item that crashes one.
 
-    The function must be picklable. Each child calls it in `threads` threads (None: as many as suit the cores). An
-    exception that it raises comes where its result would have come. Raises SegError if a process ends otherwise.
+    The function must be picklable. Each child calls it in `threads` threads (None: ThreadPoolExecutor's default). If
+    the function raises, the exception comes in place of its result. Raises SegError if a process ends in another way.
     """
-    batches = [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
+    batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     started: list[_Child] = []
     idle: list[_Child] = []
 
-    def ask(some: Sequence[T]) -> list[R]:
+    def call_child(batch: Sequence[T]) -> list[R]:
         try:
             child = idle.pop()
         except IndexError:
             child = _Child()
             started.append(child)
-        answers: list[R] = child.ask(function, some, threads)
-        if len(answers) == len(some):
+        results: list[R] = child.call(function, batch, threads)
+        if len(results) == len(batch):
             idle.append(child)
-        return answers
+        return results
 
-    def work(batch: Sequence[T]) -> list[R]:
-        answers = ask(batch)
-        for item in batch[len(answers) :]:
-            answers += ask([item]) or [crashed(item)]
-        return answers
+    def process(batch: Sequence[T]) -> list[R]:
+        results = call_child(batch)
+        for item in batch[len(results) :]:
+            results += call_child([item]) or [crashed(item)]
+        return results
 
-    pool = ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1, 1 + len(items) // ITEMS_PER_CHILD))
+    pool = ThreadPoolExecutor(min(MAX_CHILDREN, os.cpu_count() or 1, 1 + len(items) // ITEMS_PER_CHILD))
     try:
-        for answers in pool.map(work, batches):
-            yield from answers
+        for results in pool.map(process, batches):
+            yield from results
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in started:
@@ -71,16 +71,16 @@ def for_each_isolated(
 
 
 class _Child:
-    """A process that calls functions on request."""
+    """A child process that calls functions on request."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", "-c", START, json.dumps(sys.path)]
+        command = [sys.executable, "-P", "-c", CHILD_CODE, json.dumps(sys.path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own
 
-    def ask(self, function: Callable[[T], Any], items: Sequence[T], threads: int | None) -> list[Any]:
-        """The results for some items, in their order; where the process crashes, only those that it has sent before.
+    def call(self, function: Callable[[T], Any], items: Sequence[T], threads: int | None) -> list[Any]:
+        """Return the results for the items in order: if the process crashes, only those that it sent before.
 
-        Raises what the function raises first, and SegError where the process ends without a crash.
+        Raises the first exception of the function, and SegError if the process ends without a crash.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -95,36 +95,38 @@ class _Child:
                 results.append(result)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             code = self.process.wait()
-            if code not in CRASHES:
-                raise SegError(f"{sys.executable}: a process that reads files of the run ended with {code}") from error
+            if code not in CRASH_CODES:
+                raise SegError(
+                    f"{sys.executable}: a process that reads files of the run ended with exit code {code}"
+                ) from error
         return results
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
         self.process.wait()
 
 
 def serve() -> None:
-    """Be a child: answer requests from standard input on standard output until it is closed."""
+    """Run as a child: read requests from standard input until it is closed, and write results to standard output."""
     import resource
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash that is expected leaves no file behind
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an expected crash leaves no core file behind
+    requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    silent = os.open(os.devnull, os.O_WRONLY)  # for what C++ writes when it crashes
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)  # for messages of C++ code that crashes
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
     while True:
         try:
             function, items, threads = pickle.load(requests)  # noqa: S301 - this program wrote it
         except EOFError:
             return
         with ThreadPoolExecutor(threads) as pool:
-            for answer in pool.map(partial(_try, function), items):
-                pickle.dump(answer, answers)
-                answers.flush()
+            for result in pool.map(partial(_try, function), items):
+                pickle.dump(result, results)
+                results.flush()
 
 
 def _try(function: Callable[[T], R], item: T) -> tuple[R | None, Exception | None]:

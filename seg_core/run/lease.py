@@ -1,8 +1,8 @@
-"""One driver at a time on a run: it has the lease, a file in the run's folder, and renews it while it lives.
+"""The lease of a run, which lets only one driver change it: a file in the run's folder that the driver keeps renewing.
 
-A driver that was killed leaves its lease behind. It is taken over at once where its process can be seen to be gone, and
-otherwise when it has not been renewed for a while. No clock is compared with another. A driver that was only frozen
-then finds that it can no longer change the run: see `fence`.
+A driver that was killed leaves its lease behind. Another driver takes the lease over at once if it can see that the
+process is gone, and otherwise if the lease has not been renewed for LEASE_TIMEOUT. Clocks of different machines are
+never compared. A driver that was only frozen can no longer change the run afterwards: see `fence`.
 """
 
 import json
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from seg_core.errors import JobError, SegError
-from seg_core.run.fence import Lease, parse
+from seg_core.run.fence import Lease, parse_lease
 from seg_core.storage.files import read_bytes
 
-RENEWAL = 10.0  # s
-PATIENCE = 45.0  # s without a renewal, after which a driver elsewhere is given up for dead
-GRACE = 5.0  # s after which a lease is taken even if its former owner has no staging folder
+RENEWAL_INTERVAL = 10.0  # s
+LEASE_TIMEOUT = 45.0  # s without a renewal, after which a driver on another machine is taken for dead
+STAGING_TIMEOUT = 5.0  # s of waiting, after which a lease is taken over even if its owner has no staging folder
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 def acquire_lease(run: str) -> Iterator[Lease]:
     """Hold the lease of a run and renew it until the block ends.
 
-    Raises SegError where another driver lives, and JobError where another driver takes the run over meanwhile: what the
-    block raises is then only a consequence.
+    Raises SegError if another driver holds the lease and is alive. Raises JobError if another driver takes the run over
+    during the block, instead of the error in the block that this has caused.
     """
     lease = Lease(run, uuid.uuid4().hex)
     content = {**_this_process(), "owner": lease.owner, "renewals": 0}
-    _take(lease, content)
+    _acquire(lease, content)
     done = threading.Event()
     renewer = threading.Thread(target=_renew, args=(lease, content, done), daemon=True)
     renewer.start()
@@ -50,7 +50,7 @@ def acquire_lease(run: str) -> Iterator[Lease]:
             renewer.join()
     except BaseException as error:
         if _is_known_to_be_lost(lease):
-            raise lease.loss() from error
+            raise lease.lost_error() from error
         raise
     finally:
         lease.release()
@@ -62,31 +62,31 @@ def _is_known_to_be_lost(lease: Lease) -> bool:
     return False
 
 
-def _take(lease: Lease, content: dict[str, Any]) -> None:
-    """Take the lease, once its owner is dead if it has one."""
-    mine, first, since = json.dumps(content).encode(), None, time.monotonic()
-    while not lease.acquire(mine):
+def _acquire(lease: Lease, content: dict[str, Any]) -> None:
+    """Acquire the lease, or take it over from a dead owner. Raises SegError if the owner is alive."""
+    own, first, since = json.dumps(content).encode(), None, time.monotonic()
+    while not lease.acquire(own):
         held = read_bytes(lease.path)
         if held is None:
             continue
-        holder = parse(held)
-        near = holder.get("place") == content["place"]
-        if first is None and not near:
-            log.warning("%s: waiting to see if its driver on %s lives", lease.path, holder.get("host"))
+        holder = parse_lease(held)
+        same_place = holder.get("place") == content["place"]
+        if first is None and not same_place:
+            log.warning("%s: waiting to see if its driver on %s is alive", lease.path, holder.get("host"))
         first, waited = first or held, time.monotonic() - since
-        if (near and _is_gone(holder)) or (held == first and waited > PATIENCE):
-            if lease.supersede(held, mine, force=waited > GRACE):
+        if (same_place and _is_dead(holder)) or (held == first and waited > LEASE_TIMEOUT):
+            if lease.supersede(held, own, force=waited > STAGING_TIMEOUT):
                 return
-        elif near or held != first:
-            who = f"process {holder.get('pid')} on {holder.get('host')}"
+        elif same_place or held != first:
+            driver = f"process {holder.get('pid')} on {holder.get('host')}"
             raise SegError(
-                f"{lease.path}: another driver is at work on this run ({who}): let it finish, or stop it first"
+                f"{lease.path}: another driver is at work on this run ({driver}): let it finish, or stop it first"
             )
         time.sleep(0.5)
 
 
 def _renew(lease: Lease, content: dict[str, Any], done: threading.Event) -> None:
-    while not done.wait(RENEWAL):
+    while not done.wait(RENEWAL_INTERVAL):
         try:
             lease.check()
             content["renewals"] += 1
@@ -94,36 +94,41 @@ def _renew(lease: Lease, content: dict[str, Any], done: threading.Event) -> None
         except JobError:
             _interrupt()
             return
-        except (OSError, SegError):  # a store that is away now may be back in time
+        except (OSError, SegError):  # a store that is unavailable now may be back in time
             continue
 
 
 def _interrupt() -> None:
-    """End what the main thread is waiting for, where SIGTERM is handled in Python: else its next write fails."""
+    """Interrupt the main thread if Python handles SIGTERM. Otherwise its next write will fail."""
     if callable(signal.getsignal(signal.SIGTERM)):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "place": _place(), "pid": pid, "started": _started(pid)}
+    return {"host": socket.gethostname(), "place": _pid_scope(), "pid": pid, "started": _start_time(pid)}
 
 
-def _place() -> str:
-    """What tells whose process numbers these are: the machine since it was started, and the container."""
+def _pid_scope() -> str:
+    """Return an identifier of the boot of the machine and of the container, within which a pid means one process."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    return f"{boot.read_text().strip()} {os.readlink(space)}" if boot.exists() and space.exists() else uuid.uuid4().hex
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.exists() or not namespace.exists():
+        return uuid.uuid4().hex
+    return f"{boot.read_text().strip()} {os.readlink(namespace)}"
 
 
-def _started(pid: int) -> str | None:
-    """When a process began, in the system's own count: a later process of the same number began at another time."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot, or None if it is gone.
+
+    The time tells the process from a later one with the same pid.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return None
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a holder whose process could be seen from here is dead."""
-    return _started(int(holder["pid"])) != holder.get("started")
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the process of a holder on this machine, in this container, has ended."""
+    return _start_time(int(holder["pid"])) != holder.get("started")
