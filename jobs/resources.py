@@ -23,7 +23,7 @@ class ExecutionOptions:
     gpus_per_actor: float = 1.0
     device: str = "auto"
     compiling: str = "auto"  # see Segmenter
-    max_failures: int | None = None  # failed tiles after which the run is stopped; None: no limit
+    max_failures: int | None = None  # tiles that may fail; one more stops the run; None: no limit
     address: str | None = None  # of the Ray cluster; None: see ray_session
     verbose: bool = False  # whether Ray's messages are shown
 
@@ -68,7 +68,7 @@ def size_actors(actors: tuple[int, int] | None, gpus_per_actor: float, device: s
     """Size the actors to the cluster: one per GPU, or one per CPUS_PER_ACTOR cores if no GPU is used.
 
     `actors` is the wanted minimum and maximum. Raises SegError if the cluster has no room for them, or no node with a
-    CPU, or no GPU for a `device` that is one.
+    CPU, or no GPU although `device` is one.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:

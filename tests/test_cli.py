@@ -652,7 +652,7 @@ def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "missing" in outcome.out
     assert outcome.out.startswith("run       not finished: 1 parts are missing\n")
-    assert outcome.err == "the run is not finished: the seg segment command that began it resumes it\n"
+    assert outcome.err == "the run is not finished: repeat its seg segment command to resume it\n"
     damaged.write_bytes(b"PAR1")
     assert f"seg repair {whole} removes the parts with problems" in seg("verify", whole).err
 

@@ -219,7 +219,7 @@ def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unrea
         command = shlex.join(["seg", "repair", args.out, *differing])
         note(f"{command} removes the parts with problems; seg segment then makes them again")
     elif report.num_missing and report.num_missing == len(report.problems):
-        note("the run is not finished: the seg segment command that began it resumes it")
+        note("the run is not finished: repeat its seg segment command to resume it")
     if report.num_failed:
         _explain_failures(args.out, report.num_failed)
     if unread:

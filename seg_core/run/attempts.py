@@ -43,7 +43,7 @@ def mark_started(run: str, key: str, session: str, store: Store = PLAIN) -> None
 
 
 def claim_interrupted(run: str, keys: Sequence[str], session: str, store: Store = PLAIN) -> dict[str, Attempt]:
-    """Return the attempts at those of the parts on which a process of this session died, by key.
+    """Return the attempts at parts on which a process of this session died, by the keys of the parts.
 
     A window that was in progress counts as one more death, which is written to the part's file.
     """
