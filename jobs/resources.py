@@ -32,8 +32,8 @@ class ExecutionOptions:
 class ActorResources:
     """The number of actors that segment, and the resources of each."""
 
-    least: int  # actors
-    most: int  # actors
+    min_actors: int
+    max_actors: int
     num_cpus: int  # cores that Ray reserves for an actor
     num_gpus: float  # GPUs that Ray reserves for an actor
     threads: int  # for torch
@@ -91,8 +91,8 @@ def size_actors(actors: tuple[int, int] | None, gpus_per_actor: float, device: s
     cpus = min(int(n["CPU"]) // number for n, number in zip(nodes, per_node, strict=True))
     threads, readers = split_cores(cpus, use_gpu)
     return ActorResources(
-        least=actors[0] if actors else most,
-        most=most,
+        min_actors=actors[0] if actors else most,
+        max_actors=most,
         num_cpus=max(1, (cpus if use_gpu else threads) - 1),  # one core is left for Ray's own work
         num_gpus=gpus_per_actor if use_gpu else 0,
         threads=threads,

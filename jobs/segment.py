@@ -193,14 +193,14 @@ def run_pipe(
     store: Store = PLAIN,
 ) -> Iterable[Receipt]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
-    shares = share_out(todo, resources.most, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
+    shares = share_out(todo, resources.max_actors, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
     tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
     watched = frozenset(part.key for part in todo[:: max(CHECK_EVERY_PARTS, -(-len(todo) // MAX_CHECKED_PARTS))])
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,
         fn_constructor_args=(model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store),
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=resources.least, max_size=resources.most),
+        compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
     )

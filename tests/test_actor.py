@@ -32,7 +32,7 @@ from seg_core.run.tables import part_path, read_part
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
 # With as much memory as lets eight squares wait.
-RESOURCES = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+RESOURCES = ActorResources(min_actors=1, max_actors=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def deadly(scene, at, scale, **named):
 mosaic.read_chip = deadly
 run, model, session, *places = sys.argv[1:]
 plan = read_plan(run)
-crew = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+crew = ActorResources(min_actors=1, max_actors=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """
@@ -227,7 +227,7 @@ def start(self, chips, cut, may_compile):
 Segmenter.start, Segmenter.is_lost = start, lambda self: True
 run, model, session = sys.argv[1:]
 plan = read_plan(run)
-crew = ActorResources(least=1, most=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
+crew = ActorResources(min_actors=1, max_actors=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
 actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
 list(actor.segment_parts(list(plan.parts())))
 """

@@ -183,7 +183,9 @@ def segment(folder: Path, execution: ExecutionOptions, settings: Settings) -> li
     open_run(out, plan, BUILT_IN)
     gpus = int(execution.device == DEVICE)
     # So few readers that there are squares enough for them, of four windows each.
-    resources = ActorResources(least=1, most=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32)
+    resources = ActorResources(
+        min_actors=1, max_actors=1, num_cpus=2, num_gpus=gpus, threads=2, readers=1, memory=2**32
+    )
     parts = list(plan.parts())
     watched = frozenset(part.key for part in parts)
     actor = PartSegmenter(BUILT_IN, out, settings, 64, resources, execution, "s", watched)

@@ -52,7 +52,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node(2, memory=16 * GIB))
     resources = size_actors(None, 1.0, "auto")
-    assert (resources.least, resources.most, resources.num_cpus, resources.num_gpus) == (1, 1, 1, 0)
+    assert (resources.min_actors, resources.max_actors, resources.num_cpus, resources.num_gpus) == (1, 1, 1, 0)
     assert (resources.threads, resources.readers, resources.memory) == (2, 2, 16 * GIB)
     assert (resources.initial_readers("device"), resources.window_memory) == (2, 16 * GIB)
 
@@ -60,14 +60,14 @@ def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[di
 def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(16), node(16)]
     resources = size_actors(None, 1.0, "cpu")
-    assert (resources.most, resources.num_cpus, resources.threads, resources.readers) == (8, 3, 4, 2)
+    assert (resources.max_actors, resources.num_cpus, resources.threads, resources.readers) == (8, 3, 4, 2)
     assert resources.memory == 16 * GIB
 
 
 def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(2, memory=GIB), node(32, gpus=2)]  # a small node without a GPU counts for nothing
     resources = size_actors(None, 1.0, "auto")
-    assert (resources.most, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
+    assert (resources.max_actors, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
     assert resources.memory == 32 * GIB
     assert (resources.initial_readers("cpu"), resources.initial_readers("device")) == (
         16,

@@ -108,7 +108,7 @@ def bench_scale(
                 rates = bench.measure_stages(("decode", "model"), seconds)
                 slower = min(rates, key=lambda name: rates[name])
                 for size in sizes:
-                    report(f"{size} windows of {bench.window} px with {bench.resources.most} actors")
+                    report(f"{size} windows of {bench.window} px with {bench.resources.max_actors} actors")
                     pipe = bench.measure_pipe(windows=size)
                     efficiency = round(pipe["pipe_mpx_s"] / rates[slower], 3)
                     points.append({**bench.describe(), **pipe, "slower": slower, "efficiency": efficiency})
@@ -134,7 +134,7 @@ class Bench:
         return {
             "window": self.window,
             "batch": self.execution.batch,
-            "actors": resources.most,
+            "actors": resources.max_actors,
             "threads": resources.threads,
         }
 
@@ -146,7 +146,7 @@ class Bench:
         parts = [part.to_row() for part in self.parts[::step]]
         actor_class = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(Stages)
         arguments = (self.model, parts, self.plan.settings, self.window, resources, self.execution)
-        actors: list[Any] = [actor_class.remote(*arguments) for _ in range(resources.most)]
+        actors: list[Any] = [actor_class.remote(*arguments) for _ in range(resources.max_actors)]
         try:
             for actor in actors:  # the batch size that the first actor finds is used by the others and the pipeline
                 self.execution = replace(self.execution, batch=ray.get(actor.choose_batch.remote(self.execution.batch)))
@@ -179,7 +179,7 @@ class Bench:
     def _repeat_parts(self, pixels: float, windows: int) -> Iterator[Part]:
         """Yield the parts again and again with new keys, until there are enough of them."""
         for number, part in enumerate(cycle(self.parts)):
-            if pixels <= 0 and windows <= 0 and number >= MIN_PARTS_PER_ACTOR * self.resources.most:
+            if pixels <= 0 and windows <= 0 and number >= MIN_PARTS_PER_ACTOR * self.resources.max_actors:
                 return
             yield replace(part, key=f"{part.key}-{number}")
             pixels -= part.window.num_pixels
