@@ -170,7 +170,7 @@ def test_a_town_is_made_in_every_codec_without_a_missing_pixel(
 def test_a_made_scene_repeats_its_town_and_has_the_bands_and_pixel_size_of_the_model(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aerial_seg.benchmarks.scenes.TOWN", 128)
+    monkeypatch.setattr("aerial_seg.benchmarks.scenes.TOWN_SIDE", 128)
     bundle = read_bundle(make_bundle(bands=4, gsd_m=0.5))
     path = make_town(str(tmp_path), "zstd", 300, bundle)
     pixels = read_whole(path)
