@@ -69,10 +69,8 @@ def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]])
     resources = size_actors(None, 1.0, "auto")
     assert (resources.max_actors, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
     assert resources.memory == 32 * GIB
-    assert (resources.initial_readers("cpu"), resources.initial_readers("device")) == (
-        16,
-        4,
-    )  # a GPU's JPEG engine is fed by few
+    readers = [resources.initial_readers(decode) for decode in ("cpu", "device")]
+    assert readers == [16, 4]  # few threads feed a GPU's JPEG engine
     assert resources.window_memory == math.inf  # its own is what counts
     shared = size_actors(None, 0.5, "cuda")
     assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)

@@ -48,27 +48,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parse=parser.parse_args)  # for seg submit, whose arguments hold another command
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        _train,
-        _evaluate,
-        _plan,
-        _segment,
-        _verify,
-        _repair,
-        _query,
-        _submit,
-        _jobs,
-        _logs,
-        _stop,
-        _models,
-        _export,
-        _bench,
-        _demo,
+        _add_train,
+        _add_evaluate,
+        _add_plan,
+        _add_segment,
+        _add_verify,
+        _add_repair,
+        _add_query,
+        _add_submit,
+        _add_jobs,
+        _add_logs,
+        _add_stop,
+        _add_models,
+        _add_export,
+        _add_bench,
+        _add_demo,
     ):
         add(commands)
     return parser
 
 
-def _command(
+def _add_command(
     commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str, json: bool = True
 ) -> argparse.ArgumentParser:
     """Add a command with its function, which takes the parsed arguments and returns the exit code."""
@@ -81,17 +81,17 @@ def _command(
     return parser
 
 
-def _train(commands: Commands) -> None:
-    parser = _command(commands, "train", model_commands.train, "Train a model with Ray Train.")
+def _add_train(commands: Commands) -> None:
+    parser = _add_command(commands, "train", model_commands.train, "Train a model with Ray Train.")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
     parser.add_argument(
         "--work", metavar="DIR", help="folder or s3:// prefix for checkpoints and metrics (default: BUNDLE.train)"
     )
-    _address(parser)
-    _settings(parser)
+    _add_address(parser)
+    _add_settings(parser)
 
 
-def _settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
     )
@@ -112,8 +112,8 @@ def _settings(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else "N", help=help_text)
 
 
-def _evaluate(commands: Commands) -> None:
-    parser = _command(
+def _add_evaluate(commands: Commands) -> None:
+    parser = _add_command(
         commands,
         "evaluate",
         model_commands.evaluate,
@@ -130,15 +130,15 @@ def _evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
-    _precision(parser)
+    _add_precision(parser)
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
 
 
-def _plan(commands: Commands) -> None:
-    parser = _command(
+def _add_plan(commands: Commands) -> None:
+    parser = _add_command(
         commands, "plan", region_commands.plan, "Show what a run would do, without running or writing anything."
     )
-    _region(parser)
+    _add_region_options(parser)
     group = parser.add_argument_group("estimate of time and cost")
     text = "segment a few windows on this machine, and estimate the time for the whole region"
     group.add_argument("--calibrate", action="store_true", help=text)
@@ -148,21 +148,21 @@ def _plan(commands: Commands) -> None:
     group.add_argument("--device", type=parse_device, default="auto", help="device to calibrate on: auto, cpu or cuda")
 
 
-def _segment(commands: Commands) -> None:
-    parser = _command(
+def _add_segment(commands: Commands) -> None:
+    parser = _add_command(
         commands, "segment", region_commands.segment, "Segment a region with Ray Data: masks and coverage of each tile."
     )
-    _region(parser)
+    _add_region_options(parser)
     text = "folder or s3:// prefix for the results; the same command resumes the run"
     parser.add_argument("--out", required=True, metavar="RUN", help=text)
     text = "stop the run when more than N tiles have failed"
     parser.add_argument("--max-failures", type=parse_nonnegative_int, metavar="N", help=text)
-    _relocate(parser)
-    _speed(parser)
+    _add_relocate(parser)
+    _add_speed_options(parser)
 
 
-def _verify(commands: Commands) -> None:
-    parser = _command(
+def _add_verify(commands: Commands) -> None:
+    parser = _add_command(
         commands, "verify", region_commands.verify, "Prove that no tile of a run is missing, from its files."
     )
     parser.add_argument("out", metavar="RUN")
@@ -170,16 +170,16 @@ def _verify(commands: Commands) -> None:
     parser.add_argument("--deep", type=parse_positive_int, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="folder of the model, if it has moved since the run")
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
-    _relocate(parser)
+    _add_relocate(parser)
 
 
-def _relocate(parser: argparse.ArgumentParser) -> None:
+def _add_relocate(parser: argparse.ArgumentParser) -> None:
     text = "paths of scenes that began with OLD begin with NEW now, because they have moved; may be repeated"
     parser.add_argument("--relocate", type=parse_relocation, action="append", default=[], metavar="OLD=NEW", help=text)
 
 
-def _repair(commands: Commands) -> None:
-    parser = _command(
+def _add_repair(commands: Commands) -> None:
+    parser = _add_command(
         commands, "repair", region_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
     )
     parser.add_argument("out", metavar="RUN")
@@ -187,67 +187,67 @@ def _repair(commands: Commands) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=text)
 
 
-def _query(commands: Commands) -> None:
+def _add_query(commands: Commands) -> None:
     text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
-    parser = _command(commands, "query", region_commands.query, text, json=False)
+    parser = _add_command(commands, "query", region_commands.query, text, json=False)
     parser.add_argument("out", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
 
 
-def _submit(commands: Commands) -> None:
-    parser = _command(
+def _add_submit(commands: Commands) -> None:
+    parser = _add_command(
         commands,
         "submit",
         cluster_commands.submit,
         "Run a command on a Ray cluster: seg submit -- segment ...",
         json=False,
     )
-    _dashboard(parser)
+    _add_dashboard(parser)
     parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
     parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
-def _jobs(commands: Commands) -> None:
-    _dashboard(_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
+def _add_jobs(commands: Commands) -> None:
+    _add_dashboard(_add_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
 
 
-def _logs(commands: Commands) -> None:
-    parser = _command(
+def _add_logs(commands: Commands) -> None:
+    parser = _add_command(
         commands, "logs", cluster_commands.logs, "Follow the log of a job, and exit with its code.", json=False
     )
     parser.add_argument("id", metavar="ID")
-    _dashboard(parser)
+    _add_dashboard(parser)
 
 
-def _stop(commands: Commands) -> None:
-    parser = _command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
+def _add_stop(commands: Commands) -> None:
+    parser = _add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
     parser.add_argument("id", metavar="ID")
-    _dashboard(parser)
+    _add_dashboard(parser)
 
 
-def _bench(commands: Commands) -> None:
+def _add_bench(commands: Commands) -> None:
     text = "Measure the throughput of segmentation or training, and compare it with plain loops."
     kinds = commands.add_parser("bench", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="segment|scale|train"
     )
-    parser = _command(
+    parser = _add_command(
         kinds,
         "segment",
         region_commands.bench_segment,
         "Measure the whole pipeline, each of its stages alone, and a plain loop.",
     )
-    _bench_region(parser, "minimum time to measure each stage, in each round (20)", 20.0)
+    _add_bench_options(parser, "minimum time to measure each stage, in each round (20)", 20.0)
     text = "number of rounds; medians are shown (3)"
     parser.add_argument("--rounds", type=parse_positive_int, default=3, metavar="N", help=text)
-    parser = _command(
+    parser = _add_command(
         kinds,
         "scale",
         region_commands.bench_scale,
         "Measure throughput and memory by number of windows, number of actors and window size.",
     )
-    _bench_region(parser, "minimum time to measure each stage (10)", 10.0)
+    _add_bench_options(parser, "minimum time to measure each stage (10)", 10.0)
     text = "numbers of windows (10,100)"
     parser.add_argument("--sizes", type=parse_positive_ints, default=[10, 100], metavar="N,N", help=text)
     text = "numbers of actors (default: the value of --actors)"
@@ -255,18 +255,18 @@ def _bench(commands: Commands) -> None:
     text = "window sizes (default: the value of --window)"
     parser.add_argument("--windows", type=parse_positive_ints, default=[], metavar="PX,PX", help=text)
     parser.add_argument("--out", metavar="FILE", help="write a plot to this PNG file")
-    parser = _command(
+    parser = _add_command(
         kinds,
         "train",
         model_commands.bench_train,
         "Measure training on crops as they are made, and on one batch that is repeated.",
     )
-    _settings(parser)
+    _add_settings(parser)
 
 
-def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
-    _region(parser, "*")
-    _speed(parser)
+def _add_bench_options(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
+    _add_region_options(parser, "*")
+    _add_speed_options(parser)
     parser.add_argument("--seconds", type=parse_positive_float, default=seconds, metavar="S", help=text)
     group = parser.add_argument_group("synthetic scene, used if no SCENE is given")
     group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="its compression (deflate)")
@@ -274,25 +274,27 @@ def _bench_region(parser: argparse.ArgumentParser, text: str, seconds: float) ->
     group.add_argument("--at", metavar="DIR", help="folder or s3:// prefix to measure in (default: a temporary folder)")
 
 
-def _models(commands: Commands) -> None:
+def _add_models(commands: Commands) -> None:
     text = "Describe trained models."
     kinds = commands.add_parser("models", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="show"
     )
-    parser = _command(kinds, "show", model_commands.models_show, "Show a bundle's architecture, training and scores.")
+    parser = _add_command(
+        kinds, "show", model_commands.models_show, "Show a bundle's architecture, training and scores."
+    )
     parser.add_argument("model", nargs="?", metavar="BUNDLE", help="folder of a trained model (default: the built-in)")
 
 
-def _export(commands: Commands) -> None:
+def _add_export(commands: Commands) -> None:
     text = "Write results and models for other programs."
     kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="masks|model"
     )
     text = "Write a run's masks as one GeoTIFF per scene: 1 is building, 0 is background, 255 (nodata) is unknown."
-    parser = _command(kinds, "masks", region_commands.export_masks, text)
+    parser = _add_command(kinds, "masks", region_commands.export_masks, text)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
-    parser = _command(
+    parser = _add_command(
         kinds,
         "model",
         model_commands.export_model,
@@ -303,8 +305,8 @@ def _export(commands: Commands) -> None:
     parser.add_argument("--out", metavar="FILE", help="file to write (default: BUNDLE.onnx or BUNDLE.pt2)")
 
 
-def _demo(commands: Commands) -> None:
-    parser = _command(
+def _add_demo(commands: Commands) -> None:
+    parser = _add_command(
         commands,
         "demo",
         region_commands.demo,
@@ -313,7 +315,7 @@ def _demo(commands: Commands) -> None:
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder to create (demo)")
 
 
-def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
+def _add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> None:
     parser.add_argument("scenes", nargs=number, metavar="SCENE", help=SCENE_HELP)
     parser.add_argument("--model", metavar="BUNDLE", help="folder of a trained model (default: the built-in one)")
     group = parser.add_argument_group("options that change the result")
@@ -334,7 +336,7 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     group.add_argument("--bands", type=parse_bands, metavar="B,B,B", help="bands to read, numbered from 1")
     text = "alpha band, which marks the pixels that hold data (default: the band that the file labels alpha)"
     group.add_argument("--alpha", type=parse_alpha, metavar="N|none", help=text)
-    _precision(group)
+    _add_precision(group)
     text = (
         "decoder of JPEG inside GeoTIFFs: cpu: GDAL (default); device: the model's device, on a GPU its JPEG engine; "
         "auto: device if the run begins on GPUs, else cpu"
@@ -355,12 +357,12 @@ def _region(parser: argparse.ArgumentParser, number: str = "+") -> None:
     )
 
 
-def _precision(parser: argparse._ActionsContainer) -> None:
+def _add_precision(parser: argparse._ActionsContainer) -> None:
     text = "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, else float32"
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
 
 
-def _speed(parser: argparse.ArgumentParser) -> None:
+def _add_speed_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options that only change speed")
     text = "number of processes that segment (default: one per GPU)"
     group.add_argument("--actors", type=parse_actors, metavar="MIN[:MAX]", help=text)
@@ -370,12 +372,12 @@ def _speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=parse_positive_int_or_auto, metavar="N|auto", help=text)
     text = "use torch.compile where results needn't be exact; auto: on a GPU, for window sizes that take long enough"
     group.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=text)
-    _address(parser)
+    _add_address(parser)
 
 
-def _address(parser: argparse.ArgumentParser) -> None:
+def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on (default: start Ray here)")
 
 
-def _dashboard(parser: argparse.ArgumentParser) -> None:
+def _add_dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (http://127.0.0.1:8265)")

@@ -41,7 +41,7 @@ def plan(args: Namespace) -> int:
     from seg_core.model.bundle import read_bundle
     from seg_core.run.sizing import choose_window
 
-    planned, refused, doubts = _planned(args)
+    planned, refused, doubts = _make_plan(args)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     window = choose_window(args.window, planned.settings, read_bundle(model_folder(args)), memory)
     figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
@@ -63,7 +63,7 @@ def plan(args: Namespace) -> int:
     return 2 if refused else 0
 
 
-def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
+def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     """Return the plan, one line per refused scene, and one line per doubt about the accepted scenes."""
     from seg_core.imagery.overlaps import describe_overlaps
     from seg_core.imagery.region import read_region
@@ -95,7 +95,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
         planned, refused = make_plan(scenes, bundle, settings, args.window)
         overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
-    refused, doubts = unreadable + refused, _doubts(scenes)
+    refused, doubts = unreadable + refused, _list_doubts(scenes)
     resumed = args.command == "segment" and stat(f"{absolute(args.out)}/run.json") is not None
     if not args.mosaic and (args.overlap or resumed):  # a resumed run keeps the scenes that it began with
         doubts += overlaps
@@ -104,7 +104,7 @@ def _planned(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     return planned, refused, doubts + copies
 
 
-def _doubts(scenes: "Sequence[Scene]") -> list[str]:
+def _list_doubts(scenes: "Sequence[Scene]") -> list[str]:
     """Return one line per doubt, with the first scene that it is about and the number of further ones."""
     scene_ids: defaultdict[str, list[str]] = defaultdict(list)
     for scene in scenes:
@@ -115,9 +115,9 @@ def _doubts(scenes: "Sequence[Scene]") -> list[str]:
     ]
 
 
-def _accepted(args: Namespace) -> "Plan":
+def _make_accepted_plan(args: Namespace) -> "Plan":
     """Return the plan and print its doubts. Raises SegError if a scene is refused."""
-    planned, refused, doubts = _planned(args)
+    planned, refused, doubts = _make_plan(args)
     for line in doubts:
         note(line)
     if refused:
@@ -152,7 +152,7 @@ def segment(args: Namespace) -> int:
     """Run `seg segment`: segment a region, or what is left of it."""
     from seg_core.run.relocation import match_run
 
-    out, planned = output_folder("--out", args.out), _accepted(args)
+    out, planned = output_folder("--out", args.out), _make_accepted_plan(args)
     planned, notes = match_run(out, planned, absolute_places(args.relocate))
     for line in notes:
         note(line)
@@ -301,7 +301,7 @@ def export_masks(args: Namespace) -> int:
 
 
 @contextmanager
-def _bench_region(args: Namespace) -> "Iterator[tuple[Plan, str]]":
+def _prepare_bench(args: Namespace) -> "Iterator[tuple[Plan, str]]":
     """Yield the plan of the given scenes, or of a synthetic one, and a temporary folder to measure in."""
     from seg_core.model.bundle import read_bundle
 
@@ -313,14 +313,14 @@ def _bench_region(args: Namespace) -> "Iterator[tuple[Plan, str]]":
         if not args.scenes:
             scene = make_scene(folder, args.codec or "deflate", args.side or 4096, read_bundle(model_folder(args)))
             args = Namespace(**{**vars(args), "scenes": [scene]})
-        yield _accepted(args), folder
+        yield _make_accepted_plan(args), folder
 
 
 def bench_segment(args: Namespace) -> int:
     """Run `seg bench segment`: measure the pipeline, its stages and a plain loop."""
     from ..benchmarks.segmenting import bench_segment as measure
 
-    with _bench_region(args) as (planned, folder):
+    with _prepare_bench(args) as (planned, folder):
         options = _execution_options(args)
         print_figures(measure(planned, model_folder(args), folder, options, args.seconds, args.rounds), args.json)
     return 0
@@ -333,7 +333,7 @@ def bench_scale(args: Namespace) -> int:
     plot = local_path(args.out) if args.out else None
     if plot:
         make_folder(os.path.dirname(plot))  # before anything is measured
-    with _bench_region(args) as (planned, folder):
+    with _prepare_bench(args) as (planned, folder):
         options, series = _execution_options(args), (args.sizes, args.workers, args.windows)
         points = measure(planned, model_folder(args), folder, options, *series, args.seconds)
     if plot:
