@@ -321,7 +321,9 @@ def _add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> N
     group = parser.add_argument_group("options that change the result")
     group.add_argument("--tile-size", type=int, default=512, metavar="PX", help="side of a tile (512)")
     group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
-    group.add_argument("--threshold", type=float, metavar="P", help="probability of building (default: the model's)")
+    group.add_argument(
+        "--threshold", type=float, metavar="P", help="least probability of a building pixel (default: the model's)"
+    )
     group.add_argument(
         "--mosaic", action="store_true", help="treat scenes on one grid as one image: no seams, overlaps counted once"
     )

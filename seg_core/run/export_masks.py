@@ -1,7 +1,7 @@
 """Export the masks of a run as GeoTIFFs for a GIS.
 
-They have one band: 1 is building, 0 is background, and 255 is nodata, where a scene holds no data, a tile failed, or a
-tile is not done yet.
+They have one band: 1 is building, 0 is background, and 255 is nodata. A pixel is nodata where the scene holds no data,
+or where its tile failed or is not done yet.
 """
 
 import os
