@@ -15,7 +15,7 @@ model's stride at the bottom and right:
     │    │  (4 tiles) │     │
     │    └────────────┘     │  row_off + height
     │                  halo │
-    └───────────────────────┘  row_off - halo + a multiple of the stride, at least MIN_CHIP
+    └───────────────────────┘  row_off - halo + a multiple of the stride, at least min_chip
 
 Because the window's and the halo's offsets are multiples of the stride, every chip's pooling grid falls on the
 scene's, and the network computes the same values for a pixel whatever window it is in.
@@ -28,8 +28,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-# px a side. A CPU's convolution routines add up in another order where the input is small; from about this size on they
-# don't, so that a pixel's value is the same to the last bit in a window of any size.
+# px a side. On a CPU, torch adds up in another order where a convolution's input is small; the chips of a network that
+# needs no more are at least as large as this, so that a pixel's value is the same to the last bit in any window. The
+# built-in model needs 208: the rest is room for other processors and versions of torch.
 MIN_CHIP = 512
 
 T = TypeVar("T", bound=np.generic)
@@ -131,13 +132,13 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def chip_window(window: Window, halo: int, stride: int) -> Window:
+def chip_window(window: Window, halo: int, stride: int, min_chip: int = MIN_CHIP) -> Window:
     """The chip of a window: what is inferred for it. It may reach beyond the scene."""
     return Window(
         window.row_off - halo,
         window.col_off - halo,
-        round_up(max(window.height + 2 * halo, MIN_CHIP), stride),
-        round_up(max(window.width + 2 * halo, MIN_CHIP), stride),
+        round_up(max(window.height + 2 * halo, min_chip), stride),
+        round_up(max(window.width + 2 * halo, min_chip), stride),
     )
 
 

@@ -174,7 +174,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     """Write the bundle of an untrained U-Net that calls half of the pixels of random noise building."""
     import torch
 
-    from seg_core.model.networks import build_model, measure_network
+    from seg_core.model.networks import build_model, find_min_chip, measure_network
 
     torch.manual_seed(seed)
     architecture = {"name": "unet", "in_channels": 3, "classes": 1, "width": width, "depth": depth}
@@ -197,6 +197,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
         "std": (60.0, 61.0, 62.0),
         "gsd_m": 1.0,
         **vars(footing),
+        "min_chip": find_min_chip(model, 3),  # a network so small needs no larger chips
         "threshold": 0.5,
         **fields,
     }

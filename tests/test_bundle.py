@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from seg_core.errors import SegError
+from seg_core.grid import MIN_CHIP
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 
 BUNDLE = Bundle(
@@ -46,6 +47,7 @@ OTHER: dict[str, Any] = {
     "context_px": None,
     "halo": 16,
     "activation_bytes_per_px": 101,
+    "min_chip": 204,
     "threshold": 0.25,
     "metrics": {"val_iou": 0.6},
     "provenance": {"epoch": 4},
@@ -236,7 +238,15 @@ def test_another_version_is_refused_with_both_numbers(path: str, version: Any) -
     assert refusal(path) == f"of version {shown}, this program reads 1: upgrade aerial-seg"
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Bundle)])
+def test_the_least_size_of_chips_is_written_only_where_it_is_not_the_usual_one(path: str, tmp_path: Path) -> None:
+    assert "min_chip" not in header_of(path)
+    assert read_bundle(path).min_chip == MIN_CHIP
+    write_bundle(str(tmp_path / "small"), replace(BUNDLE, min_chip=204), draw_weights())
+    assert header_of(str(tmp_path / "small"))["min_chip"] == 204
+    assert read_bundle(str(tmp_path / "small")).min_chip == 204
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name != "min_chip"])
 def test_a_field_that_is_missing_is_named(path: str, name: str) -> None:
     change_header(path, **{name: ...})
     assert refusal(path) == f"damaged: model.json lacks fields or has foreign ones ({name})"

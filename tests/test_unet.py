@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seg_core.errors import SegError
-from seg_core.grid import Window, chip_window, reflect, split
+from seg_core.grid import MIN_CHIP, Window, chip_window, reflect, split
 from seg_core.model.bundle import read_weights
-from seg_core.model.networks import build_model, fold_batchnorm, measure_network, normalise
+from seg_core.model.networks import build_model, find_min_chip, fold_batchnorm, measure_network, normalise
 from seg_core.model.segmenter import Segmenter, load_model
 from seg_core.model.unet import ConvBlock, DownBlock, UNet, UpBlock
 
@@ -313,6 +313,30 @@ def test_tiles_differ_from_the_whole_by_rounding_alone(depth: int, patch: int) -
     for at in split(Window(0, 0, 130, 150), 128):
         same = whole[at.row_off : at.row_off + at.height, at.col_off : at.col_off + at.width]
         torch.testing.assert_close(infer(at), same, rtol=0, atol=1e-12)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("width", "depth", "patch"), [(4, 2, 1), (8, 2, 2)])
+def test_from_its_least_chip_on_a_networks_values_do_not_depend_on_the_chip(width: int, depth: int, patch: int) -> None:
+    torch.manual_seed(0)
+    model = enliven(UNet(width=width, depth=depth, patch=patch))
+    least, halo = find_min_chip(model, 3), measure_network(model, 3).halo
+    sides = [least + number * model.stride for number in (0, 1, 5, 60)]
+    x = torch.randn(1, 3, sides[-1], sides[-1], generator=torch.Generator().manual_seed(0))
+    inside = np.s_[..., halo : least - halo, halo : least - halo]
+    first, *others = [model(x[..., :side, :side].contiguous())[inside] for side in sides]
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_the_least_chip_follows_from_the_smallest_input_of_a_convolution() -> None:
+    # 8 channels at a quarter of the side: 8 * 50**2 = 20,000 and 8 * 51**2 = 20,808 values
+    assert find_min_chip(UNet(width=4, depth=2), 3) == 204
+    assert find_min_chip(UNet(width=32, depth=3, patch=2), 3) == 208
+
+
+def test_a_deep_and_narrow_network_has_larger_chips_than_the_others() -> None:
+    assert measure_network(UNet(width=4, depth=2), 3).min_chip == MIN_CHIP
+    assert measure_network(UNet(width=4, depth=5), 3).min_chip == 576
 
 
 def test_what_stands_in_missing_pixels_changes_nothing(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:

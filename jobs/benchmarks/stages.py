@@ -38,13 +38,14 @@ class WindowDataset(Dataset[Any]):
     tasks: Sequence[WindowTask]
     settings: Settings
     stride: int
+    min_chip: int
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def __getitem__(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
         task = self.tasks[number]
-        chip = chip_window(task.window, self.settings.halo, self.stride)
+        chip = chip_window(task.window, self.settings.halo, self.stride, self.min_chip)
         return *read_pixels(task.part, chip, self.settings), number
 
 
@@ -78,7 +79,7 @@ class Stages:
         self.read_blocks, self.depth = choose_reading(
             repeated, window, settings, self.segmenter, resources, self.readers
         )
-        self.windows = WindowDataset(tasks, settings, bundle.stride)
+        self.windows = WindowDataset(tasks, settings, bundle.stride, bundle.min_chip)
         by_size = sorted(range(len(tasks)), key=lambda number: -tasks[number].window.num_pixels)
         chips = ((number, *self.windows[number][:2]) for number in by_size)
         # The largest chip with valid pixels, since chips without any are not inferred.

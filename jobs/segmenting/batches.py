@@ -62,7 +62,7 @@ class BatchSegmenter:
         """How many of the largest windows to segment at once."""
         bundle = self.segmenter.bundle
         largest = max(windows, key=lambda window: window.num_pixels)
-        chip = chip_window(largest, self.settings.halo, bundle.stride)
+        chip = chip_window(largest, self.settings.halo, bundle.stride, bundle.min_chip)
         return self.segmenter.find_batch(bundle.bands, chip.height, chip.width)
 
     def batches(

@@ -61,7 +61,7 @@ def _segment(
     probability = np.zeros((wanted.height, wanted.width), np.float32)
     holds_data = np.zeros(probability.shape, np.bool_)
     for window in split(align(wanted, stride, image), round_up(WINDOW, stride)):
-        pixels, valid = read(chip_window(window, halo, stride))
+        pixels, valid = read(chip_window(window, halo, stride, segmenter.bundle.min_chip))
         found = segmenter(pixels, valid, halo, window.height, window.width)
         common = intersection(window, wanted)
         target, source = common.slices(wanted), common.slices(window)

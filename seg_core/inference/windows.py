@@ -43,7 +43,8 @@ def stage_windows(
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
     within a `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
-    chips = [chip_window(window, settings.halo, segmenter.bundle.stride) for window in block.windows]
+    bundle = segmenter.bundle
+    chips = [chip_window(window, settings.halo, bundle.stride, bundle.min_chip) for window in block.windows]
     whole = bounding_window(chips)
     with ExitStack() as within:
         within.enter_context(turn())

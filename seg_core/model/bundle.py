@@ -18,6 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from seg_core.errors import SegError
+from seg_core.grid import MIN_CHIP
 from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, sha256
 
 FORMAT = "aerial-seg bundle"
@@ -46,6 +47,7 @@ class Bundle:
     halo: int  # px
     activation_bytes_per_px: int  # memory of a forward pass in float32, estimated
     threshold: float  # probability from which on a pixel is building
+    min_chip: int = MIN_CHIP  # chips are at least so many px a side; in model.json only where it is not that
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +59,10 @@ class Bundle:
 
 
 def _plain(bundle: Bundle) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(asdict(bundle))))
+    values = dict(json.loads(json.dumps(asdict(bundle))))
+    if bundle.min_chip == MIN_CHIP:  # so that the hashes of bundles from before this field stay what they are
+        del values["min_chip"]
+    return values
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -95,9 +100,8 @@ def read_bundle(path: str) -> Bundle:
     stated = header.pop("hash", None)
     header.pop("version"), header.pop("format")
     known = {f.name for f in fields(Bundle)}
-    if set(header) != known:
-        odd = ", ".join(sorted(set(header) ^ known))
-        raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({odd})")
+    if odd := {"min_chip", *header} ^ known:
+        raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({', '.join(sorted(odd))})")
     lists = {name: header[name] for name in ("classes", "mean", "std")}
     if not all(isinstance(value, list) for value in lists.values()):
         raise SegError(f"{path}: damaged: {HEADER} has no lists of classes, mean and std")

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from seg_core.model.unet import UNet
 
 MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: the far pixels hardly count
 MAX_PROBE = 2048  # px; a context that does not fit in is taken for unbounded
+# It holds for one image, one group, and filters of at most 3 px; with one thread, filters of 1 px are never oneDNN's.
+# See use_mkldnn in https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/Convolution.cpp
+ONEDNN_VALUES = 20_480
 SMALL = 256  # px a side of inputs by which memory is estimated, and height of those that find the context
 
 
@@ -124,6 +128,7 @@ class NetworkGeometry:
     context_px: int | None  # how far a stride's cell of output sees beyond itself; None: over the whole chip
     halo: int  # px
     activation_bytes_per_px: int  # memory of a forward pass in float32, per pixel of the chip, estimated
+    min_chip: int  # px a side from which on a CPU gives a pixel the same value, to the last bit, in a chip of any size
 
 
 def check_sizes(name: str, model: nn.Module, in_channels: int, crop: int | None = None) -> None:
@@ -171,9 +176,10 @@ def measure_network(model: nn.Module, in_channels: int) -> NetworkGeometry:
         stride = stride_of(model)
         context = _probe_context(model, in_channels, stride)
         memory = _probe_activations(model, in_channels, round_up(SMALL, stride))
+        min_chip = MIN_CHIP if context is None else max(MIN_CHIP, find_min_chip(model, in_channels))
     model.train(was_training)
     halo = min(round_up(MAX_HALO if context is None else context, stride), round_up(MAX_HALO, stride))
-    return NetworkGeometry(stride, context, halo, memory)
+    return NetworkGeometry(stride, context, halo, memory, min_chip)
 
 
 def stride_of(model: nn.Module) -> int:
@@ -207,6 +213,27 @@ def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | Non
             return max(_reach(row, at + phase, stride) for phase, row in enumerate(touched))
         length *= 2
     return None
+
+
+@torch.inference_mode()
+def find_min_chip(model: nn.Module, in_channels: int) -> int:
+    """The side, in px, from which on a CPU gives a pixel the same value, to the last bit, in a chip of any size.
+
+    torch hands a convolution to oneDNN where its input holds more than ONEDNN_VALUES; for smaller ones it has routines
+    of its own, which add up in another order.
+    """
+    stride = stride_of(model)
+    side = round_up(SMALL, stride)
+    sizes: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].numel()))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.groups == 1 and min(module.kernel_size) <= 3
+    ]
+    model(torch.zeros(1, in_channels, side, side))
+    for hook in hooks:
+        hook.remove()
+    return round_up(math.isqrt(ONEDNN_VALUES * side**2 // min(sizes)) + 1, stride)
 
 
 def _reach(touched: Tensor, source: int, stride: int) -> int:
