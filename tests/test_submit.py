@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
+from readme import NAMES, commands
 
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
 from aerial_seg.submit import connect, follow
@@ -172,3 +174,18 @@ def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
     found = seg("jobs", "--address", f"http://127.0.0.1:{free_port()}", folder=tmp_path, code=2)
     assert "no Ray dashboard answers there" in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if commands(name, on_cluster=True)])
+def test_the_cluster_commands_of_the_readmes_run(
+    dashboard: str, name: str, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    make_scene("imagery/scene.tif", 64, 64)
+    start, *others = commands(name, on_cluster=True)
+    assert start.startswith("python cluster/local.py")  # the fixture has started it
+    for command in others:
+        words = shlex.split(command)[1:]
+        if "ID" in words:
+            listed = seg("jobs", "--address", dashboard, "--json", folder=tmp_path).stdout
+            words[words.index("ID")] = json.loads(listed)["jobs"][0]["id"]
+        seg(*words, folder=tmp_path, RAY_API_SERVER_ADDRESS=dashboard)
