@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NORTH_UP, UTM, outside_environment
+from conftest import NORTH_UP, UTM, outside_environment, write_untrained
 from readme import LINK, NAMES, README, ROOT, anchor, blocks, commands, headings, inline_code, read, sentences
 
 from aerial_seg.cli.main import main
@@ -26,12 +26,11 @@ SIDE = 300  # px of a scene
 # The first two steps make the environment in which the tests run, as .ci/run does by the same words.
 INSTALL = re.compile(r"^python3 -m venv \.venv && \.venv/bin/pip install -q -e (\S+) && \.venv/bin/")
 # Options that make a command short; the last value of an option counts. The first pattern that fits is used.
-SMALL_PIPE = "--tile-size 64 --part 128 --window 64 --seconds 0.2"
+SMALL_PIPE = "--model light --tile-size 64 --part 128 --window 64 --seconds 0.2"
 CHEAP = (
     (r"seg train", "--width 4 --depth 2 --patch 1 --epochs 1 --steps 2 --batch 2 --crop 64"),
     (r"seg bench train", "--width 4 --depth 2 --patch 1 --batch 2 --crop 64"),
     (r"seg bench segment imagery/", f"{SMALL_PIPE} --rounds 1"),
-    (r"seg bench segment", f"{SMALL_PIPE} --rounds 1 --side {SIDE}"),
     (r"seg bench scale", f"{SMALL_PIPE} --side {SIDE} --sizes 2,4"),
     (r"pytest", "--collect-only -q tests/test_threads.py"),
 )
@@ -72,7 +71,7 @@ def write_dataset(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the READMEs name: imagery/, more/, scenes.csv, truth.tif and massachusetts-buildings/."""
+    """A folder with what the READMEs name: scenes, a manifest, labels, a training dataset. And a light model."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("imagery", "more", "elsewhere"):
         (folder / name).mkdir()
@@ -81,6 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_town(f"{folder}/elsewhere/town.tif", 2, row=4)
     (folder / "scenes.csv").write_text("uri\nelsewhere/town.tif\n")
     write_dataset(folder / "massachusetts-buildings")
+    write_untrained(f"{folder}/light", width=2, depth=1)
     return folder
 
 
