@@ -36,7 +36,15 @@ OWN = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 PORTS = iter(secrets.SystemRandom().sample(range(20_000 + OWN, 32_000, PROCESSES), 1_000))
 
-LONG = {"test_chaos.py", "test_train.py", "test_demo.py", "test_submit.py", "test_bounds.py", "test_brookline.py"}
+LONG = {
+    "test_chaos.py",
+    "test_train.py",
+    "test_demo.py",
+    "test_submit.py",
+    "test_bounds.py",
+    "test_brookline.py",
+    "test_readme.py",
+}
 
 REGIONS = ("region/", "r/", "scenes/")  # folders of scenes that are segmented together
 
