@@ -16,7 +16,7 @@ from readme import LINK, NAMES, README, ROOT, anchor, blocks, commands, headings
 
 from aerial_seg.cli.main import main
 from aerial_seg.cli.parser import make_parser
-from seg_core.imagery.raster import write_geotiff
+from seg_core.imagery.geotiff import write_geotiff
 from seg_core.storage.files import publish
 from seg_core.synthetic import draw_town
 
