@@ -1,4 +1,4 @@
-"""What is read for a window and what a model makes of it: plain arrays, so that neither loads the other's libraries."""
+"""Plain arrays that imagery and models exchange, so that neither loads the other's libraries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ NewPixels = Callable[[tuple[int, ...]], Pixels]
 
 
 def new_pixels(shape: tuple[int, ...]) -> Pixels:
-    """Memory for the pixels of a chip."""
+    """Allocate memory for the pixels of a chip: `uint8` of the given shape."""
     return np.empty(shape, np.uint8)
 
 
 class JpegStreams(NamedTuple):
-    """A chip before it is decoded: the JPEG blocks that it touches, and how they are joined and cut."""
+    """A chip before decoding: the JPEG blocks that it touches, and how to join them and crop the result."""
 
-    blocks: list[NDArray[np.uint8]]  # each a JPEG image
-    places: list[tuple[int, int]]  # row and column of each block's corner on the canvas
-    block: tuple[int, int]  # height and width of each
-    canvas: tuple[int, int]  # that the blocks make together
-    components: int  # of each block: 1 or 3
-    bands: tuple[int, ...]  # of them, counted from 0
-    rows: NDArray[np.intp]  # of the canvas that make the chip: those beyond the scene are reflected
-    cols: NDArray[np.intp]
-    valid: Valid  # `bool (height, width)` of the chip
+    blocks: list[NDArray[np.uint8]]  # one JPEG image each
+    places: list[tuple[int, int]]  # row and column of each block's first corner on the canvas
+    block: tuple[int, int]  # height and width of a block
+    canvas: tuple[int, int]  # height and width of the blocks together
+    components: int  # colour components of a block: 1 or 3
+    bands: tuple[int, ...]  # the components that make the chip's bands, counted from 0
+    rows: NDArray[np.intp]  # the canvas's rows that make the chip, reflected beyond the scene
+    cols: NDArray[np.intp]  # the canvas's columns that make the chip
+    valid: Valid  # which pixels of the chip hold data, `bool (height, width)`
 
 
 @dataclass(frozen=True)
 class WindowFigures:
-    """What the rows of a window's tiles are made of. It travels to the processes that write, so it holds no more."""
+    """Figures of a window, from which the rows of its tiles are made. Processes that write rows receive it."""
 
-    # `(window height, tile columns, bytes)`: which pixels are valid and building, one line of a tile after the other;
-    # the first pixel is the highest bit of the first byte, as in np.packbits.
+    # Which pixels are valid and building, `(window height, tile columns, bytes)`, one line of a tile after the other.
+    # The first pixel is the highest bit of the first byte, as in np.packbits.
     building_bits: NDArray[np.uint8]
     num_building: NDArray[np.int64]  # pixels of each tile, `(tile rows, tile columns)`
-    probability_sums: NDArray[np.float64]  # over the valid pixels of each tile, likewise
-    num_valid: NDArray[np.int64]  # pixels of each tile, likewise
-    levels: NDArray[np.uint8] | None = None  # probabilities in 255ths, `(height, width)`; None: they are not kept
+    probability_sums: NDArray[np.float64]  # over the valid pixels of each tile, `(tile rows, tile columns)`
+    num_valid: NDArray[np.int64]  # pixels of each tile, `(tile rows, tile columns)`
+    levels: NDArray[np.uint8] | None = None  # probabilities in 255ths, `(height, width)`; None if they are not kept

@@ -1,10 +1,10 @@
-"""The exceptions a user can meet.
+"""The exceptions that a user can meet.
 
 SegError(ValueError)      wrong use or refused input: one line with the name, the value and the way out
-├── ReadError             pixels that were planned can't be read: recorded as failed tiles, the run goes on
-│   └── StoreUnavailableError   an object store did not answer, or broke off: worth another try
-├── CorruptFileError          a file of a run can be read, but is not what it should be
-└── JobError              a job that began can't be finished: what it has published stays
+├── ReadError             planned pixels can't be read: they become failed tiles, and the run goes on
+│   └── StoreUnavailableError   an object store did not answer, or broke off: another attempt may succeed
+├── CorruptFileError      a file of a run can be read, but its content is wrong
+└── JobError              a job that started can't be finished: its published results stay
 """
 
 
@@ -12,20 +12,20 @@ class SegError(ValueError):
     """Wrong use or refused input. The text is one line, ready for the terminal."""
 
     def __str__(self) -> str:
-        """The text; what can't be printed in it, such as a line break in a file's name, is escaped."""
+        """Return the text with escapes for characters that can't be printed, such as a line break in a file's name."""
         text = super().__str__()
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ReadError(SegError):
-    """Pixels of a planned window can't be read."""
+    """The pixels of a planned window can't be read."""
 
-    attempts = 1  # how often it was tried
-    in_places = False  # whether the file was there, and others of its pixels may well be readable
+    attempts = 1  # number of times that the read was tried
+    in_places = False  # whether the file was opened, so that other pixels of it may be readable
 
 
 class CorruptFileError(SegError):
-    """A file of a run that can be read, but is not what it should be."""
+    """A file of a run can be read, but its content is wrong."""
 
 
 class StoreUnavailableError(ReadError):
@@ -33,4 +33,4 @@ class StoreUnavailableError(ReadError):
 
 
 class JobError(SegError):
-    """A job that began can't be finished."""
+    """A job that started can't be finished."""

@@ -1,4 +1,4 @@
-"""Do work in threads: ahead of its use, for each of many files, or in one call for what many threads ask for."""
+"""Work in threads: compute results before they are needed, read many files, or combine calls of many threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,17 +6,18 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
-READERS = 32  # threads: what a store takes to answer counts, not what it sends
-BATCH = 1000  # files, after which new threads begin: what Arrow keeps for a thread grows with each footer it reads
+READERS = 32  # threads that read files: an object store's latency costs more than its transfer
+# Number of files after which threads are replaced: Arrow's memory for a thread grows with each footer that it reads.
+FILES_PER_POOL = 1000
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """`map(function, items)` with up to `depth` results computed or kept ahead of the one being used.
+    """Yield `map(function, items)` with up to `depth` results computed or stored ahead of the current one.
 
-    An exception of the function comes out where its result would have. Memory is bounded by `depth`.
+    An exception of the function is raised in place of its result. Memory is bounded by `depth`.
     """
     rest = iter(items)
     waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(rest, depth))
@@ -31,18 +32,21 @@ def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], dep
 
 
 def for_each(function: Callable[[T], R], items: Iterable[T], threads: int | None = READERS) -> Iterator[R]:
-    """`map(function, items)` for a function that reads a Parquet file; memory does not grow with their number."""
+    """Yield `map(function, items)`, computed in threads, for a function that reads a Parquet file.
+
+    Memory does not grow with the number of items.
+    """
     rest = iter(items)
-    while some := list(islice(rest, BATCH)):
+    while chunk := list(islice(rest, FILES_PER_POOL)):
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(function, some)
+            yield from pool.map(function, chunk)
 
 
 class CallBatcher(Generic[T, R]):
-    """A function of a list, that threads call with one item each.
+    """A function of a list that many threads call with one item each.
 
-    It runs in a thread of its own. What they ask for while it runs is asked for together in the next call, up to `most`
-    items. Where that call fails each of its items is tried alone, so that only those that are at fault fail.
+    The function runs in a thread of its own. Items that arrive while it runs are combined in the next call, up to
+    `most` of them. If that call fails, each item is tried alone, so that only the faulty ones fail.
     """
 
     def __init__(self, function: Callable[[Sequence[T]], Sequence[R]], most: int) -> None:
@@ -51,28 +55,28 @@ class CallBatcher(Generic[T, R]):
         self.thread = ThreadPoolExecutor(1)
 
     def __call__(self, item: T) -> R:
-        """What the function makes of the item; raises what it raises."""
-        found: Future[R] = Future()
-        self.waiting.append((item, found))
-        self.thread.submit(self._answer)
+        """Return the function's result for the item, or raise its exception."""
+        future: Future[R] = Future()
+        self.waiting.append((item, future))
+        self.thread.submit(self._call_waiting)
         try:
-            return found.result()
+            return future.result()
         finally:
-            del found  # which holds the error, whose traceback holds this frame
+            del future  # it holds the error, whose traceback holds this frame
 
-    def _answer(self) -> None:
-        """Answer those that wait; there may be none left."""
-        some = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most))]
-        groups = [some] if some else []
+    def _call_waiting(self) -> None:
+        """Call the function with the items that wait. There may be none left."""
+        taken = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most))]
+        groups = [taken] if taken else []
         while groups:
             group = groups.pop()
             try:
                 results = list(zip(group, self.function([item for item, _ in group]), strict=True))
             except Exception as error:
                 if len(group) == 1:
-                    group[0][1].set_exception(error.with_traceback(None))  # whose frames hold all items
+                    group[0][1].set_exception(error.with_traceback(None))  # the traceback's frames hold all items
                 else:
-                    groups += [[each] for each in group]
+                    groups += [[waiting] for waiting in group]
             else:
-                for (_, found), result in results:
-                    found.set_result(result)
+                for (_, future), result in results:
+                    future.set_result(result)

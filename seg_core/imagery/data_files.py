@@ -1,8 +1,8 @@
-"""The data files of PROJ and GDAL, such as the database of EPSG codes: those that come with rasterio are used.
+"""Data files of PROJ and GDAL, such as the database of EPSG codes. Those of the rasterio package are used.
 
-Other installations (a GIS, a conda environment) set PROJ_DATA, PROJ_LIB or GDAL_DATA to files of other versions, with
-which a valid CRS is unknown: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables whenever
-an outermost `rasterio.Env` begins. The variables themselves are the caller's, and stay as they are.
+Other installations (a GIS, a conda environment) set PROJ_DATA, PROJ_LIB or GDAL_DATA to files of other versions. A
+valid CRS is then unknown: https://github.com/rasterio/rasterio/issues/2103. rasterio reads these variables whenever an
+outermost `rasterio.Env` begins. The variables themselves are the caller's, and stay as they are.
 """
 
 import os
@@ -23,9 +23,9 @@ _thread = threading.local()
 
 @contextmanager
 def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Iterator[None]:
-    """`rasterio.Env` with some settings, in which the data files of the rasterio package are used.
+    """Enter a `rasterio.Env` with settings, in which the data files of the rasterio package are used.
 
-    Where rasterio has none, because it was built against the system's libraries, the variables decide.
+    The variables decide if rasterio has no data files, because it was built against the system's libraries.
     """
     with ExitStack() as stack:
         if VARIABLES.isdisjoint(os.environ):

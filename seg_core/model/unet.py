@@ -17,12 +17,12 @@ from seg_core.grid import round_up
 
 
 class ConvBlock(nn.Sequential):
-    """`num_convs` times a 3 x 3 convolution, batch norm and ReLU. Keeps height and width."""
+    """A 3 x 3 convolution, batch norm and ReLU, repeated `num_convs` times. It keeps height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, num_convs: int = 2) -> None:
         layers: list[nn.Module] = []
         for channels in [in_channels] + [out_channels] * (num_convs - 1):
-            # No bias: batch norm subtracts it again.
+            # A bias is useless here, because batch norm subtracts it.
             layers.append(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False))
             layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU(inplace=True))
@@ -30,7 +30,7 @@ class ConvBlock(nn.Sequential):
 
 
 class DownBlock(nn.Module):
-    """A ConvBlock, then 2 x 2 max pooling. Returns the pooled tensor and the skip, which is the unpooled one."""
+    """A ConvBlock, then 2 x 2 max pooling. It returns the pooled tensor, and the skip from before the pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class DownBlock(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tensors `(n, out_channels, height / 2, width / 2)` and `(n, out_channels, height, width)`."""
+        """Return tensors `(n, out_channels, height / 2, width / 2)` and `(n, out_channels, height, width)`."""
         skip = self.convs(x)
         return self.pool(skip), skip
 
 
 class UpBlock(nn.Module):
-    """A 2 x 2 transposed convolution that keeps its channels, concatenation with the skip, a ConvBlock."""
+    """A 2 x 2 transposed convolution with unchanged channels, concatenation with the skip, and a ConvBlock."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class UpBlock(nn.Module):
         self.convs = ConvBlock(in_channels + skip_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Tensor `(n, out_channels, height, width)` at the skip's height and width."""
+        """Return a tensor `(n, out_channels, height, width)` of the skip's height and width."""
         out: Tensor = self.convs(torch.cat([self.up(x), skip], dim=1))
         return out
 
@@ -60,10 +60,10 @@ class UpBlock(nn.Module):
 class UNet(nn.Module):
     """U-Net: `(n, in_channels, height, width)` to logits `(n, classes, height, width)`.
 
-    `width` is the number of channels of the first block; each of the `depth` further levels has twice as many.
-    With a `patch` above 1 it works on squares of `patch` x `patch` px, whose pixels become channels at the input and
-    pixels again at the output, as in Shi et al. 2016 (arXiv:1609.05158): no pixel is lost, and the costliest level,
-    that of full resolution, is saved.
+    `width` is the number of channels of the first block. Each of the `depth` further levels has twice as many. With a
+    `patch` above 1, the pixels of each square of `patch` x `patch` px become channels at the input, and pixels again at
+    the output, as in Shi et al. 2016 (arXiv:1609.05158). No pixel is lost, and the costliest level, at full resolution,
+    is saved.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 1, width: int = 64, depth: int = 4, patch: int = 1) -> None:
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, classes * patch**2, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits. Raises SegError for a height or width that is no multiple of the stride."""
+        """Return logits. Raises SegError if height or width is not a multiple of the stride."""
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride:
             wanted = f"{round_up(height, self.stride)} x {round_up(width, self.stride)}"
