@@ -334,7 +334,7 @@ def test_pixels_that_a_label_leaves_out_are_missing(make_scene: MakeScene, kind:
 def test_a_label_whose_nodata_value_is_a_class_is_refused(make_scene: MakeScene, nodata: int) -> None:
     pair = write_pair(make_scene, colours(random_indices(TWO), TWO))
     make_scene("train_labels/a.tif", pixels=colours(random_indices(TWO), TWO)[:1], nodata=nodata)
-    with pytest.raises(SegError, match=rf"train_labels/a\.tif: its nodata value is {nodata}, which is a class"):
+    with pytest.raises(SegError, match=rf"train_labels/a\.tif: its nodata value {nodata} is also a class"):
         read_pair(pair, TWO)
 
 

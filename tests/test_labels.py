@@ -235,8 +235,8 @@ def test_what_a_label_leaves_out_stays_left_out_when_it_is_warped(make_scene: Ma
         ({"transform": moved(0, -500)}, "lies elsewhere than its image"),
         ({"crs": "EPSG:32632"}, "lies elsewhere than its image"),
         ({"crs": "EPSG:32733"}, "lies elsewhere than its image"),
-        ({"dtype": "float32"}, r"its pixels are float32, a label's are uint8 \(gdal_translate -ot Byte\)"),
-        ({"nodata": 1}, "its nodata value is 1, which is a class: gdal_edit -unsetnodata"),
+        ({"dtype": "float32"}, r"its pixels are float32, but a label must be uint8 \(gdal_translate -ot Byte\)"),
+        ({"nodata": 1}, "its nodata value 1 is also a class: unset it .*gdal_edit -unsetnodata"),
         ({"crs": None, "transform": moved(0.0, 0.6)}, "different transforms, and .*label.tif has no CRS .*-a_srs"),
     ],
 )
@@ -283,6 +283,6 @@ def test_a_warped_label_must_hold_data_for_a_valid_pixel(make_scene: MakeScene) 
 def test_a_few_warped_labels_are_named_with_their_offset() -> None:
     off_px = {"same": 0.0, "near": 0.5, "a": 7.06, "b": 20.0, "c": 0.6}
     near, far, third = describe_warps(off_px)
-    assert near == "a: warped to the pixel grid of its image: laid on by row and column, it would be up to 7.1 px off"
+    assert near == "a: warped to the pixel grid of its image: by row and column, it would be up to 7.1 px off"
     assert [line.split(":")[0] for line in (far, third)] == ["b", "c"]
     assert describe_warps({**off_px, "d": 1.0, "e": 2.0})[3:] == ["and 2 more labels were warped"]

@@ -136,7 +136,7 @@ def test_infrared_that_is_labelled_alpha_is_doubted(tmp_path: Path) -> None:
     infrared = noise(1, low=0, high=256)
     path = write(tmp_path / "a.tif", np.concatenate([noise(), infrared]), photometric="rgb", alpha="yes")
     (doubt,) = read_scene(path, "a.tif").doubts
-    assert "band 4 is labelled alpha and holds many values" in doubt
+    assert "band 4 is labelled alpha, but holds many values" in doubt
     assert doubt.endswith("add --alpha none")
     assert not valid_of(path).all()
     assert valid_of(path, 0).all()
@@ -261,7 +261,7 @@ def test_where_0_is_white_the_picture_counts_and_not_the_numbers(tmp_path: Path,
         grid = scene if gsd_m is None else resample_grid(scene, gsd_m)
         found.append(read_chip(grid, grid.window)[0])
     assert abs(found[0].astype(int) - found[1]).max() <= (gsd_m is not None)
-    with pytest.raises(ReadError, match="0 is white in it, and its pixels are float32: invert it"):
+    with pytest.raises(ReadError, match="0 means white, and its pixels are float32: invert them"):
         read_scene(write(tmp_path / "c.tif", pixels.astype(np.float32), photometric="miniswhite"), "c.tif")
 
 

@@ -144,9 +144,9 @@ def test_scenes_off_the_grid_are_refused_with_the_reason(
     assert (plan["scenes"], plan["pixels"]) == (2, 100 * 240)
     wrong = {line.split(":")[0]: line for line in plan["refused"]}
     assert set(wrong) == {"beside.tif", "coarse.tif", "elsewhere.tif", "nowhere.tif"}
-    assert "it lies 0.50 px beside it" in wrong["beside.tif"]
+    assert "it is shifted by 0.50 px" in wrong["beside.tif"]
     assert "its pixels are 1.05 wide in the CRS, not 1" in wrong["coarse.tif"]
-    assert "its CRS is EPSG:32634, not EPSG:32633: make a run of its own" in wrong["elsewhere.tif"]
+    assert "its CRS is EPSG:32634, not EPSG:32633: segment it in a separate run" in wrong["elsewhere.tif"]
     assert "no CRS" in wrong["nowhere.tif"]
 
 

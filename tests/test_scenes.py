@@ -404,7 +404,7 @@ def test_a_palette_is_refused(make_scene: MakeScene) -> None:
     path = make_scene(bands=1)
     with rasterio.open(path, "r+") as dataset:
         dataset.write_colormap(1, {3: (252, 3, 21, 255)})
-    with pytest.raises(ReadError, match=r"its pixels are numbers of colours: .* -expand rgb"):
+    with pytest.raises(ReadError, match=r"its pixels are palette indices: .* -expand rgb"):
         read_scene(path, "a")
 
 

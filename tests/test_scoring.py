@@ -83,8 +83,8 @@ def test_labels_mean_what_their_classes_say_or_1_is_building(
     [
         (label(0, 255), None, {}, "holds no 1, but 255: in a label of one band 1 is building.* --data; "),
         (label(1, 2), None, {}, "holds 2: in a label of one band"),
-        (label(0, 1), None, {"nodata": 0}, "its nodata value is 0, which is a class: gdal_edit -unsetnodata"),
-        (label(0, 255), GREY, {"nodata": 0}, "its nodata value is 0, which is a class"),
+        (label(0, 1), None, {"nodata": 0}, "its nodata value 0 is also a class: unset it .*gdal_edit -unsetnodata"),
+        (label(0, 255), GREY, {"nodata": 0}, "its nodata value 0 is also a class"),
         (
             np.repeat(label(0, 255), 3, axis=0),
             None,

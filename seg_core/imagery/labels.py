@@ -1,4 +1,4 @@
-"""The label of an image, read on the image's own pixel grid: as it is where it lies on that grid, else warped to it.
+"""The label of an image, read on the image's pixel grid. It is warped if it is not on that grid.
 
      image ┌──────────────┐
            │        ┌─────┼──────┐ label: another frame, resolution or CRS
@@ -6,8 +6,8 @@
            │        └─────┼──────┘
            └──────────────┘
 
-Warping is by nearest neighbour: a pixel of the image takes the pixel of the label that its centre lies in. Where there
-is none, it is not labelled.
+Labels are warped by nearest neighbour: a pixel of the image takes the pixel of the label that contains its centre.
+Pixels of the image outside the label are not labelled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ from seg_core.imagery.georef import pixel_at, position
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
 
-SAME_GRID_TOLERANCE = 0.01  # px; grids of one size whose corners lie within this distance are taken for the same
-NEGLIGIBLE_OFFSET = 0.5  # px; a smaller offset changes nothing where resolution and orientation are the same
-EDGE_TOLERANCE = 1e-4  # px; a centre this close to the edge between two pixels counts as past it, whatever the rounding
-BLOCK = 1024  # px a side of what is read of a label at once
-MAX_NAMED = 3  # labels that messages name
+SAME_GRID_TOLERANCE = 0.01  # px; grids of equal size are the same if their corners are within this distance
+NEGLIGIBLE_OFFSET = 0.5  # px; a smaller offset changes nothing if resolution and orientation are the same
+EDGE_TOLERANCE = 1e-4  # px; a centre this close to the edge between two pixels counts as past it, despite rounding
+BLOCK = 1024  # px: side of the squares that are read from a label
+MAX_NAMED = 3  # number of labels that messages name
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 GEOREFERENCE = "gdal_edit -a_srs EPSG:CODE -a_ullr ULX ULY LRX LRY"
 
@@ -41,28 +41,28 @@ class AlignedLabel:
     file: Scene
     image: Scene
     warped: bool = False
-    off_px: float = 0.0  # by how many rows or columns its pixels would be off at most, laid on by row and column
-    finer: float = 1.0  # how many of its pixels there are along a pixel of the image
+    off_px: float = 0.0  # largest offset in rows or columns if it were matched by row and column
+    finer: float = 1.0  # number of its pixels along one pixel of the image
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
-        """What the label holds for a window of its image.
+        """Read the label for a window of its image.
 
-        Returns pixels `uint8 (bands, height, width)` and which of them are labelled, `bool (height, width)`: not those
-        beyond the label, nor those that its nodata value, mask or alpha band leaves out. What is read of the file at
-        once is bounded, however fine it is. Raises ReadError where it can't be read.
+        Returns pixels `uint8 (bands, height, width)` and which of them are labelled, `bool (height, width)`. Pixels are
+        not labelled if they are outside the label, or excluded by its nodata value, mask or alpha band. Memory is
+        bounded, however fine the label's pixels are. Raises ReadError if the label can't be read.
         """
         if not self.warped:
             return read_chip(self.file, window)
         pixels = np.zeros((len(self.file.bands), window.height, window.width), np.uint8)
         labelled = np.zeros((window.height, window.width), np.bool_)
         for block in split(window, max(1, int(BLOCK / max(1.0, self.finer)))):
-            at = block.slices(window)
-            pixels[:, *at], labelled[at] = self._warp(block)
+            target = block.slices(window)
+            pixels[:, *target], labelled[target] = self._warp(block)
         return pixels, labelled
 
     def _warp(self, block: Window) -> tuple[Pixels, Valid]:
         centres = np.mgrid[block.row_off : block.bottom, block.col_off : block.right] + 0.5
-        rows, cols = (place + EDGE_TOLERANCE for place in _places(self.file, self.image, *centres))
+        rows, cols = (axis + EDGE_TOLERANCE for axis in _label_positions(self.file, self.image, *centres))
         inside = (rows >= 0) & (rows < self.file.height) & (cols >= 0) & (cols < self.file.width)
         pixels = np.zeros((len(self.file.bands), *inside.shape), np.uint8)
         labelled = np.zeros_like(inside)
@@ -70,106 +70,115 @@ class AlignedLabel:
             rows, cols = rows[inside].astype(np.intp), cols[inside].astype(np.intp)
             top, left = int(rows.min()), int(cols.min())
             box = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
-            found, valid = read_chip(self.file, box)
-            pixels[:, inside], labelled[inside] = found[:, rows - top, cols - left], valid[rows - top, cols - left]
+            label, valid = read_chip(self.file, box)
+            rows, cols = rows - top, cols - left
+            pixels[:, inside], labelled[inside] = label[:, rows, cols], valid[rows, cols]
         return pixels, labelled
 
     def check_use(self, num_valid: int, num_labelled: int) -> None:
-        """Raise SegError for a warped label that holds data for none of its image's valid pixels."""
+        """Raise SegError if a warped label holds data for none of the image's valid pixels."""
         if self.warped and num_valid and not num_labelled:
             raise SegError(
                 f"{self.file.uri}: this label holds no data where its image, {self.image.uri}, does: "
-                f"replace it with the image's own, or correct its georeference ({GEOREFERENCE})"
+                f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
             )
 
 
-def open_label(path: str, image: Scene, meanings: Sequence[int]) -> AlignedLabel:
-    """The label of an image, in which those grey values have a meaning.
+def open_label(path: str, image: Scene, class_values: Sequence[int]) -> AlignedLabel:
+    """Open the label of an image, whose grey values `class_values` stand for classes.
 
-    A label and an image that say where they lie are matched by that, others by row and column. Raises SegError where
-    the label lies elsewhere, can't be matched, is not uint8, or one of the values is its nodata value.
+    The label is matched by georeference if both files have one, else by row and column. Raises SegError if the label
+    lies elsewhere, can't be matched, is not uint8, or has one of the values as its nodata value.
     """
     label = replace(read_scene(path, image.scene_id), blank_is_data=True)
     aligned = _align(label, image)
     if label.dtype != "uint8":
-        raise SegError(f"{path}: its pixels are {label.dtype}, a label's are uint8 (gdal_translate -ot Byte)")
-    if label.nodata in meanings:
-        raise SegError(f"{path}: its nodata value is {label.nodata:g}, which is a class: gdal_edit -unsetnodata")
+        raise SegError(f"{path}: its pixels are {label.dtype}, but a label must be uint8 (gdal_translate -ot Byte)")
+    if label.nodata in class_values:
+        raise SegError(f"{path}: its nodata value {label.nodata:g} is also a class: unset it (gdal_edit -unsetnodata)")
     return aligned
 
 
 def _align(label: Scene, image: Scene) -> AlignedLabel:
-    one_size = (label.height, label.width) == (image.height, image.width)
+    same_size = (label.height, label.width) == (image.height, image.width)
     if label.crs is None or image.crs is None:
-        _check_rows_and_columns(label, image, one_size)
+        _check_match_by_pixel(label, image, same_size)
         return AlignedLabel(label, image)
     off, finer = _compare(label, image)
-    if one_size and off <= SAME_GRID_TOLERANCE:
+    if same_size and off <= SAME_GRID_TOLERANCE:
         return AlignedLabel(label, image)
     if not _overlaps(label, image):
         raise SegError(
             f"{label.uri}: this label lies elsewhere than its image, {image.uri}: "
-            f"replace it with the image's own, or correct its georeference ({GEOREFERENCE})"
+            f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
         )
     return AlignedLabel(label, image, warped=True, off_px=off, finer=finer)
 
 
-def _check_rows_and_columns(label: Scene, image: Scene, one_size: bool) -> None:
-    """Raise SegError where a label can't be laid on its image by row and column, for want of a georeference."""
-    bare = label if label.crs is None else image
-    if not one_size:
+def _check_match_by_pixel(label: Scene, image: Scene, same_size: bool) -> None:
+    """Raise SegError if a label without a georeference can't be matched to its image by row and column."""
+    unreferenced = label if label.crs is None else image
+    if not same_size:
         raise SegError(
             f"{label.uri}: this label measures {label.width} x {label.height} px, its image {image.width} x "
-            f"{image.height}, and {bare.uri} has no georeference to match them by: give it one ({GEOREFERENCE})"
+            f"{image.height}, and {unreferenced.uri} has no georeference to match them by: add one ({GEOREFERENCE})"
         )
-    placed = IDENTITY not in {label.transform, image.transform}
-    if placed and _compare(label, image)[0] > NEGLIGIBLE_OFFSET:
+    have_transforms = IDENTITY not in {label.transform, image.transform}
+    if have_transforms and _compare(label, image)[0] > NEGLIGIBLE_OFFSET:
         raise SegError(
-            f"{label.uri}: this label and its image, {image.uri}, have different transforms, and {bare.uri} has no CRS "
-            f"to match them by: give it one (gdal_edit -a_srs EPSG:CODE), or remove its transform (gdal_edit -unsetgt)"
+            f"{label.uri}: this label and its image, {image.uri}, have different transforms, and "
+            f"{unreferenced.uri} has no CRS to match them by: add one (gdal_edit -a_srs EPSG:CODE), or remove its "
+            "transform (gdal_edit -unsetgt)"
         )
 
 
 def _compare(label: Scene, image: Scene) -> tuple[float, float]:
-    """By how many rows or columns the label's grid is off at the image's corners, and its pixels along the image's."""
+    """Compare the grids of a label and its image, without warping.
+
+    Returns the largest offset at the image's corners, in rows or columns, and the number of label pixels along one
+    pixel of the image.
+    """
     rows, cols = np.array([0.0, 0, image.height, image.height]), np.array([0.0, image.width, 0, image.width])
-    found_rows, found_cols = _places(label, image, rows, cols)
-    diagonal = np.hypot(found_rows[3] - found_rows[0], found_cols[3] - found_cols[0])
-    off = np.nan_to_num(np.abs([found_rows - rows, found_cols - cols]).max(), nan=np.inf)
+    label_rows, label_cols = _label_positions(label, image, rows, cols)
+    diagonal = np.hypot(label_rows[3] - label_rows[0], label_cols[3] - label_cols[0])
+    off = np.nan_to_num(np.abs([label_rows - rows, label_cols - cols]).max(), nan=np.inf)
     return float(off), float(np.nan_to_num(diagonal / np.hypot(image.height, image.width), nan=1.0, posinf=1.0))
 
 
 def _overlaps(label: Scene, image: Scene) -> bool:
-    """Whether the label's frame reaches into the rectangle of its pixels around the image."""
+    """Whether the label overlaps the bounding rectangle of the image on the label's grid."""
     lattice = np.meshgrid(np.linspace(0, image.height, 17), np.linspace(0, image.width, 17))
-    places = np.stack(_places(label, image, *lattice)).reshape(2, -1)
-    places = places[:, np.isfinite(places).all(axis=0)]
-    if not places.size:
+    positions = np.stack(_label_positions(label, image, *lattice)).reshape(2, -1)
+    positions = positions[:, np.isfinite(positions).all(axis=0)]
+    if not positions.size:
         return False
-    (top, left), (bottom, right) = places.min(axis=1), places.max(axis=1)
+    (top, left), (bottom, right) = positions.min(axis=1), positions.max(axis=1)
     return bool(top < label.height and left < label.width and bottom > 0 and right > 0)
 
 
 @lru_cache(maxsize=64)
-def _between(crs: str, other: str) -> Transformer:
-    return Transformer.from_crs(crs, other, always_xy=True)
+def _transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
 
 
-def _places(label: Scene, image: Scene, rows: Any, cols: Any) -> tuple[Any, Any]:
-    """Rows and columns on the label, as numbers, of places on its image; not finite where its CRS has none."""
+def _label_positions(label: Scene, image: Scene, rows: Any, cols: Any) -> tuple[Any, Any]:
+    """Return the rows and columns on the label of positions on its image, as fractional pixels.
+
+    They are not finite where the label's CRS does not cover a position.
+    """
     x, y = position(image.transform, rows, cols)
     if label.crs is not None and image.crs is not None and label.crs != image.crs:
-        x, y = _between(image.crs, label.crs).transform(x, y)
+        x, y = _transformer(image.crs, label.crs).transform(x, y)
     with np.errstate(invalid="ignore"):
         return pixel_at(label.transform, x, y)
 
 
 def describe_warps(off_px: Mapping[str, float]) -> list[str]:
-    """Lines on the labels that were warped, by the distance in px that they would have been off."""
-    noticed = [(path, off) for path, off in off_px.items() if off > NEGLIGIBLE_OFFSET]
+    """Return lines on the labels that were warped, given the offset in px that each would have had without it."""
+    noticeable = [(path, off) for path, off in off_px.items() if off > NEGLIGIBLE_OFFSET]
     lines = [
-        f"{path}: warped to the pixel grid of its image: laid on by row and column, it would be up to {off:.1f} px off"
-        for path, off in noticed[:MAX_NAMED]
+        f"{path}: warped to the pixel grid of its image: by row and column, it would be up to {off:.1f} px off"
+        for path, off in noticeable[:MAX_NAMED]
     ]
-    more = len(noticed) - MAX_NAMED
+    more = len(noticeable) - MAX_NAMED
     return [*lines, f"and {more} more labels were warped"] if more > 0 else lines

@@ -1,4 +1,4 @@
-"""Several scenes on one grid as one image: where each lies on it, and what a window holds of them all.
+"""Mosaics: several scenes on one grid as one image, and reading a window from all of them.
 
     ┌───────────────┬───┬────────┐
     │ a             │ab │ b      │
@@ -6,7 +6,7 @@
     └───────────┤ c        │
                 └──────────┘
 
-Tiles, windows and parts are cut from the whole. Each pixel is that of the first scene that holds data there.
+Tiles, windows and parts are divided from the whole mosaic. Each pixel comes from the first scene that holds data there.
 """
 
 import math
@@ -31,18 +31,18 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, mean_gsd
 from seg_core.storage.files import folder_of
 
-MOSAIC = "mosaic"  # scene_id of the whole; those of files have a suffix
-TOLERANCE = 0.01  # px that a scene may lie off the grid
+MOSAIC = "mosaic"  # scene_id of a mosaic; the scene_id of a file has a suffix
+TOLERANCE = 0.01  # px by which a scene may be off the grid
 
 
 def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]:
-    """The image that scenes make together, its pieces, and a line for each scene that is none.
+    """Return the mosaic of scenes, its pieces, and a line for each scene that can't be a piece.
 
-    Pieces are those on the grid of the first scene that has a CRS. The whole is no file: its version is empty.
+    Pieces are the scenes on the grid of the first scene that has a CRS. The mosaic is not a file: its version is empty.
     """
     first = next((scene for scene in scenes if scene.crs is not None), scenes[0])
-    why = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
-    pieces = [scene for scene in scenes if why[scene.scene_id] is None]
+    reasons = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
+    pieces = [scene for scene in scenes if reasons[scene.scene_id] is None]
     top, left, height, width = bounding_window([place(scene, first) for scene in pieces] or [first.window])
     a, b, _, d, e, _ = first.transform
     x, y = position(first.transform, top, left)
@@ -64,35 +64,37 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
         gsd_m=gsd_m,
         source_gsd_m=gsd_m,
     )
-    return whole, pieces, [line for line in why.values() if line]
+    return whole, pieces, [line for line in reasons.values() if line]
 
 
 def _why_off_grid(scene: Scene, first: Scene) -> str | None:
-    """Why a scene can't be part of a mosaic with the first one, and the way out; None where it can."""
+    """Return why a scene can't be in a mosaic with the first scene, and the way out; None if it can."""
     if scene.crs is None:
-        return f"{scene.scene_id}: no CRS: --mosaic puts scenes together by their place on the ground: leave it out"
-    turned = [abs(one - other) for one, other in zip(scene.transform, first.transform, strict=True)]
-    drift = max(turned[at] for at in (0, 1, 3, 4)) * max(scene.height, scene.width)  # in the CRS, over the scene
-    off = max(abs(at - round(at)) for at in _offset(scene, first))
-    (width, _), (wanted, _) = pixel_size(scene.transform), pixel_size(first.transform)
+        return f"{scene.scene_id}: no CRS: --mosaic joins scenes by their place on the ground: leave this scene out"
+    changes = [abs(one - other) for one, other in zip(scene.transform, first.transform, strict=True)]
+    largest_change = max(changes[i] for i in (0, 1, 3, 4))
+    drift = largest_change * max(scene.height, scene.width)  # over the scene, in units of the CRS
+    shift = max(abs(offset - round(offset)) for offset in _offset(scene, first))
+    (width, _), (first_width, _) = pixel_size(scene.transform), pixel_size(first.transform)
     if scene.crs != first.crs:
         why = f"its CRS is {scene.crs}, not {first.crs}"
-    elif drift > TOLERANCE * wanted:
-        why = f"its pixels are {width:.6g} wide in the CRS, not {wanted:.6g}, or turned otherwise"
-    elif off > TOLERANCE:
-        why = f"it lies {off:.2f} px beside it"
+    elif drift > TOLERANCE * first_width:
+        why = f"its pixels are {width:.6g} wide in the CRS, not {first_width:.6g}, or rotated differently"
+    elif shift > TOLERANCE:
+        why = f"it is shifted by {shift:.2f} px"
     else:
         return None
-    return f"{scene.scene_id}: not on the grid of {first.scene_id}, as --mosaic wants: {why}: make a run of its own"
+    problem = f"not on the grid of {first.scene_id}, which --mosaic requires"
+    return f"{scene.scene_id}: {problem}: {why}: segment it in a separate run"
 
 
 def _offset(scene: Scene, grid: Scene, row: int = 0, col: int = 0) -> tuple[float, float]:
-    """Row and column on the grid of a pixel corner of the scene."""
+    """Return the row and column on the grid of a pixel corner of the scene."""
     return pixel_at(grid.transform, *position(scene.transform, row, col))
 
 
 def place(scene: Scene, grid: Scene) -> Window:
-    """The pixels of the grid that a scene touches."""
+    """Return the window of the grid that a scene touches."""
     top, left = _offset(scene, grid)
     row_off, col_off = math.floor(top + TOLERANCE), math.floor(left + TOLERANCE)
     if not grid.is_resampled:
@@ -108,9 +110,11 @@ def read_image(
     scale: tuple[float, float] | None = None,
     new: NewPixels = new_pixels,
 ) -> tuple[Pixels, Valid]:
-    """Read a window of a scene, or of a mosaic: like `raster.read_chip`, which is enough where it has no pieces.
+    """Read a window of a scene, or of a mosaic if it has pieces.
 
-    `pieces` are all that the window reaches, by precedence. Raises ReadError where one of them can't be read.
+    `pieces` are all scenes that the window touches, in order of precedence. Returns pixels `uint8 (bands, height,
+    width)` and which of them hold data, `bool (height, width)`. Raises ReadError if one of the files can't be read. The
+    other arguments are those of `seg_core.imagery.raster.read_chip`.
     """
     if not pieces:
         return read_chip(image, window, scale, new=new)
@@ -118,17 +122,18 @@ def read_image(
     pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
     valid = np.zeros((box.height, box.width), np.bool_)
     for piece in pieces:
-        at = place(piece, image)
-        common = intersection(at, box)
+        frame = place(piece, image)
+        common = intersection(frame, box)
         target = common.slices(box)
-        if not overlap(at, box) or valid[target].all():
+        if not overlap(frame, box) or valid[target].all():
             continue
         if image.is_resampled:
-            found, holds = read_chip(piece, common, scale, grid=image)
+            piece_pixels, piece_valid = read_chip(piece, common, scale, grid=image)
         else:
-            found, holds = read_chip(piece, translated(common, -at.row_off, -at.col_off), scale)
-        fresh = holds & ~valid[target]
-        pixels[:, *target][:, fresh] = found[:, fresh]
-        valid[target] |= fresh
+            own = translated(common, -frame.row_off, -frame.col_off)
+            piece_pixels, piece_valid = read_chip(piece, own, scale)
+        new_valid = piece_valid & ~valid[target]
+        pixels[:, *target][:, new_valid] = piece_pixels[:, new_valid]
+        valid[target] |= new_valid
     chip = new((len(image.bands), len(rows), len(cols)))
     return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)
