@@ -589,15 +589,15 @@ ROW_2 = ": row 2 below the header names no scene: fill in its uri, or delete it"
     [
         ("list.csv", "uri,year\na.tif,2020\n,2021\n", ROW_2),
         ("list.csv", 'uri,year\na.tif,2020\n"  ",2021\n', ROW_2),
-        ("list.csv", "uri\na.tif\nNA\n", ": it names {folder}/NA, which is no file"),
-        ("list.csv", "uri\na.tif\n007.tif\n", ": it names {folder}/007.tif, which is no file"),
-        ("list.csv", "uri,year\na.tif,1\nb,c,d,e\n", ": not a manifest that can be read: Error tokenizing data."),
+        ("list.csv", "uri\na.tif\nNA\n", ": it names {folder}/NA, which is not a file: correct or remove it"),
+        ("list.csv", "uri\na.tif\n007.tif\n", ": it names {folder}/007.tif, which is not a file: correct or remove it"),
+        ("list.csv", "uri,year\na.tif,1\nb,c,d,e\n", ": this manifest can't be read: Error tokenizing data."),
         ("list.csv", "uri;year\na.tif;2020\n", ": a manifest needs a column uri, path or scene; it has uri;year"),
-        ("list.txt", "a.tif\r\n.\r\n", ": it names {folder}, which is no file"),
+        ("list.txt", "a.tif\r\n.\r\n", ": it names {folder}, which is not a file: correct or remove it"),
         ("list.txt", "https://host/a.tif\n", None),
         ("list.parquet", {"uri": ["a.tif", None], "year": [1, 2]}, ROW_2),
         ("list.parquet", {"uri": ["a.tif", np.nan], "year": [1, 2]}, ROW_2),
-        ("list.parquet", {"uri": [1.5, 2.5]}, ": it names {folder}/1.5, which is no file"),
+        ("list.parquet", {"uri": [1.5, 2.5]}, ": it names {folder}/1.5, which is not a file: correct or remove it"),
     ],
 )
 def test_a_manifest_with_a_bad_row_is_refused_and_the_row_named(

@@ -428,7 +428,7 @@ def test_another_number_of_bands_is_refused_and_bands_named(
     seg: Seg, tmp_path: Path, bundle: str, bands: int, way_out: str
 ) -> None:
     path = write_colours(tmp_path / "a.tif", bands)
-    refused_everywhere(seg, tmp_path, [path, "--model", bundle], f"a.tif: {bands} bands", "wants 3", way_out)
+    refused_everywhere(seg, tmp_path, [path, "--model", bundle], f"a.tif: {bands} bands", "needs 3", way_out)
 
 
 @pytest.mark.parametrize(("bands", "chosen"), [(1, "1,1,1"), (2, "1,2,1"), (3, "3,2,1"), (4, "4,1,2"), (5, "5,3,1")])

@@ -102,7 +102,7 @@ def test_the_advice_on_four_bands_is_by_their_labels(tmp_path: Path) -> None:
     # raster-vision issue 108.
     labels = [*RGB[::-1], ColorInterp.undefined]
     scene = read_scene(write(tmp_path / "a.tif", noise(4), labels, photometric="minisblack"), "a.tif")
-    with pytest.raises(SegError, match=r"4 bands besides alpha, the model wants 3: .*--bands 3,2,1$"):
+    with pytest.raises(SegError, match=r"4 bands besides alpha, the model needs 3: .*--bands 3,2,1$"):
         served(scene)
     assert served(scene, bands=(3, 2, 1)).bands == (3, 2, 1)
 
@@ -152,7 +152,7 @@ def test_an_alpha_band_with_a_soft_edge_is_not_doubted(tmp_path: Path, edge: int
 
 
 def test_an_alpha_band_that_a_scene_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match=r"a.tif: --alpha 4: it has 3 bands$"):
+    with pytest.raises(ReadError, match=r"a.tif: --alpha 4: it has only 3 bands$"):
         read_scene(write(tmp_path / "a.tif", noise()), "a.tif", 4)
 
 
@@ -368,8 +368,8 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
     ("dtypes", "scale", "message"),
     [
         (("uint16", "uint8"), (0.0, 200.0), "b.tif: its pixels are uint8, those of a.tif uint16, and --scale is for"),
-        (("uint8",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are uint8, 0 to 255: make a run of its own"),
-        (("int16",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are int16, -32768 to 32767: make a run"),
+        (("uint8",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are uint8, 0 to 255: segment it in"),
+        (("int16",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are int16, -32768 to 32767: segment it in"),
         (("uint16", "float32"), (0.0, 1.0), "b.tif: its pixels are float32, those of a.tif uint16"),
     ],
 )
@@ -581,7 +581,7 @@ def test_a_preview_beside_its_scene_is_left_out_and_named(tmp_path: Path, name: 
     write(tmp_path / "a.tif", noise())
     cv2.imwrite(str(tmp_path / name), noise()[:, :32, :32].transpose(1, 2, 0))
     (scene,), _ = read_region([str(tmp_path)])
-    assert scene.doubts == (f"{name} beside it is left out as a preview: --include {name} takes it back",)
+    assert scene.doubts == (f"{name} beside it is left out as a preview: to segment it, add --include {name}",)
     assert region_ids(tmp_path, name) == sorted(["a.tif", name])
     assert region_ids(tmp_path, f"*{Path(name).suffix}") == sorted(["a.tif", name])
 

@@ -100,16 +100,16 @@ def test_a_parquet_manifest_has_a_column_of_scenes(region: Path, column: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("list.txt", "# nothing\n\n", "list.txt: this manifest names no scene"),
-        ("list.csv", "uri\n", "list.csv: this manifest names no scene"),
-        ("list.csv", "", "list.csv: not a manifest that can be read"),
+        ("list.txt", "# nothing\n\n", "list.txt: this manifest names no scene: add one"),
+        ("list.csv", "uri\n", "list.csv: this manifest names no scene: add one"),
+        ("list.csv", "", "list.csv: this manifest can't be read"),
         (
             "list.csv",
             "file,year\na.tif,2020\n",
             "list.csv: a manifest needs a column uri, path or scene; it has file, year",
         ),
-        ("list.txt", "a.tif\nb.tif\n", "list.txt: it names {folder}/b.tif, which is no file"),
-        ("list.csv", "uri\nb.tif\n", "list.csv: it names {folder}/b.tif, which is no file"),
+        ("list.txt", "a.tif\nb.tif\n", "list.txt: it names {folder}/b.tif, which is not a file: correct or remove it"),
+        ("list.csv", "uri\nb.tif\n", "list.csv: it names {folder}/b.tif, which is not a file: correct or remove it"),
         ("list.csv", "year,uri\n2020\n", "list.csv: "),
         ("list.parquet", "PAR1", "list.parquet: "),
         ("list.txt", b"\xff\xfe\x00", "list.txt: "),
@@ -289,10 +289,10 @@ def test_a_crs_without_a_code_is_kept_as_text(make_scene: MakeScene) -> None:
         (3, 3, None, (1, 2, 3)),
         (5, 3, (5, 1, 2), (5, 1, 2)),
         (1, 3, (1, 1, 1), (1, 1, 1)),
-        (1, 3, None, "1 bands besides alpha, the model wants 3: choose with --bands, such as --bands 1,1,1"),
-        (2, 3, None, "2 bands besides alpha, the model wants 3: choose with --bands, such as --bands 1,2,2"),
-        (5, 3, None, "5 bands besides alpha, the model wants 3: choose with --bands, such as --bands 1,2,3"),
-        (3, 3, (1, 2), "--bands 1,2: names 2 bands, the model wants 3"),
+        (1, 3, None, "1 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,1,1"),
+        (2, 3, None, "2 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,2,2"),
+        (5, 3, None, "5 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,2,3"),
+        (3, 3, (1, 2), "--bands 1,2: names 2 bands, the model needs 3"),
         (3, 3, (1, 2, 4), "no colour band 4 (it has 1, 2, 3)"),
         (3, 3, (0, 1, 2), "no colour band 0 (it has 1, 2, 3)"),
     ],
@@ -323,7 +323,7 @@ def test_a_scene_near_the_models_resolution_is_served_as_it_is(make_scene: MakeS
 def test_a_scene_of_another_resolution_is_refused_or_resampled(make_scene: MakeScene, gsd_m: float) -> None:
     scene = read_scene(make_scene(), "scene.tif")
     with pytest.raises(
-        SegError, match=rf"scene.tif: 1 m a pixel, the model was trained at {gsd_m:.3g} m: add --resample"
+        SegError, match=rf"scene.tif: 1 m per pixel, the model was trained at {gsd_m:.3g} m: add --resample"
     ):
         fitted(scene, gsd_m)
     served = fitted(scene, gsd_m, resample=True)
@@ -350,7 +350,7 @@ def test_oblong_pixels_become_square_on_the_ground(make_scene: MakeScene) -> Non
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_imagery_that_is_not_uint8_needs_a_scale(make_scene: MakeScene, dtype: str) -> None:
     scene = read_scene(make_scene(dtype=dtype), "scene.tif")
-    with pytest.raises(SegError, match=f"scene.tif: its pixels are {dtype}, .* say with --scale MIN MAX"):
+    with pytest.raises(SegError, match=f"scene.tif: its pixels are {dtype}, .* set with --scale MIN MAX"):
         fitted(scene, 1.0)
     assert fit_to_model(scene, num_bands=3, gsd_m=1.0, bands=None, scale=(0.0, 255.0), resample=False) == scene
 
@@ -377,7 +377,7 @@ def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: p
     monkeypatch.setattr(
         "seg_core.imagery.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name)
     )
-    with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files of one name"):
+    with pytest.raises(SegError, match=r"^s3://b/r//a.tif, s3://b/r/a.tif: two files have the same name"):
         read_region(["s3://b/r"])
 
 
@@ -410,7 +410,7 @@ def test_a_palette_is_refused(make_scene: MakeScene) -> None:
 
 def test_oblong_pixels_are_measured_by_their_sides(make_scene: MakeScene) -> None:
     scene = read_scene(make_scene(transform=(2.0, 0.0, 500_000.0, 0.0, -0.5, 5_800_000.0)), "a")
-    with pytest.raises(SegError, match=r"a: 2 x 0\.5 m a pixel, the model was trained at 1 m: add --resample"):
+    with pytest.raises(SegError, match=r"a: 2 x 0\.5 m per pixel, the model was trained at 1 m: add --resample"):
         fitted(scene, 1.0)
     assert scene.gsd_m is not None
     served = fitted(scene, scene.gsd_m, resample=True)  # though the mean is the same

@@ -1,4 +1,4 @@
-"""Regions: find the images that a person names, by files, folders, prefixes, globs or manifests."""
+"""Regions: find the images of files, folders, prefixes, globs and manifests, and read their headers."""
 
 import io
 import math
@@ -21,30 +21,30 @@ from seg_core.imagery.scene import Scene, read_scene
 from seg_core.storage.files import absolute, exists, expand, folder_of, is_remote, read_bytes, stat, walk
 
 MANIFESTS = (".csv", ".parquet", ".txt")
-READERS = 16  # threads to read headers with
-# Words for a small picture of a scene, in the names of files beside it.
-PREVIEW = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
-PREVIEW_RATIO = 2  # times the pixel of another scene on the same ground, from which on a scene is a preview of it
+NUM_THREADS = 16  # for reading headers
+# Words for a preview in the name of a file beside a scene.
+PREVIEW_WORD = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
+PREVIEW_RATIO = 2  # a preview's pixels are at least so many times as wide as those of the scene on the same ground
 
 
 def read_region(
     sources: Sequence[str], as_given: bool = False, alpha: int | None = None, include: Sequence[str] = ()
 ) -> tuple[list[Scene], list[str]]:
-    """Scenes of a region in the order of their ids, and one line for each file that is no readable image.
+    """Return the scenes of a region in the order of their ids, and one line for each unreadable file.
 
-    With `as_given` they are in the order in which the sources name them, those of a folder by name. `alpha` is that of
+    A source is a file, a folder (searched with its subfolders) or a glob, on disk or in S3, or a manifest (`.txt`: a
+    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). With `as_given`, scenes are in the order of
+    the sources, and scenes of a folder are in the order of their names. `alpha` is the argument of
     `seg_core.imagery.scene.read_scene`.
 
-    A source is a file, a folder (searched with its subfolders), a glob, each on disk or in S3, or a manifest (`.txt`: a
-    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). A preview that was found beside the scene it
-    shows is left out, and the scene's doubts say so, unless its name matches a pattern in `include`. Raises SegError
-    where nothing is found.
+    A preview that was found beside its scene is left out, unless its name matches a pattern in `include`. The scene's
+    doubts name it. Raises SegError if nothing is found.
     """
     found = [_find(source) for source in sources]
-    named = dict.fromkeys(uri for each in found for uri in each.images)
+    named = dict.fromkeys(uri for source in found for uri in source.images)
     uris = list(named) if as_given else sorted(named)
     if len({is_remote(uri) for uri in uris}) > 1:
-        raise SegError("some scenes are on disk, some in S3: make two runs of them")
+        raise SegError("some scenes are on disk, some in S3: segment them in two runs")
     root = posixpath.commonpath([folder_of(uri) for uri in uris])
 
     def read(uri: str) -> Scene | str:
@@ -53,29 +53,30 @@ def read_region(
         except ReadError as error:
             return str(error)
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         headers = list(pool.map(read, uris))
     scenes = [s for s in headers if isinstance(s, Scene)]
     by_id = {scene.scene_id: scene for scene in scenes}
-    twin = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
-    if twin is not None:  # such as s3://b//a.tif and s3://b/a.tif
-        raise SegError(f"{twin.uri}, {by_id[twin.scene_id].uri}: two files of one name: make two runs of them")
-    asked_for = {uri for each in found if not each.searched for uri in each.images}
-    searched = [scene for scene in scenes if scene.uri not in asked_for and not _is_included(scene.uri, include)]
+    duplicate = next((scene for scene in scenes if by_id[scene.scene_id] is not scene), None)
+    if duplicate is not None:  # such as s3://b//a.tif and s3://b/a.tif
+        other = by_id[duplicate.scene_id].uri
+        raise SegError(f"{duplicate.uri}, {other}: two files have the same name: segment them in two runs")
+    given = {uri for source in found if not source.searched for uri in source.images}
+    searched = [scene for scene in scenes if scene.uri not in given and not _is_included(scene.uri, include)]
     previews = find_previews(searched, scenes)
-    left = [_name_previews(scene, previews, root) for scene in scenes if scene.uri not in previews]
-    return left, [line for line in headers if isinstance(line, str)]
+    kept = [_name_previews(scene, previews, root) for scene in scenes if scene.uri not in previews]
+    return kept, [line for line in headers if isinstance(line, str)]
 
 
 def _name_previews(scene: Scene, previews: Mapping[str, str], root: str) -> Scene:
-    """The scene, with a doubt for each preview of it that was left out."""
+    """Return the scene with a doubt for each of its previews that was left out."""
     names = [posixpath.relpath(preview, root) for preview, shown in previews.items() if shown == scene.uri]
-    lines = [f"{name} beside it is left out as a preview: --include {name} takes it back" for name in names]
+    lines = [f"{name} beside it is left out as a preview: to segment it, add --include {name}" for name in names]
     return replace(scene, doubts=(*scene.doubts, *lines))
 
 
 def find_images(source: str) -> list[str]:
-    """Absolute paths of the images that a source names. Raises SegError where it names none."""
+    """Return the absolute paths of the images that a source names. Raises SegError if it names none."""
     return _find(source).images
 
 
@@ -83,7 +84,7 @@ class Found(NamedTuple):
     """The images that a source names."""
 
     images: list[str]
-    searched: bool  # whether they were found in a folder or by a glob, and not named one by one
+    searched: bool  # whether they were found in a folder or by a glob, rather than named one by one
 
 
 def _find(source: str) -> Found:
@@ -91,16 +92,16 @@ def _find(source: str) -> Found:
     if stat(path) is not None:
         return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
     if any(letter in path for letter in "*?[") and not exists(path):
-        found = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
-        if not found:
+        images = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
+        if not images:
             raise SegError(f"{source}: no such file or folder")
     else:
-        found = sorted(name for name in walk(path) if _is_image(name))
-        if not found and not exists(path):
+        images = sorted(name for name in walk(path) if _is_image(name))
+        if not images and not exists(path):
             raise SegError(f"{source}: no such file or folder")
-        if not found:
+        if not images:
             raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return Found(found, searched=True)
+    return Found(images, searched=True)
 
 
 def _is_image(path: str) -> bool:
@@ -108,10 +109,10 @@ def _is_image(path: str) -> bool:
 
 
 def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[str, str]:
-    """Of scenes that were searched for, the URIs of those that are previews, each with that of the scene it shows.
+    """Return the URI of each preview among the scenes that were searched for, with the URI of its scene.
 
-    A preview is no larger than the scene in the same folder that it shows, and has no more colour bands. It is known
-    by its name (see `_shown_by_name`), or as a coarse image of the same ground.
+    A preview is in the same folder as its scene, is no larger, and has no more colour bands. It is recognised by its
+    name (see `_shown_by_name`), or as a coarse image of the same ground.
     """
     by_name: defaultdict[str, dict[str, Scene]] = defaultdict(dict)
     by_frame: defaultdict[object, list[Scene]] = defaultdict(list)
@@ -120,26 +121,26 @@ def find_previews(searched: Sequence[Scene], scenes: Sequence[Scene]) -> dict[st
         if suffix in TIFF_SUFFIXES:
             by_name[folder_of(scene.uri)][stem] = scene
             by_frame[_frame(scene)].append(scene)
-    found = {}
+    shown_by = {}
     for scene in searched:
         shown = _shown_by_name(scene, by_name[folder_of(scene.uri)]) or _shown_by_place(scene, by_frame[_frame(scene)])
         if shown is not None:
-            found[scene.uri] = shown.uri
-    return {preview: _follow(found, preview) for preview in found}
+            shown_by[scene.uri] = shown.uri
+    return {preview: _follow(shown_by, preview) for preview in shown_by}
 
 
-def _follow(found: Mapping[str, str], uri: str) -> str:
-    """The scene at the end of a chain of previews."""
-    while uri in found:
-        uri = found[uri]
+def _follow(shown_by: Mapping[str, str], uri: str) -> str:
+    """Return the scene at the end of a chain of previews."""
+    while uri in shown_by:
+        uri = shown_by[uri]
     return uri
 
 
 def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
-    """The GeoTIFF that a PNG, JPEG or JPEG 2000 beside it is a preview of, by its name.
+    """Return the GeoTIFF whose preview a PNG, JPEG or JPEG 2000 is, according to its name, else None.
 
-    That is one with its stem (`a.png`, `a.tif.jpg` beside `a.tif`), alone or with a word for a preview after it
-    (`a_thumb.jpg`); or, of a picture that has such a word for a name (`quicklook.png`), the first in the folder.
+    A preview has the GeoTIFF's stem, alone (`a.png` and `a.tif.jpg` beside `a.tif`) or followed by a word for a preview
+    (`a_thumb.jpg`). If its whole name is such a word (`quicklook.png`), it belongs to the folder's first GeoTIFF.
     """
     stem, suffix = posixpath.splitext(posixpath.basename(scene.uri).lower())
     if suffix in TIFF_SUFFIXES or not tiffs:
@@ -147,32 +148,32 @@ def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
     stem = stem.removesuffix(".tif").removesuffix(".tiff")
     if stem in tiffs:
         return tiffs[stem] if _may_show(scene, tiffs[stem]) else None
-    word = PREVIEW.search(stem)
+    word = PREVIEW_WORD.search(stem)
     if word is None:
         return None
     return tiffs.get(stem[: word.start()], tiffs[min(tiffs)])
 
 
-def _shown_by_place(scene: Scene, alike: Sequence[Scene]) -> Scene | None:
-    """The finest GeoTIFF of the same frame, of those whose pixels are much smaller."""
-    fine = [
+def _shown_by_place(scene: Scene, tiffs: Sequence[Scene]) -> Scene | None:
+    """Return the finest GeoTIFF of the same frame whose pixels are much smaller than the scene's, else None."""
+    finer = [
         tiff
-        for tiff in alike
+        for tiff in tiffs
         if PREVIEW_RATIO * scene.width <= tiff.width
         and PREVIEW_RATIO * scene.height <= tiff.height
         and _may_show(scene, tiff)
     ]
-    return max(fine, key=lambda tiff: tiff.width * tiff.height, default=None)
+    return max(finer, key=lambda tiff: tiff.width * tiff.height, default=None)
 
 
 def _may_show(preview: Scene, scene: Scene) -> bool:
-    """Whether a picture has no more pixels or colours than a scene: a photo beside a terrain model is no preview."""
+    """Whether a picture has no more pixels or colours than a scene: a photo is no preview of a terrain model."""
     smaller = preview.width <= scene.width and preview.height <= scene.height
     return smaller and len(preview.bands) <= len(scene.bands)
 
 
 def _frame(scene: Scene) -> object:
-    """Folder, CRS and corners, rounded to some hundredths of its size; of a scene without a CRS, itself."""
+    """Return a key that scenes of one folder, CRS and (rounded) extent share. Without a CRS it is the scene's URI."""
     if scene.crs is None:
         return scene.uri
     corners = np.array([*position(scene.transform, 0, 0), *position(scene.transform, scene.height, scene.width)])
@@ -187,11 +188,11 @@ def _is_included(path: str, include: Sequence[str]) -> bool:
 def _read_manifest(path: str) -> list[str]:
     uris = [absolute(uri, folder_of(path)) for uri in _manifest_entries(path)]
     if not uris:
-        raise SegError(f"{path}: this manifest names no scene")
-    with ThreadPoolExecutor(READERS) as pool:
-        missing = next((uri for uri, found in zip(uris, pool.map(stat, uris), strict=True) if found is None), None)
+        raise SegError(f"{path}: this manifest names no scene: add one")
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        missing = next((uri for uri, status in zip(uris, pool.map(stat, uris), strict=True) if status is None), None)
     if missing:
-        raise SegError(f"{path}: it names {missing}, which is no file")
+        raise SegError(f"{path}: it names {missing}, which is not a file: correct or remove it")
     return uris
 
 
@@ -210,12 +211,12 @@ def _read_table(path: str, content: bytes) -> pd.DataFrame:
     try:
         if path.lower().endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(content))
-        # As text, for a name may be a number, or NA.
+        # Read as text, because a name may be a number, or NA.
         return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[""])
     except UnicodeDecodeError:
         raise
-    except (ValueError, OSError) as error:  # what is no table or no Parquet is a ValueError to pandas
-        raise SegError(f"{path}: not a manifest that can be read: {str(error).strip()}") from error
+    except (ValueError, OSError) as error:  # pandas raises ValueError for what is not a table or not Parquet
+        raise SegError(f"{path}: this manifest can't be read: {str(error).strip()}") from error
 
 
 def _column_entries(path: str, table: pd.DataFrame) -> list[str]:

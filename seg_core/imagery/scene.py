@@ -1,4 +1,4 @@
-"""Scenes: what the header of an image says, whether a model can be served with it, and why not."""
+"""Scenes: the content of an image's header, whether a model can segment it, and if not, why."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
@@ -28,66 +28,67 @@ from seg_core.imagery.georef import Transform, ground_size
 from seg_core.imagery.open import MASK, choose_sidecars, files_beside, open_image
 from seg_core.storage.files import stat, stat_beside
 
-GSD_TOLERANCE = 0.1  # a model serves scenes whose GSD is within 10 % of its own
-NOT_LISTED = "its folder can't be listed: files beside it (.aux.xml, .msk, world files) are not looked for"
-RESAMPLE_TOLERANCE = 0.01  # with resampling asked for, less than 1 % is left as it is
-
-
-PLANNING = {"planning": True}  # marks fields of a scene that are not part of a run's record
+GSD_TOLERANCE = 0.1  # a model segments scenes whose GSD is within 10 % of its own
+NOT_LISTED = "its folder can't be listed: files beside it (.aux.xml, .msk, world files) are not used"
+RESAMPLE_TOLERANCE = 0.01  # a smaller difference of GSD is not resampled
+NOT_STORED = {"stored": False}  # metadata of the fields of a scene that are not stored in a run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The header of one image file, or the grid that it is to be resampled to."""
+    """The header of one image file, or the grid to which the file is to be resampled."""
 
     scene_id: str  # path relative to the region's common folder, unique in a run
     uri: str
     size: int  # bytes
-    version: str  # what tells one state of the file from another, and of a mask beside it: see storage.Stat
+    version: str  # identifies the state of the file and of a mask beside it: see seg_core.storage.files.Stat
     height: int  # pixels
     width: int
-    bands: tuple[int, ...]  # the colour bands, numbered from 1: all but alpha
+    bands: tuple[int, ...]  # the bands to read, numbered from 1: all except alpha, or those of the model
     dtype: str
     nodata: float | None
-    masked: bool  # whether an alpha band or mask of the file says which pixels hold data
+    masked: bool  # whether the file has an alpha band or mask, which says which pixels hold data
     crs: str | None
     transform: Transform
-    gsd_m: float | None  # ground sampling distance in metres a pixel, at the scene's centre
-    source_gsd_m: float | None  # the file's own; differs from gsd_m where the scene is resampled
-    alpha: int | None = None  # the alpha band, where it is another than the file's labels say; 0: none
-    nodata_color: tuple[float | None, ...] | None = None  # a nodata value for each band of the file, if they differ
+    gsd_m: float | None  # ground sampling distance in metres per pixel, at the scene's centre
+    source_gsd_m: float | None  # the file's own; it differs from gsd_m if the scene is resampled
+    alpha: int | None = None  # the alpha band, if it is not the one that the file labels; 0: none
+    nodata_color: tuple[float | None, ...] | None = None  # the nodata value of each band of the file, if they differ
     inverted: bool = False  # 0 is white in the file
     premultiplied: bool = False  # the colours are multiplied by the alpha band
-    bits: int | None = None  # of a value, where they are fewer than its dtype holds
-    sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that say more of it
-    # What is no part of a run's record:
-    # Blocks that the file leaves out are 0, as in a label, and not missing.
-    blank_is_data: bool = field(default=False, metadata=PLANNING)
-    maybe_alpha: int | None = field(default=None, metadata=PLANNING)  # a band without a label that looks like alpha
-    doubts: tuple[str, ...] = field(default=(), metadata=PLANNING)  # what may be meant otherwise, a line each
+    bits: int | None = None  # of a value, if they are fewer than its dtype holds
+    sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that describe it
+    # The fields below are not stored in a run.
+    # Whether blocks that a sparse file leaves out are 0, as in a label, rather than missing.
+    blank_is_data: bool = field(default=False, metadata=NOT_STORED)
+    maybe_alpha: int | None = field(default=None, metadata=NOT_STORED)  # an unlabelled band that looks like alpha
+    doubts: tuple[str, ...] = field(default=(), metadata=NOT_STORED)  # properties that may be misread, a line each
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Scene":
-        """The scene of `to_plain`, after JSON or Parquet made lists of its tuples and null of what was left out."""
+        """Return the scene from the values of `to_plain`.
+
+        JSON or Parquet may have made lists of its tuples, and null of fields that were left out.
+        """
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{k: v for k, v in known.items() if v is not None or k not in LATER})
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, without fields that runs did not always have where those hold their default.
+        """Return the scene as plain values. Fields that older runs lack are left out if they hold their default.
 
-        So a run that is older than a field keeps its fingerprint.
+        A run that is older than a field therefore keeps its fingerprint.
         """
-        left_out = {f.name for f in fields(self) if f.metadata == PLANNING or getattr(self, f.name) == f.default}
+        left_out = {f.name for f in fields(self) if f.metadata == NOT_STORED or getattr(self, f.name) == f.default}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def window(self) -> Window:
-        """The whole scene."""
+        """The window of the whole scene."""
         return Window(0, 0, self.height, self.width)
 
     @property
     def is_resampled(self) -> bool:
-        """Whether the grid is another than the file's."""
+        """Whether the grid differs from the file's grid."""
         return self.gsd_m != self.source_gsd_m
 
     @property
@@ -96,27 +97,28 @@ class Scene:
         return not self.version
 
 
-# Fields of a run's record that older runs lack.
-LATER = {f.name for f in fields(Scene) if f.default is not NO_DEFAULT and f.metadata != PLANNING}
+# Stored fields that older runs may lack.
+LATER = {f.name for f in fields(Scene) if f.default is not NO_DEFAULT and f.metadata != NOT_STORED}
 
 
 def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
-    """Read one header. `alpha` is the number of the alpha band, 0 for none; by default the file's labels say.
+    """Read the header of one file.
 
-    Raises ReadError for what is not an image, or means something else than it seems.
+    `alpha` is the number of the alpha band, 0 for none. By default it is the band that the file labels as alpha. Raises
+    ReadError if the file is not an image, or its stored values are not those that it shows.
     """
     try:
         uri.encode()
     except UnicodeEncodeError as error:
         raise ReadError(f"{uri}: its name is not UTF-8: rename it") from error
-    found, beside = stat_beside(uri)
-    if found is None:
+    status, neighbours = stat_beside(uri)
+    if status is None:
         raise ReadError(f"{uri}: no such file")
-    sidecars = choose_sidecars(uri, beside or ())
+    sidecars = choose_sidecars(uri, neighbours or ())
     with open_image(uri, sidecars=sidecars) as dataset:
         check_pixels(uri, dataset)
         if alpha is not None and alpha > dataset.count:
-            raise ReadError(f"{uri}: --alpha {alpha}: it has {dataset.count} bands")
+            raise ReadError(f"{uri}: --alpha {alpha}: it has only {dataset.count} bands")
         masks = [stat(path) for path in files_beside(uri, dataset, sidecars, MASK)]
         crs, transform = _crs_text(dataset), tuple(dataset.transform)[:6]
         gsd_m = _checked_gsd(uri, crs, transform, dataset)
@@ -124,8 +126,8 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
         return Scene(
             scene_id=scene_id,
             uri=uri,
-            size=found.size,
-            version=" ".join(each.version for each in (found, *masks) if each),
+            size=status.size,
+            version=" ".join(each.version for each in (status, *masks) if each),
             height=dataset.height,
             width=dataset.width,
             bands=color_bands(dataset, alpha),
@@ -143,25 +145,25 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
             bits=bits_per_sample(dataset),
             sidecars=sidecars,
             maybe_alpha=find_unlabelled_alpha(uri, dataset) if alpha is None else None,
-            doubts=(*find_doubts(uri, dataset, alpha), *([NOT_LISTED] if beside is None else [])),
+            doubts=(*find_doubts(uri, dataset, alpha), *([NOT_LISTED] if neighbours is None else [])),
         )
 
 
 def _crs_text(dataset: DatasetReader) -> str | None:
-    return None if not dataset.crs or dataset.transform.is_identity else _shortest_name(dataset.crs.to_wkt())
+    return None if not dataset.crs or dataset.transform.is_identity else _epsg_or_wkt(dataset.crs.to_wkt())
 
 
 @lru_cache(maxsize=64)
-def _shortest_name(wkt: str) -> str:
-    """The EPSG code of a CRS where it is exactly that, else its own text.
+def _epsg_or_wkt(wkt: str) -> str:
+    """Return the EPSG code of a CRS if it has exactly this code's definition, else its own text.
 
-    Of a CRS whose datum has no name, PROJ finds codes of countries that use its ellipsoid, some 100 m apart.
+    If the CRS's datum has no name, PROJ finds codes of countries that use its ellipsoid, some 100 m apart.
     """
     crs = CRS.from_wkt(wkt)
     code = crs.to_epsg()
     try:
         return f"EPSG:{code}" if code and CRS.from_epsg(code) == crs else wkt
-    except CRSError:  # a code that this PROJ does not know
+    except CRSError:  # this version of PROJ does not know the code
         return wkt
 
 
@@ -174,37 +176,39 @@ def _checked_gsd(uri: str, crs: str | None, transform: Transform, dataset: Datas
 
 
 def mean_gsd(crs: str | None, transform: Transform, height: int, width: int) -> float | None:
-    """Ground sampling distance in metres a pixel at the centre of a grid; None without a CRS."""
+    """Return the ground sampling distance at the centre of a grid, in metres per pixel; None without a CRS."""
     if crs is None:
         return None
     along_column, along_row = ground_size(crs, transform, height, width)
     return round(float((along_column * along_row) ** 0.5), 6)
 
 
-def choose_bands(scene: Scene, wanted: int, bands: Sequence[int] | None) -> tuple[int, ...]:
-    """The bands to read. Raises SegError where the model's number of bands doesn't follow from the file."""
+def choose_bands(scene: Scene, num_needed: int, bands: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the bands to read. Raises SegError unless the file or `bands` gives as many as the model needs."""
     count, name = len(scene.bands), scene.scene_id
-    example = ",".join(str(scene.bands[min(i, count - 1)]) for i in range(wanted)) if count else ""
-    if bands is None and count != wanted:
-        raise SegError(f"{name}: {count} bands besides alpha, the model wants {wanted}: {_way_out(scene, example)}")
-    if bands is not None and len(bands) != wanted:
-        raise SegError(f"--bands {','.join(map(str, bands))}: names {len(bands)} bands, the model wants {wanted}")
+    example = ",".join(str(scene.bands[min(i, count - 1)]) for i in range(num_needed)) if count else ""
+    if bands is None and count != num_needed:
+        raise SegError(
+            f"{name}: {count} bands besides alpha, the model needs {num_needed}: {_band_options(scene, example)}"
+        )
+    if bands is not None and len(bands) != num_needed:
+        raise SegError(f"--bands {','.join(map(str, bands))}: names {len(bands)} bands, the model needs {num_needed}")
     chosen = scene.bands if bands is None else tuple(bands)
     absent = [b for b in chosen if b not in scene.bands]
     if absent:
         raise SegError(f"{name}: no colour band {absent[0]} (it has {', '.join(map(str, scene.bands))})")
     if scene.maybe_alpha is not None and scene.maybe_alpha not in chosen:
-        raise SegError(f"{name}: {_way_out(scene, ','.join(map(str, chosen)))}")
+        raise SegError(f"{name}: {_band_options(scene, ','.join(map(str, chosen)))}")
     return chosen
 
 
-def _way_out(scene: Scene, example: str) -> str:
-    """How to say which bands to read, such as those of the example."""
+def _band_options(scene: Scene, example: str) -> str:
+    """Return how to choose the bands, with the bands in `example` as an example."""
     band = scene.maybe_alpha
     if band is None:
         return f"choose with --bands, such as --bands {example}"
     ways_out = f"--alpha {band}, or --alpha none --bands {example}"
-    return f"band {band} may be alpha, for it holds only 0 and opaque: add {ways_out}"
+    return f"band {band} may be alpha, because it holds only 0 and opaque: add {ways_out}"
 
 
 def fit_to_model(
@@ -216,19 +220,23 @@ def fit_to_model(
     scale: tuple[float, float] | None,
     resample: bool,
 ) -> Scene:
-    """The scene with the bands and on the grid that a model reads it in. Raises SegError for what can't be served."""
+    """Return the scene with the bands and the grid that a model needs.
+
+    `gsd_m` is the model's ground sampling distance in metres. `scale` holds the two values that become 0 and 255.
+    Raises SegError if the model can't segment the scene.
+    """
     chosen = choose_bands(scene, num_bands, bands)
     _check_scale(scene, scale)
     return replace(_fit_grid(scene, gsd_m, resample), bands=chosen)
 
 
 def _check_scale(scene: Scene, scale: tuple[float, float] | None) -> None:
-    """Raise SegError where the values of a scene are not 0 to 255, and are not scaled to that either."""
+    """Raise SegError if the values of a scene are not 0 to 255, and are not scaled to that range either."""
     name, dtype = scene.scene_id, np.dtype(scene.dtype)
     if scale is None and dtype != np.uint8:
         raise SegError(
             f"{name}: its pixels are {dtype}, the model was trained on uint8: "
-            "say with --scale MIN MAX which values become 0 and 255"
+            "set with --scale MIN MAX which values become 0 and 255"
         )
     if scale is None and scene.bits is not None:
         raise SegError(f"{name}: its pixels have {scene.bits} bits, not 8: add --scale 0 {2**scene.bits - 1}")
@@ -236,36 +244,39 @@ def _check_scale(scene: Scene, scale: tuple[float, float] | None) -> None:
         least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
         if scale[0] < least or scale[1] > most:
             raise SegError(
-                f"{name}: --scale {scale[0]:g} {scale[1]:g}: its pixels are {dtype}, {least} to {most}: make a run of "
-                "its own"
+                f"{name}: --scale {scale[0]:g} {scale[1]:g}: its pixels are {dtype}, {least} to {most}: segment "
+                "it in a separate run"
             )
 
 
 def compare_gsd(scene: Scene, gsd_m: float) -> tuple[float, str]:
-    """By what share the sides of a scene's pixels differ from a GSD at most, and what they measure, in words."""
+    """Compare the sides of a scene's pixels with a GSD.
+
+    Returns the larger relative difference, and the measures of a pixel as text. The scene must have a CRS.
+    """
     assert scene.crs is not None
-    high, wide = ground_size(scene.crs, scene.transform, scene.height, scene.width)
-    oblong = abs(wide / high - 1) > GSD_TOLERANCE  # a lon/lat pixel is narrower than high
-    size = f"{wide:.3g} x {high:.3g} m" if oblong else f"{scene.gsd_m:.3g} m"
-    return max(abs(high / gsd_m - 1), abs(wide / gsd_m - 1)), size
+    height_m, width_m = ground_size(scene.crs, scene.transform, scene.height, scene.width)
+    is_oblong = abs(width_m / height_m - 1) > GSD_TOLERANCE  # such as a lon/lat pixel, which is narrower than high
+    size = f"{width_m:.3g} x {height_m:.3g} m" if is_oblong else f"{scene.gsd_m:.3g} m"
+    return max(abs(height_m / gsd_m - 1), abs(width_m / gsd_m - 1)), size
 
 
 def _fit_grid(scene: Scene, gsd_m: float | None, resample: bool) -> Scene:
     if gsd_m is None or scene.gsd_m is None:
         return scene
-    off, size = compare_gsd(scene, gsd_m)
-    if resample and off > RESAMPLE_TOLERANCE:
+    difference, size = compare_gsd(scene, gsd_m)
+    if resample and difference > RESAMPLE_TOLERANCE:
         return resample_grid(scene, gsd_m)
-    if off > GSD_TOLERANCE:
+    if difference > GSD_TOLERANCE:
         raise SegError(
-            f"{scene.scene_id}: {size} a pixel, the model was trained at {gsd_m:.3g} m: "
+            f"{scene.scene_id}: {size} per pixel, the model was trained at {gsd_m:.3g} m: "
             "add --resample to segment it at the model's resolution"
         )
     return scene
 
 
 def resample_grid(scene: Scene, gsd_m: float) -> Scene:
-    """The scene on a grid of square ground pixels of `gsd_m` metres, with the same corners."""
+    """Return the scene on a grid of square pixels of `gsd_m` metres on the ground, with the same corners."""
     assert scene.crs is not None
     along_column, along_row = ground_size(scene.crs, scene.transform, scene.height, scene.width)
     height = max(1, round(scene.height * along_column / gsd_m))
@@ -278,6 +289,6 @@ def resample_grid(scene: Scene, gsd_m: float) -> Scene:
         width=width,
         transform=(a * across, b * down, c, d * across, e * down, f),
         gsd_m=gsd_m,
-        # Of oblong pixels the mean may be the same; their longer side is not.
+        # The mean of oblong pixels may equal the new GSD, but their longer side does not.
         source_gsd_m=max(along_column, along_row) if scene.gsd_m == gsd_m else scene.source_gsd_m,
     )
