@@ -852,7 +852,7 @@ def test_a_model_is_exported_beside_its_bundle(seg: Seg, tmp_path: Path, make_bu
     assert figures["bytes"] == Path(f"{bundle}.pt2").stat().st_size > 0
     Path(f"{bundle}.pt2").unlink()
     assert seg("export", "model", f"{bundle}/", "--to", "torch-export", "--json").figures["file"] == f"{bundle}.pt2"
-    refused(seg("export", "model", bundle, "--to", "torch-export"), f"{bundle}.pt2: is there already", "--out")
+    refused(seg("export", "model", bundle, "--to", "torch-export"), f"{bundle}.pt2: already exists", "--out")
     refused(seg("export", "model", tmp_path / "nowhere", "--to", "onnx"), "nowhere: no such bundle")
     refused_by_parser(seg("export", "model", bundle, "--to", "tflite"), "tflite", "onnx", "torch-export")
 

@@ -201,7 +201,7 @@ def test_a_file_that_is_there_already_is_refused_and_left_alone(
 ) -> None:
     out = tmp_path / "model"
     out.write_text("precious")
-    with pytest.raises(SegError, match=rf"^{out}: is there already: .*--out"):
+    with pytest.raises(SegError, match=rf"^{out}: already exists: .*--out"):
         export_model(make_bundle(), kind, str(out))
     assert out.read_text() == "precious"
 

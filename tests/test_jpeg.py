@@ -21,7 +21,7 @@ from aerial_seg.segmenting.stopwatch import Stopwatch
 from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import jpeg_streams as jpeg
-from seg_core.imagery.jpeg_streams import PieceCache, _without_colour, read_streams
+from seg_core.imagery.jpeg_streams import ByteRangeCache, _without_colour, read_streams
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import stage_windows
@@ -94,7 +94,7 @@ def test_a_block_of_another_size_is_a_read_error(tmp_path: Path, segmenter: Segm
     assert streams is not None
     assert other is not None
     mixed = [other.blocks[0], *streams.blocks[1:]]
-    with pytest.raises(ReadError, match="it is not of 128 x 64 px"):
+    with pytest.raises(ReadError, match="its size is not 128 x 64 px"):
         segmenter.stage_streams(streams._replace(blocks=mixed))
 
 
@@ -167,7 +167,7 @@ def test_so_is_a_very_wide_image_in_strips(tmp_path: Path, monkeypatch: pytest.M
     """Of which the blocks of a chip are many times as large as the chip."""
     scene = write_jpeg(tmp_path / "a.tif", tiled=False, blockysize=16)
     for room, served in ((WIDTH, True), (WIDTH - 1, False)):
-        monkeypatch.setattr(jpeg, "MAX_WIDTH", room)
+        monkeypatch.setattr(jpeg, "MAX_BLOCK_WIDTH", room)
         assert (read_streams(scene, Window(16, 200, 64, 64)) is not None) == served
 
 
@@ -225,28 +225,28 @@ def test_windows_beside_each_other_share_what_was_read(tmp_path: Path) -> None:
     scene = write_jpeg(tmp_path / "a.tif")
     content, path = Path(scene.uri).read_bytes(), Path(scene.uri)
     first, second, third = (0, 300), (300, 300), (600, 300)
-    kept = PieceCache(700)
+    kept = ByteRangeCache(700)
     assert kept.read(scene, [first, second]) == [content[:300], content[300:600]]
     path.write_bytes(bytes(len(content)))  # from here on, what is read is 0
     assert kept.read(scene, [second, third, first]) == [content[300:600], bytes(300), content[:300]]
-    assert (kept.size, len(kept.pieces)) == (600, 2)  # the second, first used in that call, had to go
+    assert (kept.size, len(kept.ranges)) == (600, 2)  # the second, first used in that call, had to go
     assert kept.read(scene, [second]) == [bytes(300)]
     assert kept.read(replace(scene, size=scene.size + 1), [first]) == [bytes(300)]  # another state of the file
     path.write_bytes(content)
     assert kept.read(scene, [second]) == [bytes(300)]
     assert kept.read(scene, [second], fresh=True) == [content[300:600]]
-    assert (kept.size, len(kept.pieces)) == (600, 2)
+    assert (kept.size, len(kept.ranges)) == (600, 2)
 
 
 def test_several_threads_share_what_is_kept(tmp_path: Path) -> None:
     scene = write_jpeg(tmp_path / "a.tif")
-    content, kept = Path(scene.uri).read_bytes(), PieceCache(1000)
+    content, kept = Path(scene.uri).read_bytes(), ByteRangeCache(1000)
     rng = np.random.default_rng(0)
     asked = [[(int(at), 100) for at in rng.integers(0, 20, 4) * 50] for _ in range(200)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda ranges: kept.read(scene, ranges), asked))
     assert found == [[content[at : at + size] for at, size in ranges] for ranges in asked]
-    assert kept.size == sum(map(len, kept.pieces.values())) <= 1000
+    assert kept.size == sum(map(len, kept.ranges.values())) <= 1000
 
 
 @pytest.mark.parametrize("where", ["disk", "s3"])

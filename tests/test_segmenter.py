@@ -377,8 +377,8 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
 
     monkeypatch.setattr(torch, "compile", note)
     segmenter = compiling(bundle, "auto")
-    assert segmenter.compiled.after is None  # on a CPU
-    segmenter.compiled.after = 1.0
+    assert segmenter.compiled.compile_after is None  # on a CPU
+    segmenter.compiled.compile_after = 1.0
     chips = staged(segmenter, 2)
     segmenter.start(chips, CUT).result()
     for size in segmenter.compiled.spent:

@@ -1,12 +1,13 @@
-"""The JPEG streams inside a GeoTIFF, as they are: for a decoder that is faster than GDAL's, such as a GPU's.
+"""The JPEG streams inside a GeoTIFF, without decoding, for a decoder that is faster than GDAL's, such as a GPU's.
 
     file ─▶ ┌───┬───┬───┐
             │ ┌─┼───┼─┐ │   the blocks that a chip touches are fetched whole, and not decoded;
-            ├─┼─┼───┼─┼─┤   whoever decodes them pastes them together and cuts out the chip
+            ├─┼─┼───┼─┼─┤   the decoder joins their pixels and crops the chip
             │ └─┼───┼─┘ │
             └───┴───┴───┘
 
-Each block of such a file is a JPEG image whose tables, which all blocks share, are kept apart (TIFF Technical Note 2).
+Each block of such a file is a JPEG image. The tables that all blocks share are stored apart from them (TIFF Technical
+Note 2).
 """
 
 import threading
@@ -24,53 +25,54 @@ from seg_core.imagery.scene import Scene
 from seg_core.imagery.valid import read_valid
 from seg_core.storage.files import read_ranges
 
-# px; larger or wider blocks are strips, of which a chip needs a small part.
-MAX_BLOCK, MAX_WIDTH = 2**22, 2**13
-MERGE_GAP = 2**16  # bytes between blocks that are fetched with them, rather than asked for apart
-CACHE_BYTES = 2**25  # bytes of streams that a process keeps, for what is beside the chip that they were fetched for
-START = b"\xff\xd8"  # of a JPEG stream
-# Adobe's marker says whether three components are RGB (0) or YCbCr (1); without it, decoders guess. TIFF has a tag of
-# its own for that, and what else the stream may say of it does not count.
-ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-MARK, SCAN, COLOUR_SEGMENTS = 0xFF, 0xDA, {0xE0, 0xEE}
-COLOURS = {"RGB": b"\x00", "YCbCr": b"\x01"}
+# Larger or wider blocks are strips, and a chip needs only a small part of them.
+MAX_BLOCK_PIXELS, MAX_BLOCK_WIDTH = 2**22, 2**13
+MERGE_GAP = 2**16  # bytes: blocks with a smaller gap between them are fetched in one request
+CACHE_BYTES = 2**25  # of streams that a process keeps for neighbouring chips
+START_OF_IMAGE = b"\xff\xd8"  # the marker at the beginning of a JPEG stream
+# Adobe's segment says whether three components are RGB (0) or YCbCr (1). Decoders guess without it. TIFF has a tag of
+# its own for the colour space, which overrides what the stream says.
+ADOBE_SEGMENT = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+MARKER_PREFIX, START_OF_SCAN, COLOUR_SEGMENTS = 0xFF, 0xDA, {0xE0, 0xEE}
+ADOBE_TRANSFORMS = {"RGB": b"\x00", "YCbCr": b"\x01"}
 
 
-class PieceCache:
-    """The pieces of files that were used last, up to so many bytes; for any thread."""
+class ByteRangeCache:
+    """The most recently used byte ranges of files, up to `max_bytes` in total. Any thread may use it."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.size = room, 0
-        self.pieces: OrderedDict[tuple[Scene, tuple[int, int]], bytes] = OrderedDict()
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.size = max_bytes, 0
+        self.ranges: OrderedDict[tuple[Scene, tuple[int, int]], bytes] = OrderedDict()
         self.lock = threading.Lock()
 
     def read(self, scene: Scene, ranges: Sequence[tuple[int, int]], fresh: bool = False) -> list[bytes]:
-        """Pieces of a scene's file, each by its offset and size; those that are kept are not fetched, unless `fresh`.
+        """Return byte ranges of a scene's file, each given by its offset and size.
 
-        Raises what `seg_core.storage.files.read_ranges` does.
+        Cached ranges are not fetched again, unless `fresh`. Raises the errors of `seg_core.storage.files.read_ranges`.
         """
         with self.lock:
-            found = {} if fresh else {at: self.pieces[scene, at] for at in ranges if (scene, at) in self.pieces}
-        missing = [at for at in ranges if at not in found]
+            found = {} if fresh else {part: self.ranges[scene, part] for part in ranges if (scene, part) in self.ranges}
+        missing = [part for part in ranges if part not in found]
         if missing:
             found |= zip(missing, read_ranges(scene.uri, missing, MERGE_GAP), strict=True)
         with self.lock:
-            for at, piece in found.items():
-                self.size += len(piece) - len(self.pieces.pop((scene, at), b""))
-                self.pieces[scene, at] = piece
-            while self.size > self.room:
-                self.size -= len(self.pieces.popitem(last=False)[1])
-        return [found[at] for at in ranges]
+            for part, content in found.items():
+                self.size += len(content) - len(self.ranges.pop((scene, part), b""))
+                self.ranges[scene, part] = content
+            while self.size > self.max_bytes:
+                self.size -= len(self.ranges.popitem(last=False)[1])
+        return [found[part] for part in ranges]
 
 
-_cache = PieceCache(CACHE_BYTES)
+_cache = ByteRangeCache(CACHE_BYTES)
 
 
 def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams | None:
-    """What `seg_core.imagery.raster.read_chip` would decode for a window; None of a file that it takes GDAL to read.
+    """Read the JPEG blocks of a window; None if only GDAL can read the file.
 
-    Served are GeoTIFFs of one or three bands of 8 bits, pixel by pixel, with or without an internal mask; those whose
-    three are stored as RGB unless `rgb` is off. Raises ReadError where the file can't be read, but for its streams.
+    Supported are GeoTIFFs of one or three 8-bit bands, interleaved by pixel, with or without an internal mask. Files
+    that store RGB without conversion to YCbCr are supported only with `rgb`. Raises ReadError if the file can't be
+    read. Errors within the streams are left to the decoder.
     """
     if scene.is_resampled or scene.inverted or scene.nodata is not None or scene.nodata_color is not None:
         return None
@@ -80,19 +82,19 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams 
 def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegStreams | None:
     box, rows, cols = reflect_window(window, scene.height, scene.width)
     with open_scene(scene, scene, fresh) as dataset:
-        if not _is_served(dataset, rgb):
+        if not _is_supported(dataset, rgb):
             return None
         valid = read_valid(dataset, box, scene)
         height, width = dataset.block_shapes[0]
         top, left = box.row_off // height * height, box.col_off // width * width
-        found = list(_find_blocks(dataset, box)) if valid.any() else []
-        head, components = _head(dataset), dataset.count
-    content = _cache.read(scene, [at for _, at in found], fresh)
-    if not all(stream.startswith(START) for stream in content):
-        return None  # GDAL says what is wrong with it
+        blocks = list(_find_blocks(dataset, box)) if valid.any() else []
+        head, components = _stream_head(dataset), dataset.count
+    streams = _cache.read(scene, [byte_range for _, byte_range in blocks], fresh)
+    if not all(stream.startswith(START_OF_IMAGE) for stream in streams):
+        return None  # GDAL reports what is wrong with the file
     return JpegStreams(
-        blocks=[np.frombuffer(bytearray().join([head, *_without_colour(stream)]), np.uint8) for stream in content],
-        places=[(row * height - top, col * width - left) for (row, col), _ in found],
+        blocks=[np.frombuffer(bytearray().join([head, *_without_colour(stream)]), np.uint8) for stream in streams],
+        places=[(row * height - top, col * width - left) for (row, col), _ in blocks],
         block=(height, width),
         canvas=(box.bottom - top, box.right - left),
         components=components,
@@ -103,7 +105,7 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegS
     )
 
 
-def _is_served(dataset: DatasetReader, rgb: bool) -> bool:
+def _is_supported(dataset: DatasetReader, rgb: bool) -> bool:
     height, width = dataset.block_shapes[0]
     flags = {flag for band in dataset.mask_flag_enums for flag in band}
     return (
@@ -115,41 +117,41 @@ def _is_served(dataset: DatasetReader, rgb: bool) -> bool:
             dataset.count == 1
             or (dataset.interleaving == Interleaving.pixel and (rgb or _colour_space(dataset) != "RGB"))
         )
-        and _colour_space(dataset) in COLOURS
-        and height * width <= MAX_BLOCK
-        and width <= MAX_WIDTH
-        and (height % 8 == 0 or height == dataset.height)  # else GDAL shows the rows of a strip as blocks
+        and _colour_space(dataset) in ADOBE_TRANSFORMS
+        and height * width <= MAX_BLOCK_PIXELS
+        and width <= MAX_BLOCK_WIDTH
+        and (height % 8 == 0 or height == dataset.height)  # else GDAL reports the rows of a strip as blocks
         and flags <= {MaskFlags.all_valid, MaskFlags.per_dataset}
     )
 
 
 def _colour_space(dataset: DatasetReader) -> str:
-    """What the components of a block are; RGB where GDAL names nothing else."""
+    """Return the colour space of a block's components, which is RGB unless GDAL names another."""
     return str(dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE", "RGB"))
 
 
-def _head(dataset: DatasetReader) -> bytes:
-    """What a block's stream lacks at its beginning to be an image of its own."""
+def _stream_head(dataset: DatasetReader) -> bytes:
+    """Return the beginning that a block's stream lacks to be a JPEG image: start marker, colour space and tables."""
     tables = bytes.fromhex(dataset.get_tag_item("JPEGTABLES", "TIFF", bidx=1) or "")
-    colour = ADOBE + COLOURS[_colour_space(dataset)] if dataset.count == 3 else b""
-    return b"".join([START, colour, *_without_colour(tables[:-2])])  # without the mark of their end
+    colour = ADOBE_SEGMENT + ADOBE_TRANSFORMS[_colour_space(dataset)] if dataset.count == 3 else b""
+    return b"".join([START_OF_IMAGE, colour, *_without_colour(tables[:-2])])  # the last 2 bytes are the end marker
 
 
 def _without_colour(stream: bytes) -> list[memoryview]:
-    """A stream without the mark of its beginning, and without JFIF's and Adobe's segments before its first scan."""
-    kept, whole, at = [], memoryview(stream), len(START)
-    while at + 4 <= len(stream) and stream[at] == MARK and stream[at + 1] != SCAN:
-        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        if stream[at + 1] not in COLOUR_SEGMENTS:
-            kept.append(whole[at:end])
-        at = end
-    return [*kept, whole[at:]]
+    """Return a stream without its start marker, and without JFIF's and Adobe's segments before its first scan."""
+    kept, content, start = [], memoryview(stream), len(START_OF_IMAGE)
+    while start + 4 <= len(stream) and stream[start] == MARKER_PREFIX and stream[start + 1] != START_OF_SCAN:
+        end = start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big")
+        if stream[start + 1] not in COLOUR_SEGMENTS:
+            kept.append(content[start:end])
+        start = end
+    return [*kept, content[start:]]
 
 
 def _find_blocks(dataset: DatasetReader, box: Window) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Row and column of each block that the box touches, and where in the file it is: offset and size.
+    """Yield the row and column of each block that the box touches, and its offset and size in the file.
 
-    Those that a sparse file leaves out are not among them: no pixel of theirs is valid.
+    Blocks that a sparse file leaves out are skipped: none of their pixels is valid.
     """
     height, width = dataset.block_shapes[0]
     for row in range(box.row_off // height, -(-box.bottom // height)):

@@ -1,12 +1,12 @@
-"""A bundle as one file for other programs: ONNX, or torch's own exported program.
+"""A bundle as one file for other programs: ONNX, or torch's exported program.
 
-Both take the imagery as it is and hold all that the bundle knows of it, so that who runs them restates nothing:
+Both take unnormalised imagery and contain everything that the bundle specifies:
 
     pixels  uint8   (n, bands, height, width)
     valid   bool    (n, height, width)           ─▶   probability  float32 (n, height, width)
 
-Heights and widths are multiples of the stride (torch's program: at least two strides, for torch.export takes a size of
-one for a constant). `model.json` travels inside: as ONNX metadata, or as an extra file.
+Heights and widths are multiples of the stride. In torch's program they are at least two strides, because torch.export
+treats a size of one as a constant. `model.json` is inside the file, as ONNX metadata or as an extra file.
 """
 
 import json
@@ -28,8 +28,8 @@ from seg_core.storage.files import PARTIAL, make_folder
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # by kind
 
 
-class _Whole(nn.Module):
-    """A network with what stands before and behind it."""
+class _ProbabilityNetwork(nn.Module):
+    """A network with the bundle's normalisation before it, and the probability of building after it."""
 
     def __init__(self, network: nn.Module, bundle: Bundle) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class _Whole(nn.Module):
 
 
 def export_model(path: str, kind: str, out: str) -> Bundle:
-    """Write the bundle at `path` as the file `out`, of a kind in SUFFIXES.
+    """Write the bundle at `path` to the file `out`, of a kind in SUFFIXES, and return it.
 
-    Raises SegError where something is there already, or the packages that ONNX needs are not installed.
+    Raises SegError if `out` exists, or the packages that ONNX needs are not installed.
     """
     if os.path.exists(out):
-        raise SegError(f"{out}: is there already: choose another name with --out")
+        raise SegError(f"{out}: already exists: choose another name with --out")
     if kind == "onnx":
         _check_onnx()
     bundle = read_bundle(path)
-    program = _program(load_model(bundle, read_weights(path, bundle)), bundle)
+    program = _export_program(load_model(bundle, read_weights(path, bundle)), bundle)
     make_folder(os.path.dirname(out))
     partial = Path(out).with_name(f"{PARTIAL}{uuid.uuid4().hex}{SUFFIXES[kind]}")
     header = json.dumps(describe(bundle))
@@ -69,23 +69,23 @@ def export_model(path: str, kind: str, out: str) -> Bundle:
     return bundle
 
 
-def _program(network: nn.Module, bundle: Bundle) -> ExportedProgram:
+def _export_program(network: nn.Module, bundle: Bundle) -> ExportedProgram:
     side = 8 * bundle.stride
-    sample = (torch.zeros(2, bundle.bands, side, side + bundle.stride, dtype=torch.uint8),)
+    pixels = torch.zeros(2, bundle.bands, side, side + bundle.stride, dtype=torch.uint8)
+    valid = torch.ones(2, side, side + bundle.stride, dtype=torch.bool)
     number, rows, cols = Dim("n", min=1), Dim("rows", min=2), Dim("cols", min=2)
     height, width = bundle.stride * rows, bundle.stride * cols
     shapes: dict[str, Any] = {
         "pixels": {0: number, 2: height, 3: width},
         "valid": {0: number, 1: height, 2: width},
     }
-    inputs = (*sample, torch.ones(2, side, side + bundle.stride, dtype=torch.bool))
-    return torch.export.export(_Whole(network, bundle).eval(), inputs, dynamic_shapes=shapes)
+    return torch.export.export(_ProbabilityNetwork(network, bundle).eval(), (pixels, valid), dynamic_shapes=shapes)
 
 
 def _check_onnx() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401 - torch's exporter asks for it late
+        import onnxscript  # noqa: F401 - torch's exporter imports it late
     except ImportError as error:
         raise SegError(f"--to onnx: {error.name} is not installed: pip install 'aerial-seg[onnx]'") from error
 

@@ -22,7 +22,7 @@ from seg_core.chips import JpegStreams, WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights
 from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, batch
-from seg_core.model.jpeg_decoder import AT_ONCE, Decoder
+from seg_core.model.jpeg_decoder import MAX_CHIPS, Decoder
 from seg_core.model.networks import build_model, check_sizes, class_probability, fold_batchnorm, normalise
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
@@ -230,7 +230,7 @@ class Segmenter:
     @property
     def decodes_together(self) -> int:
         """How many chips a GPU's JPEG engine takes at once; 0 on a CPU, where each thread decodes its own."""
-        return AT_ONCE if self.on_gpu else 0
+        return MAX_CHIPS if self.on_gpu else 0
 
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
