@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]  # `(bands, height, width)`
 Valid = NDArray[np.bool_]  # `(height, width)`
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
-NewPixels = Callable[[tuple[int, ...]], Pixels]
+AllocatePixels = Callable[[tuple[int, ...]], Pixels]
 
 
-def new_pixels(shape: tuple[int, ...]) -> Pixels:
+def allocate_pixels(shape: tuple[int, ...]) -> Pixels:
     """Allocate memory for the pixels of a chip: `uint8` of the given shape."""
     return np.empty(shape, np.uint8)
 
@@ -22,9 +22,9 @@ class JpegStreams(NamedTuple):
     """A chip before decoding: the JPEG blocks that it touches, and how to join them and crop the result."""
 
     blocks: list[NDArray[np.uint8]]  # one JPEG image each
-    places: list[tuple[int, int]]  # row and column of each block's first corner on the canvas
-    block: tuple[int, int]  # height and width of a block
-    canvas: tuple[int, int]  # height and width of the blocks together
+    block_offsets: list[tuple[int, int]]  # row and column of each block's first corner on the canvas
+    block_shape: tuple[int, int]  # height and width of a block
+    canvas_shape: tuple[int, int]  # height and width of the blocks together
     components: int  # colour components of a block: 1 or 3
     bands: tuple[int, ...]  # the components that make the chip's bands, counted from 0
     rows: NDArray[np.intp]  # the canvas's rows that make the chip, reflected beyond the scene

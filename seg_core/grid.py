@@ -80,7 +80,7 @@ class Window(NamedTuple):
         return slice(top, top + self.height), slice(left, left + self.width)
 
 
-def overlap(one: Window, other: Window) -> bool:
+def intersects(one: Window, other: Window) -> bool:
     """Whether two windows have at least one pixel in common."""
     common = intersection(one, other)
     return common.height > 0 and common.width > 0
@@ -176,7 +176,7 @@ def expand_reflection(
 
     The result is written to `out`, `(..., len(rows), len(cols))`, if it is given. Without `out`, the image itself is
     returned if `rows` and `cols` are all of it, in order. Pixels that are not reflected are copied in one step: taking
-    them one by one would cost as much as decoding them. An image that already is `inside(out)` is not copied.
+    them one by one would cost as much as decoding them. An image that already is `unreflected_view(out)` is not copied.
     """
     if out is None:
         if np.array_equal(rows, np.arange(image.shape[-2])) and np.array_equal(cols, np.arange(image.shape[-1])):
@@ -205,7 +205,7 @@ def _take(image: NDArray[T], indices: NDArray[np.intp], axis: int) -> NDArray[T]
     return taken
 
 
-def inside(chip: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T] | None:
+def unreflected_view(chip: NDArray[T], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[T] | None:
     """Return the view of a chip `(..., height, width)` that holds the image's own pixels, without the reflected ones.
 
     `rows` and `cols` are those of `reflect_window`. Returns None if the chip does not hold that whole image in one

@@ -36,7 +36,7 @@ from aerial_seg.cli.main import main
 from aerial_seg.segmenting import reading
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import ReadError, SegError
-from seg_core.grid import Window, chip_window, overlap, reflect_window, split
+from seg_core.grid import Window, chip_window, intersects, reflect_window, split
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import find_images, read_region
@@ -189,7 +189,7 @@ def test_a_damaged_block_fails_the_tiles_that_touch_it_however_the_scene_is_cut(
         tile.origin: reflect_window(chip_window(tile, 24, 1), 768, 768)[0]
         for tile in split(Window(0, 0, 768, 768), 128)
     }
-    assert failed == {at for at, chip in chips.items() if overlap(chip, Window(0, 0, 256, 256))}
+    assert failed == {at for at, chip in chips.items() if intersects(chip, Window(0, 0, 256, 256))}
     assert 0 < len(failed) < len(chips)
     assert verify(run).ok
     assert recheck(run, 1, "cpu") == Recheck(num_same=1)

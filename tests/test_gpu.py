@@ -124,7 +124,7 @@ def test_chips_are_read_into_memory_that_it_fetches_itself_and_is_not_given_away
     segmenter, found = Segmenter(BUILT_IN, DEVICE), []
     for number in range(64):
         pixels, valid = chips[number % 3]
-        memory = segmenter.new_pixels(pixels.shape)
+        memory = segmenter.allocate_pixels(pixels.shape)
         assert torch.from_numpy(memory).is_pinned()
         memory[...] = pixels
         if segmenter.copies is not None:  # else it would be done before the host could be

@@ -10,12 +10,12 @@ from seg_core.grid import (
     bounding_window,
     chip_window,
     expand_reflection,
-    inside,
     num_splits,
     reflect,
     reflect_window,
     round_up,
     split,
+    unreflected_view,
 )
 
 seeded = settings(derandomize=True, deadline=None, max_examples=100)
@@ -198,7 +198,7 @@ def test_a_window_unfolds_around_what_was_read_into_its_place(
     box, down, across = reflect_window(Window(top, left, rows, cols), height, width)
     read = image[:, *box.slices(Window(0, 0, height, width))]
     found = np.full((2, rows, cols), -1)
-    place = inside(found, down, across)
+    place = unreflected_view(found, down, across)
     if place is not None:
         place[...] = read
         read = place

@@ -132,7 +132,7 @@ def test_blocks_that_a_sparse_file_leaves_out_are_zero(tmp_path: Path, segmenter
     scene = read_scene(str(path), "a.tif")
     streams = read_streams(scene, WINDOWS[0])
     assert streams is not None
-    assert streams.places == [(64, 128)]
+    assert streams.block_offsets == [(64, 128)]
     pixels, _ = decode(segmenter, scene, WINDOWS[0])
     assert np.abs(pixels.astype(int) - read_chip(scene, WINDOWS[0])[0]).max() <= 1
 

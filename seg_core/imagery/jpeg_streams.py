@@ -94,9 +94,9 @@ def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegS
         return None  # GDAL reports what is wrong with the file
     return JpegStreams(
         blocks=[np.frombuffer(bytearray().join([head, *_without_colour(stream)]), np.uint8) for stream in streams],
-        places=[(row * height - top, col * width - left) for (row, col), _ in blocks],
-        block=(height, width),
-        canvas=(box.bottom - top, box.right - left),
+        block_offsets=[(row * height - top, col * width - left) for (row, col), _ in blocks],
+        block_shape=(height, width),
+        canvas_shape=(box.bottom - top, box.right - left),
         components=components,
         bands=tuple(band - 1 for band in scene.bands),
         rows=rows + (box.row_off - top),

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seg_core.chips import NewPixels, Pixels, Valid, new_pixels
+from seg_core.chips import AllocatePixels, Pixels, Valid, allocate_pixels
 from seg_core.grid import (
     Window,
     bounding_window,
     expand_reflected_mask,
     expand_reflection,
     intersection,
-    overlap,
+    intersects,
     reflect_window,
     translated,
 )
@@ -108,7 +108,7 @@ def read_image(
     pieces: Sequence[Scene],
     window: Window,
     scale: tuple[float, float] | None = None,
-    new: NewPixels = new_pixels,
+    new: AllocatePixels = allocate_pixels,
 ) -> tuple[Pixels, Valid]:
     """Read a window of a scene, or of a mosaic if it has pieces.
 
@@ -125,7 +125,7 @@ def read_image(
         frame = place(piece, image)
         common = intersection(frame, box)
         target = common.slices(box)
-        if not overlap(frame, box) or valid[target].all():
+        if not intersects(frame, box) or valid[target].all():
             continue
         if image.is_resampled:
             piece_pixels, piece_valid = read_chip(piece, common, scale, grid=image)

@@ -13,17 +13,17 @@ from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.warp import reproject
 
-from seg_core.chips import NewPixels, Pixels, Valid, new_pixels
+from seg_core.chips import AllocatePixels, Pixels, Valid, allocate_pixels
 from seg_core.errors import ReadError, StoreUnavailableError
 from seg_core.grid import (
     Window,
     align,
     expand_reflected_mask,
     expand_reflection,
-    inside,
     intersection,
     reflect_window,
     split,
+    unreflected_view,
 )
 from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
 from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position
@@ -45,7 +45,7 @@ def read_chip(
     window: Window,
     scale: tuple[float, float] | None = None,
     grid: Scene | None = None,
-    new: NewPixels = new_pixels,
+    new: AllocatePixels = allocate_pixels,
 ) -> tuple[Pixels, Valid]:
     """Read a window, which may reach beyond the scene: there the scene is continued by reflection.
 
@@ -73,12 +73,12 @@ def ask_again(read: Callable[[bool], T]) -> T:
 
 
 def _read_chip(
-    scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: NewPixels, fresh: bool
+    scene: Scene, grid: Scene, window: Window, scale: tuple[float, float] | None, new: AllocatePixels, fresh: bool
 ) -> tuple[Pixels, Valid]:
     box, rows, cols = reflect_window(window, grid.height, grid.width)
     with open_scene(scene, grid, fresh) as dataset:
         chip = new((len(scene.bands), len(rows), len(cols)))
-        into = inside(chip, rows, cols)
+        into = unreflected_view(chip, rows, cols)
         raw, valid = _read(dataset, box, scene, grid, into if scale is None and scene.dtype == "uint8" else None)
     pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale, into)
     return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)

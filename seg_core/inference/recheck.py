@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seg_core.errors import ReadError, SegError
-from seg_core.grid import Window, overlap, split
+from seg_core.grid import Window, intersects, split
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import infer_window, may_be_in_places
 from seg_core.model.bundle import BUILT_IN, read_bundle
@@ -82,7 +82,7 @@ def _recheck_window(
     """Return one line per difference, and the reason if not all tiles of the window could be compared, or else None."""
     rows, unread = _segment_again(part, window, settings, segmenter)
     done = [Window.from_row(row) for row in stored if row["status"] == "done"]
-    reason = next((str(error) for place, error in unread if any(overlap(tile, place) for tile in done)), None)
+    reason = next((str(error) for place, error in unread if any(intersects(tile, place) for tile in done)), None)
     differing = _differences(part, rows, stored, rounded)
     # The version of a scene that has moved is that of its old file, so the new file can't be compared with it.
     comparable = (part.sources or (part.scene,)) if differing and not part.planned else ()

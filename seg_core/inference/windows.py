@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seg_core.chips import JpegStreams, NewPixels, new_pixels
+from seg_core.chips import AllocatePixels, JpegStreams, allocate_pixels
 from seg_core.errors import ReadError
 from seg_core.grid import Window, bounding_window, chip_window, intersection, round_up, split
 from seg_core.imagery.jpeg_streams import read_streams
@@ -27,7 +27,7 @@ BORDER_STRIP = 32  # px on this side of a border that are looked at
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
-def read_pixels(part: Part, chip: Window, settings: Settings, new: NewPixels = new_pixels) -> Chip:
+def read_pixels(part: Part, chip: Window, settings: Settings, new: AllocatePixels = allocate_pixels) -> Chip:
     """The pixels of a chip, in `new` memory, and which hold data. Raises ReadError."""
     return read_image(part.scene, part.sources, chip, settings.scale, new)
 
@@ -50,7 +50,7 @@ def stage_windows(
         within.enter_context(turn())
         streams = _read_streams(block.part, whole, settings, segmenter)
         if streams is None:
-            staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.new_pixels))
+            staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.allocate_pixels))
         else:
             if segmenter.on_gpu:
                 within.close()
@@ -63,7 +63,7 @@ def stage_windows(
                     raise
                 if segmenter.on_gpu:
                     within.enter_context(turn())
-                staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.new_pixels))
+                staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.allocate_pixels))
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 

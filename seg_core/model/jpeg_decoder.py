@@ -92,14 +92,14 @@ class Decoder:
 
     def _join(self, chip: JpegStreams, images: Sequence[Tensor]) -> Tensor:
         """Join blocks to the chip's pixels, `uint8 (bands, h, w)`. Missing blocks are 0."""
-        (height, width), by_place = chip.block, dict(zip(chip.places, images, strict=True))
-        down, across = (-(-canvas // block) for canvas, block in zip(chip.canvas, chip.block, strict=True))
+        (height, width), by_place = chip.block_shape, dict(zip(chip.block_offsets, images, strict=True))
+        down, across = (-(-canvas // block) for canvas, block in zip(chip.canvas_shape, chip.block_shape, strict=True))
         missing = torch.zeros(chip.components, height, width, dtype=torch.uint8, device=self.device)
         blocks = []
         for place in product(range(0, down * height, height), range(0, across * width, width)):
             block = by_place.get(place, missing)
             block_height = block.shape[1]
-            if not min(height, chip.canvas[0] - place[0]) <= block_height <= height or block.shape[2] != width:
+            if not min(height, chip.canvas_shape[0] - place[0]) <= block_height <= height or block.shape[2] != width:
                 raise ReadError(f"a block can't be decoded: its size is not {width} x {height} px")
             # The last strip of a file may be cut short.
             blocks.append(block if block_height == height else F.pad(block, (0, 0, 0, height - block_height)))

@@ -155,7 +155,7 @@ class Segmenter:
             raise JobError(NO_NUMBER)
         return np.asarray(found)
 
-    def new_pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def allocate_pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Memory for the pixels of a chip, out of which a GPU fetches them itself; for any thread.
 
         It may be let go as soon as they are staged: torch does not give it away before the GPU is done with it.

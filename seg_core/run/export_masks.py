@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grid import Window, intersection, overlap
+from seg_core.grid import Window, intersection, intersects
 from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.scene import Scene
@@ -72,7 +72,7 @@ def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[
     wanted = image.window if window is None else window
     check_within(wanted, image)
     mask = np.full((wanted.height, wanted.width), MISSING, np.uint8)
-    parts = [part for part in plan.parts() if part.scene.scene_id == scene_id and overlap(part.window, wanted)]
+    parts = [part for part in plan.parts() if part.scene.scene_id == scene_id and intersects(part.window, wanted)]
     for tile, pixels in _read_tiles(run, parts, published, plan.settings.scale, wanted):
         common = intersection(tile, wanted)
         mask[common.slices(wanted)] = pixels[common.slices(tile)]
@@ -97,7 +97,7 @@ def _read_tiles(
         path = part_path(run, part.key)
         for row in read_part(path, COLUMNS) if path in published else ():
             tile = Window.from_row(row)
-            if row["status"] == "done" and row["valid_px"] and (wanted is None or overlap(tile, wanted)):
+            if row["status"] == "done" and row["valid_px"] and (wanted is None or intersects(tile, wanted)):
                 yield tile, _pixels(row, part, scale)
 
 

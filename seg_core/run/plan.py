@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from seg_core.errors import SegError
-from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, num_splits, overlap, split
+from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, intersects, num_splits, split
 from seg_core.imagery.mosaic import make_mosaic, place
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
@@ -184,7 +184,7 @@ class Plan:
             around = intersection(buffered(at, reach), whole.window)
             for window in split(align(around, size, whole.window), size):
                 near[window].append(scene)
-                if overlap(window, at):
+                if intersects(window, at):
                     held.add(window)
         return {window: tuple(near[window]) for window in held}
 
