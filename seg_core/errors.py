@@ -21,7 +21,7 @@ class ReadError(SegError):
     """The pixels of a planned window can't be read."""
 
     attempts = 1  # number of times that the read was tried
-    in_places = False  # whether the file was opened, so that other pixels of it may be readable
+    is_partial = False  # whether the file was opened, so that other pixels of it may be readable
 
 
 class CorruptFileError(SegError):

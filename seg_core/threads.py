@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
-READERS = 32  # threads that read files: an object store's latency costs more than its transfer
+NUM_FILE_THREADS = 32  # threads that read files: an object store's latency costs more than its transfer
 # Number of files after which threads are replaced: Arrow's memory for a thread grows with each footer that it reads.
 FILES_PER_POOL = 1000
 
@@ -31,7 +31,7 @@ def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], dep
             future.cancel()
 
 
-def for_each(function: Callable[[T], R], items: Iterable[T], threads: int | None = READERS) -> Iterator[R]:
+def for_each(function: Callable[[T], R], items: Iterable[T], threads: int | None = NUM_FILE_THREADS) -> Iterator[R]:
     """Yield `map(function, items)`, computed in threads, for a function that reads a Parquet file.
 
     Memory does not grow with the number of items.

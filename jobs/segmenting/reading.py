@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from seg_core.errors import ReadError, StoreUnavailableError
-from seg_core.inference.windows import may_be_in_places, stage_windows
+from seg_core.inference.windows import may_be_partial, stage_windows
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import Failure, PartialFailure
 from seg_core.run.sizing import chip_memory, choose_read_blocks, enough_readers, gpu_share
@@ -79,7 +79,7 @@ class WindowReader:
             chips = stage_windows(block, self.settings, self.segmenter, partial(self.turn, len(block.windows)))
             return [LoadedWindow(*each) for each in zip(block.tasks, chips, strict=True)]
         except ReadError as error:
-            kind = PartialFailure if may_be_in_places(error, self.settings) else Failure
+            kind = PartialFailure if may_be_partial(error, self.settings) else Failure
             failure = kind(type(error).__name__, str(error), error.attempts)
             # A mosaic's windows may be in other files.
             concerns_all = isinstance(error, StoreUnavailableError) and not block.part.sources

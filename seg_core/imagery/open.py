@@ -109,7 +109,7 @@ def open_image(
             except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
                 found = _read_error(uri, error, _damaged_block(uri, dataset, error))
                 tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
-                found.in_places = opened and tiled and not isinstance(found, StoreUnavailableError)
+                found.is_partial = opened and tiled and not isinstance(found, StoreUnavailableError)
                 raise found from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, intersects, split
 from seg_core.imagery.scene import Scene, read_scene
-from seg_core.inference.windows import infer_window, may_be_in_places
+from seg_core.inference.windows import infer_window, may_be_partial
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
@@ -108,7 +108,7 @@ def _segment_again(
         return list(tile_rows(part.scene, window, settings.tile_size, result.figures)), []
     except ReadError as error:
         tiles = list(split(window, settings.tile_size))
-        if len(tiles) == 1 or not may_be_in_places(error, settings):
+        if len(tiles) == 1 or not may_be_partial(error, settings):
             return [], [(window, error)]
     results = [_segment_again(part, tile, settings, segmenter) for tile in tiles]
     return [row for rows, _ in results for row in rows], [each for _, unread in results for each in unread]

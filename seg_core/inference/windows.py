@@ -74,9 +74,9 @@ def _read_streams(part: Part, chip: Window, settings: Settings, segmenter: "Segm
     return read_streams(part.scene, chip, segmenter.decodes_rgb)
 
 
-def may_be_in_places(error: ReadError, settings: Settings) -> bool:
+def may_be_partial(error: ReadError, settings: Settings) -> bool:
     """Whether smaller windows of one that can't be read may well be readable, and have the rows that it would have."""
-    return error.in_places and not settings.context_exceeds_halo
+    return error.is_partial and not settings.context_exceeds_halo
 
 
 def start_windows(

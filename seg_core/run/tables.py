@@ -21,7 +21,7 @@ from seg_core.run.parquet import advised, named_columns, read_file, read_table
 from seg_core.run.rows import Row
 from seg_core.run.schema import GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.storage.files import filesystem, published, stat
-from seg_core.threads import READERS, for_each
+from seg_core.threads import NUM_FILE_THREADS, for_each
 
 VERSION = b"scene_version"  # of a part's metadata
 REWRITE_ADVICE = "the seg segment command of the run rewrites it"
@@ -61,7 +61,7 @@ def read_states(paths: Sequence[str]) -> dict[str, State]:
     It costs the footer, and the statistics of the status column in it. Raises SegError where one can't be read or a
     newer version wrote it.
     """
-    return dict(zip(paths, for_each_isolated(_read_state, lambda _: None, paths, READERS), strict=True))
+    return dict(zip(paths, for_each_isolated(_read_state, lambda _: None, paths, NUM_FILE_THREADS), strict=True))
 
 
 def _read_state(path: str) -> State:
