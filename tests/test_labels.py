@@ -270,11 +270,11 @@ def test_without_a_crs_transforms_that_agree_are_enough(make_scene: MakeScene) -
 
 def test_a_warped_label_must_hold_data_for_a_valid_pixel(make_scene: MakeScene) -> None:
     label = open_label(make_scene("label.tif", HEIGHT, WIDTH, transform=moved(5, 0)), scene_of(make_scene), [0, 1])
-    label.check_use(num_valid=7, num_labelled=1)
-    label.check_use(num_valid=0, num_labelled=0)
+    label.check_labelled(num_valid=7, num_labelled=1)
+    label.check_labelled(num_valid=0, num_labelled=0)
     with pytest.raises(SegError, match=r"label\.tif: this label holds no data where its image, .*image\.tif, does: "):
-        label.check_use(num_valid=7, num_labelled=0)
-    replace(label, warped=False).check_use(num_valid=7, num_labelled=0)  # it leaves its whole image out, and may
+        label.check_labelled(num_valid=7, num_labelled=0)
+    replace(label, warped=False).check_labelled(num_valid=7, num_labelled=0)  # it leaves its whole image out, and may
 
 
 # Messages

@@ -13,7 +13,7 @@ from seg_command import SMALL, Json, seg
 
 from seg_core.grid import Window
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.mosaic import make_mosaic, place, read_image
+from seg_core.imagery.mosaic import make_mosaic, place_on_grid, read_image
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
@@ -123,7 +123,9 @@ def test_an_overlap_belongs_to_the_first_that_holds_data(make_scene: MakeScene, 
     assert (whole.height, whole.width, refused) == (70, 60, [])
     assert [scene.is_mosaic for scene in (whole, *pieces)] == [True, False, False]
     assert whole.transform == moved(20, 0)
-    assert [place(piece, whole).row_off for piece in pieces] == [20 * ["one", "two"].index(name) for name in order]
+    assert [place_on_grid(piece, whole).row_off for piece in pieces] == [
+        20 * ["one", "two"].index(name) for name in order
+    ]
     pixels, valid = read_image(whole, pieces, whole.window)
     assert valid.all(axis=1).tolist() == [False] * 10 + [True] * 60
     assert pixels[0, 10:, 0].tolist() == [1] * 20 + [value] * 20 + [2] * 20 if value == 2 else [1] * 40 + [2] * 20

@@ -18,7 +18,7 @@ from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, split
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import LATER, read_scene
+from seg_core.imagery.scene import ADDED_FIELDS, read_scene
 from seg_core.model.bundle import Bundle, read_bundle
 from seg_core.run.plan import (
     Part,
@@ -552,7 +552,7 @@ def test_a_run_from_before_scenes_had_a_column_goes_on(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path)
     path = scenes_path(run)
     table = pq.read_table(path)
-    pq.write_table(table.select([name for name in table.schema.names if name not in LATER]), path)
+    pq.write_table(table.select([name for name in table.schema.names if name not in ADDED_FIELDS]), path)
     assert read_scenes(run) == list(plan.scenes)
     assert read_plan(run).fingerprint == plan.fingerprint
     assert parts_to_do(run, plan) == []

@@ -15,7 +15,7 @@ from pyproj import Geod, Transformer
 
 from seg_core.errors import ReadError, SegError
 from seg_core.imagery.georef import Transform
-from seg_core.imagery.region import Found, find_images, read_region
+from seg_core.imagery.region import FoundImages, find_images, read_region
 from seg_core.imagery.scene import Scene, choose_bands, fit_to_model, read_scene
 
 WGS84 = Geod(ellps="WGS84")
@@ -373,7 +373,7 @@ def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Pat
 
 def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
-    monkeypatch.setattr("seg_core.imagery.region._find", lambda *_: Found(uris, searched=True))
+    monkeypatch.setattr("seg_core.imagery.region._find", lambda *_: FoundImages(uris, searched=True))
     monkeypatch.setattr(
         "seg_core.imagery.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name)
     )

@@ -42,7 +42,7 @@ class AlignedLabel:
     image: Scene
     warped: bool = False
     off_px: float = 0.0  # largest offset in rows or columns if it were matched by row and column
-    finer: float = 1.0  # number of its pixels along one pixel of the image
+    label_pixels_per_pixel: float = 1.0  # number of its pixels along one pixel of the image
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Read the label for a window of its image.
@@ -55,7 +55,7 @@ class AlignedLabel:
             return read_chip(self.file, window)
         pixels = np.zeros((len(self.file.bands), window.height, window.width), np.uint8)
         labelled = np.zeros((window.height, window.width), np.bool_)
-        for block in split(window, max(1, int(BLOCK / max(1.0, self.finer)))):
+        for block in split(window, max(1, int(BLOCK / max(1.0, self.label_pixels_per_pixel)))):
             target = block.slices(window)
             pixels[:, *target], labelled[target] = self._warp(block)
         return pixels, labelled
@@ -75,7 +75,7 @@ class AlignedLabel:
             pixels[:, inside], labelled[inside] = label[:, rows, cols], valid[rows, cols]
         return pixels, labelled
 
-    def check_use(self, num_valid: int, num_labelled: int) -> None:
+    def check_labelled(self, num_valid: int, num_labelled: int) -> None:
         """Raise SegError if a warped label holds data for none of the image's valid pixels."""
         if self.warped and num_valid and not num_labelled:
             raise SegError(
@@ -104,7 +104,7 @@ def _align(label: Scene, image: Scene) -> AlignedLabel:
     if label.crs is None or image.crs is None:
         _check_match_by_pixel(label, image, same_size)
         return AlignedLabel(label, image)
-    off, finer = _compare(label, image)
+    off, label_pixels_per_pixel = _compare(label, image)
     if same_size and off <= SAME_GRID_TOLERANCE:
         return AlignedLabel(label, image)
     if not _overlaps(label, image):
@@ -112,7 +112,7 @@ def _align(label: Scene, image: Scene) -> AlignedLabel:
             f"{label.uri}: this label lies elsewhere than its image, {image.uri}: "
             f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
         )
-    return AlignedLabel(label, image, warped=True, off_px=off, finer=finer)
+    return AlignedLabel(label, image, warped=True, off_px=off, label_pixels_per_pixel=label_pixels_per_pixel)
 
 
 def _check_match_by_pixel(label: Scene, image: Scene, same_size: bool) -> None:

@@ -43,7 +43,7 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
     first = next((scene for scene in scenes if scene.crs is not None), scenes[0])
     reasons = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
     pieces = [scene for scene in scenes if reasons[scene.scene_id] is None]
-    top, left, height, width = bounding_window([place(scene, first) for scene in pieces] or [first.window])
+    top, left, height, width = bounding_window([place_on_grid(scene, first) for scene in pieces] or [first.window])
     a, b, _, d, e, _ = first.transform
     x, y = position(first.transform, top, left)
     transform = (a, b, float(x), d, e, float(y))
@@ -93,7 +93,7 @@ def _offset(scene: Scene, grid: Scene, row: int = 0, col: int = 0) -> tuple[floa
     return pixel_at(grid.transform, *position(scene.transform, row, col))
 
 
-def place(scene: Scene, grid: Scene) -> Window:
+def place_on_grid(scene: Scene, grid: Scene) -> Window:
     """Return the window of the grid that a scene touches."""
     top, left = _offset(scene, grid)
     row_off, col_off = math.floor(top + TOLERANCE), math.floor(left + TOLERANCE)
@@ -122,7 +122,7 @@ def read_image(
     pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
     valid = np.zeros((box.height, box.width), np.bool_)
     for piece in pieces:
-        frame = place(piece, image)
+        frame = place_on_grid(piece, image)
         common = intersection(frame, box)
         target = common.slices(box)
         if not intersects(frame, box) or valid[target].all():

@@ -80,17 +80,17 @@ def find_images(source: str) -> list[str]:
     return _find(source).images
 
 
-class Found(NamedTuple):
+class FoundImages(NamedTuple):
     """The images that a source names."""
 
     images: list[str]
     searched: bool  # whether they were found in a folder or by a glob, rather than named one by one
 
 
-def _find(source: str) -> Found:
+def _find(source: str) -> FoundImages:
     path = absolute(source)
     if stat(path) is not None:
-        return Found(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
+        return FoundImages(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
     if any(letter in path for letter in "*?[") and not exists(path):
         images = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
         if not images:
@@ -101,7 +101,7 @@ def _find(source: str) -> Found:
             raise SegError(f"{source}: no such file or folder")
         if not images:
             raise SegError(f"{source}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return Found(images, searched=True)
+    return FoundImages(images, searched=True)
 
 
 def _is_image(path: str) -> bool:

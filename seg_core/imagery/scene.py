@@ -71,7 +71,7 @@ class Scene:
         JSON or Parquet may have made lists of its tuples, and null of fields that were left out.
         """
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{k: v for k, v in known.items() if v is not None or k not in LATER})
+        return cls(**{k: v for k, v in known.items() if v is not None or k not in ADDED_FIELDS})
 
     def to_plain(self) -> dict[str, Any]:
         """Return the scene as plain values. Fields that older runs lack are left out if they hold their default.
@@ -98,7 +98,7 @@ class Scene:
 
 
 # Stored fields that older runs may lack.
-LATER = {f.name for f in fields(Scene) if f.default is not NO_DEFAULT and f.metadata != NOT_STORED}
+ADDED_FIELDS = {f.name for f in fields(Scene) if f.default is not NO_DEFAULT and f.metadata != NOT_STORED}
 
 
 def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:

@@ -11,7 +11,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, intersects, num_splits, split
-from seg_core.imagery.mosaic import make_mosaic, place
+from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
 
@@ -180,7 +180,7 @@ class Plan:
         near: defaultdict[Window, list[Scene]] = defaultdict(list)
         held: set[Window] = set()
         for scene in sources:
-            at = place(scene, whole)
+            at = place_on_grid(scene, whole)
             around = intersection(buffered(at, reach), whole.window)
             for window in split(align(around, size, whole.window), size):
                 near[window].append(scene)

@@ -65,7 +65,7 @@ def score_run(run: str, labels: str, classes: Classes | None) -> RunScore:
     if MISSING in values and 1 not in values:  # then 255 is most likely building
         raise SegError(f"{labels}: holds no 1, but {MISSING}: {LABEL_ADVICE}")
     for reader in label_readers.values():
-        reader.label.check_use(reader.num_valid, reader.num_labelled)
+        reader.label.check_labelled(reader.num_valid, reader.num_labelled)
     return RunScore(total, failed, {reader.label.file.uri: reader.label.off_px for reader in label_readers.values()})
 
 

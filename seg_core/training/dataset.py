@@ -132,7 +132,7 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
     label = open_label(pair.label, scene, classes.greys)
     pixels, valid = read_chip(scene, scene.window)
     found = read_label(label, scene.window, classes, valid)
-    label.check_use(int(valid.sum()), int((found != MISSING).sum()))
+    label.check_labelled(int(valid.sum()), int((found != MISSING).sum()))
     return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene, label.off_px
 
 
