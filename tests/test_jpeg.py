@@ -25,7 +25,7 @@ from seg_core.imagery.jpeg_streams import ByteRangeCache, _without_colour, read_
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import stage_windows
-from seg_core.model.jpeg_decoder import Decoder
+from seg_core.model.jpeg_decoder import JpegDecoder
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import ReadBlock, Settings, make_plan
 from seg_core.run.stored_plan import read_plan
@@ -81,8 +81,8 @@ def test_the_time_that_a_gpus_engine_decodes_is_counted(tmp_path: Path, segmente
     assert streams is not None
     watch = Stopwatch()
     for on_gpu in (False, True):  # a CPU's threads read and decode in one
-        decoder = Decoder(torch.device("cpu"), lambda: None)
-        decoder.on_gpu, decoder.at_work = on_gpu, partial(watch.on, "decoding")
+        decoder = JpegDecoder(torch.device("cpu"), lambda: None)
+        decoder.on_gpu, decoder.decode_context = on_gpu, partial(watch.on, "decoding")
         assert torch.equal(decoder(streams).image, segmenter.decoder(streams).image)
         assert (watch.take()["decoding"] > 0) == on_gpu
 

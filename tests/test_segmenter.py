@@ -381,8 +381,8 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
     segmenter.compiled.compile_after = 1.0
     chips = staged(segmenter, 2)
     segmenter.start(chips, CUT).result()
-    for size in segmenter.compiled.spent:
-        segmenter.compiled.spent[size] = 1.0
+    for size in segmenter.compiled.seconds_spent:
+        segmenter.compiled.seconds_spent[size] = 1.0
     segmenter.start(chips, CUT._replace(width=60)).result()
     assert asked == []
     for _ in range(2):
@@ -396,7 +396,7 @@ def test_only_sizes_that_have_taken_long_are_compiled_and_never_what_is_exact(
 def test_for_a_rare_size_of_chips_nothing_is_compiled(bundle: str) -> None:
     segmenter = compiling(bundle, "yes")
     segmenter.start(staged(segmenter, 2), CUT, may_compile=False).result()
-    assert (segmenter.compiled.sizes, dict(segmenter.compiled.spent)) == ({}, {})
+    assert (segmenter.compiled.sizes, dict(segmenter.compiled.seconds_spent)) == ({}, {})
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class PartSegmenter:
         writers = make_writers(resources.writers, processes=segmenter.on_gpu)
         self.name, self.planned_window = uuid.uuid4().hex, window
         self.segmenter, self.clock = segmenter, Stopwatch()
-        segmenter.decoder.at_work = partial(self.clock.on, "decoding")
+        segmenter.decoder.decode_context = partial(self.clock.on, "decoding")
         self.guard = CrashGuard(out, session, settings.tile_size, store)
         self.reader = WindowReader(settings, segmenter, resources, self.guard, self.clock)
         self.seams = SeamChecker(watched, settings, segmenter, resources.writers)

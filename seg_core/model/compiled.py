@@ -20,7 +20,7 @@ Chips = Sequence[Tensor]
 RunBatch = Callable[[Chips, Chips], Outputs]
 
 
-def batch(chips: Chips) -> Tensor:
+def stack_chips(chips: Chips) -> Tensor:
     """Stack chips to one batch. A batch of a single chip shares its memory."""
     return chips[0].unsqueeze(0) if len(chips) == 1 else torch.stack(list(chips))
 
@@ -36,8 +36,8 @@ class CompiledNetwork:
     def __init__(self, function: Callable[..., Outputs], compile_after: float | None, on_gpu: bool) -> None:
         self.function, self.compile_after, self.on_gpu = function, compile_after, on_gpu
         self.sizes: dict[Hashable, RunBatch] = {}  # the compiled function of each size
-        self.spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds per size
-        self.recording = threading.Lock()  # held while a CUDA graph is recorded: nothing may wait for the GPU then
+        self.seconds_spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds per size
+        self.recording_lock = threading.Lock()  # held while a CUDA graph is recorded: nothing may wait for the GPU then
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # memory that the graphs of all sizes share
 
     def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Outputs:
@@ -48,22 +48,22 @@ class CompiledNetwork:
         """
         if size in self.sizes:
             return self.sizes[size](images, masks)
-        return self.function(batch(images), batch(masks), *rest)
+        return self.function(stack_chips(images), stack_chips(masks), *rest)
 
     def prepare(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> bool:
         """Compile for this size of batches, with one of them as input, if enough time was spent on it.
 
         Returns whether it compiled, or tried to.
         """
-        is_due = size is not None and self.compile_after is not None and self.spent[size] >= self.compile_after
+        is_due = size is not None and self.compile_after is not None and self.seconds_spent[size] >= self.compile_after
         if size in self.sizes or not is_due or len(self.sizes) >= MAX_SIZES:
             return False
         try:
             compiled = torch.compile(self.function, dynamic=False)
             make_run = self._record if self.on_gpu else self._call_once
-            self.sizes[size] = make_run(compiled, batch(images), batch(masks), *rest)
+            self.sizes[size] = make_run(compiled, stack_chips(images), stack_chips(masks), *rest)
         except torch.OutOfMemoryError:  # compiling takes more memory than running
-            self.spent[size] = -math.inf
+            self.seconds_spent[size] = -math.inf
             torch.cuda.empty_cache()
         except Exception as error:  # each compiler fails in its own way
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -76,7 +76,7 @@ class CompiledNetwork:
 
         def run(images: Chips, masks: Chips) -> Outputs:
             # Views of larger chips have other strides, and would be compiled for again.
-            return compiled(batch(images).contiguous(), batch(masks).contiguous(), *rest)
+            return compiled(stack_chips(images).contiguous(), stack_chips(masks).contiguous(), *rest)
 
         run(list(images), list(masks))
         return run
@@ -95,7 +95,7 @@ class CompiledNetwork:
         with current_stream, torch.backends.cudnn.flags(enabled=True, benchmark=True):
             compiled(images, masks, *rest)
             # Other threads copy and allocate at the same time.
-            with self.recording, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+            with self.recording_lock, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
                 outputs = compiled(images, masks, *rest)
 
         def replay(new_images: Chips, new_masks: Chips) -> Outputs:

@@ -16,17 +16,17 @@ from seg_core.errors import ReadError
 from seg_core.grid import expand_reflection
 from seg_core.threads import CallBatcher
 
-MAX_CHIPS = 8  # chips that are decoded in one call; each may contain several windows
+MAX_CHIPS_PER_CALL = 8  # chips that are decoded in one call; each may contain several windows
 
 
-class Decoded(NamedTuple):
+class DecodedChip(NamedTuple):
     """The pixels of a chip on the device."""
 
     image: Tensor  # `uint8 (bands, h, w)`
     ready: Any  # the GPU's event after which the image is complete; None on a CPU
 
 
-class Decoder:
+class JpegDecoder:
     """A decoder of chips on a device. Any thread may use it.
 
     A GPU's JPEG engine runs one call at a time, and much of a call's cost does not depend on its input. Chips that
@@ -37,12 +37,12 @@ class Decoder:
         self.device, self.free_memory = device, free_memory
         self.on_gpu = device.type == "cuda"
         # The context in which a GPU's engine decodes.
-        self.at_work: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.decode_context: Callable[[], AbstractContextManager[Any]] = nullcontext
         # Joining blocks is quick, and has priority over the network: otherwise the engine would wait for the network.
         self.stream = torch.cuda.Stream(device, priority=-1) if self.on_gpu else None
-        self.batcher = CallBatcher(self._decode_together, MAX_CHIPS)
+        self.batcher = CallBatcher(self._decode_together, MAX_CHIPS_PER_CALL)
 
-    def __call__(self, chip: JpegStreams) -> Decoded:
+    def __call__(self, chip: JpegStreams) -> DecodedChip:
         """Decode a chip.
 
         The result differs from GDAL's by the rounding of colours that are stored at half the resolution. Raises
@@ -50,11 +50,11 @@ class Decoder:
         """
         return self.batcher(chip) if self.on_gpu else self.decode([chip])[0]
 
-    def _decode_together(self, chips: Sequence[JpegStreams]) -> list[Decoded]:
-        with self.at_work():
+    def _decode_together(self, chips: Sequence[JpegStreams]) -> list[DecodedChip]:
+        with self.decode_context():
             return self.decode(chips)
 
-    def decode(self, chips: Sequence[JpegStreams]) -> list[Decoded]:
+    def decode(self, chips: Sequence[JpegStreams]) -> list[DecodedChip]:
         """Decode several chips. Only one thread at a time may call it. Raises ReadError if a block can't be decoded."""
         for _ in range(2):
             try:
@@ -68,12 +68,12 @@ class Decoder:
         raise ReadError(f"a block can't be decoded: {reason}")
 
     @torch.inference_mode()
-    def _decode(self, chips: Sequence[JpegStreams]) -> list[Decoded]:
+    def _decode(self, chips: Sequence[JpegStreams]) -> list[DecodedChip]:
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             images = {count: iter(self._decode_blocks(chips, count)) for count in {chip.components for chip in chips}}
             joined = [self._join(chip, [next(images[chip.components]) for _ in chip.blocks]) for chip in chips]
             ready = None if self.stream is None else self.stream.record_event()
-        return [Decoded(image, ready) for image in joined]
+        return [DecodedChip(image, ready) for image in joined]
 
     def _decode_blocks(self, chips: Sequence[JpegStreams], components: int) -> list[Tensor]:
         """Decode all blocks of the chips with this number of components, each to `uint8 (components, h, w)`."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from seg_core.chips import JpegStreams, WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights
-from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, batch
-from seg_core.model.jpeg_decoder import MAX_CHIPS, Decoder
+from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, stack_chips
+from seg_core.model.jpeg_decoder import MAX_CHIPS_PER_CALL, JpegDecoder
 from seg_core.model.networks import build_model, check_sizes, class_probability, fold_batchnorm, normalise
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the image as it is.
@@ -131,7 +131,7 @@ class Segmenter:
         self.layout = torch.contiguous_format if self.exact else torch.channels_last
         self.model = model.to(self.device).to(memory_format=self.layout)
         self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
-        self.decoder = Decoder(self.device, self.free_memory)
+        self.decoder = JpegDecoder(self.device, self.free_memory)
         # What copies takes little, and goes before the network's work.
         self.copies = torch.cuda.Stream(self.device, priority=-1) if self.on_gpu else None
         self.in_flight = 4 if self.on_gpu else 0  # how much may be under way while more is prepared
@@ -150,7 +150,7 @@ class Segmenter:
         if not valid.any():
             return np.zeros((height, width), np.float32)
         images, masks = self._gather([self.stage(pixels, valid)])
-        found = self._probability(batch(images), batch(masks), halo, height, width)[0].cpu().numpy()
+        found = self._probability(stack_chips(images), stack_chips(masks), halo, height, width)[0].cpu().numpy()
         if np.isnan(found).any():
             raise JobError(NO_NUMBER)
         return np.asarray(found)
@@ -230,7 +230,7 @@ class Segmenter:
     @property
     def decodes_together(self) -> int:
         """How many chips a GPU's JPEG engine takes at once; 0 on a CPU, where each thread decodes its own."""
-        return MAX_CHIPS if self.on_gpu else 0
+        return MAX_CHIPS_PER_CALL if self.on_gpu else 0
 
     def find_batch(self, bands: int, height: int, width: int) -> int:
         """How many chips of a size to segment together: as many as are faster by a twentieth than half as many.
@@ -263,7 +263,7 @@ class Segmenter:
         """Whether this process can't use the device any more: most errors of CUDA are for good."""
         try:
             if self.on_gpu:
-                with self.compiled.recording:
+                with self.compiled.recording_lock:
                     torch.cuda.synchronize(self.device)
         except RuntimeError:
             return True
@@ -344,7 +344,7 @@ class Pending:
             self.events[1].synchronize()
             self.seconds = self.events[0].elapsed_time(self.events[1]) / 1e3
         if self.size is not None:
-            self.segmenter.compiled.spent[self.size] += self.seconds
+            self.segmenter.compiled.seconds_spent[self.size] += self.seconds
         inside = _inside(self.cut.halo, self.cut.height, self.cut.width)
         places = {number: place for place, number in enumerate(self.some)}
         return [
