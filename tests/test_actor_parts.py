@@ -21,6 +21,7 @@ from seg_core.run.attempts import Attempt, claim_interrupted, mark_started
 from seg_core.run.fence import PLAIN
 from seg_core.run.plan import Part, Settings, WindowTask
 from seg_core.run.rows import Failure, Row
+from seg_core.run.sizing import chip_memory, gpu_share
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
 NO_SCENE: Any = Mock(uri="a.tif", crs=None, scene_id="a.tif")
@@ -122,3 +123,19 @@ def test_the_guard_leaves_out_a_window_that_ended_two_processes_and_names_the_ot
     guard.end_task()
     assert claim_interrupted(str(tmp_path), ["a"], "session") == {}
     assert guard.given_up == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "gpu", "gpus", "expected"),
+    [
+        (1000, None, 0.0, 1000),  # on a CPU
+        (1000, 4000, 1.0, 1000),
+        (1000, 800, 1.0, 400),  # the half of a GPU that forward passes leave
+        (1000, 800, 0.5, 200),
+        (1000, 800, 2.0, 400),  # an actor computes on one of them
+    ],
+)
+def test_chips_may_take_what_the_host_and_half_of_a_gpu_have(
+    host: int, gpu: int | None, gpus: float, expected: int
+) -> None:
+    assert chip_memory(host, gpu_share(gpu, gpus)) == expected
