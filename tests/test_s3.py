@@ -180,6 +180,10 @@ def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
     told += seg(capsys, "verify", remote)
     summary = json.loads(seg(capsys, "query", remote, "--json")[0])
     assert summary == json.loads(seg(capsys, "query", local, "--json")[0])
+    answer, _ = seg(
+        capsys, "query", remote, "SELECT count(*) AS n, (SELECT count(*) FROM scenes) AS s FROM tiles", "--json"
+    )
+    assert json.loads(answer) == [{"n": summary["tiles"], "s": summary["scenes"]}]
     told.append((storage.read_bytes(f"{remote}/run.json") or b"").decode())
     assert not any(os.environ["AWS_SECRET_ACCESS_KEY"] in text for text in told)
 
