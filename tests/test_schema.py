@@ -135,6 +135,18 @@ def test_a_part_of_a_newer_version_is_refused_by_name_and_never_removed(
     assert files_of(run) == before
 
 
+def test_a_part_that_only_a_newer_version_plans_is_not_removed_either(older: Path) -> None:
+    run = str(older / "run")
+    foreign = part_path(run, "0123456789abcdef-0000000-0000000")
+    shutil.copy(published_parts(run)[0], foreign)
+    assert verify(run).bad_parts == [foreign]
+    add_column(foreign)
+    for ask in (verify, repair):
+        with pytest.raises(SegError, match=r"was written by a newer version: its column later is not known here"):
+            ask(run)
+    assert Path(foreign).exists()
+
+
 def test_scenes_of_a_newer_version_are_refused_by_name_and_not_rewritten(older: Path) -> None:
     run = str(older / "run")
     relocated_plan(older)

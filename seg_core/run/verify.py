@@ -17,7 +17,7 @@ from seg_core.run.plan import Part
 from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import crashes_its_reader, part_path, published_parts, read_versioned
+from seg_core.run.tables import crashes_its_reader, part_path, published_parts, read_states, read_versioned
 
 FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
 
@@ -50,12 +50,16 @@ class VerifyReport:
 
 
 def verify(run: str) -> VerifyReport:
-    """Read every part of a run and check it against the plan. Raises SegError where `run` is no run."""
+    """Read every part of a run and check it against the plan.
+
+    Raises SegError where `run` is no run, or a newer version wrote a file of it: that is no damage.
+    """
     plan = read_plan(run)
-    verdict = VerifyReport(num_planned=plan.counts["tiles"])
+    report = VerifyReport(num_planned=plan.counts["tiles"])
     there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
-    verdict.bad_parts = sorted(there - planned)
-    verdict.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in verdict.bad_parts]
+    report.bad_parts = sorted(there - planned)
+    read_states(report.bad_parts)  # refuses those of a newer version, which may plan other parts
+    report.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in report.bad_parts]
     paths = [(part_path(run, part.key), part) for part in plan.parts()]
     check = partial(_verify_part, plan.settings.tile_size, plan.model)
     for found in chain(
@@ -63,18 +67,18 @@ def verify(run: str) -> VerifyReport:
         # As many threads as cores can use: to decode masks is work.
         for_each_isolated(check, _crashing_part, [each for each in paths if each[0] in there], threads=None),
     ):
-        verdict.num_done += found.num_done
-        verdict.num_failed += found.num_failed
-        verdict.num_missing += found.num_missing
-        verdict.problems += found.problems
-        verdict.bad_parts += found.bad_parts
-    return verdict
+        report.num_done += found.num_done
+        report.num_failed += found.num_failed
+        report.num_missing += found.num_missing
+        report.problems += found.problems
+        report.bad_parts += found.bad_parts
+    return report
 
 
 def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
-    """Remove the parts in which something does not hold, and those of `names`. Returns the verdict on them.
+    """Remove the parts in which something does not hold, and those of `names`. Returns the report on them.
 
-    Raises SegError for a name that is no part's, and where a driver is at work on the run.
+    Raises SegError as `verify` does, for a name that is no part's, and where a driver is at work on the run.
     """
     read_record(run)  # else the lease would be the first file of what is no run
     there = {posixpath.basename(path): path for path in published_parts(run)}
@@ -82,11 +86,11 @@ def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
     if unknown is not None:
         raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
     with acquire_lease(run) as lease:
-        verdict = verify(run)
-        verdict.bad_parts = sorted({*verdict.bad_parts, *(there[name] for name in names)})
-        for path in verdict.bad_parts:
+        report = verify(run)
+        report.bad_parts = sorted({*report.bad_parts, *(there[name] for name in names)})
+        for path in report.bad_parts:
             lease.remove(path)
-    return verdict
+    return report
 
 
 def _missing_part(path: str, part: Part) -> VerifyReport:
