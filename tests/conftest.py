@@ -19,6 +19,7 @@ from proxy import Proxy
 from seg_core.chips import WindowFigures
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.model.bundle import Bundle, write_bundle
+from seg_core.training.dataset import MISSING, Sample
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -211,6 +212,14 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     }
     write_bundle(path, Bundle(**described), {k: v.numpy() for k, v in model.state_dict().items()})
     return path
+
+
+def random_sample(seed: int, height: int = 40, width: int = 40, missing: float = 0.2, bands: int = 3) -> Sample:
+    """A random image with a label of two classes, of which about the share `missing` holds no data."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, (height, width), dtype=np.uint8)
+    label[rng.random((height, width)) < missing] = MISSING
+    return Sample(rng.integers(0, 256, (height, width, bands), dtype=np.uint8), label)
 
 
 @pytest.fixture(scope="module")

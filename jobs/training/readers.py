@@ -16,7 +16,8 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seg_core.threads import prefetch
-from seg_core.training.dataset import Crops, Sample
+from seg_core.training.crops import Crops
+from seg_core.training.dataset import Sample
 from seg_core.training.loop import Batch
 
 from .settings import TrainSettings

@@ -18,7 +18,8 @@ from seg_core.grid import round_up
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.networks import build_model, training_bytes_per_px
 from seg_core.run.record import now
-from seg_core.training.dataset import Sample, cut, pad
+from seg_core.training.crops import iter_windows, pad
+from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
 from seg_core.training.losses import make_loss
 
@@ -105,7 +106,9 @@ def _validation(samples: list[Sample], settings: TrainSettings, header: dict[str
     multiple = settings.pad_multiple or header["stride"]
     least = 0 if settings.model == "unet" else settings.crop  # some networks take nothing smaller
     for sample in samples:
-        for image, label in cut(pad(sample, multiple, least), round_up(VALIDATION_SIDE, multiple), header["halo"]):
+        for image, label in iter_windows(
+            pad(sample, multiple, least), round_up(VALIDATION_SIDE, multiple), header["halo"]
+        ):
             yield torch.from_numpy(image[None]), torch.from_numpy(label[None])
 
 
