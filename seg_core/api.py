@@ -161,7 +161,13 @@ def segment_file(
     for doubt in header.doubts:
         warnings.warn(f"{path}: {doubt}", stacklevel=2)
     scene = fit_to_model(
-        header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=bands, scale=scale, resample=resample
+        header,
+        num_bands=bundle.bands,
+        dtype=bundle.dtype,
+        gsd_m=bundle.gsd_m,
+        bands=bands,
+        scale=scale,
+        resample=resample,
     )
     at = scene.window if window is None else Window(*window)
     check_within(at, scene)

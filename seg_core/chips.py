@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+PIXEL_DTYPE = "uint8"  # of imagery as models take it; of other types the values are scaled to it
 Pixels = NDArray[np.uint8]  # `(bands, height, width)`
 Valid = NDArray[np.bool_]  # `(height, width)`
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored

@@ -263,6 +263,12 @@ def test_a_field_that_was_altered_is_noticed(path: str, name: str) -> None:
     assert refusal(path).startswith("damaged: model.json was changed after it was written")
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32", ""])
+def test_a_model_of_other_pixels_than_it_would_be_given_is_refused(path: str, dtype: str) -> None:
+    change_header(path, dtype=dtype, hash=replace(read_bundle(path), dtype=dtype).hash)
+    assert refusal(path).startswith(f"its model takes pixels of {dtype}, this program gives it uint8: ")
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name not in {"gsd_m", "context_px"}])
 @pytest.mark.parametrize("value", [None, 5, "text", {}])
 def test_a_field_of_another_kind_is_noticed(path: str, name: str, value: Any) -> None:

@@ -85,7 +85,7 @@ def valid_of(path: str, alpha: int | None = None, gsd_m: float | None = None) ->
 
 
 def served(scene: Scene, scale: tuple[float, float] | None = None, bands: tuple[int, ...] | None = None) -> Scene:
-    return fit_to_model(scene, num_bands=3, gsd_m=None, bands=bands, scale=scale, resample=False)
+    return fit_to_model(scene, num_bands=3, dtype="uint8", gsd_m=None, bands=bands, scale=scale, resample=False)
 
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 1, 2)])

@@ -310,7 +310,7 @@ def test_bands_follow_from_the_file_or_are_asked_for(
 
 
 def fitted(scene: Scene, gsd_m: float | None, *, resample: bool = False) -> Scene:
-    return fit_to_model(scene, num_bands=3, gsd_m=gsd_m, bands=None, scale=None, resample=resample)
+    return fit_to_model(scene, num_bands=3, dtype="uint8", gsd_m=gsd_m, bands=None, scale=None, resample=resample)
 
 
 @pytest.mark.parametrize("gsd_m", [0.92, 1.0, 1.09, None])
@@ -352,7 +352,10 @@ def test_imagery_that_is_not_uint8_needs_a_scale(make_scene: MakeScene, dtype: s
     scene = read_scene(make_scene(dtype=dtype), "scene.tif")
     with pytest.raises(SegError, match=f"scene.tif: its pixels are {dtype}, .* set with --scale MIN MAX"):
         fitted(scene, 1.0)
-    assert fit_to_model(scene, num_bands=3, gsd_m=1.0, bands=None, scale=(0.0, 255.0), resample=False) == scene
+    assert (
+        fit_to_model(scene, num_bands=3, dtype="uint8", gsd_m=1.0, bands=None, scale=(0.0, 255.0), resample=False)
+        == scene
+    )
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a"])

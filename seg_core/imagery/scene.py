@@ -215,6 +215,7 @@ def fit_to_model(
     scene: Scene,
     *,
     num_bands: int,
+    dtype: str,
     gsd_m: float | None,
     bands: Sequence[int] | None,
     scale: tuple[float, float] | None,
@@ -226,16 +227,16 @@ def fit_to_model(
     Raises SegError if the model can't segment the scene.
     """
     chosen = choose_bands(scene, num_bands, bands)
-    _check_scale(scene, scale)
+    _check_scale(scene, dtype, scale)
     return replace(_fit_grid(scene, gsd_m, resample), bands=chosen)
 
 
-def _check_scale(scene: Scene, scale: tuple[float, float] | None) -> None:
-    """Raise SegError if the values of a scene are not 0 to 255, and are not scaled to that range either."""
+def _check_scale(scene: Scene, trained_on: str, scale: tuple[float, float] | None) -> None:
+    """Raise SegError if the values of a scene are not of the dtype trained on, and are not scaled to it either."""
     name, dtype = scene.scene_id, np.dtype(scene.dtype)
-    if scale is None and dtype != np.uint8:
+    if scale is None and dtype != np.dtype(trained_on):
         raise SegError(
-            f"{name}: its pixels are {dtype}, the model was trained on uint8: "
+            f"{name}: its pixels are {dtype}, the model was trained on {trained_on}: "
             "set with --scale MIN MAX which values become 0 and 255"
         )
     if scale is None and scene.bits is not None:

@@ -87,7 +87,13 @@ def _segment(
         decoded = prefetch(pool, lambda pair: read_pair(pair, classes), pairs, 2)
         for pair, (sample, header, off_px) in zip(pairs, decoded, strict=True):
             scene = fit_to_model(
-                header, num_bands=bundle.bands, gsd_m=bundle.gsd_m, bands=None, scale=None, resample=False
+                header,
+                num_bands=bundle.bands,
+                dtype=bundle.dtype,
+                gsd_m=bundle.gsd_m,
+                bands=None,
+                scale=None,
+                resample=False,
             )
             yield pair, sample, off_px, segment_scene(segmenter, scene)[0]
 

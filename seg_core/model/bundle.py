@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP
 from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, sha256
@@ -38,7 +39,7 @@ class Bundle:
     classes: tuple[str, ...]
     building: int  # index of the class whose coverage is measured
     bands: int  # bands of the imagery, in the order of training
-    dtype: str  # of the imagery
+    dtype: str  # of the imagery trained on; that of another one is scaled to it, or refused
     mean: tuple[float, ...]  # a value a band, in grey levels
     std: tuple[float, ...]
     gsd_m: float | None  # metres a pixel of the training imagery
@@ -109,6 +110,11 @@ def read_bundle(path: str) -> Bundle:
     if bundle.hash != stated:
         raise SegError(
             f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})"
+        )
+    if bundle.dtype != PIXEL_DTYPE:
+        raise SegError(
+            f"{path}: its model takes pixels of {bundle.dtype}, this program gives it {PIXEL_DTYPE}: train one on "
+            f"imagery of {PIXEL_DTYPE}, or upgrade aerial-seg"
         )
     return bundle
 

@@ -266,6 +266,7 @@ def _fit(
                 fit_to_model(
                     scene,
                     num_bands=bundle.bands,
+                    dtype=bundle.dtype,
                     gsd_m=gsd_m,
                     bands=settings.bands,
                     scale=settings.scale,
