@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from seg_core.chips import PIXEL_DTYPE
 from seg_core.environment import environment
 from seg_core.errors import JobError, SegError
 from seg_core.imagery.labels import describe_warps
+from seg_core.imagery.scene import Scene
 from seg_core.inference.evaluate import evaluate, write_samples
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
@@ -31,11 +33,14 @@ from seg_core.training.dataset import (
     Digest,
     Pair,
     Sample,
+    check_bands,
     digest,
     find_pairs,
     fingerprint,
+    is_building,
     normalisation,
     read_classes,
+    read_header,
     read_pair,
 )
 from seg_core.version import code_version
@@ -68,10 +73,12 @@ def train(
         raise SegError(f"{out}: is there already: choose another name for the bundle")
     if f"{work}/".startswith(f"{out}/"):  # it would be there by the end
         raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
-    classes = read_classes(data)
+    classes = read_classes(data, settings.class_name)
+    settings = replace(settings, class_name=classes.names[classes.positive])
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
+    image = read_header(pairs["train"][0])
     with waiting("building the network"):
-        header = describe_model(settings, classes)
+        header = describe_model(settings, classes, len(image.bands))
     check_writable(work)
     check_writable(folder_of(out))
     _refuse_other(work, settings)
@@ -89,6 +96,7 @@ def train(
         make_folder(work)
         with acquire_lease(work) as lease:
             _claim(work, settings, header["provenance"]["data_fingerprint"], lease)
+            _note_bands(image)
             note(_announcement(config, work))
             best = _fit(config, work)
             lease.check()
@@ -109,10 +117,13 @@ def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) ->
     write_samples(found, segmenter, data, "val", path)
 
 
-def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
-    """The fields of the bundle that are known before the data is read; names are checked on the way."""
-    outputs = 1 if len(classes.names) == 2 and classes.building == 1 else len(classes.names)
-    architecture: dict[str, Any] = {"name": settings.model, "in_channels": 3, "classes": outputs}
+def describe_model(settings: TrainSettings, classes: Classes, num_bands: int) -> dict[str, Any]:
+    """The fields of the bundle that are known before the pixels are read.
+
+    Raises SegError for a network that can't be built, or does not take the sizes of the settings.
+    """
+    outputs = 1 if len(classes.names) == 2 and classes.positive == 1 else len(classes.names)
+    architecture: dict[str, Any] = {"name": settings.model, "in_channels": num_bands, "classes": outputs}
     if settings.model == "unet":
         architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
     # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
@@ -122,13 +133,13 @@ def describe_model(settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     for name in ("crop", "pad_multiple"):
         if getattr(settings, name) % stride:
             raise SegError(f"{name} = {getattr(settings, name)}: the model's stride is {stride}: use a multiple of it")
-    check_sizes(settings.model, model, 3, settings.crop)
+    check_sizes(settings.model, model, num_bands, settings.crop)
     return {
         "architecture": architecture,
-        **asdict(measure_network(model, 3)),
-        "bands": 3,
+        **asdict(measure_network(model, num_bands)),
+        "bands": num_bands,
         "classes": classes.names,
-        "building": classes.building,
+        "building": classes.positive,
     }
 
 
@@ -148,6 +159,8 @@ def _check_room(settings: TrainSettings) -> None:
 def _refuse_other(work: str, settings: TrainSettings) -> None:
     """Raise SegError where the folder holds a training run with other settings."""
     there = _read_settings(work)
+    if there:  # before the class could be chosen, it was always that of buildings
+        there.setdefault("class_name", settings.class_name if is_building(settings.class_name) else "building")
     odd = difference(there, settings) if there else ""
     if odd:
         raise SegError(f"{work}: holds a training run with other settings ({odd}): choose another --work or --out")
@@ -193,28 +206,27 @@ def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
 @ray.remote(num_returns=2)
 def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
     sample, scene, off_px = read_pair(pair, classes)
-    if sample.image.shape[2] != 3:
-        count = sample.image.shape[2]
-        raise SegError(f"{pair.image}: {count} bands: training takes images of 3 (gdal_translate -b 1 -b 2 -b 3)")
-    return sample, digest(sample, scene, classes.building, off_px)
+    return sample, digest(sample, scene, classes.positive, off_px)
 
 
 def _figures(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:
     """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it."""
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
+    check_bands(digests["train"] + digests["val"])
     for split, found in digests.items():
         if not any(d.num_valid for d in found):
             raise SegError(f"split {split}: no image holds a valid pixel")
-        if not any(d.num_building for d in found):
-            name = classes.names[classes.building]
+        if not any(d.num_positive for d in found):
+            name = classes.names[classes.positive]
             raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}")
-    known = {d.content: d.name for d in digests["train"]}
+    known = {d.content: os.path.basename(d.uri) for d in digests["train"]}
     for d in digests["val"]:
         if d.content in known:
-            note(f"{known[d.content]} of train is {d.name} of val: what is learnt by heart counts as validated")
+            name = os.path.basename(d.uri)
+            note(f"{known[d.content]} of train is {name} of val: what is learnt by heart counts as validated")
     mean, std = normalisation(digests["train"])
     return {
-        "dtype": "uint8",
+        "dtype": PIXEL_DTYPE,
         "mean": mean,
         "std": std,
         "gsd_m": _common_gsd(digests["train"] + digests["val"]),
@@ -235,6 +247,15 @@ def _common_gsd(digests: Sequence[Digest]) -> float | None:
     if known[-1] > GSD_SPREAD * known[0]:
         raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
     return round(known[len(known) // 2], 3)
+
+
+def _note_bands(image: Scene) -> None:
+    """Say which bands are trained on, where they are not simply three."""
+    bands = ", ".join(map(str, image.bands))
+    if image.masked:
+        note(f"{image.uri}: trained on bands {bands}; its alpha band or mask says which pixels hold data")
+    elif len(image.bands) != 3:
+        note(f"{image.uri}: trained on bands {bands}")
 
 
 def _announcement(config: dict[str, Any], work: str) -> str:

@@ -269,6 +269,11 @@ def test_a_model_of_other_pixels_than_it_would_be_given_is_refused(path: str, dt
     assert refusal(path).startswith(f"its model takes pixels of {dtype}, this program gives it uint8: ")
 
 
+def test_the_positive_class_is_named_by_its_index() -> None:
+    assert BUNDLE.class_name == "building"
+    assert replace(BUNDLE, classes=("road", "water", "background"), building=1).class_name == "water"
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name not in {"gsd_m", "context_px"}])
 @pytest.mark.parametrize("value", [None, 5, "text", {}])
 def test_a_field_of_another_kind_is_noticed(path: str, name: str, value: Any) -> None:

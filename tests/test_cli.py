@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,12 +22,15 @@ from runs import build_run, write_light_bundle
 
 from aerial_seg.cli.main import main, make_parser
 from aerial_seg.cli.model_commands import train_settings
+from aerial_seg.train import _refuse_other
 from aerial_seg.training.settings import TrainSettings, make_settings
 from seg_core.imagery.geotiff import CODECS
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
-from seg_core.training.dataset import read_classes
+from seg_core.run.score import RunScore
+from seg_core.training.dataset import Classes, read_classes
+from seg_core.training.metrics import Counts
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -58,6 +62,7 @@ SETTINGS = [
     "--accumulate",
     "--augment",
     "--batch",
+    "--class",
     "--compile",
     "--config",
     "--crop",
@@ -99,6 +104,7 @@ OPTIONS = {
     "seg train": [*GENERAL, *SETTINGS, "--address", "--json", "--out", "--work"],
     "seg evaluate": [
         *GENERAL,
+        "--class",
         "--data",
         "--device",
         "--figures",
@@ -735,7 +741,7 @@ def make_dataset(folder: Path) -> Path:
         write_pair(data / split / "a.tif", rng.integers(0, 255, (3, 40, 50)).astype(np.uint8))
         write_pair(data / f"{split}_labels/a.tif", np.zeros((3, 40, 50), np.uint8))
     (data / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
-    assert read_classes(str(data)).building == 1
+    assert read_classes(str(data)).positive == 1
     return data
 
 
@@ -834,11 +840,42 @@ def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> No
     refused(seg("evaluate", run, "--labels", tmp_path, "--precision", "float32"), "--precision: is for a bundle")
 
 
+def test_a_run_is_scored_on_the_class_of_its_model_or_the_one_that_is_named(
+    seg: Seg, tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+
+    def score(_run: str, _labels: str, classes: Classes | None) -> RunScore:
+        scored.append("" if classes is None else classes.names[classes.positive])
+        return RunScore(Counts(1, 1, 1, 1), 0, {})
+
+    monkeypatch.setattr("seg_core.run.score.score_run", score)
+    run, _ = build_run(tmp_path)
+    stored = Path(run, "run.json")
+    data, record = make_dataset(tmp_path), json.loads(stored.read_text())
+    (data / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nBuildings,1,1,1\nroad,2,2,2\n")
+    command = ["evaluate", run, "--labels", tmp_path, "--data", data, "--json"]
+    for classes in (("background", "road"), ("background", "building")):
+        bundle = make_bundle(classes[1], classes=classes)
+        record["model"] = {"hash": read_bundle(bundle).hash, "uri": bundle}
+        stored.write_text(json.dumps(record))
+        assert seg(*command).err == ""
+        assert seg(*command, "--class", "Buildings").err == ""
+    shutil.rmtree(bundle)
+    assert "the run's model is not there: its masks are taken to show buildings" in seg(*command).err
+    assert scored == ["road", "Buildings", "Buildings", "Buildings", "Buildings"]
+    refused(seg(*command, "--class", "water"), "--class water", "its classes are background, Buildings, road")
+    refused(seg("evaluate", run, "--labels", tmp_path, "--class", "road"), "--class road: name its", "--data")
+    refused(seg("evaluate", make_bundle("again"), "--data", data, "--class", "road"), "--class road: is for a run")
+
+
 def test_a_bundle_tells_what_it_is(seg: Seg, make_bundle: MakeBundle) -> None:
     bundle = make_bundle(metrics={"val_iou": 0.625})
     figures = seg("models", "show", bundle, "--json").figures
     assert figures["hash"] == read_bundle(bundle).hash
     assert figures["metrics"] == {"val_iou": 0.625}
+    assert figures["class"] == "building"
+    assert seg("models", "show", make_bundle("roads", classes=("land", "road")), "--json").figures["class"] == "road"
     outcome = seg("models", "show", bundle)
     assert (outcome.code, outcome.err) == (0, "")
     assert "val_iou 0.6250" in outcome.out
@@ -1030,6 +1067,39 @@ def test_a_table_of_classes_that_is_none_is_refused(seg: Seg, tmp_path: Path, ta
     path = make_dataset(tmp_path) / "label_class_dict.csv"
     path.write_text(table)
     refused(train(seg, tmp_path, "--width", 2, "--depth", 2), path)
+
+
+def test_the_class_to_train_on_must_be_one_of_the_dataset(seg: Seg, tmp_path: Path) -> None:
+    table = make_dataset(tmp_path) / "label_class_dict.csv"
+    refused(train(seg, tmp_path, "--class", "road"), "--class road", "its classes are background, building")
+    table.write_text("name,r,g,b\nbackground,0,0,0\nroad,255,255,255\n")
+    refused(train(seg, tmp_path), "classes background, road", "choose one with --class, such as --class road")
+    refused(train(seg, tmp_path, "--class", "building"), "--class building", "its classes are background, road")
+    refused(train(seg, tmp_path, "--set", "class=rood"), "--class rood", "its classes are background, road")
+
+
+def test_a_training_run_does_not_go_on_with_another_class(seg: Seg, tmp_path: Path) -> None:
+    data, work = make_dataset(tmp_path), tmp_path / "trained.train"
+    (data / "label_class_dict.csv").write_text("name,r,g,b\nbuildings,0,0,0\nroad,255,255,255\n")
+    tiny = {"width": 2, "depth": 2}
+    flags = [text for name, value in tiny.items() for text in (f"--{name}", value)]
+    work.mkdir()
+    for before, now in (("road", []), ("buildings", ["--class", "road"]), (None, ["--class", "road"])):
+        known = asdict(make_settings("small", None, [tiny])) | {"class_name": before}
+        if before is None:  # as it was before there were other classes
+            del known["class_name"]
+        (work / "settings.json").write_text(json.dumps(known))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torch.cuda.is_available", lambda: False)
+            outcome = train(seg, tmp_path, *flags, *now)
+        there, here = before or "building", now[-1] if now else "buildings"
+        refused(outcome, f"other settings (class {there} there, {here} now)", "choose another --work")
+
+
+@pytest.mark.parametrize("known", [{}, {"class_name": "Buildings"}])
+def test_a_training_run_goes_on_where_the_class_is_what_it_was(tmp_path: Path, known: dict[str, str]) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(known))
+    _refuse_other(str(tmp_path), TrainSettings(class_name="Buildings"))
 
 
 # What may import what

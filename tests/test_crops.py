@@ -177,6 +177,32 @@ def test_where_no_crop_is_valid_enough_the_best_of_the_tries_is_taken() -> None:
 # Augmentation
 
 
+@every_augmentation
+@pytest.mark.parametrize("bands", [1, 2, 4, 7])
+def test_crops_of_any_number_of_bands_are_augmented(augment: str, bands: int) -> None:
+    sample = random_sample(0, bands=bands)
+    batch = make_crops([sample], batch=40, augment=augment)(1, 0, 0, 1)
+    assert batch.image.shape == (40, 16, 16, bands)
+    assert (batch.image.dtype, batch.label.dtype) == (np.uint8, np.uint8)
+
+
+def test_each_of_four_bands_is_shifted_by_itself() -> None:
+    sample = Sample(np.full((SIDE, SIDE, 4), 128, np.uint8), np.ones((SIDE, SIDE), np.uint8))
+    shift = augmentation("strong", SIDE, 4).transforms[-1]
+    shift.p = 1.0
+    shift.set_random_seed(0)
+    shifts = np.array([shift(image=sample.image)["image"][0, 0] for _ in range(200)]).astype(int) - 128
+    assert np.abs(shifts).max() <= 20
+    assert (np.abs(shifts).max(axis=0) > 15).all()
+    assert np.abs(np.corrcoef(shifts.T) - np.eye(4)).max() < 0.3
+
+
+def test_hue_is_changed_where_there_are_three_bands_alone() -> None:
+    names = {n: [type(t).__name__ for t in augmentation("strong", SIDE, n).transforms] for n in (1, 3, 4)}
+    assert [name for name in names[3] if name not in names[4]] == ["HueSaturationValue"]
+    assert names[1] == names[4]
+
+
 def test_light_augmentation_moves_image_and_label_together() -> None:
     label = np.zeros((24, 24), np.uint8)
     label[2:9, 3:20] = 1  # like none of its reflections and turns

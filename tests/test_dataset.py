@@ -17,13 +17,16 @@ from seg_core.training.dataset import (
     MISSING,
     ROWS,
     Classes,
+    Digest,
     Pair,
     Sample,
+    check_bands,
     digest,
     find_pairs,
     fingerprint,
     normalisation,
     read_classes,
+    read_header,
     read_pair,
 )
 
@@ -60,7 +63,7 @@ def test_classes_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
     text = "name,r,g,b\nroad,128,64,128\nbackground,0,0,0\nbuilding,255,0,1\nwater,255,0,0\n"
     classes = read_classes(write_classes(tmp_path, text))
     assert classes == FOUR
-    assert classes.building == 2
+    assert classes.positive == 2
 
 
 @pytest.mark.parametrize(
@@ -83,10 +86,30 @@ def test_a_missing_class_file_is_named(tmp_path: Path) -> None:
         read_classes(str(tmp_path))
 
 
-@pytest.mark.parametrize("names", [("background", "house"), ("building", "Buildings")])
-def test_the_building_class_must_be_told_by_its_name(names: tuple[str, str]) -> None:
-    with pytest.raises(SegError, match=", ".join(names)):
-        _ = Classes(names, TWO.colours).building
+@pytest.mark.parametrize(("wanted", "index"), [("", 2), ("building", 2), ("water", 3), ("background", 1)])
+def test_the_positive_class_is_the_one_wanted_or_that_of_buildings(tmp_path: Path, wanted: str, index: int) -> None:
+    text = "name,r,g,b\nroad,128,64,128\nbackground,0,0,0\nbuilding,255,0,1\nwater,255,0,0\n"
+    assert read_classes(write_classes(tmp_path, text), wanted).positive == index
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("background", "house"), "no name begins with building: choose one with --class, such as --class house$"),
+        (("building", "Buildings"), "several names begin with building: choose one with --class, such as --class b"),
+    ],
+)
+def test_where_names_do_not_tell_the_class_they_and_the_option_are_named(names: tuple[str, str], reason: str) -> None:
+    with pytest.raises(SegError, match=rf"^classes {', '.join(names)}: {reason}"):
+        _ = Classes(names, TWO.colours).positive
+    assert Classes(names, TWO.colours, names[1]).positive == 1
+
+
+@pytest.mark.parametrize("wanted", ["rood", "Road", "building"])
+def test_a_class_that_the_dataset_lacks_is_refused_with_those_it_has(wanted: str) -> None:
+    classes = Classes(("background", "road"), TWO.colours, wanted)
+    with pytest.raises(SegError, match=rf"^--class {wanted}: .* its classes are background, road$"):
+        _ = classes.positive
 
 
 # Pairs
@@ -224,6 +247,67 @@ def test_an_image_that_is_not_uint8_is_refused(make_scene: MakeScene) -> None:
         read_pair(pair, TWO)
 
 
+# Bands
+
+
+def write_image(path: Path, pixels: NDArray[np.uint8], photometric: str = "minisblack") -> str:
+    """Write an image of which no band is labelled alpha."""
+    count, height, width = pixels.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": "uint8"}
+    with rasterio.open(path, "w", **shape, photometric=photometric, alpha="unspecified") as dataset:
+        dataset.write(pixels)
+    return str(path)
+
+
+def noise(bands: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (bands, 20, 30), dtype=np.uint8)
+
+
+def digests_of(make_scene: MakeScene, *images: NDArray[np.uint8]) -> list[Digest]:
+    """Digests of images that are written as `0.tiff`, `1.tiff`, ..."""
+    label, found = make_scene("label.tif", pixels=colours(random_indices(TWO), TWO)), []
+    for number, pixels in enumerate(images):
+        photometric = "rgb" if len(pixels) in {3, 4} else "minisblack"
+        image = write_image(Path(label).with_name(f"{number}.tiff"), pixels, photometric)
+        sample, scene, _ = read_pair(Pair(image, label), TWO)
+        found.append(digest(sample, scene, TWO.positive))
+    return found
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4, 6])
+def test_images_of_any_number_of_bands_are_read(make_scene: MakeScene, bands: int) -> None:
+    (found,) = digests_of(make_scene, noise(bands))
+    check_bands([found])
+    assert [len(values) for values in normalisation([found])] == [bands, bands]
+    assert len(read_header(Pair(found.uri, "")).bands) == bands
+
+
+def test_images_of_different_numbers_of_bands_are_refused_with_both_files(make_scene: MakeScene) -> None:
+    found = digests_of(make_scene, *map(noise, (3, 4, 3)))
+    with pytest.raises(SegError, match=r"/1\.tiff: 4 bands besides alpha, where .*/0\.tiff has 3: ") as refused:
+        check_bands(found)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_alpha_band_without_its_label_is_refused_unless_an_image_shows_that_it_is_data(
+    make_scene: MakeScene,
+) -> None:
+    pixels = noise(4)
+    alpha = np.concatenate([pixels[:3], 255 * (pixels[3:] > 99).astype(np.uint8)])
+    found = digests_of(make_scene, alpha, pixels)
+    check_bands(found)
+    with pytest.raises(SegError, match=r"band 4 may be alpha.*-colorinterp_4 alpha.*gdal_translate -b 1 -b 2 -b 3\)$"):
+        check_bands(found[:1])
+
+
+def test_an_image_of_alpha_alone_is_refused(make_scene: MakeScene) -> None:
+    path = make_scene("train/a.tiff", bands=1)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = (ColorInterp.alpha,)
+    with pytest.raises(SegError, match=r"train/a\.tiff: it has no band besides alpha"):
+        read_header(Pair(path, ""))
+
+
 # Missing pixels
 
 
@@ -322,7 +406,7 @@ def test_a_large_label_is_decoded_like_a_small_one(make_scene: MakeScene) -> Non
 
 def digests(samples: Sequence[Sample], make_scene: MakeScene) -> list[Any]:
     _, scene, _ = read_pair(write_pair(make_scene, colours(random_indices(TWO), TWO)), TWO)
-    return [digest(sample, scene, TWO.building) for sample in samples]
+    return [digest(sample, scene, TWO.positive) for sample in samples]
 
 
 def test_normalisation_is_that_of_all_valid_pixels(make_scene: MakeScene) -> None:

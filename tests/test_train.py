@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,12 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import rasterio
 import ray
 import torch
-from conftest import MakeScene, outside_environment
+from conftest import NORTH_UP, UTM, MakeScene, outside_environment
+from rasterio.transform import Affine
+from seg_command import seg
 from tensorboardX.proto.event_pb2 import Event
 
 import aerial_seg.train
@@ -348,6 +352,84 @@ def test_what_one_worker_lacks_ends_the_run_at_once(dataset: Path, tmp_path: Pat
 def test_sync_batchnorm_is_refused_without_a_gpu(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(SegError, match="sync_batchnorm = true: torch"):
         run(dataset, tmp_path, sync_batchnorm=True)
+
+
+CLASSES = {"background": 0, "building": 90, "road": 255}  # and their grey values in labels
+
+
+def write_scene(path: Path, pixels: np.ndarray[Any, Any], row: int = 0) -> Path:
+    """Write an image of 1 m a pixel, `row` rows south of the others, of which no band is labelled alpha."""
+    count, height, width = pixels.shape
+    photometric = "rgb" if count in {3, 4} else "minisblack"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype="uint8", crs=UTM,
+        transform=Affine(1.0, 0.0, NORTH_UP[2], 0.0, -1.0, NORTH_UP[5] - row),
+        photometric=photometric, alpha="unspecified",
+    ) as dataset:  # fmt: skip
+        dataset.write(pixels)
+    return path
+
+
+def write_streets(data: Path, names: Sequence[str], bands: int) -> np.ndarray[Any, Any]:
+    """A dataset of noise crossed by a road that only the last band shows, and the road of its image of val."""
+    rng, road = np.random.default_rng(0), np.zeros((96, 96), np.bool_)
+    for split, number in (("train", 2), ("val", 1)):
+        for i in range(number):
+            image, at = rng.integers(90, 120, (bands, 96, 96), dtype=np.uint8), 20 * i + 30
+            road = np.zeros((96, 96), np.bool_)
+            road[at : at + 24] = True
+            image[-1, road] += 100
+            label = np.where(road, CLASSES["road"], CLASSES["background"]).astype(np.uint8)
+            label[:8] = CLASSES["building"] if "building" in names else label[:8]
+            write_scene(data / split / f"{i}.tif", image)
+            write_scene(data / f"{split}_labels" / f"{i}.tif", label[None])
+    table = "".join(f"{name},{3 * f'{CLASSES[name]},'}".rstrip(",") + "\n" for name in names)
+    (data / "label_class_dict.csv").write_text(f"name,r,g,b\n{table}")
+    return road
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("names", "bands"),
+    [(("road", "background"), 4), (("background", "building", "road"), 1)],
+)
+def test_a_model_of_roads_is_trained_and_used_to_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], bands: int
+) -> None:
+    road = write_streets(tmp_path / "data", names, bands)
+    data, bundle, run = (tmp_path / name for name in ("data", "bundle", "run"))
+    tiny = {"width": 4, "depth": 1, "patch": 1, "crop": 64, "batch": 4, "steps": 40, "epochs": 2, "readers": 0}
+    flags = [text for name, value in {**tiny, "lr": 0.02}.items() for text in (f"--{name}", value)]
+    _, err = seg(capsys, "train", "--data", data, "--out", bundle, "--class", "road", "--preset", "large", *flags)
+    assert "epoch 2 of 2: loss " in err
+    assert ", road IoU " in err
+    shown = json.loads(seg(capsys, "models", "show", bundle, "--json")[0])
+    assert (shown["class"], shown["classes"], shown["bands"]) == ("road", list(names), bands)
+    assert (shown["architecture"]["in_channels"], len(shown["mean"])) == (bands, bands)
+    assert shown["provenance"]["settings"]["class_name"] == "road"
+    assert (tmp_path / "bundle.train" / "samples.png").exists()
+    scored = json.loads(seg(capsys, "evaluate", bundle, "--data", data, "--json")[0])
+    assert scored["tp"] + scored["fn"] == road.sum()
+    assert scored["iou"] > 0.7  # it has learnt: so the class, and each band, is the one that is meant
+    scene = data / "val" / "0.tif"
+    seg(capsys, "segment", scene, "--model", bundle, "--out", run)
+    seg(capsys, "verify", run)
+    (found,) = json.loads(seg(capsys, "query", run, "SELECT sum(building_px)::BIGINT AS px FROM tiles", "--json")[0])
+    seg(capsys, "export", "masks", run, "--out", tmp_path / "masks")
+    (mask,) = (read_whole(str(path))[0] for path in (tmp_path / "masks").glob("*.tif"))
+    assert found["px"] == (mask == 1).sum() == scored["tp"] + scored["fp"]
+    assert ((mask == 1) & road).sum() == scored["tp"]
+    labels = ["evaluate", run, "--labels", data / "val_labels" / "0.tif", "--data", data, "--json"]
+    assert json.loads(seg(capsys, *labels)[0])["iou"] == pytest.approx(scored["iou"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_images_of_different_numbers_of_bands_are_refused(tmp_path: Path) -> None:
+    write_streets(tmp_path, ("background", "road"), 3)
+    odd = write_scene(tmp_path / "val" / "0.tif", np.full((4, 96, 96), np.arange(96), np.uint8))
+    with pytest.raises(SegError, match=rf"^{odd}: 4 bands besides alpha, where {tmp_path}/train/0\.tif has 3: "):
+        train(settings_of(**{"class": "road"}), str(tmp_path), str(tmp_path / "bundle"), str(tmp_path / "work"))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -94,7 +94,7 @@ def make_learner(
         "loss": make_loss("bce+dice"),
         "mean": MEAN,
         "std": STD,
-        "building": 1,
+        "positive": 1,
         "threshold": 0.5,
         "device": torch.device("cpu"),
         "bfloat16": False,
@@ -432,7 +432,7 @@ def probabilities(network: nn.Module, images: Iterable[Batch], building: int) ->
 
 
 def test_scores_are_of_the_valid_pixels_of_all_images() -> None:
-    learner = make_learner(lambda: UNet(classes=3, width=4, depth=2), building=2)
+    learner = make_learner(lambda: UNet(classes=3, width=4, depth=2), positive=2)
     images = [(image, torch.where(labels == 1, 2, labels)) for image, labels in validation()]
     found = evaluate(learner, images)
     probability, truth, valid = probabilities(learner.network, images, 2)

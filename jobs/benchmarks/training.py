@@ -12,7 +12,7 @@ import torch
 
 from seg_core.model.networks import build_model
 from seg_core.model.segmenter import choose_device
-from seg_core.training.dataset import find_pairs, read_classes
+from seg_core.training.dataset import find_pairs, read_classes, read_header
 from seg_core.training.loop import Batch, Learner, step
 
 from ..ray_session import ray_session
@@ -28,12 +28,12 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     All run in this process after a warm-up. The two kinds of training take turns, so that both meet the same load of
     the machine.
     """
-    classes = read_classes(data)
-    header = describe_model(settings, classes) | {"mean": (127.0,) * 3, "std": (64.0,) * 3}
+    classes, pairs = read_classes(data, settings.class_name), find_pairs(data, "train")
+    num_bands = len(read_header(pairs[0]).bands)
+    header = describe_model(settings, classes, num_bands) | {"mean": (127.0,) * num_bands, "std": (64.0,) * num_bands}
     device, readers = choose_device("auto"), choose_readers(settings.readers, 1)
     torch.set_num_threads(os.cpu_count() or 1)
     network = build_model(header["architecture"])
-    pairs = find_pairs(data, "train")
     steps = max(10 * num_steps, steps_an_epoch(settings, len(pairs)))
     learner = make_learner(settings, header, network, device, steps, settings.batch)
     learner.network.train()

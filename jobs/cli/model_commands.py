@@ -6,20 +6,25 @@ Each command is one function, which takes the parsed arguments, prints the resul
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from seg_core.errors import SegError
 from seg_core.storage.files import absolute, exists, make_folder
 
 from ..progress import waiting
 from ..terminal import format_value, note, print_figures
-from ..training.settings import TrainSettings, make_settings, parse_assignment
+from ..training.settings import TrainSettings, key_of, make_settings, parse_assignment
 from .arguments import local_path, model_folder, output_folder
+
+if TYPE_CHECKING:
+    from seg_core.run.record import ModelReference
 
 
 def train_settings(args: Namespace) -> TrainSettings:
     """Return the settings of a training from preset, config file, --set and flags."""
-    flags = {f.name: getattr(args, f.name) for f in fields(TrainSettings) if getattr(args, f.name) is not None}
+    flags = {key_of(f): getattr(args, f.name) for f in fields(TrainSettings) if getattr(args, f.name) is not None}
     preset = _choose_preset(args) if args.preset == "auto" else args.preset
     return make_settings(preset, args.config, [*map(parse_assignment, args.set), flags])
 
@@ -56,6 +61,8 @@ def evaluate(args: Namespace) -> int:
     if args.data is None and not exists(target):
         raise SegError(f"{target}: no such bundle or run")
     read_bundle(target)
+    if args.class_name:
+        raise SegError(f"--class {args.class_name}: is for a run: a bundle, as {args.target} is, knows its class")
     if args.labels:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data instead: --labels is for a run")
     if args.data is None:
@@ -88,19 +95,41 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.training.dataset import read_classes
     from seg_core.training.metrics import scores
 
-    read_record(run)  # refuses what is not a run before options are checked
+    record = read_record(run)  # refuses what is not a run before options are checked
     defaults = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
     for option, default in defaults.items():
         if getattr(args, option) != default:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
     if args.labels is None:
         raise SegError(f"{args.target}: is a run: name its labels with --labels")
-    classes = read_classes(local_path(args.data)) if args.data else None
+    if args.class_name and not args.data:
+        raise SegError(f"--class {args.class_name}: name its label_class_dict.csv's folder with --data")
+    classes = read_classes(local_path(args.data), args.class_name or _class_of(record.model)) if args.data else None
     with waiting("comparing masks with labels"):
         counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
     _note_warps(labels_off_px)
     print_figures({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
     return 1 if num_failed else 0
+
+
+def _class_of(model: "ModelReference") -> str:
+    """Name of the class that a run's masks show, as `read_classes` takes it; empty for buildings.
+
+    Where the run's model is gone they are taken for buildings, and a line says so.
+    """
+    from seg_core.model.bundle import BUILT_IN, read_bundle
+    from seg_core.training.dataset import is_building
+
+    for path in (BUILT_IN, model.uri):
+        with suppress(SegError):
+            bundle = read_bundle(path)
+            if bundle.hash == model.hash:
+                # Labels may call buildings by another name than the model does.
+                return "" if is_building(bundle.class_name) else bundle.class_name
+    note(
+        f"{model.uri}: the run's model is not there: its masks are taken to show buildings (--class NAME says another class)"
+    )
+    return ""
 
 
 def _note_warps(labels_off_px: Mapping[str, float]) -> None:
@@ -116,7 +145,7 @@ def models_show(args: Namespace) -> int:
 
     bundle = read_bundle(model_folder(args))
     weights = read_weights(model_folder(args), bundle)
-    figures = {"bundle": model_folder(args), **describe(bundle)}
+    figures = {"bundle": model_folder(args), "class": bundle.class_name, **describe(bundle)}
     figures["weights"] = sum(w.size for w in weights.values())
     figures["weights_mb"] = round(sum(w.nbytes for w in weights.values()) / 1e6, 2)
     if args.json:

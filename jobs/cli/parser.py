@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from seg_core.version import code_version
 
-from ..training.settings import PRESETS, TrainSettings
+from ..training.settings import PRESETS, TrainSettings, key_of
 from . import cluster_commands, model_commands, region_commands
 from .arguments import (
     parse_actors,
@@ -103,13 +103,16 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "settings, with the values of the preset large (flags override --set, --config and --preset, in this order)"
     )
     for setting in fields(TrainSettings):
-        flag, help_text = f"--{setting.name.replace('_', '-')}", f"{setting.metadata['help']} ({setting.default})"
-        kind = type(setting.default)
+        flag, text = f"--{key_of(setting).replace('_', '-')}", setting.metadata["help"]
+        kind: type[Any] = type(setting.default)
+        shown = text if setting.default == "" else f"{text} ({setting.default})"
+        options: dict[str, Any] = {"dest": setting.name, "help": shown}
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, **options)
         else:
             choices = setting.metadata["choices"] or None
-            group.add_argument(flag, type=kind, choices=choices, metavar=None if choices else "N", help=help_text)
+            metavar = None if choices else "NAME" if kind is str else "N"
+            group.add_argument(flag, type=kind, choices=choices, metavar=metavar, **options)
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -130,6 +133,9 @@ def _add_evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
     parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
+    parser.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class of --data that a run's masks show (its model's)"
+    )
     _add_precision(parser)
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
 

@@ -89,9 +89,10 @@ class Record:
 
     def _line(self, figures: dict[str, Any]) -> str:
         last, iou = self.settings.epochs, figures["val_iou"]
+        shown = "undefined" if iou is None else f"{iou:.4f}"
         return (
             f"epoch {figures['epoch']} of {last}: loss {figures['loss']:.4f}, "
-            f"building IoU {'undefined' if iou is None else f'{iou:.4f}'}, {figures['train_mpx_s']:.2f} Mpx/s, "
+            f"{self.settings.class_name or 'building'} IoU {shown}, {figures['train_mpx_s']:.2f} Mpx/s, "
             f"{format_duration(figures['seconds'] * (last - figures['epoch']))} left"
         )
 

@@ -5,7 +5,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from seg_core.errors import SegError
 
 
-def _setting(default: Any, text: str, choices: Sequence[str] = (), speed: bool = False) -> Any:
-    return field(default=default, metadata={"help": text, "choices": tuple(choices), "speed": speed})
+def _setting(default: Any, text: str, choices: Sequence[str] = (), speed: bool = False, key: str = "") -> Any:
+    """A field of TrainSettings; `key` is what users call it, where that is not the field's name."""
+    return field(default=default, metadata={"help": text, "choices": tuple(choices), "speed": speed, "key": key})
 
 
 # A setting that may differ when a training run goes on: it changes how fast, not what, is trained.
@@ -25,6 +26,12 @@ _speed = partial(_setting, speed=True)
 class TrainSettings:
     """Everything that decides what is trained, and how."""
 
+    class_name: str = _setting(
+        "",
+        "class to find, by its name in label_class_dict.csv; without it the one whose name begins with building. A "
+        "run's columns are called building_px, building_m2, ... whatever the class",
+        key="class",  # which no field of Python can be called
+    )
     model: str = _setting("unet", "unet, or smp:ARCHITECTURE/ENCODER such as smp:Unet/resnet34")
     width: int = _setting(96, "channels of the U-Net's first block; 32 suits a laptop")
     depth: int = _setting(3, "how often the U-Net halves its input")
@@ -56,7 +63,7 @@ class TrainSettings:
         ("none", "exposure", "light", "strong"),
     )
     pad_multiple: int = _setting(0, "validation images are padded to a multiple of it in px; 0: of the model's stride")
-    threshold: float = _setting(0.0, "probability from which on a pixel is building; 0: the best on validation")
+    threshold: float = _setting(0.0, "probability from which on a pixel is of the class; 0: the best on validation")
     precision: str = _setting("auto", "auto: bfloat16 where the device has it", ("auto", "float32", "bfloat16"))
     weights: str = _setting("float32", "how the bundle stores weights; float16 halves it", ("float32", "float16"))
     sync_batchnorm: bool = _setting(False, "batch norm over the crops of all workers (GPUs only)")
@@ -143,7 +150,7 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 
 def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> TrainSettings:
-    known = {f.name: f for f in fields(TrainSettings)}
+    known = {key_of(f): f for f in fields(TrainSettings)}
     for key, value in changes.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -155,8 +162,13 @@ def _change(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> 
             raise SegError(f"{where}: {key} = {json.dumps(value, default=str)}: expected {kind.__name__}")
         if choices and value not in choices:
             raise SegError(f"{where}: {key} = {value}: say {', '.join(choices)}")
-        settings = replace(settings, **{key: kind(value)})
+        settings = replace(settings, **{known[key].name: kind(value)})
     return settings
+
+
+def key_of(setting: Field[Any]) -> str:
+    """Name of a setting in a configuration file, after `--set` and, with dashes, as an option."""
+    return str(setting.metadata["key"] or setting.name)
 
 
 POSITIVE = ("width", "patch", "epochs", "batch", "crop", "workers", "keep", "lr")
@@ -195,7 +207,7 @@ def difference(before: Mapping[str, Any], settings: TrainSettings) -> str:
     """The settings that differ, of those that change what is trained, in words; empty where none does."""
     changing = [f for f in fields(TrainSettings) if not f.metadata["speed"]]
     return ", ".join(
-        f"{f.name} {there} there, {here} now"
+        f"{key_of(f)} {there} there, {here} now"
         for f in changing
         # A setting that is newer than the training run had its default then.
         if (there := before.get(f.name, f.default)) != (here := getattr(settings, f.name))

@@ -173,7 +173,7 @@ def make_learner(
         loss=make_loss(settings.loss, settings.label_smoothing, settings.edge_weight),
         mean=torch.tensor(header["mean"], device=device),
         std=torch.tensor(header["std"], device=device),
-        building=header["building"],
+        positive=header["building"],
         threshold=settings.threshold or None,
         device=device,
         bfloat16=bfloat16,

@@ -19,7 +19,7 @@ from seg_core.plots.figures import draw_calibration, draw_thresholds
 from seg_core.plots.pictures import Panel, assemble_panels, paint_errors, paint_mask
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
-from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
+from seg_core.training.dataset import Image, Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 
 
@@ -50,18 +50,18 @@ class Evaluation:
 def evaluate(
     segmenter: Segmenter, data: str, split_name: str, report: Callable[[str], None] = lambda _: None
 ) -> Evaluation:
-    """Segment all images of a split as in a run, and score the building class over their valid pixels.
+    """Segment all images of a split as in a run, and score the positive class over their valid pixels.
 
     `data` is the folder of the dataset. `report` is called with a text for each image that is done. Raises SegError if
     the classes of the dataset are not those of the model, or if images and labels can't be read.
     """
-    threshold, building = segmenter.bundle.threshold, segmenter.bundle.building
+    threshold, positive = segmenter.bundle.threshold, segmenter.bundle.building
     rows: list[dict[str, Any]] = []
     pixels, total, labels_off_px = np.zeros_like(Histogram.empty().pixels), Counts(), {}
     for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
         report(f"{len(rows)} done")
         labels_off_px[pair.label] = off_px
-        valid, truth = sample.label != MISSING, sample.label == building
+        valid, truth = sample.label != MISSING, sample.label == positive
         counts = count(probability >= threshold, truth, valid)
         pixels += histogram(probability, truth, valid).pixels
         total = total.plus(counts)
@@ -72,7 +72,7 @@ def evaluate(
 def _segment(
     segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
 ) -> Iterator[tuple[Pair, Sample, float, NDArray[np.float32]]]:
-    """Yield each pair of a split, its sample, label offset in px, and building probability `float32 (height, width)`.
+    """Yield each pair of a split, its sample, label offset in px, and probability `float32 (height, width)`.
 
     `only` gives the names of the images to segment instead of all.
     """
@@ -115,12 +115,17 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split
     segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
     for row, (_, sample, _, probability) in zip(chosen, segmented, strict=True):
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
-        predicted = (probability >= evaluation.threshold) & valid
+        predicted, picture = (probability >= evaluation.threshold) & valid, _as_rgb(sample.image)
         panels += [
-            Panel(f"{row['image']}: IoU {row['iou']:.3f}", sample.image),
-            Panel("truth", paint_mask(sample.image, truth)),
-            Panel("prediction", paint_mask(sample.image, predicted)),
-            Panel("errors: false green, missed red", paint_errors(sample.image, predicted, truth)),
+            Panel(f"{row['image']}: IoU {row['iou']:.3f}", picture),
+            Panel("truth", paint_mask(picture, truth)),
+            Panel("prediction", paint_mask(picture, predicted)),
+            Panel("errors: false green, missed red", paint_errors(picture, predicted, truth)),
         ]
     if panels:
         publish(path, assemble_panels(panels, 4))
+
+
+def _as_rgb(image: Image) -> Image:
+    """An image to look at, `uint8 (height, width, 3)`: its first three bands, or its first one in grey."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)

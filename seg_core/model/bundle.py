@@ -37,7 +37,7 @@ class Bundle:
 
     architecture: dict[str, Any]  # what models.build_model takes
     classes: tuple[str, ...]
-    building: int  # index of the class whose coverage is measured
+    building: int  # index of the positive class, whatever its name: the one that is found, measured and scored
     bands: int  # bands of the imagery, in the order of training
     dtype: str  # of the imagery trained on; that of another one is scaled to it, or refused
     mean: tuple[float, ...]  # a value a band, in grey levels
@@ -47,11 +47,16 @@ class Bundle:
     context_px: int | None  # how far a pixel's value depends on others; None: over the whole chip
     halo: int  # px
     activation_bytes_per_px: int  # memory of a forward pass in float32, estimated
-    threshold: float  # probability from which on a pixel is building
+    threshold: float  # probability from which on a pixel is of the positive class
     min_chip: int = MIN_CHIP  # chips are at least so many px a side; in model.json only where it is not that
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the positive class."""
+        return self.classes[self.building]
 
     @property
     def hash(self) -> str:

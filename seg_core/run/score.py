@@ -119,7 +119,7 @@ class LabelReader:
     def _decode(self, window: Window, valid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         if self.classes is not None:
             label = read_label(self.label, window, self.classes, valid)
-            return label == self.classes.building, label != MISSING
+            return label == self.classes.positive, label != MISSING
         (pixels,), labelled = self.label.read(window)
         self.values |= set(np.unique(pixels[labelled & valid]).tolist())
         if unexpected := self.values - {0, 1, MISSING}:

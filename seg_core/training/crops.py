@@ -16,6 +16,7 @@ from seg_core.training.dataset import Label, Sample
 
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
 MAX_TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
+MAX_SHIFT = 20.0  # and makes each band brighter or darker by up to so many grey levels
 
 
 def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: float) -> tuple[int, int]:
@@ -57,12 +58,12 @@ def iter_windows(sample: Sample, size: int, halo: int) -> Iterator[Sample]:
         yield Sample(np.ascontiguousarray(sample.image[chip.slices(whole)]), label)
 
 
-def augmentation(kind: str, size: int) -> Any:
+def augmentation(kind: str, size: int, num_bands: int = 3) -> Any:
     """An albumentations pipeline that ends in crops of `size` px; `kind` is `none`, `exposure`, `light` or `strong`.
 
     `exposure`: brightness and contrast. `light`: further, flips and quarter turns. `strong`: further, for half of the
     crops, scale and rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift
-    of each band.
+    of each band. Hue and saturation are left out unless there are three bands, which are taken for red, green, blue.
     """
     with environment({"NO_ALBUMENTATIONS_UPDATE": "1"}):  # it asks the package index at import otherwise
         import albumentations as alb
@@ -78,7 +79,11 @@ def augmentation(kind: str, size: int) -> Any:
     if kind != "none":
         steps += [alb.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)]
     if kind == "strong":
-        steps += [alb.RandomGamma((75, 135), p=0.5), alb.HueSaturationValue(8, 25, 0, p=0.5), alb.RGBShift(p=0.5)]
+        colour = [alb.HueSaturationValue(8, 25, 0, p=0.5)] if num_bands == 3 else []
+        # As alb.RGBShift, which is for three bands alone.
+        ranges = {"ranges": [(-MAX_SHIFT / 255, MAX_SHIFT / 255)] * num_bands}
+        shift = alb.AdditiveNoise(noise_type="uniform", spatial_mode="constant", noise_params=ranges, p=0.5)
+        steps += [alb.RandomGamma((75, 135), p=0.5), *colour, shift]
     return alb.Compose(steps)
 
 
@@ -109,7 +114,7 @@ class Crops:
 
     @cached_property
     def _pipeline(self) -> Any:
-        return augmentation(self.augment, self.size)
+        return augmentation(self.augment, self.size, self.samples[0].image.shape[2])
 
     def _crop(self, epoch: int, position: int) -> Sample:
         turn, index = divmod(position, len(self.samples))

@@ -4,6 +4,10 @@
     DATA/train/NAME.tiff              images            (any split: train, val, test, ...)
     DATA/train_labels/NAME.tif        labels: RGB, coloured by class; `.tif` or the image's own suffix
 
+Images are uint8, of any number of bands, the same in all of them. A band that is labelled alpha says which pixels hold
+data and is no band of the model: as GDAL labels the fourth of four bands so by default, an infrared band needs another
+label (`gdal_edit.py -colorinterp_4 undefined`).
+
 Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, University of Toronto, 2013.
 """
 
@@ -19,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seg_core.chips import MISSING
+from seg_core.chips import MISSING, PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.labels import AlignedLabel, open_label
@@ -39,6 +43,7 @@ class Classes:
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
+    wanted: str = ""  # name of the positive class; empty: the class whose name begins with "building"
 
     @property
     def greys(self) -> list[int]:
@@ -46,12 +51,31 @@ class Classes:
         return [red for red, green, blue in self.colours if red == green == blue]
 
     @property
-    def building(self) -> int:
-        """Index of the class that is scored. Raises SegError where it can't be told."""
-        named = [i for i, name in enumerate(self.names) if name.lower().startswith("building")]
-        if len(named) == 1:
-            return named[0]
-        raise SegError(f"classes {', '.join(self.names)}: one of them, and only one, must be named building")
+    def positive(self) -> int:
+        """Index of the positive class, which a model finds and is scored on; each other class counts as background.
+
+        Raises SegError where the dataset lacks the class that is wanted, or none is wanted and the names do not tell.
+        """
+        names = ", ".join(self.names)
+        if self.wanted:
+            if self.wanted not in self.names:
+                raise SegError(f"--class {self.wanted}: the dataset has no such class: its classes are {names}")
+            return self.names.index(self.wanted)
+        buildings = [i for i, name in enumerate(self.names) if is_building(name)]
+        if len(buildings) == 1:
+            return buildings[0]
+        number = "several names begin" if buildings else "no name begins"
+        raise SegError(f"classes {names}: {number} with building: choose one with --class, such as --class {self._any}")
+
+    @property
+    def _any(self) -> str:
+        """The name of a class, not the background where there is another."""
+        return next((name for name in self.names if not name.lower().startswith("background")), self.names[0])
+
+
+def is_building(name: str) -> bool:
+    """Whether this name of a class makes it the positive class where no other is chosen."""
+    return name.lower().startswith("building")
 
 
 @dataclass(frozen=True)
@@ -69,8 +93,11 @@ class Sample(NamedTuple):
     label: Label
 
 
-def read_classes(data: str) -> Classes:
-    """Read `label_class_dict.csv` of a dataset. Raises SegError where it is absent or not of that form."""
+def read_classes(data: str, wanted: str = "") -> Classes:
+    """Read `label_class_dict.csv` of a dataset; `wanted` is the name of the positive class (see Classes).
+
+    Raises SegError where the file is absent or not of that form.
+    """
     path = Path(data, "label_class_dict.csv")
     if not path.is_file():
         raise SegError(f"{path}: no such file: a dataset names its classes and their colours there (name,r,g,b)")
@@ -87,7 +114,7 @@ def read_classes(data: str) -> Classes:
             raise SegError(f"{path}: two classes have the same {what}, {twice}")
     if not all(0 <= value <= 255 for colour in colours for value in colour):
         raise SegError(f"{path}: a colour is three numbers from 0 to 255")
-    return Classes(tuple(map(str, table["name"])), tuple(colours))
+    return Classes(tuple(map(str, table["name"])), tuple(colours), wanted)
 
 
 def find_pairs(data: str, split: str) -> list[Pair]:
@@ -121,8 +148,7 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
     The label is warped to the image's grid where it lies on another: off by so many px, as AlignedLabel has it. Raises
     SegError where they don't overlap, the image is not uint8, or a colour stands for no class.
     """
-    scene = read_scene(pair.image, os.path.basename(pair.image))
-    _check_image(scene)
+    scene = read_header(pair)
     label = open_label(pair.label, scene, classes.greys)
     pixels, valid = read_chip(scene, scene.window)
     found = read_label(label, scene.window, classes, valid)
@@ -130,16 +156,20 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
     return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene, label.off_px
 
 
-def _check_image(scene: Scene) -> None:
-    """Raise SegError for an image that nothing is learnt from: a model of it would not be served its like."""
-    if scene.dtype != "uint8":
+def read_header(pair: Pair) -> Scene:
+    """Read the header of a pair's image. Raises SegError for one that can't be trained on."""
+    scene = read_scene(pair.image, os.path.basename(pair.image))
+    if scene.dtype != PIXEL_DTYPE:
         raise SegError(
-            f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are uint8 (gdal_translate -ot Byte -scale)"
+            f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are {PIXEL_DTYPE} (gdal_translate -ot Byte -scale)"
         )
+    if not scene.bands:
+        raise SegError(f"{scene.uri}: it has no band besides alpha: remove it, or relabel the band (gdal_edit.py)")
     if scene.gsd_m is not None:
         off, size = compare_gsd(scene, scene.gsd_m)
         if off > GSD_TOLERANCE:
             raise SegError(f"{scene.uri}: {size} a pixel: a dataset's are square (gdalwarp -t_srs, -tr)")
+    return scene
 
 
 def read_label(label: AlignedLabel, window: Window, classes: Classes, valid: NDArray[np.bool_]) -> Label:
@@ -182,42 +212,67 @@ def _pack(r: Any, g: Any, b: Any) -> NDArray[np.int32]:
 class Digest:
     """What a decoded pair contributes to the figures of its dataset; small, where the pair is large."""
 
-    name: str  # of the image
+    uri: str  # of the image
     content: str  # SHA-256 of pixels and label
     num_valid: int
-    num_building: int
+    num_positive: int  # pixels of the positive class
     sums: tuple[float, ...]  # over valid pixels, a value a band
-    read_blocks: tuple[float, ...]
+    square_sums: tuple[float, ...]  # of the squared values
     gsd_m: float | None
     label_off_px: float = 0.0  # by how much the label was off before it was warped to the image's grid
+    maybe_alpha: int | None = None  # band that is not labelled alpha, but looks like it
 
 
-def digest(sample: Sample, scene: Scene, building: int, label_off_px: float = 0.0) -> Digest:
-    """Sum up a decoded pair, in which buildings have that index."""
+def digest(sample: Sample, scene: Scene, positive: int, label_off_px: float = 0.0) -> Digest:
+    """Sum up a decoded pair; `positive` is the index of the positive class."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
-    sums, read_blocks = np.zeros((2, sample.image.shape[2]))
+    sums, square_sums = np.zeros((2, sample.image.shape[2]))
     for row, label in zip(sample.image, sample.label, strict=True):  # one by one: float64 is eight times as large
         pixels = row[label != MISSING].astype(np.float64)
         sums += pixels.sum(axis=0)
-        read_blocks += (pixels**2).sum(axis=0)
+        square_sums += (pixels**2).sum(axis=0)
     return Digest(
-        scene.scene_id,
+        scene.uri,
         content.hexdigest(),
         int((sample.label != MISSING).sum()),
-        int((sample.label == building).sum()),
+        int((sample.label == positive).sum()),
         tuple(sums.tolist()),
-        tuple(read_blocks.tolist()),
+        tuple(square_sums.tolist()),
         scene.gsd_m,
         label_off_px,
+        scene.maybe_alpha,
     )
+
+
+def check_bands(digests: Sequence[Digest]) -> None:
+    """Raise SegError for images of different numbers of bands, or whose last band is an alpha band without its label.
+
+    A band of one image may look like alpha by chance, as the infrared band of an image that holds no data does; that of
+    every image does not.
+    """
+    first = digests[0]
+    count = len(first.sums)
+    other = next((d for d in digests if len(d.sums) != count), None)
+    if other is not None:
+        raise SegError(
+            f"{other.uri}: {len(other.sums)} bands besides alpha, where {first.uri} has {count}: the images of a "
+            f"dataset have the same bands (gdal_translate -b, or gdal_edit.py -colorinterp_N)"
+        )
+    if all(d.maybe_alpha for d in digests):
+        band = first.maybe_alpha
+        others = " ".join(f"-b {i}" for i in range(1, count + 1) if i != band)
+        raise SegError(
+            f"{first.uri}: band {band} may be alpha, for it holds only 0 and opaque, as in every image: label it "
+            f"(gdal_edit.py -colorinterp_{band} alpha), or leave it out (gdal_translate {others})"
+        )
 
 
 def normalisation(digests: Sequence[Digest]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each band over all valid pixels, in grey levels."""
     count = sum(d.num_valid for d in digests)
     mean = np.sum([d.sums for d in digests], axis=0) / count
-    variance = np.sum([d.read_blocks for d in digests], axis=0) / count - mean**2
+    variance = np.sum([d.square_sums for d in digests], axis=0) / count - mean**2
     std = np.sqrt(np.maximum(variance, 1.0))  # a constant band is no reason to divide by zero
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 

@@ -46,7 +46,7 @@ class Learner:
     loss: Loss
     mean: Tensor  # of each band, in grey levels, on the device
     std: Tensor
-    building: int  # index of the class that is scored
+    positive: int  # index of the positive class, which is scored
     threshold: float | None  # None: at each validation the one that scores best
     device: torch.device
     bfloat16: bool
@@ -246,7 +246,7 @@ def _together(learner: Learner, last: bool) -> AbstractContextManager[Any]:
 
 @torch.inference_mode()
 def evaluate(learner: Learner, batches: Iterable[Batch], epoch: int = 0) -> Histogram:
-    """Histogram of building probabilities over the valid pixels that all processes were given.
+    """Histogram of the positive class's probabilities over the valid pixels that all processes were given.
 
     Raises JobError where a probability is no number, so that no checkpoint is made of weights that have overflown.
     """
@@ -257,9 +257,9 @@ def evaluate(learner: Learner, batches: Iterable[Batch], epoch: int = 0) -> Hist
     for batch in batches:
         images, labels = _to_device(learner, batch)
         with _autocast(learner):
-            probability = class_probability(network(images), learner.building)
+            probability = class_probability(network(images), learner.positive)
         valid = labels != MISSING
-        probability, truth = probability[valid], labels[valid] == learner.building
+        probability, truth = probability[valid], labels[valid] == learner.positive
         level = (probability.nan_to_num(0.0) * THRESHOLDS).long().clamp(max=THRESHOLDS - 1) + THRESHOLDS * truth
         level = torch.where(probability.isnan(), 2 * THRESHOLDS, level)
         cells += torch.bincount(level, minlength=2 * THRESHOLDS + 1)

@@ -1,7 +1,8 @@
 """Losses over valid pixels. Logits are `(n, classes, h, w)`; labels `(n, h, w)` class indices, 255 where missing.
 
-With one logit the classes are background (0) and building (1). Each loss raises nothing and is 0 where no pixel is
-valid. They agree with segmentation-models-pytorch's DiceLoss and SoftBCEWithLogitsLoss and torch's cross_entropy.
+With one logit the classes are background (0) and the positive class (1). Each loss raises nothing and is 0 where no
+pixel is valid. They agree with segmentation-models-pytorch's DiceLoss and SoftBCEWithLogitsLoss and torch's
+cross_entropy.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - Dice coefficient of the predicted probabilities, mean over classes (Milletari et al. 2016).
 
-    One logit: of the building class alone. Counts are summed over the batch before dividing; a class that the
+    One logit: of the positive class alone. Counts are summed over the batch before dividing; a class that the
     batch's labels lack adds 0.
     """
     valid = (labels != MISSING).unsqueeze(1)
@@ -38,7 +39,7 @@ def dice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def tversky(logits: Tensor, labels: Tensor) -> Tensor:
-    """As `dice`, but a building pixel missed costs 0.7, one too many 0.3, where Dice has 0.5 (Salehi et al. 2017)."""
+    """As `dice`, but a missed pixel of a class costs 0.7, one too many 0.3, where Dice has 0.5 (Salehi et al. 2017)."""
     from segmentation_models_pytorch.losses import TverskyLoss
 
     loss: Tensor = TverskyLoss(_mode(logits), ignore_index=MISSING, alpha=0.3, beta=0.7)(logits.float(), labels)

@@ -1,4 +1,4 @@
-"""Scores of the building class from pixel counts. Counts are summed over all images before anything is divided."""
+"""Scores of the positive class from pixel counts. Counts are summed over all images before anything is divided."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Valid pixels by truth (row 0 background, 1 building) and predicted probability: `int64 (2, STEPS)`.
+    """Valid pixels by truth (row 0 background, 1 positive) and predicted probability: `int64 (2, STEPS)`.
 
     Scores at every threshold that is a multiple of 1 / STEPS follow from it exactly, and how far the probabilities
     can be believed.
@@ -70,7 +70,7 @@ class Histogram:
         return Counts(tp, fp, fn, tn)
 
     def ious(self) -> NDArray[np.float64]:
-        """IoU at the thresholds 0, 1 / STEPS, ... `(STEPS,)`; 0 where no pixel is building by truth or prediction."""
+        """IoU at the thresholds 0, 1 / STEPS, ... `(STEPS,)`; 0 where no pixel is positive by truth or prediction."""
         false_positives, hits = self.pixels[:, ::-1].cumsum(axis=1)[:, ::-1]
         return np.asarray(hits / np.maximum(self.pixels[1].sum() + false_positives, 1))
 
@@ -81,7 +81,10 @@ class Histogram:
         return float(best[len(best) // 2] + 1) / STEPS if ious.max() > 0 else 0.5
 
     def reliability(self, bins: int = 16) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Mean probability, observed share of buildings and pixels of each of `bins` bins, of those with pixels."""
+        """Mean probability, share of pixels that are positive, and number of pixels, for each bin that has any.
+
+        The `bins` bins are equally wide.
+        """
         grouped = self.pixels.reshape(2, bins, -1)
         per_bin = grouped.sum(axis=(0, 2))
         middles = ((np.arange(STEPS) + 0.5) / STEPS).reshape(bins, -1)
