@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,53 +12,37 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from seg_core.chips import PIXEL_DTYPE
 from seg_core.environment import environment
 from seg_core.errors import JobError, SegError
-from seg_core.imagery.labels import describe_warps
 from seg_core.imagery.scene import Scene
 from seg_core.inference.evaluate import evaluate, write_samples
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
-from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
 from seg_core.model.segmenter import Segmenter, choose_device
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
 from seg_core.training.dataset import (
-    Classes,
-    Digest,
-    Pair,
-    Sample,
-    check_bands,
-    digest,
     find_pairs,
-    fingerprint,
     is_building,
-    normalisation,
     read_classes,
     read_header,
-    read_pair,
 )
-from seg_core.version import code_version
 
 from .progress import waiting
 from .ray_session import ray_session
 from .terminal import note
 from .training.log import recording
+from .training.preparation import decode, describe_data, describe_model
 from .training.settings import TrainSettings, difference
 from .training.worker import train_worker, use_bfloat16
 
 # A report waits for the controller's next look at its workers: every 2 s unless the environment says otherwise.
 LOOK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
-GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
 MAX_FAILURES = 3  # of workers or nodes, before a run is given up; nodes that announce their end (spot) don't count
-
-Decoded = list[tuple["ray.ObjectRef[Sample]", Digest]]
 
 
 def train(
@@ -69,10 +53,7 @@ def train(
     Checkpoints and metrics go to `work`, a folder or an `s3://` prefix; the same call goes on from the last checkpoint
     there. Raises SegError for data or settings that can't work, JobError for a training run that can't go on.
     """
-    if exists(out):
-        raise SegError(f"{out}: is there already: choose another name for the bundle")
-    if f"{work}/".startswith(f"{out}/"):  # it would be there by the end
-        raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
+    _check_paths(out, work)
     classes = read_classes(data, settings.class_name)
     settings = replace(settings, class_name=classes.names[classes.positive])
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
@@ -86,7 +67,7 @@ def train(
         _check_room(settings)
         with waiting("decoding the images"):
             samples = {split: decode(pairs[split], classes) for split in pairs}
-        header |= _figures(samples, settings, classes)
+        header |= describe_data(samples, settings, classes)
         config = {
             "settings": settings,
             "header": header,
@@ -108,6 +89,14 @@ def train(
     return bundle
 
 
+def _check_paths(out: str, work: str) -> None:
+    """Raise SegError where there is something at `out`, or `work` would lie in it."""
+    if exists(out):
+        raise SegError(f"{out}: is there already: choose another name for the bundle")
+    if f"{work}/".startswith(f"{out}/"):  # it would be there by the end
+        raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
+
+
 def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) -> None:
     note("drawing samples.png: the images of val are segmented once more")
     bfloat16 = use_bfloat16(settings.precision, choose_device("auto"))
@@ -115,32 +104,6 @@ def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) ->
     with waiting("segmenting the images of val") as report:
         found = evaluate(segmenter, data, "val", report)
     write_samples(found, segmenter, data, "val", path)
-
-
-def describe_model(settings: TrainSettings, classes: Classes, num_bands: int) -> dict[str, Any]:
-    """The fields of the bundle that are known before the pixels are read.
-
-    Raises SegError for a network that can't be built, or does not take the sizes of the settings.
-    """
-    outputs = 1 if len(classes.names) == 2 and classes.positive == 1 else len(classes.names)
-    architecture: dict[str, Any] = {"name": settings.model, "in_channels": num_bands, "classes": outputs}
-    if settings.model == "unet":
-        architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
-    # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
-    pretrained = None if settings.encoder_weights == "none" else settings.encoder_weights
-    model = build_model(architecture, pretrained)
-    stride = stride_of(model)
-    for name in ("crop", "pad_multiple"):
-        if getattr(settings, name) % stride:
-            raise SegError(f"{name} = {getattr(settings, name)}: the model's stride is {stride}: use a multiple of it")
-    check_sizes(settings.model, model, num_bands, settings.crop)
-    return {
-        "architecture": architecture,
-        **asdict(measure_network(model, num_bands)),
-        "bands": num_bands,
-        "classes": classes.names,
-        "building": classes.positive,
-    }
 
 
 def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:
@@ -184,69 +147,6 @@ def _read_settings(work: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SegError(f"{path}: is not a training run's: choose another --work or --out")
     return found
-
-
-def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
-    """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy.
-
-    Says which labels were warped to the grids of their images.
-    """
-    refs: list[Any] = [_decode.remote(pair, classes) for pair in pairs]
-    try:
-        digests: list[Digest] = ray.get([d for _, d in refs])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegError):
-            raise error.cause from error
-        raise
-    for line in describe_warps({pair.label: d.label_off_px for pair, d in zip(pairs, digests, strict=True)}):
-        note(line)
-    return list(zip([sample for sample, _ in refs], digests, strict=True))
-
-
-@ray.remote(num_returns=2)
-def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
-    sample, scene, off_px = read_pair(pair, classes)
-    return sample, digest(sample, scene, classes.positive, off_px)
-
-
-def _figures(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:
-    """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it."""
-    digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
-    check_bands(digests["train"] + digests["val"])
-    for split, found in digests.items():
-        if not any(d.num_valid for d in found):
-            raise SegError(f"split {split}: no image holds a valid pixel")
-        if not any(d.num_positive for d in found):
-            name = classes.names[classes.positive]
-            raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}")
-    known = {d.content: os.path.basename(d.uri) for d in digests["train"]}
-    for d in digests["val"]:
-        if d.content in known:
-            name = os.path.basename(d.uri)
-            note(f"{known[d.content]} of train is {name} of val: what is learnt by heart counts as validated")
-    mean, std = normalisation(digests["train"])
-    return {
-        "dtype": PIXEL_DTYPE,
-        "mean": mean,
-        "std": std,
-        "gsd_m": _common_gsd(digests["train"] + digests["val"]),
-        "provenance": {
-            "settings": asdict(settings),
-            "data_fingerprint": fingerprint(classes, digests),
-            "images": {split: len(found) for split, found in digests.items()},
-            "code_version": code_version(),
-            "torch_version": torch.__version__,
-        },
-    }
-
-
-def _common_gsd(digests: Sequence[Digest]) -> float | None:
-    known = sorted(d.gsd_m for d in digests if d.gsd_m is not None)
-    if not known:
-        return None
-    if known[-1] > GSD_SPREAD * known[0]:
-        raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
-    return round(known[len(known) // 2], 3)
 
 
 def _note_bands(image: Scene) -> None:

@@ -17,18 +17,14 @@ from seg_core.training.dataset import (
     MISSING,
     ROWS,
     Classes,
-    Digest,
     Pair,
     Sample,
-    check_bands,
-    digest,
     find_pairs,
-    fingerprint,
-    normalisation,
     read_classes,
     read_header,
     read_pair,
 )
+from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
 
 TWO = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
 FOUR = Classes(("road", "background", "building", "water"), ((128, 64, 128), (0, 0, 0), (255, 0, 1), (255, 0, 0)))

@@ -26,8 +26,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 import aerial_seg.train
 from aerial_seg.benchmarks.training import bench_train
-from aerial_seg.train import decode, train
+from aerial_seg.train import train
 from aerial_seg.training.log import Record, _drain
+from aerial_seg.training.preparation import decode
 from aerial_seg.training.readers import Share, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
 from aerial_seg.training.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner

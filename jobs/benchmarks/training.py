@@ -16,7 +16,8 @@ from seg_core.training.dataset import find_pairs, read_classes, read_header
 from seg_core.training.loop import Batch, Learner, step
 
 from ..ray_session import ray_session
-from ..train import decode, describe_model, steps_an_epoch
+from ..train import steps_an_epoch
+from ..training.preparation import decode, describe_model
 from ..training.readers import BATCHES_AHEAD, Share, choose_readers, iter_batches
 from ..training.settings import TrainSettings
 from ..training.worker import make_learner

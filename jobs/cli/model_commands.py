@@ -127,7 +127,7 @@ def _class_of(model: "ModelReference") -> str:
                 # Labels may call buildings by another name than the model does.
                 return "" if is_building(bundle.class_name) else bundle.class_name
     note(
-        f"{model.uri}: the run's model is not there: its masks are taken to show buildings (--class NAME says another class)"
+        f"{model.uri}: the run's model is not there: its masks are taken for buildings (--class NAME says another class)"
     )
     return ""
 

@@ -1,0 +1,113 @@
+"""What is prepared before the workers of a training run start: decoded images, and the fields of the bundle."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import torch
+
+from seg_core.chips import PIXEL_DTYPE
+from seg_core.errors import SegError
+from seg_core.imagery.labels import describe_warps
+from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
+from seg_core.training.dataset import Classes, Pair, Sample, read_pair
+from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
+from seg_core.version import code_version
+
+from ..terminal import note
+from .settings import TrainSettings
+
+GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
+
+Decoded = list[tuple["ray.ObjectRef[Sample]", Digest]]
+
+
+def describe_model(settings: TrainSettings, classes: Classes, num_bands: int) -> dict[str, Any]:
+    """The fields of the bundle that are known before the pixels are read.
+
+    Raises SegError for a network that can't be built, or does not take the sizes of the settings.
+    """
+    outputs = 1 if len(classes.names) == 2 and classes.positive == 1 else len(classes.names)
+    architecture: dict[str, Any] = {"name": settings.model, "in_channels": num_bands, "classes": outputs}
+    if settings.model == "unet":
+        architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
+    # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
+    pretrained = None if settings.encoder_weights == "none" else settings.encoder_weights
+    model = build_model(architecture, pretrained)
+    stride = stride_of(model)
+    for name in ("crop", "pad_multiple"):
+        if getattr(settings, name) % stride:
+            raise SegError(f"{name} = {getattr(settings, name)}: the model's stride is {stride}: use a multiple of it")
+    check_sizes(settings.model, model, num_bands, settings.crop)
+    return {
+        "architecture": architecture,
+        **asdict(measure_network(model, num_bands)),
+        "bands": num_bands,
+        "classes": classes.names,
+        "building": classes.positive,
+    }
+
+
+def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
+    """Decode pairs in parallel into Ray's object store, where all workers of a node read the one copy.
+
+    Says which labels were warped to the grids of their images.
+    """
+    refs: list[Any] = [_decode.remote(pair, classes) for pair in pairs]
+    try:
+        digests: list[Digest] = ray.get([d for _, d in refs])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegError):
+            raise error.cause from error
+        raise
+    for line in describe_warps({pair.label: d.label_off_px for pair, d in zip(pairs, digests, strict=True)}):
+        note(line)
+    return list(zip([sample for sample, _ in refs], digests, strict=True))
+
+
+@ray.remote(num_returns=2)
+def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
+    sample, scene, off_px = read_pair(pair, classes)
+    return sample, digest(sample, scene, classes.positive, off_px)
+
+
+def describe_data(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:
+    """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it."""
+    digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
+    check_bands(digests["train"] + digests["val"])
+    for split, found in digests.items():
+        if not any(d.num_valid for d in found):
+            raise SegError(f"split {split}: no image holds a valid pixel")
+        if not any(d.num_positive for d in found):
+            name = classes.names[classes.positive]
+            raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}")
+    known = {d.content: os.path.basename(d.uri) for d in digests["train"]}
+    for d in digests["val"]:
+        if d.content in known:
+            name = os.path.basename(d.uri)
+            note(f"{known[d.content]} of train is {name} of val: what is learnt by heart counts as validated")
+    mean, std = normalisation(digests["train"])
+    return {
+        "dtype": PIXEL_DTYPE,
+        "mean": mean,
+        "std": std,
+        "gsd_m": _common_gsd(digests["train"] + digests["val"]),
+        "provenance": {
+            "settings": asdict(settings),
+            "data_fingerprint": fingerprint(classes, digests),
+            "images": {split: len(found) for split, found in digests.items()},
+            "code_version": code_version(),
+            "torch_version": torch.__version__,
+        },
+    }
+
+
+def _common_gsd(digests: Sequence[Digest]) -> float | None:
+    known = sorted(d.gsd_m for d in digests if d.gsd_m is not None)
+    if not known:
+        return None
+    if known[-1] > GSD_SPREAD * known[0]:
+        raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
+    return round(known[len(known) // 2], 3)
