@@ -173,7 +173,7 @@ def _fit(config: dict[str, Any], work: str) -> Checkpoint:
     settings: TrainSettings = config["settings"]
     system, path = filesystem(work)
     workers: Any = (settings.min_workers, settings.workers) if settings.min_workers else settings.workers
-    with recording(work, settings) as (queue, record):
+    with recording(work, settings) as (queue, log):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={**config, "queue": queue},
@@ -192,11 +192,11 @@ def _fit(config: dict[str, Any], work: str) -> Checkpoint:
             with _interruptible(), environment({LOOK_INTERVAL: os.environ.get(LOOK_INTERVAL, "0.2")}):
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            if record.error is not None:
-                raise record.error from error
+            if log.error is not None:
+                raise log.error from error
             raise JobError(f"training failed: {str(error).strip().splitlines()[-1]}") from error
-    if record.error is not None:
-        raise record.error
+    if log.error is not None:
+        raise log.error
     best: Checkpoint | None = result.get_best_checkpoint("val_iou", "max")
     assert best is not None
     return best

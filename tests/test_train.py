@@ -27,11 +27,18 @@ from tensorboardX.proto.event_pb2 import Event
 import aerial_seg.train
 from aerial_seg.benchmarks.training import bench_train
 from aerial_seg.train import train
-from aerial_seg.training.log import Record, _drain
+from aerial_seg.training.log import TrainingLog, _drain
 from aerial_seg.training.preparation import decode
-from aerial_seg.training.readers import Share, choose_readers, iter_batches
+from aerial_seg.training.readers import BatchShare, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
-from aerial_seg.training.worker import COMPILED, _validation, _way_out, choose_micro_batch, is_compiled, make_learner
+from aerial_seg.training.worker import (
+    COMPILE_FROM_PX,
+    _advice_on,
+    _validation,
+    choose_micro_batch,
+    is_compiled,
+    make_learner,
+)
 from seg_core.errors import JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
@@ -456,7 +463,7 @@ def test_readers_make_the_batches_that_crops_would_in_order(dataset: Path) -> No
     )
     expected = [crops(1 + number // 3, number % 3, 1, 2) for number in range(2, 8)]
     for readers in (0, 1, 3):
-        found = list(iter_batches(Share(settings, 3, 1, 2), refs, range(2, 8), readers, torch.device("cpu")))
+        found = list(iter_batches(BatchShare(settings, 3, 1, 2), refs, range(2, 8), readers, torch.device("cpu")))
         assert len(found) == len(expected)
         for (image, label), sample in zip(found, expected, strict=True):
             assert np.array_equal(image.numpy(), sample.image)
@@ -486,7 +493,7 @@ def test_the_loss_is_the_one_of_the_settings() -> None:
 
 def test_only_long_training_on_a_gpu_is_compiled_unless_told() -> None:
     auto, cpu, gpu = settings_of(epochs=8, batch=2, crop=256), torch.device("cpu"), torch.device("cuda")
-    long = -(-COMPILED // (8 * 2 * 256**2))  # steps of each epoch
+    long = -(-COMPILE_FROM_PX // (8 * 2 * 256**2))  # steps of each epoch
     short = long - 1
     assert [is_compiled(auto, device, steps) for device in (cpu, gpu) for steps in (short, long)] == [0, 0, 0, 1]
     assert not is_compiled(replace(auto, sync_batchnorm=True), gpu, long)
@@ -532,11 +539,11 @@ def figures_of(epoch: int, iou: float | None) -> dict[str, Any]:
 
 def test_an_epoch_done_again_replaces_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = str(tmp_path)
-    first = Record(work, settings_of())
+    first = TrainingLog(work, settings_of())
     first.take(figures_of(1, None))
     first.take(figures_of(2, 0.25))
     first.close()
-    again = Record(work, settings_of())
+    again = TrainingLog(work, settings_of())
     again.take(figures_of(2, 0.5))
     again.close()
     assert [(line["epoch"], line["val_iou"]) for line in epochs_of(tmp_path)] == [(1, None), (2, 0.5)]
@@ -546,25 +553,25 @@ def test_an_epoch_done_again_replaces_its_line(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_an_error_that_a_run_has_outlived_is_forgotten(tmp_path: Path) -> None:
-    record = Record(str(tmp_path), settings_of())
-    _drain([JobError("4 crops are too many"), figures_of(1, 0.5)], record)
-    assert record.error is None
-    _drain([[figures_of(1, 0.5), figures_of(2, 0.5)], JobError("the end")], record)
-    assert str(record.error) == "the end"
-    record.close()
+    log = TrainingLog(str(tmp_path), settings_of())
+    _drain([JobError("4 crops are too many"), figures_of(1, 0.5)], log)
+    assert log.error is None
+    _drain([[figures_of(1, 0.5), figures_of(2, 0.5)], JobError("the end")], log)
+    assert str(log.error) == "the end"
+    log.close()
     assert [line["epoch"] for line in epochs_of(tmp_path)] == [1, 2]  # what a checkpoint told is written down too
 
 
 def test_of_errors_of_torch_the_way_out_is_named() -> None:
     learner: Any = SimpleNamespace(micro_batch=4, device="cuda")
     memory = torch.OutOfMemoryError("CUDA out of memory")
-    assert _way_out(memory, learner, 16) == "4 crops at once are too many for cuda: say accumulate = 8"
+    assert _advice_on(memory, learner, 16) == "4 crops at once are too many for cuda: say accumulate = 8"
     memory.add_note(VALIDATING)
-    assert "validation, in windows of 2048 px, takes more memory" in str(_way_out(memory, learner, 16))
+    assert "validation, in windows of 2048 px, takes more memory" in str(_advice_on(memory, learner, 16))
     with pytest.raises(ValueError, match="value per channel") as alone:
         torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
-    assert "say a larger batch" in str(_way_out(alone.value, learner, 1))
-    assert _way_out(ValueError("something else"), learner, 1) is None
+    assert "say a larger batch" in str(_advice_on(alone.value, learner, 1))
+    assert _advice_on(ValueError("something else"), learner, 1) is None
 
 
 def test_what_only_a_unet_has_is_refused_for_other_models() -> None:
@@ -576,9 +583,9 @@ def test_what_only_a_unet_has_is_refused_for_other_models() -> None:
 def test_figures_reach_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
-    record = Record(str(tmp_path / "work"), settings_of(lr=0.25))
-    record.take(figures_of(1, 0.5))
-    record.close()
+    log = TrainingLog(str(tmp_path / "work"), settings_of(lr=0.25))
+    log.take(figures_of(1, 0.5))
+    log.close()
     import mlflow
 
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
@@ -589,12 +596,12 @@ def test_figures_reach_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_tracking_server_that_is_away_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = Record(str(tmp_path), settings_of())
-    (tensorboard,) = (writer for writer in record.writers if writer.name == "TensorBoard")
+    log = TrainingLog(str(tmp_path), settings_of())
+    (tensorboard,) = (writer for writer in log.writers if writer.name == "TensorBoard")
     tensorboard.close()
     tensorboard.writer.add_scalar = None  # type: ignore[union-attr,method-assign] # whatever breaks it
-    record.take(figures_of(1, 0.5))
-    record.take(figures_of(2, 0.5))
+    log.take(figures_of(1, 0.5))
+    log.take(figures_of(2, 0.5))
     assert len(epochs_of(tmp_path)) == 2
     assert capsys.readouterr().err.count("TensorBoard is written no more") == 1
 

@@ -18,7 +18,7 @@ from seg_core.training.loop import Batch, Learner, step
 from ..ray_session import ray_session
 from ..train import steps_an_epoch
 from ..training.preparation import decode, describe_model
-from ..training.readers import BATCHES_AHEAD, Share, choose_readers, iter_batches
+from ..training.readers import BATCHES_AHEAD, BatchShare, choose_readers, iter_batches
 from ..training.settings import TrainSettings
 from ..training.worker import make_learner
 
@@ -40,7 +40,7 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     learner.network.train()
     with ray_session(None):
         samples = [ref for ref, _ in decode(pairs, classes)]
-        feed = iter_batches(Share(settings, num_steps), samples, range(sys.maxsize), readers, device)
+        feed = iter_batches(BatchShare(settings, num_steps), samples, range(sys.maxsize), readers, device)
         seconds = _time_steps(learner, feed, num_steps, BATCHES_AHEAD * max(1, readers))
     pixels = num_steps * settings.batch * settings.crop**2
     return {

@@ -126,9 +126,7 @@ def _class_of(model: "ModelReference") -> str:
             if bundle.hash == model.hash:
                 # Labels may call buildings by another name than the model does.
                 return "" if is_building(bundle.class_name) else bundle.class_name
-    note(
-        f"{model.uri}: the run's model is not there: its masks are taken for buildings (--class NAME says another class)"
-    )
+    note(f"{model.uri}: the run's model is not there: its masks are taken for buildings: if not, add --class NAME")
     return ""
 
 

@@ -1,6 +1,6 @@
-"""What a training run leaves behind beside its model: figures and curves.
+"""Log the metrics of a training run, and draw their curves.
 
-An epoch is a line on the terminal and in `metrics.jsonl`, a step in TensorBoard, and in MLflow where that is installed.
+Each epoch is a line on the terminal and in `metrics.jsonl`, and a step in TensorBoard and, where installed, in MLflow.
 """
 
 import importlib.util
@@ -31,8 +31,8 @@ MLFLOW_RUN = "mlflow.run"  # holds its id there
 CURVES = "curves.png"
 
 
-class Record:
-    """The epochs of one training run, those of earlier goes included. An epoch done again replaces its figures."""
+class TrainingLog:
+    """The metrics of a training run's epochs, with those before it was resumed. Repeated epochs replace theirs."""
 
     def __init__(self, work: str, settings: TrainSettings) -> None:
         self.work, self.settings = work, settings
@@ -48,7 +48,7 @@ class Record:
             self.writers.append(_MLflow(work, settings))
 
     def take(self, figures: dict[str, Any]) -> None:
-        """Write an epoch down everywhere."""
+        """Log the metrics of an epoch everywhere."""
         self.epochs[figures["epoch"]] = figures
         try:
             self._publish()
@@ -56,18 +56,18 @@ class Record:
             self.note(f"{self.work}/{METRICS}: can't be written: {error}")
         self.note(self._line(figures))
         self.began = time.monotonic()
-        self._tell(lambda writer: writer.write(figures))
+        self._call_writers(lambda writer: writer.write(figures))
 
     def restore(self, history: Sequence[dict[str, Any]]) -> None:
-        """Take the epochs that a checkpoint holds, and no later ones: a killed driver may have missed some of them."""
+        """Replace the epochs by those of a checkpoint: a driver that was killed may have missed some."""
         self.epochs = {figures["epoch"]: figures for figures in history}
         self._publish()
 
     def close(self) -> None:
-        """Finish what is open."""
-        self._tell(lambda writer: writer.close())
+        """Close all writers."""
+        self._call_writers(lambda writer: writer.close())
 
-    def _tell(self, what: Callable[["_TensorBoard | _MLflow"], None]) -> None:
+    def _call_writers(self, what: Callable[["_TensorBoard | _MLflow"], None]) -> None:
         for writer in list(self.writers):
             try:
                 what(writer)
@@ -82,7 +82,7 @@ class Record:
         publish(f"{self.work}/{CURVES}", draw_curves(epochs))
 
     def under_way(self) -> str:
-        """What is waited for, and for how long."""
+        """A line on how many epochs are done, and for how long the next one has been awaited."""
         done = max(self.epochs, default=0)
         elapsed = format_duration(time.monotonic() - self.began)
         return f"training: {done} of {self.settings.epochs} epochs done ... {elapsed}"
@@ -143,7 +143,7 @@ class _MLflow:
         mlflow.end_run()
 
     def _begin(self) -> None:
-        """Go on with the run of an earlier go, or begin one."""
+        """Resume the MLflow run of this training run, or begin one."""
         import mlflow
 
         self.begun = True
@@ -169,36 +169,36 @@ def _scalars(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Record]]:
-    """A queue for workers, and the record that takes its epochs; text is printed, an exception kept in `error`."""
-    record = Record(work, settings)
-    status = StatusLine(record.under_way)
-    record.note = status.note
+def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, TrainingLog]]:
+    """A queue for workers, and the log of the epochs put into it; text is printed, an exception kept in `log.error`."""
+    log = TrainingLog(work, settings)
+    status = StatusLine(log.under_way)
+    log.note = status.note
     # On the driver's own node: where that is lost, so is the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    thread = threading.Thread(target=_drain, args=(iter(queue.get, None), record), daemon=True)
+    thread = threading.Thread(target=_drain, args=(iter(queue.get, None), log), daemon=True)
     thread.start()
     try:
-        yield queue, record
+        yield queue, log
     finally:
         with suppress(RayActorError):
             queue.put(None)
             thread.join(timeout=60)
         queue.shutdown()
         status.end(CLEAR_LINE)
-        record.close()
+        log.close()
 
 
-def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exception], record: Record) -> None:
+def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exception], log: TrainingLog) -> None:
     for item in arriving:
         if isinstance(item, Exception):
-            record.error = item
+            log.error = item
         elif isinstance(item, str):
-            record.note(item)
+            log.note(item)
         else:
-            record.error = None  # they have gone on
+            log.error = None  # they have gone on
             try:
-                record.restore(item) if isinstance(item, list) else record.take(item)
+                log.restore(item) if isinstance(item, list) else log.take(item)
             except Exception as error:  # a full disk or a closed terminal must not end a training run
-                record.note(f"{METRICS} is not up to date: {error}")
+                log.note(f"{METRICS} is not up to date: {error}")

@@ -1,7 +1,7 @@
-"""Crops for a training process, made ahead of it by other processes of its node.
+"""Load the batches of a training process ahead of its steps, in other processes of its node.
 
-Readers are Ray actors: they see the decoded images in the object store without a copy, and nothing is forked, for
-OpenCV's and OpenMP's threads don't outlive a fork, and wait for each other for ever.
+Batch loaders are Ray actors: they share the decoded images in the object store without copying them. Nothing is forked,
+because the threads of OpenCV and OpenMP do not survive a fork, and would wait for each other for ever.
 """
 
 import os
@@ -27,8 +27,8 @@ BATCHES_AHEAD = 3  # batches ready for each reader
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several workers takes of each batch."""
+class BatchShare:
+    """Which crops of each batch one of several workers is given."""
 
     settings: TrainSettings
     steps: int  # an epoch
@@ -36,10 +36,10 @@ class Share:
     world: int = 1
 
 
-class Reader:
-    """Makes a worker's share of a batch, by the batch's number, counted from the first of the first epoch."""
+class BatchLoader:
+    """Makes a worker's share of a batch, given its number, which is counted from the first batch of the first epoch."""
 
-    def __init__(self, share: Share, samples: Sequence["ray.ObjectRef[Sample]"]) -> None:
+    def __init__(self, share: BatchShare, samples: Sequence["ray.ObjectRef[Sample]"]) -> None:
         cv2.setNumThreads(1)
         settings = share.settings
         self.share = share
@@ -53,31 +53,31 @@ class Reader:
         )
 
     def make(self, number: int) -> Sample:
-        """Images and labels, as Crops gives them."""
+        """Images and labels of a batch, as Crops returns them."""
         epoch, step = divmod(number, self.share.steps)
         return self.crops(epoch + 1, step, self.share.rank, self.share.world)
 
 
 def choose_readers(readers: int, workers_here: int) -> int:
-    """How many processes make crops for one of the workers of a node; -1 leaves each worker a core."""
+    """Number of processes that make crops for each worker of a node; with -1 each worker keeps a core for itself."""
     if readers >= 0:
         return readers
     return min(MAX_READERS, max(1, (os.cpu_count() or 1) // workers_here - 1))
 
 
 def iter_batches(
-    share: Share,
+    share: BatchShare,
     samples: Sequence["ray.ObjectRef[Sample]"],
     numbers: range,
     readers: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """The numbered batches in order, by that many readers (0: by a thread), on pinned memory for a GPU."""
+    """Yield the numbered batches in order, made by `readers` processes (0: by a thread); in pinned memory for a GPU."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # They take no CPU of those that Ray counts: a worker's own is the one they are paid from.
+    # They take none of the CPUs that Ray counts: they share the one of their worker.
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    resources: list[Any] = [ray.remote(**options)(Reader).remote(share, list(samples)) for _ in range(readers)]
-    alone = None if resources else Reader(share, samples)
+    resources: list[Any] = [ray.remote(**options)(BatchLoader).remote(share, list(samples)) for _ in range(readers)]
+    alone = None if resources else BatchLoader(share, samples)
 
     def fetch(number: int) -> Batch:
         made = alone.make(number) if alone else ray.get(resources[number % len(resources)].make.remote(number))

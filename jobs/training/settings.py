@@ -79,7 +79,7 @@ class TrainSettings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "large": {},  # for a GPU
-    # What two cores learn in an hour; with `augment = light` it made the model in the box.
+    # What two cores can train in an hour. The built-in model was trained so, with `augment = light`.
     "small": {
         "width": 32,
         "lr": 3e-3,

@@ -23,12 +23,12 @@ from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
 from seg_core.training.losses import make_loss
 
-from .readers import Share, choose_readers, iter_batches
+from .readers import BatchShare, choose_readers, iter_batches
 from .settings import TrainSettings
 
 VALIDATION_SIDE = 2048  # px; larger validation images are taken in windows, so that memory is bounded
-SPARE = 0.8  # share of the memory that a step is planned to fill
-COMPILED = 10**10  # px of a training run, which take a GPU a few minutes; to compile takes one or two
+MEMORY_SHARE = 0.8  # share of the memory that a step is planned to fill
+COMPILE_FROM_PX = 10**10  # px of a training run, which take a GPU a few minutes; to compile takes one or two
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def train_worker(config: dict[str, Any]) -> None:
         for figures in epochs(
             _join(learner, settings),
             iter_batches(
-                Share(settings, steps, rank, world),
+                BatchShare(settings, steps, rank, world),
                 config["samples"]["train"],
                 range((first - 1) * steps, settings.epochs * steps),
                 choose_readers(settings.readers, context.get_local_world_size()),
@@ -77,15 +77,15 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             config["queue"].put(error)
     except (torch.OutOfMemoryError, ValueError) as error:
-        text = _way_out(error, learner, -(-settings.batch // world))
+        text = _advice_on(error, learner, -(-settings.batch // world))
         if text is None:
             raise
         config["queue"].put(JobError(text))
         raise JobError(text) from error
 
 
-def _way_out(error: Exception, learner: Learner, share: int) -> str | None:
-    """What to do about an error of torch's in training with so many crops a step; None where that is not known."""
+def _advice_on(error: Exception, learner: Learner, share: int) -> str | None:
+    """What the user can do about an error of torch in a worker that takes `share` crops a step; None if unknown."""
     if not isinstance(error, torch.OutOfMemoryError):
         alone = "more than 1 value per channel" in str(error)
         return "a piece of one crop is too few for this model's batch norm: say a larger batch" if alone else None
@@ -96,7 +96,7 @@ def _way_out(error: Exception, learner: Learner, share: int) -> str | None:
 
 
 def _any_worker(here: bool) -> bool:
-    """Whether it is so for any worker; all of them must ask."""
+    """Whether `here` is true in any worker. All of them must call this."""
     flag = torch.tensor(float(here), device=get_device())
     torch.distributed.all_reduce(flag)
     return bool(flag)
@@ -155,7 +155,7 @@ def make_learner(
     bfloat16 = use_bfloat16(settings.precision, device)
     memory = _free_memory(device) // (workers_here if device.type == "cpu" else 1)
     each = training_bytes_per_px(network, header["bands"]) * settings.crop**2 // (2 if bfloat16 else 1)
-    micro_batch = choose_micro_batch(settings, share, int(SPARE * memory), each)
+    micro_batch = choose_micro_batch(settings, share, int(MEMORY_SHARE * memory), each)
     if settings.sync_batchnorm:
         if device.type != "cuda":
             raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and a worker has none")
@@ -185,16 +185,16 @@ def make_learner(
 
 
 def is_compiled(settings: TrainSettings, device: torch.device, steps: int) -> bool:
-    """Whether to compile a network that is to be trained in epochs of so many steps: as told, or where that pays."""
+    """Whether to compile a network that is trained in epochs of so many steps: as set, or else where that pays."""
     pixels = settings.epochs * steps * settings.batch * settings.crop**2
     if settings.compile != "auto":
         return settings.compile == "yes"
     # The exchange of synchronised batch norm breaks the graph in pieces.
-    return device.type == "cuda" and not settings.sync_batchnorm and pixels >= COMPILED
+    return device.type == "cuda" and not settings.sync_batchnorm and pixels >= COMPILE_FROM_PX
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as told, or else where the device has it."""
+    """Whether to compute in bfloat16: as set, or else where the device has instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
@@ -210,7 +210,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def choose_micro_batch(settings: TrainSettings, share: int, memory: int, each: int) -> int:
-    """How many crops of a worker's share go through the network at once, of `each` bytes, in `memory` bytes.
+    """Number of crops, of `each` bytes, that a worker passes through the network at once in `memory` bytes.
 
     Raises SegError where one crop does not fit, or `accumulate` asks for larger pieces than do.
     """
@@ -233,7 +233,7 @@ def choose_micro_batch(settings: TrainSettings, share: int, memory: int, each: i
 
 
 def _load(folder: str, learner: Learner) -> int:
-    """Put a learner where a checkpoint's was, and return the checkpoint's epoch."""
+    """Load a checkpoint into a learner, and return the checkpoint's epoch."""
     bundle = read_bundle(f"{folder}/bundle")
     weights = read_weights(f"{folder}/bundle", bundle)
     state = torch.load(f"{folder}/state.pt", map_location=learner.device, weights_only=True)
@@ -242,7 +242,7 @@ def _load(folder: str, learner: Learner) -> int:
 
 
 def _report(figures: dict[str, Any], learner: Learner, config: dict[str, Any], rank: int) -> None:
-    """Hand an epoch to Ray Train: the figures of every worker, the checkpoint of the first."""
+    """Report an epoch to Ray Train: every worker its metrics, the first one also a checkpoint."""
     epoch = figures["epoch"]
     ranked = {**figures, "val_iou": figures["val_iou"] or 0.0}  # None would not compare
     with tempfile.TemporaryDirectory() as folder:

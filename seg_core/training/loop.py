@@ -37,7 +37,7 @@ CHECK_EVERY = 50  # steps; to look at a loss, the device must finish the step
 
 @dataclass(kw_only=True)
 class Learner:
-    """All that changes while a network learns, and what turns a batch into a loss."""
+    """State of a training run: the network, its optimizer and schedule, and what turns a batch into a loss."""
 
     network: nn.Module
     model: Callable[[Tensor], Tensor]  # the network as it is trained: perhaps compiled, or one of several processes
@@ -47,14 +47,14 @@ class Learner:
     mean: Tensor  # of each band, in grey levels, on the device
     std: Tensor
     positive: int  # index of the positive class, which is scored
-    threshold: float | None  # None: at each validation the one that scores best
+    threshold: float | None  # of probability; None: the one with the best score at each validation
     device: torch.device
     bfloat16: bool
     max_norm: float | None  # gradients are clipped to it
     micro_batch: int  # crops that go through the network at once; gradients of a step's are added up
     seed: int
     average: AveragedModel | None = None  # what is validated and kept, instead of the network
-    share: float = 1.0  # of a batch, over the mean share of all processes: so much its gradients count
+    share: float = 1.0  # weight of this process's gradients: its share of a batch over the mean share of all processes
     rank: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch, kept by `epochs`
 
@@ -67,7 +67,7 @@ class Learner:
         return averaged
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the weights that are kept. Randomness needs none: see `epochs`."""
+        """What a checkpoint holds besides the weights that are kept. It needs no random state: see `epochs`."""
         return {
             "network": self.network.state_dict(),
             "averaged": None if self.average is None else self.average.n_averaged,
@@ -77,7 +77,7 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any], kept: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint: its state, and the weights that were kept."""
+        """Restore a checkpoint: its state, and the weights that were kept."""
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.module.load_state_dict(kept)
@@ -215,13 +215,13 @@ def _refuse_nan(losses: Sequence[Tensor], first: int, epoch: int) -> None:
 
 
 def step(learner: Learner, batch: Batch) -> Tensor:
-    """One step of the optimizer; returns its loss, on the device, for reading it would wait for the device."""
+    """Take one step of the optimizer. The loss that it returns stays on the device: reading it would wait for that."""
     pieces = list(zip(*(part.split(learner.micro_batch) for part in batch), strict=True))
     total = torch.zeros((), device=learner.device)
     for number, piece in enumerate(pieces, 1):
         images, labels = _to_device(learner, piece)
         weight = len(labels) / len(batch[1])
-        with _together(learner, last=number == len(pieces)):
+        with _gradient_sync(learner, last=number == len(pieces)):
             with _autocast(learner):
                 loss = learner.loss(learner.model(images), labels) * weight
             (loss * learner.share).backward()
@@ -236,8 +236,8 @@ def step(learner: Learner, batch: Batch) -> Tensor:
     return total
 
 
-def _together(learner: Learner, last: bool) -> AbstractContextManager[Any]:
-    """Processes exchange the gradients of a step's last piece only, to which those of the others were added."""
+def _gradient_sync(learner: Learner, last: bool) -> AbstractContextManager[Any]:
+    """A context in which processes exchange gradients for the last piece of a step alone, when all are added up."""
     if isinstance(learner.model, nn.parallel.DistributedDataParallel) and not last:
         alone: AbstractContextManager[Any] = learner.model.no_sync()
         return alone
@@ -286,7 +286,7 @@ def _num_processes() -> int:
 
 
 def _share_buffers(network: nn.Module) -> None:
-    """Give every process the batch norm statistics of the first, which are the ones that are saved."""
+    """Give every process the batch norm statistics of the first process, which are saved."""
     if _num_processes() > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, src=0)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.imagery.scene import Scene
-from seg_core.training.dataset import MISSING, Classes, Sample
+from seg_core.training.dataset import Classes, Sample
 
 
 @dataclass(frozen=True)
