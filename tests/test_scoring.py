@@ -92,7 +92,7 @@ def test_labels_mean_what_their_classes_say_or_1_is_building(
             "a label in colours: name the folder of its label_class_dict.csv",
         ),
         (label(0, 7), GREY, {}, r"colour \(7, 7, 7\) at row 0, column \d+ is not in"),
-        (label(0, 1), None, {"transform": (1.0, 0.0, 500_000.0, 0.0, -1.0, 5_800_000.0)}, "lies elsewhere"),
+        (label(0, 1), None, {"transform": (1.0, 0.0, 500_000.0, 0.0, -1.0, 5_800_000.0)}, "does not overlap"),
         (label(0, 1)[:, 1:], None, {"crs": None}, "500 x 255 px, its image 500 x 256, and .* no georeference"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_label_in_another_frame_is_scored_where_it_lies(
 
 @pytest.mark.parametrize(
     ("pixels", "cols", "reason"),
-    [(label(0, 1), 500, "lies elsewhere than its image"), (label(255, 255), 5, "holds no data where its image")],
+    [(label(0, 1), 500, "does not overlap its image"), (label(255, 255), 5, "holds no data where its image")],
 )
 def test_a_label_that_says_nothing_of_its_scene_is_refused(
     run: str, make_scene: MakeScene, pixels: NDArray[np.uint8], cols: int, reason: str

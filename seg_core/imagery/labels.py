@@ -88,7 +88,7 @@ def open_label(path: str, image: Scene, class_values: Sequence[int]) -> AlignedL
     """Open the label of an image, whose grey values `class_values` stand for classes.
 
     The label is matched by georeference if both files have one, else by row and column. Raises SegError if the label
-    lies elsewhere, can't be matched, is not uint8, or has one of the values as its nodata value.
+    does not overlap the image, can't be matched, is not uint8, or has one of the values as its nodata value.
     """
     label = replace(read_scene(path, image.scene_id), blank_is_data=True)
     aligned = _align(label, image)
@@ -109,7 +109,7 @@ def _align(label: Scene, image: Scene) -> AlignedLabel:
         return AlignedLabel(label, image)
     if not _overlaps(label, image):
         raise SegError(
-            f"{label.uri}: this label lies elsewhere than its image, {image.uri}: "
+            f"{label.uri}: this label does not overlap its image, {image.uri}: "
             f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
         )
     return AlignedLabel(label, image, warped=True, off_px=off, label_pixels_per_pixel=label_pixels_per_pixel)
