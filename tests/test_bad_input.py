@@ -629,14 +629,14 @@ def test_a_manifest_from_another_system_names_its_scenes(
     assert find_images(str(tmp_path / name)) == expected
 
 
-WindowResult = tuple[int, str]
+Answer = tuple[int, str]
 
 
 class Store(ThreadingHTTPServer):
     """An S3 server of one object at any key, until it answers something else to everything."""
 
     daemon_threads = True
-    answer: WindowResult | None = None
+    answer: Answer | None = None
     content = b""
     asked = 0
 
@@ -705,7 +705,7 @@ LOG_IN = "the credentials have expired: log in again"
     ],
 )
 def test_a_store_that_refuses_is_told_of_in_a_line_that_helps(
-    store: Store, capsys: Capture, answer: WindowResult, listing: str, looking: str
+    store: Store, capsys: Capture, answer: Answer, listing: str, looking: str
 ) -> None:
     store.answer = answer
     with pytest.raises(SegError, match=f"^s3://bucket/scenes: {listing}"):

@@ -37,7 +37,7 @@ HALO = 24
 OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128", "--halo", str(HALO)]
 SIDE, WINDOWS, PARTS = 1060, 81, 25
 
-WindowTask = subprocess.Popen[str]
+Driver = subprocess.Popen[str]
 Rows = list[dict[str, Any]]
 
 
@@ -56,7 +56,7 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, run: object, *options: object, scenes: object = "scenes", **environment: str) -> WindowTask:
+def start(folder: Path, run: object, *options: object, scenes: object = "scenes", **environment: str) -> Driver:
     return subprocess.Popen(
         ["seg", "segment", str(scenes), "--model", "model", "--out", str(run), *OPTIONS, *map(str, options)],
         cwd=folder,
@@ -68,7 +68,7 @@ def start(folder: Path, run: object, *options: object, scenes: object = "scenes"
     )
 
 
-def finish(job: WindowTask, code: int = 0) -> str:
+def finish(job: Driver, code: int = 0) -> str:
     """What the job wrote to standard error; it must end with that code."""
     _, err = job.communicate(timeout=300)
     assert job.returncode == code, err
@@ -83,7 +83,7 @@ def bytes_of(run: Path) -> dict[str, bytes]:
     return {Path(path).name: Path(path).read_bytes() for path in published_parts(str(run))}
 
 
-def wait_for_parts(run: Path, number: int, job: WindowTask) -> None:
+def wait_for_parts(run: Path, number: int, job: Driver) -> None:
     """Wait until so many parts are published, or the job has ended."""
     deadline = time.monotonic() + 200
     while len(published_parts(str(run))) < number and job.poll() is None:
@@ -91,7 +91,7 @@ def wait_for_parts(run: Path, number: int, job: WindowTask) -> None:
         time.sleep(0.02)
 
 
-def processes(job: WindowTask, title: str) -> list[psutil.Process]:
+def processes(job: Driver, title: str) -> list[psutil.Process]:
     """The processes of a job's Ray of that kind."""
     found = []
     for process in psutil.Process(job.pid).children(recursive=True):
@@ -102,7 +102,7 @@ def processes(job: WindowTask, title: str) -> list[psutil.Process]:
     return found
 
 
-def kill(job: WindowTask) -> None:
+def kill(job: Driver) -> None:
     """Kill a driver and its Ray, whose actor would go on with its task for a while."""
     left = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_a_killed_actor(region: Path, expected: dict[str, bytes]) -> None:
     assert_whole(run, expected, region)
 
 
-def signal_all(job: WindowTask, number: int) -> None:
+def signal_all(job: Driver, number: int) -> None:
     """Send a signal to a driver and all processes of its Ray."""
     for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
         with suppress(psutil.NoSuchProcess):

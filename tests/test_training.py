@@ -39,7 +39,7 @@ EPOCHS = 4
 MEAN, STD = (110.0, 110.0, 110.0), (50.0, 50.0, 50.0)
 
 
-def read_blocks(seed: int, n: int = 8, side: int = 32, missing: int = 4) -> Batch:
+def draw_squares(seed: int, n: int = 8, side: int = 32, missing: int = 4) -> Batch:
     """Noisy images in which bright squares are the buildings, with a missing strip that looks like one."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((n, side, side), np.uint8)
@@ -55,11 +55,11 @@ def read_blocks(seed: int, n: int = 8, side: int = 32, missing: int = 4) -> Batc
 
 def batches(first: int = 1) -> Iterator[Batch]:
     """One batch after the other, from epoch `first` on."""
-    return map(read_blocks, itertools.count((first - 1) * STEPS))
+    return map(draw_squares, itertools.count((first - 1) * STEPS))
 
 
 def validation() -> Iterable[Batch]:
-    return [read_blocks(10_000 + seed, n=1) for seed in range(5)]
+    return [draw_squares(10_000 + seed, n=1) for seed in range(5)]
 
 
 def make_plain() -> nn.Module:
@@ -189,7 +189,7 @@ def test_batches_are_used_in_order_and_no_more_than_are_needed() -> None:
 
     def numbered() -> Iterator[Batch]:
         for number in itertools.count():
-            images, labels = read_blocks(0, n=1)
+            images, labels = draw_squares(0, n=1)
             images[:, 0, 0, 0] = number
             yield images, labels
 
@@ -207,7 +207,7 @@ def test_batches_are_used_in_order_and_no_more_than_are_needed() -> None:
 
 def test_an_error_of_a_batch_comes_out() -> None:
     def broken() -> Iterator[Batch]:
-        yield from map(read_blocks, range(3))
+        yield from map(draw_squares, range(3))
         raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="disk on fire"):
@@ -259,7 +259,7 @@ def test_cosine_warms_up_in_a_line_and_falls_by_a_cosine(total: int) -> None:
 
 
 def test_gradients_are_clipped_where_asked_for() -> None:
-    clipped, whole = (taken_step(make_descent(max_norm=norm), read_blocks(0)) for norm in (1e-3, None))
+    clipped, whole = (taken_step(make_descent(max_norm=norm), draw_squares(0)) for norm in (1e-3, None))
     assert float(clipped.norm()) == pytest.approx(1e-3, rel=0.01)
     assert float(whole.norm()) > 0.01
     torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm())
@@ -268,7 +268,7 @@ def test_gradients_are_clipped_where_asked_for() -> None:
 @pytest.mark.parametrize("max_norm", [None, 1e-3])
 @pytest.mark.parametrize("micro_batch", [1, 3, 4, 7])
 def test_a_batch_in_pieces_gives_the_gradient_of_one_piece(micro_batch: int, max_norm: float | None) -> None:
-    batch = read_blocks(0, missing=0)
+    batch = draw_squares(0, missing=0)
     whole = taken_step(make_descent(max_norm=max_norm), batch)
     pieces = taken_step(make_descent(max_norm=max_norm, micro_batch=micro_batch), batch)
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-7)
@@ -282,7 +282,7 @@ def test_no_more_crops_than_the_micro_batch_go_through_the_network_at_once(micro
     seen: list[int] = []
     learner = make_descent(micro_batch=micro_batch)
     learner.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    step(learner, read_blocks(0))
+    step(learner, draw_squares(0))
     assert sum(seen) == 8
     assert max(seen) == min(micro_batch, 8)
     assert len(seen) == -(-8 // micro_batch)
@@ -291,15 +291,15 @@ def test_no_more_crops_than_the_micro_batch_go_through_the_network_at_once(micro
 def test_gradients_of_one_step_do_not_reach_the_next() -> None:
     learner = make_descent(lr=0.0)
     learner.optimizer.param_groups[0]["lr"] = 0.0
-    taken_step(learner, read_blocks(1))
+    taken_step(learner, draw_squares(1))
     learner.optimizer.param_groups[0]["lr"] = 1.0
-    torch.testing.assert_close(taken_step(learner, read_blocks(0)), taken_step(make_descent(), read_blocks(0)))
+    torch.testing.assert_close(taken_step(learner, draw_squares(0)), taken_step(make_descent(), draw_squares(0)))
 
 
 def test_the_gradients_of_a_greater_share_count_more() -> None:
-    mean, more = (taken_step(make_descent(share=share), read_blocks(0)) for share in (1.0, 1.5))
+    mean, more = (taken_step(make_descent(share=share), draw_squares(0)) for share in (1.0, 1.5))
     torch.testing.assert_close(more, 1.5 * mean)
-    torch.testing.assert_close(step(make_descent(share=1.5), read_blocks(0)), step(make_descent(), read_blocks(0)))
+    torch.testing.assert_close(step(make_descent(share=1.5), draw_squares(0)), step(make_descent(), draw_squares(0)))
 
 
 # The moving average
@@ -405,7 +405,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step(at: int, value: float) ->
         return logits.sum() * (value if next(taken) == steps + at else 1e-9)
 
     def feed() -> Iterator[Batch]:
-        batch = read_blocks(0, n=1, side=16)
+        batch = draw_squares(0, n=1, side=16)
         for number in itertools.count(1):
             fed.append(number)
             yield batch
@@ -498,7 +498,7 @@ def train_share(rank: int, world: int, make: Callable[..., Learner], missing: in
     learner = make(micro_batch=2, rank=rank, share=(part.stop - part.start) * world / 5)
     if world > 1:
         learner.model = nn.parallel.DistributedDataParallel(learner.network)
-    feed = (tuple(kind[part] for kind in read_blocks(seed, n=5, missing=missing)) for seed in itertools.count())
+    feed = (tuple(kind[part] for kind in draw_squares(seed, n=5, missing=missing)) for seed in itertools.count())
     shares = [batch for number, batch in enumerate(validation()) if number % world == rank]
     figures = list(epochs(learner, feed, lambda: shares, steps=4, first=1, last=2))
     timeless = [{k: v for k, v in f.items() if k not in ("seconds", "train_mpx_s")} for f in figures]
