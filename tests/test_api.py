@@ -3,24 +3,22 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment, write_untrained
+from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from numpy.typing import NDArray
+from runs import build_run, rows_of
+from seg_command import SMALL, seg
 
 import seg_core
-from aerial_seg.cli.main import main
 from seg_core.api import Run, Segmentation
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window
-from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
 from seg_core.inference import scenes
 from seg_core.run.rows import decode_mask
-from seg_core.run.tables import published_parts, read_part
 
 HEIGHT, WIDTH = 300, 420
 pytestmark = pytest.mark.usefixtures("one_thread")  # of which two are made where it counts
@@ -137,7 +135,7 @@ def test_a_file_that_is_not_served_is_refused_in_a_line(make_scene: MakeScene, m
         seg_core.segment_file(path, "nowhere")
     with pytest.raises(SegError, match=r"window \(0, 0, 51, 60\): not within .*, which has 50 rows and 60 columns"):
         seg_core.segment_file(path, bundle, window=(0, 0, 51, 60))
-    with pytest.raises(SegError, match="--bands 1,2: names 2 bands, the model wants 3"):
+    with pytest.raises(SegError, match="--bands 1,2: names 2 bands, the model needs 3"):
         seg_core.segment_file(path, bundle, bands=[1, 2])
     with pytest.raises(SegError, match="no such run"):
         seg_core.open_run("nowhere")
@@ -164,72 +162,88 @@ def test_no_ray_is_loaded(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("(32, 32) False\n", "")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Run, str, str]:  # noqa: ARG001
-    """A run of two scenes, one with a missing corner, and where scenes and bundle are."""
-    folder = tmp_path_factory.mktemp("api")
-    image = np.moveaxis(noise(), -1, 0).copy()
-    image[:, :100, :150] = 255
-    (folder / "scenes").mkdir()
-    write_geotiff(str(folder / "scenes/a.tif"), image, crs=UTM, transform=NORTH_UP, nodata=255)
-    far = (*NORTH_UP[:5], NORTH_UP[5] - 10_000)
-    write_geotiff(str(folder / "scenes/b.tif"), np.moveaxis(noise(70, 90), -1, 0), crs=UTM, transform=far)
-    bundle = write_untrained(str(folder / "bundle"), width=4, depth=2)
-    options = ["--tile-size", "64", "--part", "256", "--window", "128", "--precision", "exact", "--device", "cpu"]
-    assert main(["segment", str(folder / "scenes"), "--model", bundle, "--out", str(folder / "run"), *options]) == 0
-    return seg_core.open_run(str(folder / "run")), str(folder / "scenes"), bundle
-
-
-def test_a_run_has_the_values_of_a_segmented_file(run: tuple[Run, str, str]) -> None:
-    opened, folder, bundle = run
-    rows = [row for path in published_parts(opened.path) for row in read_part(path)]
-    areas = 0.0
-    for name in ("a.tif", "b.tif"):
-        found = seg_core.segment_file(f"{folder}/{name}", seg_core.load_model(bundle, device="cpu"))
-        whole = Window(0, 0, *found.mask.shape)
-        for row in (row for row in rows if row["scene_id"] == name):
-            at = Window.from_row(row).slices(whole)
-            assert np.array_equal(found.mask[at], decode_mask(row["mask"], row["height"], row["width"]))
-            assert found.valid[at].sum() == row["valid_px"]
-        assert np.array_equal(opened.read_mask(name), np.where(found.valid, found.mask, 255))
-        areas += found.building_m2 or 0
-    assert opened.summary()["building_km2"] == pytest.approx(areas / 1e6, rel=1e-6)
-
-
-@pytest.mark.parametrize("window", [(0, 0, 300, 420), (90, 140, 30, 20), (255, 255, 2, 2), (0, 0, 1, 1)])
-def test_a_window_of_a_runs_mask_is_cut_out_of_the_whole(
-    run: tuple[Run, str, str], window: tuple[int, int, int, int]
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_segmented_file_has_the_values_of_a_run(
+    make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run[0].read_mask("a.tif")
-    row, col, height, width = window
-    found = run[0].read_mask("a.tif", window)
-    assert np.array_equal(found, whole[row : row + height, col : col + width])
-    assert set(np.unique(whole)) == {0, 1, 255}
+    image, bundle, run = np.moveaxis(noise(), -1, 0).copy(), make_bundle(), str(tmp_path / "run")
+    image[:, :100, :150] = 255
+    path = make_scene("a.tif", pixels=image, nodata=255)
+    seg(capsys, "segment", path, "--model", bundle, "--out", run, *SMALL, "--device", "cpu")
+    found = seg_core.segment_file(path, seg_core.load_model(bundle, device="cpu"))
+    for row in rows_of(run):
+        at = Window.from_row(row).slices(Window(0, 0, HEIGHT, WIDTH))
+        assert np.array_equal(found.mask[at], decode_mask(row["mask"], row["height"], row["width"]))
+        assert found.valid[at].sum() == row["valid_px"]
+    opened = seg_core.open_run(run)
+    assert np.array_equal(opened.read_mask("a.tif"), np.where(found.valid, found.mask, 255))
+    assert found.building_m2 == pytest.approx(1e6 * opened.summary()["building_km2"], rel=1e-6)
+    assert found.coverage == opened.summary()["coverage"]
 
 
-def test_a_mask_that_is_not_there_is_refused_in_a_line(run: tuple[Run, str, str]) -> None:
-    with pytest.raises(SegError, match=r"^c.tif: no scene of .*/run: it has a.tif, b.tif$"):
-        run[0].read_mask("c.tif")
-    with pytest.raises(SegError, match=r"^window \(0, 0, 71, 90\): not within b.tif"):
-        run[0].read_mask("b.tif", (0, 0, 71, 90))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two scenes, of which one holds a block without data, and a part failed."""
+    return seg_core.open_run(build_run(tmp_path_factory.mktemp("run"), failed_parts=[1])[0])
 
 
-def test_a_run_answers_questions(run: tuple[Run, str, str]) -> None:
-    opened = run[0]
-    assert opened.verify().ok
-    figures = opened.summary()
-    assert (figures["scenes"], figures["failed"], figures["missing"]) == (2, 0, 0)
-    assert list(opened.scenes["scene_id"]) == ["a.tif", "b.tif"]
-    tiles = opened.tiles
-    assert len(tiles) == figures["tiles"] == figures["planned"]
+@pytest.fixture(scope="module")
+def expected(run: Run) -> NDArray[np.uint8]:
+    """The mask of the first scene, from the rows and the scene itself."""
+    (uri,) = run.query("SELECT uri FROM scenes WHERE scene_id = 'north/a.tif'").column(0).to_pylist()
+    valid = read_whole(uri).any(axis=0)
+    mask = np.full(valid.shape, 255, np.uint8)
+    for row in rows_of(run.path):
+        if row["scene_id"] == "north/a.tif" and row["status"] == "done":
+            at = Window.from_row(row).slices(Window(0, 0, *mask.shape))
+            mask[at] = np.where(valid[at], decode_mask(row["mask"], row["height"], row["width"]), 255)
+    return mask
+
+
+@pytest.mark.parametrize(
+    "window", [None, (0, 0, 100, 120), (20, 40, 30, 50), (31, 31, 2, 2), (0, 0, 1, 1), (99, 119, 1, 1)]
+)
+def test_the_mask_of_a_run_is_read_whole_or_in_a_window(
+    run: Run, expected: NDArray[np.uint8], window: tuple[int, int, int, int] | None
+) -> None:
+    found = run.read_mask("north/a.tif", window)
+    row, col, height, width = window or (0, 0, 100, 120)
+    assert np.array_equal(found, expected[row : row + height, col : col + width])
+    assert set(np.unique(expected)) == {0, 1, 255}
+
+
+def test_a_mask_that_is_not_there_is_refused_in_a_line(run: Run) -> None:
+    with pytest.raises(SegError, match=r"^c.tif: no scene of .*/run: it has north/a.tif, south/b.tif$"):
+        run.read_mask("c.tif")
+    for window in ((0, 0, 41, 30), (-1, 0, 5, 5), (0, 0, 0, 5)):
+        with pytest.raises(
+            SegError, match=r"^window \(.*\): not within south/b.tif, which has 40 rows and 30 columns$"
+        ):
+            run.read_mask("south/b.tif", window)
+
+
+def test_a_run_answers_questions(run: Run) -> None:
+    figures = run.summary()
+    assert figures["scenes"] == 2
+    assert figures["failed"] > 0
+    assert list(run.scenes["scene_id"]) == ["north/a.tif", "south/b.tif"]
+    tiles = run.tiles
+    assert len(tiles) == figures["tiles"] == figures["planned"] - figures["failed"]
     assert tiles["building_px"].sum() == figures["building_px"]
     assert not {"mask", "probability"} & set(tiles)
     assert {"geometry", "coverage"} <= set(tiles)
-    found: list[dict[str, Any]] = opened.query("SELECT count(*) AS n FROM tiles WHERE scene_id = 'b.tif'").to_pylist()
-    assert found == [{"n": 4}]
+    found = run.query("SELECT count(*) AS n FROM tiles WHERE scene_id = 'south/b.tif'").to_pylist()
+    assert found == [{"n": 2}]
     with pytest.raises(SegError, match=r"^SQL: .*nothing"):
-        opened.query("SELECT nothing FROM tiles")
-    assert repr(opened) == f"Run({opened.path!r})"
+        run.query("SELECT nothing FROM tiles")
+    assert repr(run) == f"Run({run.path!r})"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_is_verified(run: Run) -> None:
+    report = run.verify()
+    assert report.ok
+    assert (report.num_done, report.num_failed) == (run.summary()["tiles"], run.summary()["failed"])
 
 
 def test_a_saved_mask_holds_what_it_is_given(tmp_path: Path) -> None:
