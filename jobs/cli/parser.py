@@ -171,7 +171,7 @@ def _add_verify(commands: Commands) -> None:
     parser = _add_command(
         commands, "verify", region_commands.verify, "Prove that no tile of a run is missing, from its files."
     )
-    parser.add_argument("out", metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     text = "also segment N random windows of different parts again (16), and compare the results"
     parser.add_argument("--deep", type=parse_positive_int, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="folder of the model, if it has moved since the run")
@@ -188,7 +188,7 @@ def _add_repair(commands: Commands) -> None:
     parser = _add_command(
         commands, "repair", region_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
     )
-    parser.add_argument("out", metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     text = "name of a further part file to remove, such as one that seg verify --deep has found"
     parser.add_argument("parts", nargs="*", metavar="PART", help=text)
 
@@ -196,7 +196,7 @@ def _add_repair(commands: Commands) -> None:
 def _add_query(commands: Commands) -> None:
     text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
     parser = _add_command(commands, "query", region_commands.query, text, json=False)
-    parser.add_argument("out", metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")

@@ -178,7 +178,7 @@ def verify(args: Namespace) -> int:
     if not args.deep and (args.model or args.device != "auto" or args.relocate):
         raise SegError("--model, --device, --relocate: are only for segmenting windows again: add --deep")
     with waiting("reading the parts of the run"):
-        report = verify_run(absolute(args.out))
+        report = verify_run(absolute(args.run))
     figures: dict[str, Any] = {"planned": report.num_planned, "done": report.num_done, "failed": report.num_failed}
     rechecked = _recheck(args) if args.deep and report.ok else None
     differing, unread = (rechecked.differing, rechecked.unread) if rechecked else ({}, [])
@@ -210,18 +210,18 @@ def _recheck(args: Namespace) -> "Recheck":
 
     model = absolute(args.model) if args.model else None
     with waiting("segmenting again") as report:
-        return recheck(absolute(args.out), args.deep, args.device, model, absolute_places(args.relocate), report)
+        return recheck(absolute(args.run), args.deep, args.device, model, absolute_places(args.relocate), report)
 
 
 def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unread: int) -> None:
     """Print the reason for exit code 1 of `seg verify`, and what to do."""
     if report.bad_parts or differing:
-        command = shlex.join(["seg", "repair", args.out, *differing])
+        command = shlex.join(["seg", "repair", args.run, *differing])
         note(f"{command} removes the parts with problems; seg segment then makes them again")
     elif report.num_missing and report.num_missing == len(report.problems):
         note("the run is not finished: repeat its seg segment command to resume it")
     if report.num_failed:
-        _explain_failures(args.out, report.num_failed)
+        _explain_failures(args.run, report.num_failed)
     if unread:
         note(
             f"{unread:,} windows could not be rechecked (exit code 1), but the files of the run are complete: "
@@ -239,7 +239,7 @@ def repair(args: Namespace) -> int:
     from seg_core.run.verify import repair as remove_bad_parts
 
     with waiting("reading the parts of the run"):
-        report = remove_bad_parts(absolute(args.out), args.parts)
+        report = remove_bad_parts(absolute(args.run), args.parts)
     print_figures({"removed": report.bad_parts if args.json else len(report.bad_parts)}, args.json)
     for path in [] if args.json else report.bad_parts[:TABLE_ROWS]:
         print(f"  {path}")
@@ -255,7 +255,7 @@ def query(args: Namespace) -> int:
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
-    run = absolute(args.out)
+    run = absolute(args.run)
     planned = read_plan(run)  # reports damage before a result is printed
     if args.sql is None and args.format in {"table", "json"}:
         with waiting("adding up the parts of the run"):
@@ -265,7 +265,7 @@ def query(args: Namespace) -> int:
     else:
         _write_result(run, args)
     if missing := num_missing(run, planned):
-        note(f"{args.out}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
+        note(f"{args.run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
     return 0
 
 

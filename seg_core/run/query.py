@@ -97,7 +97,7 @@ def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
 
 
 def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
-    """What makes a table GeoParquet, where an answer has the column of geometries; as in `results`."""
+    """What makes a table GeoParquet, where an answer has the column of geometries; as in `schema`."""
     types = {each.name: each.type for each in fields}
     if types.get("geometry") != pa.binary():
         return None

@@ -1,7 +1,10 @@
 """The columns of a run's tables, and what is read of files that an older or a newer version wrote.
 
-A column that comes later must be nullable: files that were written before it are read with nulls in it, and it is
+A column that comes later must be nullable. Files that were written before it are read with nulls in it, for which it is
 enough to add it below. A file with a column that is not known here was written by a newer version. It is no damage.
+
+A new figure of a tile passes through `Segmenter`, `chips.WindowFigures` and `rows.measure`. It also belongs in
+`verify.FIGURES`, and in the table of `seg_core/run/README.md`.
 """
 
 import json

@@ -5,8 +5,11 @@
               └─ other half, on a GPU ┐
     memory of the host ───────────────┴─ an eighth of the smaller ─▶ chips   choose_depth
 
-Nothing here changes what a run's rows say. How many actors share a node, and its memory, is decided in
-`aerial_seg.resources`.
+Nothing here changes what a run's rows say. `jobs/resources.py` decides how many actors share a node and its memory.
+
+A model that sees further than the halo has the window of its plan, whatever the memory (`plan.make_plan`). An actor on
+a GPU may take a smaller window than the driver chose (`fit_window`). After running out of memory, an actor takes half
+(`jobs/segmenting/batches.py`).
 """
 
 import math

@@ -17,7 +17,9 @@ from seg_core.storage.store import GdalSettings, ObjectStore, Stat, Store
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-REMOTE: dict[str, ObjectStore] = {"s3": s3}  # by scheme
+# By scheme. A further one also concerns what `region.read_region` mixes, the patterns in `cli.arguments`, and the
+# variables of S3 that `cli.main` sets and `ray_session` passes on to nodes.
+REMOTE: dict[str, ObjectStore] = {"s3": s3}
 PARTIAL = store.PARTIAL  # files and folders of this prefix are not there yet
 # GDAL's settings that change what a file's pixels are, where they lie, or which hold data, at their defaults: what the
 # caller's environment says of them does not count.

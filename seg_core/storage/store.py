@@ -19,7 +19,9 @@ class Stat(NamedTuple):
     """What tells one state of a file from another."""
 
     size: int  # bytes
-    version: str  # S3: the etag; disk: size and time of the last change in ns
+    # It must change with each write (`replace` relies on it) and be the same for the same content (copies, and scenes
+    # that have moved, are found by it). S3: the etag; disk: size and time of the last change in ns.
+    version: str
 
 
 class Store(Protocol):
