@@ -14,7 +14,7 @@ import rasterio
 from conftest import MakeBundle, outside_environment
 from rasterio.windows import Window
 
-REMOTE_FILES_SETTING = 1.2
+MAX_GROWTH = 1.2
 
 
 def tile_region(source: Path, target: Path, times: int) -> Path:
@@ -90,4 +90,4 @@ def test_memory_does_not_grow_with_the_scene(scenes: dict[int, Path], make_bundl
     print({kind: (round(small[kind]), round(large.get(kind, 0))) for kind in small})
     assert "ray::MapWorker" in small
     for kind in small:
-        assert large.get(kind, 0) <= max(REMOTE_FILES_SETTING * small[kind], small[kind] + 20), kind
+        assert large.get(kind, 0) <= max(MAX_GROWTH * small[kind], small[kind] + 20), kind
