@@ -92,7 +92,7 @@ def train(
 def _check_paths(out: str, work: str) -> None:
     """Raise SegError where there is something at `out`, or `work` would lie in it."""
     if exists(out):
-        raise SegError(f"{out}: is there already: choose another name for the bundle")
+        raise SegError(f"{out}: already exists: choose another name for the bundle")
     if f"{work}/".startswith(f"{out}/"):  # it would be there by the end
         raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
 

@@ -78,7 +78,7 @@ def test_a_trained_bundle_is_not_overwritten_and_other_settings_do_not_mix(
 ) -> None:
     (tmp_path / "there").mkdir()
     _, err = seg(capsys, "train", "--data", dataset, "--out", tmp_path / "there", *NARROW, code=2)
-    assert "is there already" in err
+    assert "already exists" in err
     (tmp_path / "new.train").mkdir()
     (tmp_path / "new.train" / "settings.json").write_text(json.dumps({"lr": 1.0}))
     _, err = seg(capsys, "train", "--data", dataset, "--out", tmp_path / "new", *NARROW, code=2)

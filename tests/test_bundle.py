@@ -181,7 +181,7 @@ def test_a_bundle_is_not_written_over_another_thing(path: str, tmp_path: Path) -
     (tmp_path / "file").write_text("mine")
     before = read_bundle(path)
     for there in (path, str(tmp_path / "file"), str(tmp_path)):
-        with pytest.raises(SegError, match=f"^{there}: is there already: choose another name"):
+        with pytest.raises(SegError, match=f"^{there}: already exists: choose another name"):
             write_bundle(there, BUNDLE, draw_weights(1))
     assert read_bundle(path) == before
     assert (tmp_path / "file").read_text() == "mine"

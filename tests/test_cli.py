@@ -1011,7 +1011,7 @@ def test_a_trained_model_is_not_written_over_another_thing(seg: Seg, tmp_path: P
         there.mkdir()
     else:
         there.write_text("mine")
-    refused(train(seg, tmp_path), f"{there}: is there already", "choose another name")
+    refused(train(seg, tmp_path), f"{there}: already exists", "choose another name")
 
 
 def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_each_pixel_is_what_the_rows_say(run: Path, tmp_path: Path, capsys: Capt
     assert 0 < (pixels == 1).sum() < (~missing).sum()
     assert list((tmp_path / "masks").glob("**/.partial-*")) == []
     _, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", code=2)
-    assert err == f"seg: {tmp_path}/masks/north.tif: is there already: choose another --out\n"
+    assert err == f"seg: {tmp_path}/masks/north.tif: already exists: choose another --out\n"
 
 
 def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -182,7 +182,7 @@ def test_a_run_leaves_a_bundle_figures_and_pictures(dataset: Path, tmp_path: Pat
         assert read_png((tmp_path / "work" / picture).read_bytes()).std() > 1
     values = events(tmp_path / "work" / "tensorboard")
     assert values["val_iou"] == pytest.approx([line["val_iou"] for line in lines])
-    with pytest.raises(SegError, match="is there already"):
+    with pytest.raises(SegError, match="already exists"):
         run(dataset, tmp_path, epochs=2, weights="float16")
     with pytest.raises(SegError, match=r"other settings .*lr 0\.001 there, 0\.1 now"):
         train(settings_of(epochs=2, weights="float16", lr=0.1), str(dataset), str(tmp_path / "b"), f"{tmp_path}/work")

@@ -79,7 +79,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
     """Write a bundle at a path where nothing is yet; it appears whole or not at all. Returns it with its hashes."""
     if exists(path):
-        raise SegError(f"{path}: is there already: choose another name for the bundle")
+        raise SegError(f"{path}: already exists: choose another name for the bundle")
     content = save_tensors({k: np.asarray(v, order="C") for k, v in weights.items()})
     bundle = Bundle(**{**asdict(bundle), "weights_sha256": sha256(content)})
     header = json.dumps(describe(bundle), indent=2).encode()

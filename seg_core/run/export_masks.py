@@ -39,7 +39,7 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
     plan, published = read_plan(run), set(published_parts(run))
     paths = {image.scene_id: os.path.join(folder, _file_name(image)) for image in plan.images}
     if existing := next(filter(os.path.exists, paths.values()), None):
-        raise SegError(f"{existing}: is there already: choose another --out")
+        raise SegError(f"{existing}: already exists: choose another --out")
     if duplicates := [path for path, number in Counter(paths.values()).items() if number > 1]:
         raise SegError(f"{duplicates[0]}: two scenes would be exported to this file: rename one, and segment it")
     for scene_id, group in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
