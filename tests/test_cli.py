@@ -487,7 +487,7 @@ def test_another_resolution_is_refused_and_resample_named(
     seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene
 ) -> None:
     args: list[object] = [make_scene(transform=(0.5, 0.0, 4e5, 0.0, -0.5, 5.8e6)), "--model", bundle]
-    refused_everywhere(seg, tmp_path, args, "scene.tif: 0.5 m a pixel", "trained at 1 m", "--resample")
+    refused_everywhere(seg, tmp_path, args, "scene.tif: 0.5 m per pixel", "trained at 1 m", "--resample")
     figures = seg("plan", *args, "--resample", "--json").figures
     assert figures["pixels"] == pytest.approx(50 * 60, rel=0.01)
 
@@ -862,7 +862,7 @@ def test_a_run_is_scored_on_the_class_of_its_model_or_the_one_that_is_named(
         assert seg(*command).err == ""
         assert seg(*command, "--class", "Buildings").err == ""
     shutil.rmtree(bundle)
-    assert "the run's model is not there: its masks are taken to show buildings" in seg(*command).err
+    assert "the run's model is not there: its masks are taken for buildings" in seg(*command).err
     assert scored == ["road", "Buildings", "Buildings", "Buildings", "Buildings"]
     refused(seg(*command, "--class", "water"), "--class water", "its classes are background, Buildings, road")
     refused(seg("evaluate", run, "--labels", tmp_path, "--class", "road"), "--class road: name its", "--data")

@@ -271,7 +271,7 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
 ) -> None:
     command = ["segment", shared / "joplin", "--model", make_bundle(), "--out", tmp_path / "run"]
     _, err = seg(capsys, *command, code=2)
-    assert "0.6 m a pixel" in err
+    assert "0.6 m per pixel" in err
     assert "--resample" in err
     assert not (tmp_path / "run").exists()
     out, _ = seg(capsys, *command, "--resample", "--json")

@@ -73,7 +73,7 @@ def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]])
     assert readers == [16, 4]  # few threads feed a GPU's JPEG engine
     assert resources.window_memory == math.inf  # its own is what counts
     shared = size_actors(None, 0.5, "cuda")
-    assert (shared.most, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
+    assert (shared.max_actors, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
 
 
 def test_more_than_the_cluster_has_is_refused(cluster: list[dict[str, Any]]) -> None:
