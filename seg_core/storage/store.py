@@ -19,8 +19,8 @@ class Stat(NamedTuple):
     """What tells one state of a file from another."""
 
     size: int  # bytes
-    # It must change with each write (`replace` relies on it) and be the same for the same content (copies, and scenes
-    # that have moved, are found by it). S3: the etag; disk: size and time of the last change in ns.
+    # S3: the etag; disk: size and time of the last change in ns. It must change with each write. In an object store it
+    # must also be the same for the same content: copies, and scenes that have moved, are found by it.
     version: str
 
 
