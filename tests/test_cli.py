@@ -316,6 +316,11 @@ def test_a_command_is_wanted_and_must_be_known(seg: Seg) -> None:
     refused_by_parser(seg("segmnt"), "segmnt")
 
 
+def test_the_version_is_looked_up_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerial_seg.cli.parser.code_version", lambda: pytest.fail("looked up"))
+    make_parser().parse_args(["jobs"])
+
+
 def test_version_is_said(seg: Seg) -> None:
     assert seg("--version").out.startswith("seg 0.")
 

@@ -38,12 +38,21 @@ class Parser(argparse.ArgumentParser):
         return parsed, unknown
 
 
+class ShowVersion(argparse.Action):
+    """Prints the version, which is looked up only then: in a checkout it takes a call of git."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the version and exit."""
+        print(f"seg {code_version()}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser with all commands. It stores the function of the chosen command as `carry_out`."""
     parser: argparse.ArgumentParser = Parser(
         prog="seg", description="Building segmentation of whole regions of aerial imagery.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"seg {code_version()}")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version of the code and exit")
     parser.add_argument("-C", dest="folder", metavar="DIR", help="resolve relative paths against DIR")
     parser.set_defaults(parse=parser.parse_args)  # for seg submit, whose arguments hold another command
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
