@@ -8,8 +8,9 @@ import sys
 import sysconfig
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TextIO
 from urllib.parse import urlsplit
@@ -67,6 +68,10 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
             processes.watch()
         try:
             yield
+        except BaseException:
+            if owns_process() and not verbose:
+                drop_errors_of_ray()
+            raise
         finally:
             if processes is None or processes.close():
                 wait_for_data()
@@ -175,6 +180,24 @@ def _join(address: str, options: dict[str, Any]) -> None:
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     with environment({"RAY_gcs_server_port_wait_time_s": "1"}):
         ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+
+
+def drop_errors_of_ray() -> None:
+    """Drop what Ray's threads and finalizers raise from now on, in a process that ends because of another error.
+
+    They meet a Ray that is shut down, and their tracebacks would follow the line that says why the command ends.
+    """
+    threading.excepthook = _without_ray(threading.excepthook)
+    sys.unraisablehook = _without_ray(sys.unraisablehook)
+
+
+def _without_ray(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    def filtered(args: Any) -> None:
+        frames = traceback.walk_tb(args.exc_traceback)
+        if not any(frame.f_globals.get("__name__", "").split(".")[0] == "ray" for frame, _ in frames):
+            hook(args)
+
+    return filtered
 
 
 def wait_for_data() -> None:

@@ -28,6 +28,7 @@ from aerial_seg.ray_session import (
     WORKER_ENVIRONMENT,
     check_temporary_folder,
     data_threads,
+    drop_errors_of_ray,
     ray_session,
     wait_for_data,
 )
@@ -292,3 +293,16 @@ def test_a_start_of_ray_that_takes_too_long_is_one_line(monkeypatch: pytest.Monk
     line = r"^Ray has not started in time: \d+ CPUs under a load of \d+: try again$"
     with pytest.raises(JobError, match=line), ray_session(None):
         pass
+
+
+def test_what_rays_threads_raise_once_a_command_fails_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(str(args.exc_value)))
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: seen.append(str(args.exc_value)))
+    drop_errors_of_ray()
+    for module in ("ray.data._internal.execution", "rayleigh"):
+        fail = eval("lambda: 1 / 0", {"__name__": module})  # noqa: S307 - raised in a module of that name
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    assert seen == ["division by zero"]  # that of the other module
