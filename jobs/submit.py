@@ -7,7 +7,6 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
 
 import seg_core
+from seg_core.environment import environment
 from seg_core.errors import SegError
 from seg_core.version import code_version
 
@@ -36,23 +36,13 @@ def connect(address: str | None) -> JobSubmissionClient:
     values = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
     address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
     try:
-        with _unset_variables(*ADDRESS_VARIABLES):  # they would override the given address
+        with environment(dict.fromkeys(ADDRESS_VARIABLES)):  # they would override the given address
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
     return client
-
-
-@contextmanager
-def _unset_variables(*names: str) -> Iterator[None]:
-    """Remove environment variables of this process until the block ends."""
-    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(removed)
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:

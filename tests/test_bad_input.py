@@ -542,7 +542,7 @@ CLOSED = """
 import os, sys, seg_core.imagery.region
 os.seteuid(65534)
 try:
-    print(seg_core.imagery.region.find_images(sys.argv[1]))
+    print(seg_core.imagery.region.find_images(sys.argv[1]).images)
 except seg_core.imagery.region.SegError as error:
     print(error)
 """
@@ -627,7 +627,7 @@ def test_a_manifest_from_another_system_names_its_scenes(
 ) -> None:
     expected = [make_scene("a.tif", 8, 8), make_scene("in/b.tif", 8, 8)]
     (tmp_path / name).write_text(content, newline="")
-    assert find_images(str(tmp_path / name)) == expected
+    assert find_images(str(tmp_path / name)).images == expected
 
 
 Answer = tuple[int, str]

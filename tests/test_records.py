@@ -264,7 +264,7 @@ def test_a_manifest_that_is_not_utf_8_is_named(tmp_path: Path, capsys: Capture, 
 def test_a_manifest_may_hold_names_as_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.tif").touch()
     pq.write_table(pa.table({"uri": [b"a.tif"]}), tmp_path / "a.parquet")
-    assert find_images(str(tmp_path / "a.parquet")) == [str(tmp_path / "a.tif")]
+    assert find_images(str(tmp_path / "a.parquet")).images == [str(tmp_path / "a.tif")]
 
 
 def test_a_part_that_is_gone_meanwhile_is_not_taken_for_damaged(run: Path) -> None:

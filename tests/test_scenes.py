@@ -44,57 +44,57 @@ def region(tmp_path: Path, make_scene: MakeScene) -> Path:
 
 
 def test_a_file_is_its_own_region(region: Path) -> None:
-    assert find_images(str(region / "a.tif")) == [str(region / "a.tif")]
+    assert find_images(str(region / "a.tif")).images == [str(region / "a.tif")]
     assert ids([str(region / "a.tif")]) == ["a.tif"]
 
 
 def test_a_folder_is_searched_with_its_subfolders_for_images_only(region: Path) -> None:
-    assert sorted(find_images(str(region))) == sorted(
+    assert sorted(find_images(str(region)).images) == sorted(
         str(region / name) for name in ("a.tif", "B.TIFF", "sub/a.tif", "sub/deep/c.tif")
     )
     assert sorted(ids([str(region)])) == ["B.TIFF", "a.tif", "sub/a.tif", "sub/deep/c.tif"]
 
 
 def test_a_glob_names_the_images_it_matches(region: Path) -> None:
-    assert find_images(str(region / "*.tif")) == [str(region / "a.tif")]
-    assert sorted(find_images(str(region / "*"))) == sorted([str(region / "B.TIFF"), str(region / "a.tif")])
-    found = find_images(str(region / "**/*.tif"))
+    assert find_images(str(region / "*.tif")).images == [str(region / "a.tif")]
+    assert sorted(find_images(str(region / "*")).images) == sorted([str(region / "B.TIFF"), str(region / "a.tif")])
+    found = find_images(str(region / "**/*.tif")).images
     assert sorted(found) == sorted(str(region / name) for name in ("a.tif", "sub/a.tif", "sub/deep/c.tif"))
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_found(make_scene: MakeScene) -> None:
     path = make_scene("odd[1]*.tif")
-    assert find_images(path) == [path]
+    assert find_images(path).images == [path]
 
 
 def test_sources_are_taken_from_the_current_folder(region: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(region)
-    assert find_images("a.tif") == [str(region / "a.tif")]
-    assert find_images("sub/../a.tif") == [str(region / "a.tif")]
+    assert find_images("a.tif").images == [str(region / "a.tif")]
+    assert find_images("sub/../a.tif").images == [str(region / "a.tif")]
     assert ids(["."]) == ids([str(region)])
 
 
 def test_a_text_manifest_names_a_scene_a_line_from_its_own_folder(region: Path) -> None:
     (region / "list.txt").write_text(f"# two scenes\na.tif\n\n  {region}/sub/a.tif  \n  # and no more\n")
-    assert find_images(str(region / "list.txt")) == [str(region / "a.tif"), str(region / "sub/a.tif")]
+    assert find_images(str(region / "list.txt")).images == [str(region / "a.tif"), str(region / "sub/a.tif")]
 
 
 @pytest.mark.parametrize("column", ["uri", "path", "scene", "URI", "Path"])
 def test_a_csv_manifest_has_a_column_of_scenes(region: Path, column: str) -> None:
     (region / "list.csv").write_text(f'year,{column},note\n2020,a.tif,"one, two"\n2021,sub/a.tif,\n')
-    assert find_images(str(region / "list.csv")) == [str(region / "a.tif"), str(region / "sub/a.tif")]
+    assert find_images(str(region / "list.csv")).images == [str(region / "a.tif"), str(region / "sub/a.tif")]
 
 
 def test_a_csv_manifest_may_come_from_a_spreadsheet(region: Path) -> None:
     (region / "list.csv").write_text("uri,year\r\na.tif,2020\r\n", encoding="utf-8-sig", newline="")
-    assert find_images(str(region / "list.csv")) == [str(region / "a.tif")]
+    assert find_images(str(region / "list.csv")).images == [str(region / "a.tif")]
 
 
 @pytest.mark.parametrize("column", ["uri", "path", "scene"])
 def test_a_parquet_manifest_has_a_column_of_scenes(region: Path, column: str) -> None:
     frame = pd.DataFrame({"year": [2020, 2021], column: ["a.tif", "sub/a.tif"]})
     frame.to_parquet(region / "list.parquet")
-    assert find_images(str(region / "list.parquet")) == [str(region / "a.tif"), str(region / "sub/a.tif")]
+    assert find_images(str(region / "list.parquet")).images == [str(region / "a.tif"), str(region / "sub/a.tif")]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_links_to_folders_are_followed_and_none_is_looked_into_twice(region: Pat
 
 def test_two_files_of_one_name_are_refused(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     uris, plain = ["s3://b/r//a.tif", "s3://b/r/a.tif"], read_scene(make_scene(), "a.tif")
-    monkeypatch.setattr("seg_core.imagery.region._find", lambda *_: FoundImages(uris, searched=True))
+    monkeypatch.setattr("seg_core.imagery.region.find_images", lambda *_: FoundImages(uris, searched=True))
     monkeypatch.setattr(
         "seg_core.imagery.region.read_scene", lambda uri, name, _: replace(plain, uri=uri, scene_id=name)
     )

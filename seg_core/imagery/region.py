@@ -40,7 +40,7 @@ def read_region(
     A preview that was found beside its scene is left out, unless its name matches a pattern in `include`. The scene's
     doubts name it. Raises SegError if nothing is found.
     """
-    found = [_find(source) for source in sources]
+    found = [find_images(source) for source in sources]
     named = dict.fromkeys(uri for source in found for uri in source.images)
     uris = list(named) if as_given else sorted(named)
     if len({is_remote(uri) for uri in uris}) > 1:
@@ -75,19 +75,15 @@ def _name_previews(scene: Scene, previews: Mapping[str, str], root: str) -> Scen
     return replace(scene, doubts=(*scene.doubts, *lines))
 
 
-def find_images(source: str) -> list[str]:
-    """Return the absolute paths of the images that a source names. Raises SegError if it names none."""
-    return _find(source).images
-
-
 class FoundImages(NamedTuple):
     """The images that a source names."""
 
-    images: list[str]
+    images: list[str]  # absolute paths
     searched: bool  # whether they were found in a folder or by a glob, rather than named one by one
 
 
-def _find(source: str) -> FoundImages:
+def find_images(source: str) -> FoundImages:
+    """Return the images that a source names. Raises SegError if it names none."""
     path = absolute(source)
     if stat(path) is not None:
         return FoundImages(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
