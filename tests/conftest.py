@@ -49,6 +49,17 @@ LONG = {
 
 REGIONS = ("region/", "r/", "scenes/")  # folders of scenes that are segmented together
 
+# What a bundle says of the imagery that it was trained on.
+DATA_FIELDS: dict[str, Any] = {
+    "classes": ("background", "building"),
+    "building": 1,
+    "bands": 3,
+    "dtype": "uint8",
+    "mean": (120.0, 121.0, 122.0),
+    "std": (60.0, 61.0, 62.0),
+    "gsd_m": 1.0,
+}
+
 MakeBundle = Callable[..., str]
 MakeScene = Callable[..., str]
 
@@ -198,13 +209,7 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     footing = measure_network(model, 3)
     described: dict[str, Any] = {
         "architecture": architecture,
-        "classes": ("background", "building"),
-        "building": 1,
-        "bands": 3,
-        "dtype": "uint8",
-        "mean": (120.0, 121.0, 122.0),
-        "std": (60.0, 61.0, 62.0),
-        "gsd_m": 1.0,
+        **DATA_FIELDS,
         **vars(footing),
         "min_chip": find_min_chip(model, 3),  # a network so small needs no larger chips
         "threshold": 0.5,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import NORTH_UP, UTM, window_figures
+from conftest import DATA_FIELDS, NORTH_UP, UTM, window_figures
 
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_chip
@@ -28,13 +28,7 @@ def write_light_bundle(path: str | Path, **fields: Any) -> str:
     """Write a bundle whose weights are a handful of numbers: enough to plan with, and quick without torch."""
     described: dict[str, Any] = {
         "architecture": {"name": "unet", "in_channels": 3, "classes": 1, "width": 4, "depth": 2},
-        "classes": ("background", "building"),
-        "building": 1,
-        "bands": 3,
-        "dtype": "uint8",
-        "mean": (120.0, 121.0, 122.0),
-        "std": (60.0, 61.0, 62.0),
-        "gsd_m": 1.0,
+        **DATA_FIELDS,
         "stride": 4,
         "context_px": 12,
         "halo": 16,

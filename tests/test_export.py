@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import MakeBundle, write_untrained
+from conftest import DATA_FIELDS, MakeBundle, write_untrained
 from numpy.typing import NDArray
 
 from seg_core.errors import SegError
@@ -80,13 +80,11 @@ def write_model(path: str, architecture: dict[str, Any], **fields: Any) -> str:
     several = architecture["classes"] > 1
     described: dict[str, Any] = {
         "architecture": architecture,
+        **DATA_FIELDS,
         "classes": ("background", "water", "building") if several else ("background", "building"),
         "building": 2 if several else 1,
-        "bands": 3,
-        "dtype": "uint8",
         "mean": (100.0, 121.0, 140.0),
         "std": (40.0, 61.0, 90.0),
-        "gsd_m": 1.0,
         **vars(measure_network(model, 3)),
         "threshold": 0.5,
         **fields,

@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_tensors
 from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP
-from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, sha256
+from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, read_header, sha256
 
 FORMAT = "aerial-seg bundle"
 VERSION = 1
@@ -125,15 +125,7 @@ def read_bundle(path: str) -> Bundle:
 
 
 def _read_header(path: str) -> dict[str, Any]:
-    content = read_bytes(f"{path}/{HEADER}")
-    if content is None:
-        raise SegError(f"{path}: not a bundle: it holds no {HEADER}" if exists(path) else f"{path}: no such bundle")
-    try:
-        header = json.loads(content)
-    except ValueError as error:
-        raise SegError(f"{path}: damaged: {HEADER} is no JSON ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise SegError(f"{path}: not a bundle: {HEADER} does not say format {FORMAT!r}")
+    header = read_header(path, HEADER, "bundle", FORMAT)
     if header.get("version") != VERSION:
         raise SegError(f"{path}: of version {header.get('version')}, this program reads {VERSION}: upgrade aerial-seg")
     return header

@@ -7,9 +7,10 @@ from typing import Any
 
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.run.fence import PLAIN, Store
+from seg_core.run.parquet import advised
 from seg_core.run.plan import Places, Plan, Settings, relocate
 from seg_core.run.typed_json import WrongTypeError, parse_fields
-from seg_core.storage.files import exists, read_bytes
+from seg_core.storage.files import read_header
 from seg_core.version import code_version
 
 FORMAT = "aerial-seg run"
@@ -116,7 +117,8 @@ def read_record(run: str) -> RunRecord:
 
     Raises SegError for a folder that is no run, or a newer version's, CorruptFileError where the record can't be one.
     """
-    content = _read_json(run)
+    with advised(f": {RESTORE_ADVICE}"):
+        content = read_header(run, "run.json", "run", FORMAT)
     _check_version(run, content.get("version"))
     settings = content.get("settings")
     known = {each.name for each in fields(Settings)}
@@ -131,19 +133,6 @@ def read_record(run: str) -> RunRecord:
     if record.counts is None or not isinstance(record.counts.get("failed"), int):
         record.finished = None  # so that they are counted again
     return record
-
-
-def _read_json(run: str) -> dict[str, Any]:
-    content = read_bytes(f"{run}/run.json")
-    if content is None:
-        raise SegError(f"{run}: not a run: it holds no run.json" if exists(run) else f"{run}: no such run")
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise CorruptFileError(f"{run}: damaged: run.json is no JSON ({error}): {RESTORE_ADVICE}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise SegError(f"{run}: not a run: run.json does not say format {FORMAT!r}")
-    return found
 
 
 def _check_version(run: str, version: object) -> None:

@@ -4,13 +4,14 @@ A path is a local one or `s3://BUCKET/KEY`. Its scheme chooses the module that s
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from seg_core.errors import ReadError, SegError, StoreUnavailableError
+from seg_core.errors import CorruptFileError, ReadError, SegError, StoreUnavailableError
 from seg_core.storage import disk, s3, store
 from seg_core.storage.store import GdalSettings, ObjectStore, Stat, Store
 
@@ -111,6 +112,23 @@ def exists(path: str) -> bool:
 def read_bytes(path: str) -> bytes | None:
     """The content of a file, or None where there is none. Raises SegError where it can't be read."""
     return _store(path).read(path)
+
+
+def read_header(folder: str, name: str, kind: str, file_format: str) -> dict[str, Any]:
+    """The JSON object in a folder that says what the folder is: `kind` is the word for that, such as run.
+
+    Raises SegError where there is no such folder or it is another thing, CorruptFileError where the file is no JSON.
+    """
+    content = read_bytes(f"{folder}/{name}")
+    if content is None:
+        raise SegError(f"{folder}: not a {kind}: it holds no {name}" if exists(folder) else f"{folder}: no such {kind}")
+    try:
+        header = json.loads(content)
+    except ValueError as error:
+        raise CorruptFileError(f"{folder}: damaged: {name} is no JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != file_format:
+        raise SegError(f"{folder}: not a {kind}: {name} does not say format {file_format!r}")
+    return header
 
 
 def read_ranges(path: str, ranges: Sequence[tuple[int, int]], near: int) -> list[bytes]:
