@@ -12,7 +12,9 @@ import torch
 
 from seg_core.grid import Window
 from seg_core.inference.windows import stage_windows, start_windows
-from seg_core.model.segmenter import DeviceChip, Segmenter, choose_device
+from seg_core.model.device_chips import DeviceChip
+from seg_core.model.loading import choose_device
+from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Plan, ReadBlock, Settings
 from seg_core.run.sizing import fit_window, gpu_share, largest_read_block, read_blocks
 from seg_core.threads import prefetch

@@ -20,7 +20,8 @@ from seg_core.errors import JobError, SegError
 from seg_core.imagery.scene import Scene
 from seg_core.inference.evaluate import evaluate, write_samples
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
-from seg_core.model.segmenter import Segmenter, choose_device
+from seg_core.model.loading import choose_device
+from seg_core.model.segmenter import Segmenter
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes

@@ -21,7 +21,9 @@ from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import StoreUnavailableError
 from seg_core.grid import Window
 from seg_core.imagery import mosaic
-from seg_core.model.segmenter import DeviceChip, Pending, Segmenter, WindowResult, WindowSpec
+from seg_core.model.device_chips import DeviceChip
+from seg_core.model.segmenter import Pending, Segmenter
+from seg_core.model.window_results import WindowResult, WindowSpec
 from seg_core.run import attempts
 from seg_core.run.plan import ReadBlock
 from seg_core.run.tables import published_parts
@@ -167,10 +169,10 @@ def test_windows_that_are_too_many_for_the_device_are_taken_by_half_as_many(
         pending = start(self, chips, cut, may_compile)
         if len(chips) > 1 and fails == "when begun":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return replace(pending, found=()) if len(chips) > 1 else pending
+        return replace(pending, outputs=()) if len(chips) > 1 else pending
 
     def broken(self: Pending) -> list[WindowResult]:
-        if not self.found:
+        if not self.outputs:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return result(self)
 

@@ -19,7 +19,9 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import BUILT_IN, read_bundle
-from seg_core.model.segmenter import DeviceChip, Segmenter, WindowResult, WindowSpec, pack, sum_tiles, to_units
+from seg_core.model.device_chips import DeviceChip
+from seg_core.model.segmenter import Segmenter
+from seg_core.model.window_results import WindowResult, WindowSpec, pack, sum_tiles, to_units
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Row
@@ -127,8 +129,8 @@ def test_chips_are_read_into_memory_that_it_fetches_itself_and_is_not_given_away
         memory = segmenter.allocate_pixels(pixels.shape)
         assert torch.from_numpy(memory).is_pinned()
         memory[...] = pixels
-        if segmenter.copies is not None:  # else it would be done before the host could be
-            with torch.cuda.stream(segmenter.copies):
+        if segmenter.uploader.stream is not None:  # else it would be done before the host could be
+            with torch.cuda.stream(segmenter.uploader.stream):
                 torch.cuda._sleep(10**7)
         found.append(segmenter.stage(memory, valid))
         del memory  # the next one may be in its place

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import seg_core.model.networks
 from seg_core.errors import SegError
 from seg_core.model.bundle import read_bundle
+from seg_core.model.loading import load_model
 from seg_core.model.networks import build_model, check_sizes, fold_batchnorm, measure_network, training_bytes_per_px
-from seg_core.model.segmenter import load_model
 from seg_core.model.unet import UNet
 from seg_core.training.losses import make_loss
 

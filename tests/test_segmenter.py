@@ -14,20 +14,12 @@ from numpy.typing import NDArray
 from seg_core.chips import WindowFigures
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window, chip_window, reflect, split
+from seg_core.model.batch_size import find_batch
 from seg_core.model.bundle import read_bundle
-from seg_core.model.segmenter import (
-    SUM_UNIT,
-    VIEWS,
-    DeviceChip,
-    Segmenter,
-    WindowResult,
-    WindowSpec,
-    choose_device,
-    find_batch,
-    pack,
-    sum_tiles,
-    to_units,
-)
+from seg_core.model.device_chips import DeviceChip
+from seg_core.model.loading import choose_device
+from seg_core.model.segmenter import VIEWS, Segmenter
+from seg_core.model.window_results import SUM_UNIT, WindowResult, WindowSpec, pack, sum_tiles, to_units
 from seg_core.run.plan import Settings
 from seg_core.run.sizing import fit_window, gpu_share
 

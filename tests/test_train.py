@@ -43,7 +43,7 @@ from seg_core.errors import JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
 from seg_core.model.bundle import Bundle, read_bundle, read_weights
-from seg_core.model.segmenter import load_model
+from seg_core.model.loading import load_model
 from seg_core.model.unet import UNet
 from seg_core.training.crops import Crops
 from seg_core.training.dataset import Classes, Pair, Sample, find_pairs, read_classes

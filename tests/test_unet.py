@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, Window, chip_window, reflect, split
 from seg_core.model.bundle import read_weights
+from seg_core.model.loading import load_model
 from seg_core.model.networks import build_model, find_min_chip, fold_batchnorm, measure_network, normalise
-from seg_core.model.segmenter import Segmenter, load_model
+from seg_core.model.segmenter import Segmenter
 from seg_core.model.unet import ConvBlock, DownBlock, UNet, UpBlock
 
 pytestmark = pytest.mark.usefixtures("one_thread")

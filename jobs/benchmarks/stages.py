@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from seg_core.grid import chip_window, split
 from seg_core.inference.windows import read_pixels, stage_windows, start_windows
 from seg_core.model.bundle import read_weights
+from seg_core.model.loading import load_model
 from seg_core.model.networks import normalise
-from seg_core.model.segmenter import Pending, Segmenter, load_model
+from seg_core.model.segmenter import Pending, Segmenter
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import encode_mask
 from seg_core.run.sizing import fit_window, gpu_share

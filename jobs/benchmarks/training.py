@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from seg_core.model.loading import choose_device
 from seg_core.model.networks import build_model
-from seg_core.model.segmenter import choose_device
 from seg_core.training.dataset import find_pairs, read_classes, read_header
 from seg_core.training.loop import Batch, Learner, step
 

@@ -10,7 +10,8 @@ from .reading import LoadedWindow
 from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from seg_core.model.segmenter import Pending, Segmenter, WindowResult
+    from seg_core.model.segmenter import Pending, Segmenter
+    from seg_core.model.window_results import WindowResult
 
 
 class StartedBatch(NamedTuple):

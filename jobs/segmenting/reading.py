@@ -22,7 +22,8 @@ from .guard import CrashGuard, end_if_lost
 from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from seg_core.model.segmenter import DeviceChip, Segmenter
+    from seg_core.model.device_chips import DeviceChip
+    from seg_core.model.segmenter import Segmenter
 
 WINDOWS_TO_COUNT_READERS = 4  # windows for each reading thread, by which it is found how many threads must read
 

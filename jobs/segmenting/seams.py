@@ -8,7 +8,8 @@ from seg_core.inference.windows import compare_across_border
 from seg_core.run.plan import Part, Settings, WindowTask
 
 if TYPE_CHECKING:
-    from seg_core.model.segmenter import Segmenter, WindowResult
+    from seg_core.model.segmenter import Segmenter
+    from seg_core.model.window_results import WindowResult
 
 
 class SeamChecker:

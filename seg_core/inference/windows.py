@@ -15,12 +15,9 @@ from seg_core.imagery.mosaic import read_image
 from seg_core.run.plan import Part, ReadBlock, Settings
 
 if TYPE_CHECKING:
-    from seg_core.model.segmenter import (  # torch comes with it, and the driver needs none
-        DeviceChip,
-        Pending,
-        Segmenter,
-        WindowResult,
-    )
+    from seg_core.model.device_chips import DeviceChip
+    from seg_core.model.segmenter import Pending, Segmenter
+    from seg_core.model.window_results import WindowResult
 
 BORDER_STRIP = 32  # px on this side of a border that are looked at
 
@@ -86,7 +83,7 @@ def start_windows(
 
     The network may be compiled for batches of that size and number, unless they are rare.
     """
-    from seg_core.model.segmenter import WindowSpec
+    from seg_core.model.window_results import WindowSpec
 
     wanted = settings.tile_size, settings.threshold, settings.keep_probability
     return segmenter.start(chips, WindowSpec(settings.halo, window.height, window.width, *wanted), may_compile)

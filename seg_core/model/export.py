@@ -21,8 +21,8 @@ from torch.export import Dim, ExportedProgram
 
 from seg_core.errors import SegError
 from seg_core.model.bundle import HEADER, Bundle, describe, read_bundle, read_weights
+from seg_core.model.loading import load_model
 from seg_core.model.networks import normalise
-from seg_core.model.segmenter import load_model
 from seg_core.storage.files import PARTIAL, make_folder
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # by kind
