@@ -23,7 +23,7 @@ NAMES = {
     "rasterio._err": "seg_core/imagery/raster.py, open.py, bands.py",
     "rasterio._env": "seg_core/imagery/data_files.py",
     "argparse._SubParsersAction": "jobs/cli/parser.py",
-    "argparse._ActionsContainer": "jobs/cli/parser.py",
+    "argparse._ActionsContainer": "jobs/cli/option_groups.py",
     "ray._private": "jobs/ray_session.py",
     "ray._private.worker._worker_logs_enabled": "jobs/ray_session.py",
     "receipts.context._max_num_blocks_in_streaming_gen_buffer": "jobs/segment.py",
@@ -114,7 +114,7 @@ def test_rasterio_sets_where_gdal_and_proj_find_their_data() -> None:
 
 
 def test_argparse_has_types_for_commands_and_for_what_has_options() -> None:
-    """They are only named in annotations: see jobs/cli/parser.py."""
+    """They are only named in annotations: see jobs/cli/parser.py and option_groups.py."""
     parser = argparse.ArgumentParser()
     assert isinstance(parser.add_subparsers(), argparse._SubParsersAction)
     assert isinstance(parser, argparse._ActionsContainer)

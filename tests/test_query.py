@@ -496,7 +496,7 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
     ask: Ask, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sql = "SELECT * FROM tiles ORDER BY scene_id, tile_row, tile_col"
-    monkeypatch.setattr("aerial_seg.cli.region_commands.TABLE_ROWS", 5)
+    monkeypatch.setattr("aerial_seg.cli.run_commands.TABLE_ROWS", 5)
     _, at_once, _ = ask(sql, "--format", form)
     monkeypatch.setattr("seg_core.run.query.BATCH", 3)
     _, in_batches, _ = ask(sql, "--format", form)

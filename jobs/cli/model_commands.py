@@ -166,12 +166,3 @@ def export_model(args: Namespace) -> int:
     figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}
     print_figures(figures, args.json)
     return 0
-
-
-def bench_train(args: Namespace) -> int:
-    """Run `seg bench train`: measure the throughput of training."""
-    settings = train_settings(args)
-    from ..benchmarks.training import bench_train as measure
-
-    print_figures(measure(settings, local_path(args.data)), args.json)
-    return 0

@@ -2,29 +2,29 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeAlias
 
 from seg_core.version import code_version
 
-from ..training.settings import PRESETS, TrainSettings, key_of
-from . import cluster_commands, model_commands, region_commands
+from . import bench_commands, cluster_commands, model_commands, region_commands, run_commands
 from .arguments import (
-    parse_actors,
-    parse_alpha,
-    parse_bands,
     parse_device,
     parse_nonnegative_int,
-    parse_positive_float,
     parse_positive_int,
-    parse_positive_int_or_auto,
     parse_positive_ints,
-    parse_relocation,
+)
+from .option_groups import (
+    add_address,
+    add_bench_options,
+    add_dashboard,
+    add_precision,
+    add_region_options,
+    add_relocate,
+    add_speed_options,
+    add_train_settings,
 )
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
-
-SCENE_HELP = "a file, a folder or s3:// prefix, a glob, or a manifest (.txt, .csv, .parquet)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,32 +96,8 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--work", metavar="DIR", help="folder or s3:// prefix for checkpoints and metrics (default: BUNDLE.train)"
     )
-    _add_address(parser)
-    _add_settings(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="dataset: train/, train_labels/, val/, val_labels/"
-    )
-    text = "settings to start from; auto: large with a GPU or a cluster, else small"
-    parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS], help=text)
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any setting")
-    group = parser.add_argument_group(
-        "settings, with the values of the preset large (flags override --set, --config and --preset, in this order)"
-    )
-    for setting in fields(TrainSettings):
-        flag, text = f"--{key_of(setting).replace('_', '-')}", setting.metadata["help"]
-        kind: type[Any] = type(setting.default)
-        shown = text if setting.default == "" else f"{text} ({setting.default})"
-        options: dict[str, Any] = {"dest": setting.name, "help": shown}
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, **options)
-        else:
-            choices = setting.metadata["choices"] or None
-            metavar = None if choices else "NAME" if kind is str else "N"
-            group.add_argument(flag, type=kind, choices=choices, metavar=metavar, **options)
+    add_address(parser)
+    add_train_settings(parser)
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -145,7 +121,7 @@ def _add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="class of --data that a run's masks show (its model's)"
     )
-    _add_precision(parser)
+    add_precision(parser)
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
 
 
@@ -153,7 +129,7 @@ def _add_plan(commands: Commands) -> None:
     parser = _add_command(
         commands, "plan", region_commands.plan, "Show what a run would do, without running or writing anything."
     )
-    _add_region_options(parser)
+    add_region_options(parser)
     group = parser.add_argument_group("estimate of time and cost")
     text = "segment a few windows on this machine, and estimate the time for the whole region"
     group.add_argument("--calibrate", action="store_true", help=text)
@@ -167,35 +143,30 @@ def _add_segment(commands: Commands) -> None:
     parser = _add_command(
         commands, "segment", region_commands.segment, "Segment a region with Ray Data: masks and coverage of each tile."
     )
-    _add_region_options(parser)
+    add_region_options(parser)
     text = "folder or s3:// prefix for the results; the same command resumes the run"
     parser.add_argument("--out", required=True, metavar="RUN", help=text)
     text = "stop the run when more than N tiles have failed"
     parser.add_argument("--max-failures", type=parse_nonnegative_int, metavar="N", help=text)
-    _add_relocate(parser)
-    _add_speed_options(parser)
+    add_relocate(parser)
+    add_speed_options(parser)
 
 
 def _add_verify(commands: Commands) -> None:
     parser = _add_command(
-        commands, "verify", region_commands.verify, "Prove that no tile of a run is missing, from its files."
+        commands, "verify", run_commands.verify, "Prove that no tile of a run is missing, from its files."
     )
     parser.add_argument("run", metavar="RUN")
     text = "also segment N random windows of different parts again (16), and compare the results"
     parser.add_argument("--deep", type=parse_positive_int, nargs="?", const=16, default=0, metavar="N", help=text)
     parser.add_argument("--model", metavar="BUNDLE", help="folder of the model, if it has moved since the run")
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
-    _add_relocate(parser)
-
-
-def _add_relocate(parser: argparse.ArgumentParser) -> None:
-    text = "paths of scenes that began with OLD begin with NEW now, because they have moved; may be repeated"
-    parser.add_argument("--relocate", type=parse_relocation, action="append", default=[], metavar="OLD=NEW", help=text)
+    add_relocate(parser)
 
 
 def _add_repair(commands: Commands) -> None:
     parser = _add_command(
-        commands, "repair", region_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
+        commands, "repair", run_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
     )
     parser.add_argument("run", metavar="RUN")
     text = "name of a further part file to remove, such as one that seg verify --deep has found"
@@ -204,7 +175,7 @@ def _add_repair(commands: Commands) -> None:
 
 def _add_query(commands: Commands) -> None:
     text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
-    parser = _add_command(commands, "query", region_commands.query, text, json=False)
+    parser = _add_command(commands, "query", run_commands.query, text, json=False)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
@@ -219,13 +190,13 @@ def _add_submit(commands: Commands) -> None:
         "Run a command on a Ray cluster: seg submit -- segment ...",
         json=False,
     )
-    _add_dashboard(parser)
+    add_dashboard(parser)
     parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
     parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
 
 def _add_jobs(commands: Commands) -> None:
-    _add_dashboard(_add_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
+    add_dashboard(_add_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
 
 
 def _add_logs(commands: Commands) -> None:
@@ -233,13 +204,13 @@ def _add_logs(commands: Commands) -> None:
         commands, "logs", cluster_commands.logs, "Follow the log of a job, and exit with its code.", json=False
     )
     parser.add_argument("id", metavar="ID")
-    _add_dashboard(parser)
+    add_dashboard(parser)
 
 
 def _add_stop(commands: Commands) -> None:
     parser = _add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
     parser.add_argument("id", metavar="ID")
-    _add_dashboard(parser)
+    add_dashboard(parser)
 
 
 def _add_bench(commands: Commands) -> None:
@@ -250,19 +221,19 @@ def _add_bench(commands: Commands) -> None:
     parser = _add_command(
         kinds,
         "segment",
-        region_commands.bench_segment,
+        bench_commands.bench_segment,
         "Measure the whole pipeline, each of its stages alone, and a plain loop.",
     )
-    _add_bench_options(parser, "minimum time to measure each stage, in each round (20)", 20.0)
+    add_bench_options(parser, "minimum time to measure each stage, in each round (20)", 20.0)
     text = "number of rounds; medians are shown (3)"
     parser.add_argument("--rounds", type=parse_positive_int, default=3, metavar="N", help=text)
     parser = _add_command(
         kinds,
         "scale",
-        region_commands.bench_scale,
+        bench_commands.bench_scale,
         "Measure throughput and memory by number of windows, number of actors and window size.",
     )
-    _add_bench_options(parser, "minimum time to measure each stage (10)", 10.0)
+    add_bench_options(parser, "minimum time to measure each stage (10)", 10.0)
     text = "numbers of windows (10,100)"
     parser.add_argument("--sizes", type=parse_positive_ints, default=[10, 100], metavar="N,N", help=text)
     text = "numbers of actors (default: the value of --actors)"
@@ -273,20 +244,10 @@ def _add_bench(commands: Commands) -> None:
     parser = _add_command(
         kinds,
         "train",
-        model_commands.bench_train,
+        bench_commands.bench_train,
         "Measure training on crops as they are made, and on one batch that is repeated.",
     )
-    _add_settings(parser)
-
-
-def _add_bench_options(parser: argparse.ArgumentParser, text: str, seconds: float) -> None:
-    _add_region_options(parser, "*")
-    _add_speed_options(parser)
-    parser.add_argument("--seconds", type=parse_positive_float, default=seconds, metavar="S", help=text)
-    group = parser.add_argument_group("synthetic scene, used if no SCENE is given")
-    group.add_argument("--codec", choices=["none", "deflate", "lzw", "zstd", "jpeg"], help="its compression (deflate)")
-    group.add_argument("--side", type=parse_positive_int, metavar="PX", help="its width and height (4096)")
-    group.add_argument("--at", metavar="DIR", help="folder or s3:// prefix to measure in (default: a temporary folder)")
+    add_train_settings(parser)
 
 
 def _add_models(commands: Commands) -> None:
@@ -306,7 +267,7 @@ def _add_export(commands: Commands) -> None:
         required=True, metavar="masks|model"
     )
     text = "Write a run's masks as one GeoTIFF per scene: 1 is building, 0 is background, 255 (nodata) is unknown."
-    parser = _add_command(kinds, "masks", region_commands.export_masks, text)
+    parser = _add_command(kinds, "masks", run_commands.export_masks, text)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
     parser = _add_command(
@@ -328,73 +289,3 @@ def _add_demo(commands: Commands) -> None:
         "Train, segment, verify and query a synthetic town, and draw a picture, in minutes.",
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder to create (demo)")
-
-
-def _add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> None:
-    parser.add_argument("scenes", nargs=number, metavar="SCENE", help=SCENE_HELP)
-    parser.add_argument("--model", metavar="BUNDLE", help="folder of a trained model (default: the built-in one)")
-    group = parser.add_argument_group("options that change the result")
-    group.add_argument("--tile-size", type=int, default=512, metavar="PX", help="side of a tile (512)")
-    group.add_argument("--halo", type=int, metavar="PX", help="context read around a window (default: the model's)")
-    group.add_argument(
-        "--threshold", type=float, metavar="P", help="least probability of a building pixel (default: the model's)"
-    )
-    group.add_argument(
-        "--mosaic", action="store_true", help="treat scenes on one grid as one image: no seams, overlaps counted once"
-    )
-    group.add_argument(
-        "--order",
-        choices=("name", "given"),
-        default="name",
-        help="which scene of a mosaic counts where scenes overlap: the first by name, or the first in the given order",
-    )
-    group.add_argument("--resample", action="store_true", help="resample scenes to the resolution of the model")
-    group.add_argument("--scale", nargs=2, type=float, metavar=("MIN", "MAX"), help="pixel values to map to 0 and 255")
-    group.add_argument("--bands", type=parse_bands, metavar="B,B,B", help="bands to read, numbered from 1")
-    text = "alpha band, which marks the pixels that hold data (default: the band that the file labels alpha)"
-    group.add_argument("--alpha", type=parse_alpha, metavar="N|none", help=text)
-    _add_precision(group)
-    text = (
-        "decoder of JPEG inside GeoTIFFs: cpu: GDAL (default); device: the model's device, on a GPU its JPEG engine; "
-        "auto: device if the run begins on GPUs, else cpu"
-    )
-    group.add_argument("--decode", choices=("cpu", "device", "auto"), default="cpu", help=text)
-    group.add_argument(
-        "--keep-probability", action="store_true", help="also store the probability of each pixel, rounded to 1/255"
-    )
-    group.add_argument(
-        "--part", type=int, default=4096, metavar="PX", help="side of the block that is committed as one file (4096)"
-    )
-    text = "accept overlapping scenes without --mosaic, and count their common area once per scene"
-    parser.add_argument("--overlap", choices=("count",), help=text)
-    text = "segment images with these names, such as '*.png', even if they look like previews of other scenes"
-    parser.add_argument("--include", action="append", default=[], metavar="PATTERN", help=text)
-    parser.add_argument(
-        "--window", type=parse_positive_int_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
-    )
-
-
-def _add_precision(parser: argparse._ActionsContainer) -> None:
-    text = "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, else float32"
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
-
-
-def _add_speed_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("options that only change speed")
-    text = "number of processes that segment (default: one per GPU)"
-    group.add_argument("--actors", type=parse_actors, metavar="MIN[:MAX]", help=text)
-    group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
-    group.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
-    text = "windows inferred together; auto: as many as make a GPU faster, 1 on a CPU"
-    group.add_argument("--batch", type=parse_positive_int_or_auto, metavar="N|auto", help=text)
-    text = "use torch.compile where results needn't be exact; auto: on a GPU, for window sizes that take long enough"
-    group.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=text)
-    _add_address(parser)
-
-
-def _add_address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on (default: start Ray here)")
-
-
-def _add_dashboard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (http://127.0.0.1:8265)")

@@ -1,39 +1,30 @@
-"""The commands on regions and runs.
+"""The commands that plan and segment a region.
 
 Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
 
 import os
-import shlex
-import sys
 from argparse import Namespace
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from seg_core.errors import SegError
-from seg_core.storage.files import absolute, make_folder, stat
+from seg_core.storage.files import absolute, stat
 
 from ..progress import waiting
-from ..terminal import note, print_figures, print_table
+from ..terminal import note, print_figures
 from .arguments import absolute_places, local_path, model_folder, output_folder
+from .run_commands import explain_failures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from seg_core.imagery.scene import Scene
-    from seg_core.inference.recheck import Recheck
     from seg_core.run.plan import Plan
-    from seg_core.run.verify import VerifyReport
 
     from ..resources import ExecutionOptions
-
-TABLE_ROWS = 100  # that are printed at most
-
-T = TypeVar("T")
 
 
 def plan(args: Namespace) -> int:
@@ -115,7 +106,7 @@ def _list_doubts(scenes: "Sequence[Scene]") -> list[str]:
     ]
 
 
-def _make_accepted_plan(args: Namespace) -> "Plan":
+def make_accepted_plan(args: Namespace) -> "Plan":
     """Return the plan and print its doubts. Raises SegError if a scene is refused."""
     planned, refused, doubts = _make_plan(args)
     for line in doubts:
@@ -132,7 +123,8 @@ def _make_accepted_plan(args: Namespace) -> "Plan":
     return planned
 
 
-def _execution_options(args: Namespace) -> "ExecutionOptions":
+def execution_options(args: Namespace) -> "ExecutionOptions":
+    """Return the options of a run that do not change its result."""
     from ..resources import ExecutionOptions
 
     return ExecutionOptions(
@@ -152,13 +144,13 @@ def segment(args: Namespace) -> int:
     """Run `seg segment`: segment a region, or what is left of it."""
     from seg_core.run.relocation import match_run
 
-    out, planned = output_folder("--out", args.out), _make_accepted_plan(args)
+    out, planned = output_folder("--out", args.out), make_accepted_plan(args)
     planned, notes = match_run(out, planned, absolute_places(args.relocate))
     for line in notes:
         note(line)
     from ..segment import segment as segment_region
 
-    record, num_new = segment_region(planned, model_folder(args), out, _execution_options(args))
+    record, num_new = segment_region(planned, model_folder(args), out, execution_options(args))
     if not num_new:
         note(f"{args.out}: nothing to do: all {planned.counts['tiles']:,} tiles are there")
     seams, counts = record.seams, record.counts
@@ -167,185 +159,8 @@ def segment(args: Namespace) -> int:
     print_figures({"run": out, **counts, "seam_disagreement": disagreement}, args.json)
     failed = counts["failed"]
     if failed:
-        _explain_failures(args.out, failed)
+        explain_failures(args.out, failed)
     return 1 if failed else 0
-
-
-def verify(args: Namespace) -> int:
-    """Run `seg verify`: check the files of a run, and with --deep segment some windows again."""
-    from seg_core.run.verify import verify as verify_run
-
-    if not args.deep and (args.model or args.device != "auto" or args.relocate):
-        raise SegError("--model, --device, --relocate: are only for segmenting windows again: add --deep")
-    with waiting("reading the parts of the run"):
-        report = verify_run(absolute(args.run))
-    figures: dict[str, Any] = {"planned": report.num_planned, "done": report.num_done, "failed": report.num_failed}
-    rechecked = _recheck(args) if args.deep and report.ok else None
-    differing, unread = (rechecked.differing, rechecked.unread) if rechecked else ({}, [])
-    report.problems += [f"{name}: {line}" for name, lines in differing.items() for line in lines]
-    if rechecked:
-        figures["rechecked"] = rechecked.num_same + len(differing)
-        figures["not_rechecked"] = unread if args.json else len(unread)
-    figures |= {"complete": report.ok, "problems": report.problems if args.json else len(report.problems)}
-    print_figures(figures if args.json else {"run": report.describe(), **figures}, args.json)
-    if not args.json:
-        for line in [*report.problems, *(f"could not be rechecked: {reason}" for reason in unread)][:TABLE_ROWS]:
-            print(f"  {line}")
-        _advise(args, report, list(differing), len(unread))
-    return 0 if report.ok and not report.num_failed and not unread else 1
-
-
-def _show_waiting(results: "Iterator[T]", what: str) -> "Iterator[T]":
-    """Yield the results, and show a progress line while the next result is computed."""
-    for number in count(1):
-        with waiting(f"{what}: number {number}"):
-            result = next(results, None)
-        if result is None:
-            return
-        yield result
-
-
-def _recheck(args: Namespace) -> "Recheck":
-    from seg_core.inference.recheck import recheck
-
-    model = absolute(args.model) if args.model else None
-    with waiting("segmenting again") as report:
-        return recheck(absolute(args.run), args.deep, args.device, model, absolute_places(args.relocate), report)
-
-
-def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unread: int) -> None:
-    """Print the reason for exit code 1 of `seg verify`, and what to do."""
-    if report.bad_parts or differing:
-        command = shlex.join(["seg", "repair", args.run, *differing])
-        note(f"{command} removes the parts with problems; seg segment then makes them again")
-    elif report.num_missing and report.num_missing == len(report.problems):
-        note("the run is not finished: repeat its seg segment command to resume it")
-    if report.num_failed:
-        _explain_failures(args.run, report.num_failed)
-    if unread:
-        note(
-            f"{unread:,} windows could not be rechecked (exit code 1), but the files of the run are complete: "
-            "if scenes have moved, add --relocate OLD=NEW"
-        )
-
-
-def _explain_failures(run: str, failed: int) -> None:
-    command = shlex.join(["seg", "query", run, "SELECT * FROM failures"])
-    note(f"{failed:,} tiles failed (exit code 1): {command} shows why; the run's seg segment command tries them again")
-
-
-def repair(args: Namespace) -> int:
-    """Run `seg repair`: remove damaged parts of a run, so that they are made again."""
-    from seg_core.run.verify import repair as remove_bad_parts
-
-    with waiting("reading the parts of the run"):
-        report = remove_bad_parts(absolute(args.run), args.parts)
-    print_figures({"removed": report.bad_parts if args.json else len(report.bad_parts)}, args.json)
-    for path in [] if args.json else report.bad_parts[:TABLE_ROWS]:
-        print(f"  {path}")
-    if report.bad_parts:
-        note("the seg segment command of the run makes the missing parts again")
-    return 0
-
-
-def query(args: Namespace) -> int:
-    """Run `seg query`: query a run in SQL, or print its summary."""
-    from seg_core.run.query import describe, summary
-    from seg_core.run.stored_plan import num_missing, read_plan
-
-    if args.format == "parquet" and sys.stdout.isatty():
-        raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
-    run = absolute(args.run)
-    planned = read_plan(run)  # reports damage before a result is printed
-    if args.sql is None and args.format in {"table", "json"}:
-        with waiting("adding up the parts of the run"):
-            figures = summary(run)
-        as_json = args.format == "json"
-        print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
-    else:
-        _write_result(run, args)
-    if missing := num_missing(run, planned):
-        note(f"{args.run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
-    return 0
-
-
-def _write_result(run: str, args: Namespace) -> None:
-    from seg_core.run.query import ask, summary, to_table, write_answer
-
-    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else ask(run, args.sql) as result:
-        write_answer(result, args.format, sys.stdout.buffer, TABLE_ROWS)
-
-
-def export_masks(args: Namespace) -> int:
-    """Run `seg export masks`: write the masks of a run as GeoTIFFs."""
-    from seg_core.run.export_masks import export_masks as write_masks
-    from seg_core.run.query import describe, summary
-
-    run, out, files, problems = absolute(args.run), local_path(output_folder("--out", args.out)), [], 0
-    with waiting("adding up the parts of the run"):
-        known = summary(run)
-    for path, problem in _show_waiting(write_masks(run, out), "writing masks"):
-        files += [] if problem else [path]
-        problems += bool(problem)
-        note(f"{path}: not written: {problem}" if problem else path)
-    unknown = {name: known[name] for name in ("failed", "missing")}
-    print_figures(
-        {"files": files, **unknown} if args.json else {"run": describe(known), "files": len(files), **unknown},
-        args.json,
-    )
-    if any(unknown.values()):
-        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata in the masks (exit code 1)")
-    if problems:
-        note(f"{problems:,} files could not be written (exit code 1)")
-    return 1 if problems or any(unknown.values()) else 0
-
-
-@contextmanager
-def _prepare_bench(args: Namespace) -> "Iterator[tuple[Plan, str]]":
-    """Yield the plan of the given scenes, or of a synthetic one, and a temporary folder to measure in."""
-    from seg_core.model.bundle import read_bundle
-
-    from ..benchmarks.scenes import make_scene, scratch_folder
-
-    if args.scenes and (args.codec or args.side):
-        raise SegError("--codec, --side: are only for a synthetic scene: leave out the options or SCENE")
-    with scratch_folder(args.at) as folder:
-        if not args.scenes:
-            scene = make_scene(folder, args.codec or "deflate", args.side or 4096, read_bundle(model_folder(args)))
-            args = Namespace(**{**vars(args), "scenes": [scene]})
-        yield _make_accepted_plan(args), folder
-
-
-def bench_segment(args: Namespace) -> int:
-    """Run `seg bench segment`: measure the pipeline, its stages and a plain loop."""
-    from ..benchmarks.segmenting import bench_segment as measure
-
-    with _prepare_bench(args) as (planned, folder):
-        options = _execution_options(args)
-        print_figures(measure(planned, model_folder(args), folder, options, args.seconds, args.rounds), args.json)
-    return 0
-
-
-def bench_scale(args: Namespace) -> int:
-    """Run `seg bench scale`: measure throughput and memory by number of windows, actors and window size."""
-    from ..benchmarks.segmenting import bench_scale as measure
-
-    plot = local_path(args.out) if args.out else None
-    if plot:
-        make_folder(os.path.dirname(plot))  # before anything is measured
-    with _prepare_bench(args) as (planned, folder):
-        options, series = _execution_options(args), (args.sizes, args.workers, args.windows)
-        points = measure(planned, model_folder(args), folder, options, *series, args.seconds)
-    if plot:
-        from seg_core.plots.figures import draw_scale
-        from seg_core.storage.files import publish
-
-        publish(plot, draw_scale(points))
-    if args.json:
-        print_figures({"points": points, "plot": plot}, as_json=True)
-        return 0
-    print_table(points)
-    return 0
 
 
 def demo(args: Namespace) -> int:

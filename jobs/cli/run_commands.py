@@ -1,0 +1,158 @@
+"""The commands on the results of a run.
+
+Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
+"""
+
+import shlex
+import sys
+from argparse import Namespace
+from contextlib import nullcontext
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from seg_core.errors import SegError
+from seg_core.storage.files import absolute
+
+from ..progress import waiting
+from ..terminal import note, print_figures
+from .arguments import absolute_places, local_path, output_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from seg_core.inference.recheck import Recheck
+    from seg_core.run.verify import VerifyReport
+
+TABLE_ROWS = 100  # rows to print at most
+
+T = TypeVar("T")
+
+
+def verify(args: Namespace) -> int:
+    """Run `seg verify`: check the files of a run, and with --deep segment some windows again."""
+    from seg_core.run.verify import verify as verify_run
+
+    if not args.deep and (args.model or args.device != "auto" or args.relocate):
+        raise SegError("--model, --device, --relocate: are only for segmenting windows again: add --deep")
+    with waiting("reading the parts of the run"):
+        report = verify_run(absolute(args.run))
+    figures: dict[str, Any] = {"planned": report.num_planned, "done": report.num_done, "failed": report.num_failed}
+    rechecked = _recheck(args) if args.deep and report.ok else None
+    differing, unread = (rechecked.differing, rechecked.unread) if rechecked else ({}, [])
+    report.problems += [f"{name}: {line}" for name, lines in differing.items() for line in lines]
+    if rechecked:
+        figures["rechecked"] = rechecked.num_same + len(differing)
+        figures["not_rechecked"] = unread if args.json else len(unread)
+    figures |= {"complete": report.ok, "problems": report.problems if args.json else len(report.problems)}
+    print_figures(figures if args.json else {"run": report.describe(), **figures}, args.json)
+    if not args.json:
+        for line in [*report.problems, *(f"could not be rechecked: {reason}" for reason in unread)][:TABLE_ROWS]:
+            print(f"  {line}")
+        _advise(args, report, list(differing), len(unread))
+    return 0 if report.ok and not report.num_failed and not unread else 1
+
+
+def _show_waiting(results: "Iterator[T]", what: str) -> "Iterator[T]":
+    """Yield the results, and show a progress line while the next result is computed."""
+    for number in count(1):
+        with waiting(f"{what}: number {number}"):
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
+
+
+def _recheck(args: Namespace) -> "Recheck":
+    from seg_core.inference.recheck import recheck
+
+    model = absolute(args.model) if args.model else None
+    with waiting("segmenting again") as report:
+        return recheck(absolute(args.run), args.deep, args.device, model, absolute_places(args.relocate), report)
+
+
+def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unread: int) -> None:
+    """Print the reason for exit code 1 of `seg verify`, and what to do."""
+    if report.bad_parts or differing:
+        command = shlex.join(["seg", "repair", args.run, *differing])
+        note(f"{command} removes the parts with problems; seg segment then makes them again")
+    elif report.num_missing and report.num_missing == len(report.problems):
+        note("the run is not finished: repeat its seg segment command to resume it")
+    if report.num_failed:
+        explain_failures(args.run, report.num_failed)
+    if unread:
+        note(
+            f"{unread:,} windows could not be rechecked (exit code 1), but the files of the run are complete: "
+            "if scenes have moved, add --relocate OLD=NEW"
+        )
+
+
+def explain_failures(run: str, failed: int) -> None:
+    """Print how to see why tiles failed, and how to try them again."""
+    command = shlex.join(["seg", "query", run, "SELECT * FROM failures"])
+    note(f"{failed:,} tiles failed (exit code 1): {command} shows why; the run's seg segment command tries them again")
+
+
+def repair(args: Namespace) -> int:
+    """Run `seg repair`: remove damaged parts of a run, so that they are made again."""
+    from seg_core.run.verify import repair as remove_bad_parts
+
+    with waiting("reading the parts of the run"):
+        report = remove_bad_parts(absolute(args.run), args.parts)
+    print_figures({"removed": report.bad_parts if args.json else len(report.bad_parts)}, args.json)
+    for path in [] if args.json else report.bad_parts[:TABLE_ROWS]:
+        print(f"  {path}")
+    if report.bad_parts:
+        note("the seg segment command of the run makes the missing parts again")
+    return 0
+
+
+def query(args: Namespace) -> int:
+    """Run `seg query`: query a run in SQL, or print its summary."""
+    from seg_core.run.query import describe, summary
+    from seg_core.run.stored_plan import num_missing, read_plan
+
+    if args.format == "parquet" and sys.stdout.isatty():
+        raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
+    run = absolute(args.run)
+    planned = read_plan(run)  # reports damage before a result is printed
+    if args.sql is None and args.format in {"table", "json"}:
+        with waiting("adding up the parts of the run"):
+            figures = summary(run)
+        as_json = args.format == "json"
+        print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
+    else:
+        _write_result(run, args)
+    if missing := num_missing(run, planned):
+        note(f"{args.run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
+    return 0
+
+
+def _write_result(run: str, args: Namespace) -> None:
+    from seg_core.run.query import ask, summary, to_table, write_answer
+
+    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else ask(run, args.sql) as result:
+        write_answer(result, args.format, sys.stdout.buffer, TABLE_ROWS)
+
+
+def export_masks(args: Namespace) -> int:
+    """Run `seg export masks`: write the masks of a run as GeoTIFFs."""
+    from seg_core.run.export_masks import export_masks as write_masks
+    from seg_core.run.query import describe, summary
+
+    run, out, files, problems = absolute(args.run), local_path(output_folder("--out", args.out)), [], 0
+    with waiting("adding up the parts of the run"):
+        known = summary(run)
+    for path, problem in _show_waiting(write_masks(run, out), "writing masks"):
+        files += [] if problem else [path]
+        problems += bool(problem)
+        note(f"{path}: not written: {problem}" if problem else path)
+    unknown = {name: known[name] for name in ("failed", "missing")}
+    print_figures(
+        {"files": files, **unknown} if args.json else {"run": describe(known), "files": len(files), **unknown},
+        args.json,
+    )
+    if any(unknown.values()):
+        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata in the masks (exit code 1)")
+    if problems:
+        note(f"{problems:,} files could not be written (exit code 1)")
+    return 1 if problems or any(unknown.values()) else 0
