@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
+
+import psutil
 
 from .terminal import RayEnded, note
 
@@ -17,43 +17,42 @@ KILL_TIMEOUT = 5.0  # s to wait until killed processes are gone
 ESSENTIAL_NAMES = {"gcs_server", "raylet"}  # Ray itself takes a minute or more to notice that one has ended
 
 
-class Process(NamedTuple):
-    """A running process. The start time tells it from a later process with the same pid."""
+def list_processes() -> dict[psutil.Process, int]:
+    """Return all processes of this machine that have not ended, each with the pid of its parent.
 
-    pid: int
-    started: str  # clock ticks since the machine was started
-    parent: int  # pid
-    name: str
+    psutil compares processes by pid and start time, so that a later process with the same pid is another one.
+    `psutil.process_iter` is not used: since psutil 6 its cache does not notice that a pid was reused.
+    """
+    parents = {}
+    for pid in psutil.pids():
+        with suppress(psutil.Error):  # it has ended, or is hidden from this user
+            process = psutil.Process(pid)
+            with process.oneshot():
+                if process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+                    parents[process] = process.ppid()
+    return parents
 
 
-def list_processes() -> dict[int, Process]:
-    """Return all processes of this machine that have not ended, by pid."""
-    processes = {}
-    for entry in os.listdir("/proc"):
-        with suppress(OSError):
-            if entry.isdigit():
-                text = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8", errors="replace")
-                head, _, tail = text.rpartition(")")
-                fields = tail.split()
-                if fields[0] not in "ZX":
-                    processes[int(entry)] = Process(int(entry), fields[19], int(fields[1]), head.partition("(")[2])
-    return processes
+def list_children() -> set[psutil.Process]:
+    """Return the child processes of this process that have not ended."""
+    return {process for process, parent in list_processes().items() if parent == os.getpid()}
 
 
 class RayProcesses:
     """The child processes that start between the constructor and `watch`, and all their descendants."""
 
     def __init__(self) -> None:
-        self.earlier = self._children(list_processes())
-        self.known: set[Process] = set()
+        self.earlier = list_children()
+        self.known: set[psutil.Process] = set()
         self.failure: str | None = None  # names the essential process that ended unexpectedly
         self.closing, self.ended = threading.Event(), threading.Event()
         self.lock = threading.Lock()  # held while deciding whether a process was expected to end
 
     def watch(self) -> None:
         """Record the processes of Ray, and interrupt the main thread when an essential one ends."""
-        self.known |= self._children(list_processes()) - self.earlier
-        essential = {process for process in self.known if process.name in ESSENTIAL_NAMES}
+        self.known |= list_children() - self.earlier
+        names = {process: _name(process) for process in self.known}
+        essential = {process: name for process, name in names.items() if name in ESSENTIAL_NAMES}
         threading.Thread(target=self._watch, args=(essential,), daemon=True).start()
 
     def close(self) -> bool:
@@ -65,40 +64,46 @@ class RayProcesses:
     def end(self) -> None:
         """Kill the processes that are still running."""
         if not self.known:  # Ray has not finished starting
-            self.known = self._children(list_processes()) - self.earlier
+            self.known = list_children() - self.earlier
         deadline = time.monotonic() + KILL_TIMEOUT
         while (remaining := self._update()) and time.monotonic() < deadline:
             for process in remaining:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(0.05)
         self.closing.set()
         self.ended.set()
 
-    def _watch(self, essential: set[Process]) -> None:
+    def _watch(self, essential: dict[psutil.Process, str]) -> None:
         while not self.closing.wait(CHECK_INTERVAL):
-            gone = essential - self._update()
+            gone = essential.keys() - self._update()
             with self.lock:
                 if not gone or self.closing.is_set():
                     continue
-                process = min(gone)
-                self.failure = f"{process.name} of Ray (process {process.pid}) ended unexpectedly"
+                process = min(gone, key=lambda each: each.pid)
+                self.failure = f"{essential[process]} of Ray (process {process.pid}) ended unexpectedly"
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             if not self.ended.wait(COMMAND_TIMEOUT):  # the main thread is waiting for Ray itself
                 note(f"seg: {self.failure}")
                 self.end()
                 os._exit(1)
 
-    def _update(self) -> set[Process]:
+    def _update(self) -> set[psutil.Process]:
         """Add new descendants to the known processes. Returns the known processes that are still running."""
-        current = list_processes()
-        while new := {each for each in current.values() if current.get(each.parent) in self.known} - self.known:
+        parents = list_processes()
+        while True:
+            pids = {process.pid for process in self.known & parents.keys()}
+            new = {process for process, parent in parents.items() if parent in pids} - self.known
+            if not new:
+                return self.known & parents.keys()
             self.known |= new
-        return self.known & set(current.values())
 
-    @staticmethod
-    def _children(processes: dict[int, Process]) -> set[Process]:
-        return {process for process in processes.values() if process.parent == os.getpid()}
+
+def _name(process: psutil.Process) -> str:
+    """Return the name of a process, or nothing if it has ended."""
+    with suppress(psutil.Error):
+        return str(process.name())
+    return ""
 
 
 @contextmanager

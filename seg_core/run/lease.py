@@ -121,7 +121,8 @@ def _pid_scope() -> str:
 def _start_time(pid: int) -> str | None:
     """Return when a process started, in clock ticks since boot, or None if it is gone.
 
-    The time tells the process from a later one with the same pid.
+    The time tells the process from a later one with the same pid. It does not come from psutil, which gives it on the
+    wall clock: if that was set in the meantime, a process that is alive would be taken for another one.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
