@@ -36,6 +36,7 @@ from .progress import waiting
 from .ray_session import ray_session
 from .terminal import note
 from .training.log import recording
+from .training.messages import WorkerConfig
 from .training.preparation import decode, describe_data, describe_model
 from .training.settings import TrainSettings, difference
 from .training.worker import train_worker, use_bfloat16
@@ -69,7 +70,7 @@ def train(
         with waiting("decoding the images"):
             samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= describe_data(samples, settings, classes)
-        config = {
+        config: WorkerConfig = {
             "settings": settings,
             "header": header,
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
@@ -159,7 +160,7 @@ def _note_bands(image: Scene) -> None:
         note(f"{image.uri}: trained on bands {bands}")
 
 
-def _announcement(config: dict[str, Any], work: str) -> str:
+def _announcement(config: WorkerConfig, work: str) -> str:
     settings, number = config["settings"], {split: len(refs) for split, refs in config["samples"].items()}
     model = f"unet of width {settings.width}" if settings.model == "unet" else settings.model
     shown = work if is_remote(work) else min(work, os.path.relpath(work), key=len)
@@ -169,14 +170,15 @@ def _announcement(config: dict[str, Any], work: str) -> str:
     )
 
 
-def _fit(config: dict[str, Any], work: str) -> Checkpoint:
+def _fit(config: WorkerConfig, work: str) -> Checkpoint:
     """Run the workers to the end, through failures, and return the best epoch's checkpoint."""
-    settings: TrainSettings = config["settings"]
+    settings = config["settings"]
     system, path = filesystem(work)
     workers: Any = (settings.min_workers, settings.workers) if settings.min_workers else settings.workers
+    worker: Any = train_worker  # Ray's annotation asks for a function of a dict, which a TypedDict is when it runs
     with recording(work, settings) as (queue, log):
         trainer = TorchTrainer(
-            train_worker,
+            worker,
             train_loop_config={**config, "queue": queue},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
             run_config=RunConfig(

@@ -28,6 +28,7 @@ import aerial_seg.train
 from aerial_seg.benchmarks.training import bench_train
 from aerial_seg.train import train
 from aerial_seg.training.log import TrainingLog, _drain
+from aerial_seg.training.messages import EpochDone, Failed, Resumed
 from aerial_seg.training.preparation import decode
 from aerial_seg.training.readers import BatchShare, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
@@ -554,9 +555,9 @@ def test_an_epoch_done_again_replaces_its_line(tmp_path: Path, capsys: pytest.Ca
 
 def test_an_error_that_a_run_has_outlived_is_forgotten(tmp_path: Path) -> None:
     log = TrainingLog(str(tmp_path), settings_of())
-    _drain([JobError("4 crops are too many"), figures_of(1, 0.5)], log)
+    _drain([Failed(JobError("4 crops are too many")), EpochDone(figures_of(1, 0.5))], log)
     assert log.error is None
-    _drain([[figures_of(1, 0.5), figures_of(2, 0.5)], JobError("the end")], log)
+    _drain([Resumed([figures_of(1, 0.5), figures_of(2, 0.5)]), Failed(JobError("the end"))], log)
     assert str(log.error) == "the end"
     log.close()
     assert [line["epoch"] for line in epochs_of(tmp_path)] == [1, 2]  # what a checkpoint told is written down too

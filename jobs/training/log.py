@@ -24,6 +24,7 @@ from seg_core.storage.files import is_remote, publish, read_bytes, upload
 
 from ..progress import CLEAR_LINE, StatusLine, format_duration
 from ..terminal import note
+from .messages import Failed, Message, Note, Resumed
 from .settings import TrainSettings
 
 METRICS = "metrics.jsonl"
@@ -170,7 +171,10 @@ def _scalars(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 @contextmanager
 def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, TrainingLog]]:
-    """A queue for workers, and the log of the epochs put into it; text is printed, an exception kept in `log.error`."""
+    """Yield a queue for the workers' messages, and the log that receives them until the block ends.
+
+    Notes are printed, and the error of a failure is kept in `log.error`.
+    """
     log = TrainingLog(work, settings)
     status = StatusLine(log.under_way)
     log.note = status.note
@@ -190,15 +194,15 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
         log.close()
 
 
-def _drain(arriving: Iterable[dict[str, Any] | list[dict[str, Any]] | str | Exception], log: TrainingLog) -> None:
-    for item in arriving:
-        if isinstance(item, Exception):
-            log.error = item
-        elif isinstance(item, str):
-            log.note(item)
+def _drain(messages: Iterable[Message], log: TrainingLog) -> None:
+    for message in messages:
+        if isinstance(message, Failed):
+            log.error = message.error
+        elif isinstance(message, Note):
+            log.note(message.text)
         else:
-            log.error = None  # they have gone on
+            log.error = None  # the workers were started again, and work
             try:
-                log.restore(item) if isinstance(item, list) else log.take(item)
+                log.restore(message.history) if isinstance(message, Resumed) else log.take(message.figures)
             except Exception as error:  # a full disk or a closed terminal must not end a training run
                 log.note(f"{METRICS} is not up to date: {error}")

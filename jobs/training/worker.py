@@ -23,6 +23,7 @@ from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
 from seg_core.training.losses import make_loss
 
+from .messages import EpochDone, Failed, Note, Resumed, WorkerConfig
 from .readers import BatchShare, choose_readers, iter_batches
 from .settings import TrainSettings
 
@@ -31,9 +32,9 @@ MEMORY_SHARE = 0.8  # share of the memory that a step is planned to fill
 COMPILE_FROM_PX = 10**10  # px of a training run, which take a GPU a few minutes; to compile takes one or two
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(config: WorkerConfig) -> None:
     """Train to the end, from the last checkpoint if there is one. Ray Train calls it in each worker."""
-    settings: TrainSettings = config["settings"]
+    settings = config["settings"]
     context = ray.train.get_context()
     rank, world, steps = context.get_world_rank(), context.get_world_size(), config["steps"]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -44,18 +45,18 @@ def train_worker(config: dict[str, Any]) -> None:
         problem = None
     except SegError as error:
         problem = error
-        config["queue"].put(error)
+        config["queue"].put(Failed(error))
     # A worker alone may lack memory or pretrained weights; then none begins, for they would wait for it.
     if _any_worker(problem is not None):
         return
     done = first > settings.epochs
     if rank == 0 and not done and is_compiled(settings, learner.device, steps):
-        config["queue"].put("the network is compiled at first, which takes a minute or two")
+        config["queue"].put(Note("the network is compiled first, which takes a minute or two"))
     if rank == 0 and first > 1:
-        config["queue"].put(learner.history)
+        config["queue"].put(Resumed(learner.history))
         all_done = f"all {settings.epochs} epochs are trained: the best one is published"
         going_on = f"going on with epoch {first} of {settings.epochs}, {world} workers"
-        config["queue"].put(all_done if done else going_on)
+        config["queue"].put(Note(all_done if done else going_on))
     try:
         for figures in epochs(
             _join(learner, settings),
@@ -75,12 +76,12 @@ def train_worker(config: dict[str, Any]) -> None:
             _report(figures, learner, config, rank)
     except SegError as error:  # all workers meet it in the same step; trying again would not help
         if rank == 0:
-            config["queue"].put(error)
+            config["queue"].put(Failed(error))
     except (torch.OutOfMemoryError, ValueError) as error:
         text = _advice_on(error, learner, -(-settings.batch // world))
         if text is None:
             raise
-        config["queue"].put(JobError(text))
+        config["queue"].put(Failed(JobError(text)))
         raise JobError(text) from error
 
 
@@ -241,7 +242,7 @@ def _load(folder: str, learner: Learner) -> int:
     return int(state["epoch"])
 
 
-def _report(figures: dict[str, Any], learner: Learner, config: dict[str, Any], rank: int) -> None:
+def _report(figures: dict[str, Any], learner: Learner, config: WorkerConfig, rank: int) -> None:
     """Report an epoch to Ray Train: every worker its metrics, the first one also a checkpoint."""
     epoch = figures["epoch"]
     ranked = {**figures, "val_iou": figures["val_iou"] or 0.0}  # None would not compare
@@ -253,7 +254,7 @@ def _report(figures: dict[str, Any], learner: Learner, config: dict[str, Any], r
         # A stable name: a worker killed before its report is taken in writes the same folder again.
         ray.train.report(ranked, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{epoch:04d}")
     if rank == 0:  # where it is killed before, the figures are in the checkpoint's history
-        config["queue"].put(figures)
+        config["queue"].put(EpochDone(figures))
 
 
 def _save(figures: dict[str, Any], learner: Learner, header: dict[str, Any], folder: str) -> None:
