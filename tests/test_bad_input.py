@@ -314,7 +314,7 @@ def test_a_sparse_scene_of_a_million_px_a_side_is_planned_and_read_cheaply(tmp_p
 def test_a_header_that_says_more_than_any_image_holds_is_refused(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(raw_tiff(2**31 - 1, 2**31 - 1, None, 1, SMALL))
-    assert refusal(capsys, path) == f"{path}: says it measures {2**31 - 1} x {2**31 - 1} px: its header is damaged"
+    assert refusal(capsys, path) == f"{path}: its header gives {2**31 - 1} x {2**31 - 1} px: it is damaged"
 
 
 def write_masked(path: Path, valid: NDArray[np.bool_], kind: str) -> str:
@@ -407,7 +407,7 @@ MOON = (
     'PROJCS["Moon",GEOGCS["Moon",DATUM["Moon",SPHEROID["Moon",1737400,0]],PRIMEM["Reference",0],'
     'UNIT["degree",0.0174532925199433]],PROJECTION["Equirectangular"],UNIT["metre",1]]'
 )
-NO_WAY = "PROJ knows no way from its CRS to longitude and latitude"
+NO_WAY = "PROJ can't convert its CRS to longitude and latitude"
 
 
 @pytest.mark.parametrize(
@@ -416,12 +416,12 @@ NO_WAY = "PROJ knows no way from its CRS to longitude and latitude"
         ('LOCAL_CS["site grid",UNIT["metre",1]]', NORTH_UP, NO_WAY),
         ("EPSG:5703", NORTH_UP, NO_WAY),  # heights
         (MOON, NORTH_UP, NO_WAY),
-        (UTM, (1.0, 0.0, 1e12, 0.0, -1.0, 1e12), "its transform 1, 0, 1e+12, 0, -1, 1e+12 puts it nowhere on Earth"),
-        (UTM, (1.0, 0.0, np.nan, 0.0, -1.0, 0.0), "its transform 1, 0, nan, 0, -1, 0 puts it nowhere on Earth"),
-        (UTM, (1e300, 0.0, 1.0, 0.0, -1e300, 0.0), "its transform 1e+300, 0, 1, 0, -1e+300, 0 puts it nowhere"),
-        (UTM, (1.0, 1.0, 4e5, 1.0, 1.0, 5.8e6), "its transform 1, 1, 400000, 1, 1, 5.8e+06 puts it nowhere"),
-        (UTM, (0.0, 0.0, 4e5, 0.0, 0.0, 5.8e6), "its transform 0, 0, 400000, 0, 0, 5.8e+06 puts it nowhere"),
-        ("EPSG:4326", (1.0, 0.0, 0.0, 0.0, -1.0, 400.0), "its transform 1, 0, 0, 0, -1, 400 puts it nowhere on Earth"),
+        (UTM, (1.0, 0.0, 1e12, 0.0, -1.0, 1e12), "its transform 1, 0, 1e+12, 0, -1, 1e+12 does not put it on Earth"),
+        (UTM, (1.0, 0.0, np.nan, 0.0, -1.0, 0.0), "its transform 1, 0, nan, 0, -1, 0 does not put it on Earth"),
+        (UTM, (1e300, 0.0, 1.0, 0.0, -1e300, 0.0), "its transform 1e+300, 0, 1, 0, -1e+300, 0 does not put it"),
+        (UTM, (1.0, 1.0, 4e5, 1.0, 1.0, 5.8e6), "its transform 1, 1, 400000, 1, 1, 5.8e+06 does not put it"),
+        (UTM, (0.0, 0.0, 4e5, 0.0, 0.0, 5.8e6), "its transform 0, 0, 400000, 0, 0, 5.8e+06 does not put it"),
+        ("EPSG:4326", (1.0, 0.0, 0.0, 0.0, -1.0, 400.0), "its transform 1, 0, 0, 0, -1, 400 does not put it on Earth"),
     ],
 )
 def test_a_scene_that_is_nowhere_on_earth_is_refused_and_segmented_without_its_crs(
@@ -479,12 +479,12 @@ def test_a_mask_beside_a_scene_that_names_other_files_is_refused(tmp_path: Path,
     write_tiff(tmp_path / "a.tif", noise())
     beside = tmp_path / f"a.tif.{suffix}"
     beside.write_text(VRT.format(tmp_path / "secret.tif"))
-    line = f"{tmp_path}/a.tif: {beside}, which is beside it, is no TIFF: remove it"
+    line = f"{tmp_path}/a.tif: {beside}, which is beside it, is not a TIFF: remove it"
     assert refusal(capsys, tmp_path / "a.tif") == line
     beside.unlink()
     scene = read_scene(str(tmp_path / "a.tif"), "a.tif")
     beside.write_text(VRT.format(tmp_path / "secret.tif"))
-    with pytest.raises(ReadError, match="is no TIFF"):
+    with pytest.raises(ReadError, match="is not a TIFF"):
         read_chip(scene, scene.window)
 
 
@@ -530,7 +530,7 @@ def test_a_bad_file_of_an_odd_name_is_refused_in_a_line(tmp_path: Path, capsys: 
     (tmp_path / os.fsdecode(name)).write_bytes(b"")
     line = refusal(capsys, tmp_path)
     assert line.isprintable()
-    assert line.endswith(": not an image, or a damaged one (read: .tif, .tiff, .png, .jpg, .jpeg, .jp2)")
+    assert line.endswith(": not an image, or a damaged one (supported: .tif, .tiff, .png, .jpg, .jpeg, .jp2)")
 
 
 def test_a_name_that_is_not_utf_8_is_refused(make_scene: MakeScene, tmp_path: Path, capsys: Capture) -> None:

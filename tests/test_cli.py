@@ -1031,9 +1031,9 @@ def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: P
         (["--crop", 30, "--depth", 2, "--width", 2], ["crop = 30", "stride is 8"]),
         (["--pad-multiple", 6, "--depth", 2, "--width", 2], ["pad_multiple = 6", "stride is 8"]),
         (["--model", "resnet"], ["model resnet", "smp:ARCHITECTURE/ENCODER"]),
-        (["--model", "smp:Unett/resnet18"], ["architecture Unett", "near it are Unet"]),
-        (["--model", "smp:Unet/resnet19"], ["encoder resnet19", "near it are", "resnet18"]),
-        (["--model", "smp:Unet/tu-resnet10"], ["encoder tu-resnet10", "near it are", "tu-resnet10t"]),
+        (["--model", "smp:Unett/resnet18"], ["architecture Unett", "similar are Unet"]),
+        (["--model", "smp:Unet/resnet19"], ["encoder resnet19", "similar are", "resnet18"]),
+        (["--model", "smp:Unet/tu-resnet10"], ["encoder tu-resnet10", "similar are", "tu-resnet10t"]),
         (
             ["--model", "smp:Unet/tu-swin_tiny_patch4_window7_224"],
             ["does not segment 512 x 544 px", "smp:Unet/resnet34"],

@@ -348,7 +348,9 @@ def test_a_codec_that_gdal_lacks_is_named(tmp_path: Path) -> None:
     at = content.index((259).to_bytes(2, "little") + (3).to_bytes(2, "little")) + 8  # the tag Compression, a short
     content[at : at + 2] = (34661).to_bytes(2, "little")  # JBIG
     Path(path).write_bytes(content)
-    with pytest.raises(ReadError, match=r"a.tif: its pixels are compressed with JBIG, which this GDAL lacks"):
+    with pytest.raises(
+        ReadError, match=r"a.tif: its pixels are compressed with JBIG, which this GDAL does not support"
+    ):
         read_scene(path, "a.tif")
 
 
@@ -730,7 +732,7 @@ def test_files_beside_a_remote_scene_that_are_of_others_do_not_count(tmp_path: P
 def test_a_mask_beside_a_remote_scene_that_is_no_tiff_is_refused(tmp_path: Path, s3: str) -> None:
     publish(f"{s3}/meaning/bad/a.tif", Path(write(tmp_path / "a.tif", noise())).read_bytes())
     publish(f"{s3}/meaning/bad/a.tif.msk", b"<VRTDataset/>")
-    with pytest.raises(ReadError, match=r"a.tif.msk, which is beside it, is no TIFF: remove it"):
+    with pytest.raises(ReadError, match=r"a.tif.msk, which is beside it, is not a TIFF: remove it"):
         read_scene(f"{s3}/meaning/bad/a.tif", "a.tif")
 
 
@@ -739,7 +741,7 @@ def test_a_mask_beside_a_scene_that_has_another_size_is_refused(tmp_path: Path, 
     path = write(tmp_path / "a.tif", noise())
     write(tmp_path / "mask.tif", np.full((1, side, side), 255, np.uint8))
     (tmp_path / "mask.tif").rename(f"{path}.msk")
-    with pytest.raises(ReadError, match=rf"a.tif.msk, which is beside it, measures {side} x {side} px, the image 128"):
+    with pytest.raises(ReadError, match=rf"a.tif.msk, which is beside it, has {side} x {side} px, the image has 128"):
         read_scene(path, "a.tif")
 
 

@@ -276,7 +276,7 @@ def test_a_crop_that_is_too_small_for_the_network_is_refused() -> None:
     model = build("smp:PAN/resnet18")
     check_sizes("smp:PAN/resnet18", model, 3, crop=128)
     with pytest.raises(
-        SegError, match=r"^crop = 96: model smp:PAN/resnet18 does not take it \(.*too small\): 512 will"
+        SegError, match=r"^crop = 96: model smp:PAN/resnet18 does not accept it \(.*too small\): 512 works"
     ):
         check_sizes("smp:PAN/resnet18", model, 3, crop=96)
 
@@ -307,8 +307,8 @@ def refuse(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda x: x[..., ::2, ::2], r"it answers with 64 x 80 px"),
-        (lambda x: x / 0, r"its answer is not finite"),
+        (lambda x: x[..., ::2, ::2], r"its output has 64 x 80 px"),
+        (lambda x: x / 0, r"its output is not finite"),
         (refuse, r"NotImplementedError"),
     ],
 )

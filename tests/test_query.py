@@ -21,8 +21,7 @@ from runs import build_run
 from aerial_seg.cli.main import main
 from seg_core.errors import SegError
 from seg_core.run.plan import Plan
-from seg_core.run.query import ask as answering
-from seg_core.run.query import query, summary
+from seg_core.run.query import query, run_sql, summary
 from seg_core.run.rows import Row
 from seg_core.run.schema import TILES
 from seg_core.run.tables import part_path, published_parts, read_part, scenes_path
@@ -509,7 +508,7 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
 def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seg_core.run.query.BATCH", 3)
     sql = "SELECT tile_row FROM tiles"
-    with answering(run, sql) as answer:
+    with run_sql(run, sql) as answer:
         sizes = [len(batch) for batch in answer]
     assert sum(sizes) == len(query(run, sql)) > 3
     assert max(sizes) == 3

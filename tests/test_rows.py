@@ -293,13 +293,13 @@ def test_no_mask_is_an_empty_one() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 9), (9, 8), (4, 16), (1, 1)])
 def test_a_mask_of_another_size_is_refused(height: int, width: int) -> None:
     png = encode_mask(np.ones((8, 8), np.bool_))
-    with pytest.raises(SegError, match=rf"the mask measures 8 x 8 px, the tile {width} x {height}"):
+    with pytest.raises(SegError, match=rf"the mask has 8 x 8 px, the tile has {width} x {height}"):
         decode_mask(png, height, width)
 
 
 @pytest.mark.parametrize("png", [b"", b"\x89PNG", b"no picture at all", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_a_mask_that_is_no_png_is_refused(png: bytes) -> None:
-    with pytest.raises(SegError, match="the mask is no PNG"):
+    with pytest.raises(SegError, match="the mask is not a PNG"):
         decode_mask(png, 8, 8)
 
 

@@ -189,7 +189,7 @@ def test_windows_segmented_again_say_what_is_stored(
     seg(capsys, *command)
     seg(capsys, "verify", run, "--deep")
     _, err = seg(capsys, "repair", run, "part-none.parquet", code=2)
-    assert "part-none.parquet: no part of" in err
+    assert "part-none.parquet: not a part of" in err
 
 
 def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_elsewhere(

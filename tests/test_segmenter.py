@@ -285,7 +285,7 @@ def test_an_answer_that_is_no_number_is_an_error_where_it_counts(
     probability[0, 20, 40] = 0.25
     pending = plain.start([plain.stage(np.zeros((3, 40, 61), np.uint8), valid)], WindowSpec(0, 40, 61, 32, 0.5))
     if where == "valid":
-        with pytest.raises(RuntimeError, match="the network's answer is not finite"):
+        with pytest.raises(RuntimeError, match="the network's output is not finite"):
             pending.result()
     else:
         assert pending.result()[0].figures.probability_sums.sum() == pytest.approx(0.25 * valid.sum())
@@ -295,9 +295,9 @@ def test_a_large_tile_without_a_number_is_an_error(plain: Segmenter, monkeypatch
     side = 512
     monkeypatch.setattr(Segmenter, "_probability", lambda *_: torch.full((1, side, side), torch.nan))
     chip = plain.stage(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_))
-    with pytest.raises(RuntimeError, match="the network's answer is not finite"):
+    with pytest.raises(RuntimeError, match="the network's output is not finite"):
         plain.start([chip], WindowSpec(0, side, side, side, 0.5)).result()
-    with pytest.raises(JobError, match="the network's answer is not finite"):
+    with pytest.raises(JobError, match="the network's output is not finite"):
         plain(np.zeros((3, side, side), np.uint8), np.ones((side, side), np.bool_), 0, side, side)
 
 

@@ -175,8 +175,8 @@ def test_a_network_of_smp_is_built_without_weights_to_download() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smp:Unett/resnet18", "Unett.*near it are .*Unet"),
-        ("smp:Unet/resnet19", "resnet19.*near it are .*resnet18"),
+        ("smp:Unett/resnet18", "Unett.*similar are .*Unet"),
+        ("smp:Unet/resnet19", "resnet19.*similar are .*resnet18"),
         ("smp:Unet", "smp:Unet: not known.*smp:Unet/resnet34"),
         ("u-net", "u-net: not known.*unet"),
     ],

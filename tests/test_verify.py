@@ -124,7 +124,7 @@ def test_a_part_of_another_scene_in_its_place_is_named(made: Made) -> None:
 
 def test_a_row_of_another_model_is_named(made: Made) -> None:
     made.rewrite(lambda rows: [{**rows[0], "model": "0" * 32}, *rows[1:]])
-    assert f"{made.path().name}: tile 0, 0: is of another scene or model" in made.problems()
+    assert f"{made.path().name}: tile 0, 0: belongs to another scene or model" in made.problems()
 
 
 @pytest.mark.parametrize("index", [0, 3])
@@ -157,7 +157,7 @@ def test_a_tile_that_was_not_planned_is_named(made: Made, change: Row) -> None:
 @pytest.mark.parametrize("change", [{"tile_row": 1}, {"tile_col": 7}])
 def test_a_wrong_tile_number_is_named(made: Made, change: Row) -> None:
     made.rewrite(lambda rows: [{**rows[0], **change}, *rows[1:]])
-    assert f"{made.path().name}: tile 0, 0: says it is tile" in made.problems()
+    assert f"{made.path().name}: tile 0, 0: has the numbers of tile" in made.problems()
 
 
 def test_a_mask_of_another_tile_is_named(made: Made) -> None:
@@ -165,7 +165,7 @@ def test_a_mask_of_another_tile_is_named(made: Made) -> None:
     assert first["building_px"] != second["building_px"]
     made.rewrite(lambda rows: [{**rows[0], "mask": second["mask"]}, *rows[1:]])
     assert (
-        f"tile 0, 0: the mask holds {second['building_px']} building px, the row says {first['building_px']}"
+        f"tile 0, 0: the mask has {second['building_px']} building px, the row has {first['building_px']}"
         in made.problems()
     )
 

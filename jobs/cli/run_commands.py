@@ -128,10 +128,10 @@ def query(args: Namespace) -> int:
 
 
 def _write_result(run: str, args: Namespace) -> None:
-    from seg_core.run.query import ask, summary, to_table, write_answer
+    from seg_core.run.query import run_sql, summary, to_table, write_result
 
-    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else ask(run, args.sql) as result:
-        write_answer(result, args.format, sys.stdout.buffer, TABLE_ROWS)
+    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else run_sql(run, args.sql) as result:
+        write_result(result, args.format, sys.stdout.buffer, TABLE_ROWS)
 
 
 def export_masks(args: Namespace) -> int:

@@ -1,6 +1,6 @@
-"""Where pixels lie on the ground: ground sampling distance, footprints and geodesic areas.
+"""Where pixels are on the ground: ground sampling distance, footprints and geodesic areas.
 
-Lengths and areas are geodesic (Karney 2013, through PROJ) on WGS 84, so that they come out right for projected,
+Lengths and areas are geodesic (Karney 2013, through PROJ) on WGS 84, so that they are correct for projected,
 lon/lat and web-mercator scenes alike.
 """
 
@@ -29,15 +29,15 @@ def _to_lonlat(crs: str) -> Transformer:
 
 
 def position(transform: Transform, rows: Any, cols: Any) -> tuple[Any, Any]:
-    """Coordinates x, y in the scene's CRS of pixel corners, numbers or arrays."""
+    """Return the coordinates x, y of pixel corners in the scene's CRS. `rows` and `cols` are numbers or arrays."""
     a, b, c, d, e, f = transform
     return a * cols + b * rows + c, d * cols + e * rows + f
 
 
 def pixel_at(transform: Transform, x: float, y: float) -> tuple[float, float]:
-    """Row and column of a place in the scene's CRS: the inverse of `position`.
+    """Return the row and column of a point in the scene's CRS: the inverse of `position`.
 
-    Not by the inverse of rasterio's Affine, which multiplies by a rounded 1 / area: its last bits are others.
+    This does not use the inverse of `Affine`, which multiplies by a rounded 1 / area: its last bits would differ.
     """
     a, b, c, d, e, f = transform
     area = a * e - b * d
@@ -45,7 +45,7 @@ def pixel_at(transform: Transform, x: float, y: float) -> tuple[float, float]:
 
 
 def pixel_size(transform: Transform) -> tuple[float, float]:
-    """Width and height of a pixel in the scene's CRS."""
+    """Return the width and height of a pixel, in units of the scene's CRS."""
     a, b, _, d, e, _ = transform
     return math.hypot(a, d), math.hypot(b, e)
 
@@ -53,39 +53,39 @@ def pixel_size(transform: Transform) -> tuple[float, float]:
 def lonlat(
     crs: str, transform: Transform, rows: NDArray[np.float64], cols: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Longitude and latitude in degrees of pixel corners (`rows`, `cols` count from the scene's first corner)."""
-    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged transform
+    """Return longitude and latitude in degrees of pixel corners. Rows and columns count from the scene's corner."""
+    with np.errstate(over="ignore", invalid="ignore"):  # if the transform is damaged
         lon, lat = _to_lonlat(crs).transform(*position(transform, rows, cols))
     return np.asarray(lon), np.asarray(lat)
 
 
 def ground_size(crs: str, transform: Transform, height: int, width: int) -> tuple[float, float]:
-    """Metres on the ground that one pixel measures along a column and along a row, at the scene's centre.
+    """Return the size of a pixel at the scene's centre in metres on the ground: along a column, and along a row.
 
-    Raises SegError where CRS and transform don't say where on Earth that is.
+    `height` and `width` are the scene's, in px. Raises SegError if CRS and transform do not put it on Earth.
     """
     row, col = height / 2, width / 2
     rows, cols = np.array([row - 0.5, row + 0.5, row, row]), np.array([col, col, col - 0.5, col + 0.5])
     try:
         lon, lat = lonlat(crs, transform, rows, cols)
     except ProjError as error:
-        raise SegError("PROJ knows no way from its CRS to longitude and latitude") from error
+        raise SegError("PROJ can't convert its CRS to longitude and latitude") from error
     metres = GEOD.inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])[2]
     a, b, _, d, e, _ = transform
     if not _on_earth(lon, lat).all() or a * e == b * d:
-        raise SegError(f"its transform {', '.join(f'{v:g}' for v in transform)} puts it nowhere on Earth")
+        raise SegError(f"its transform {', '.join(f'{v:g}' for v in transform)} does not put it on Earth")
     return float(metres[0]), float(metres[1])
 
 
 def _on_earth(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(lon) & (np.abs(lat) <= 90))  # PROJ answers inf, or what it was asked, elsewhere
+    return np.asarray(np.isfinite(lon) & (np.abs(lat) <= 90))  # elsewhere PROJ returns inf, or its input
 
 
 def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int, int, int]]) -> NDArray[np.object_]:
-    """Polygons in lon/lat of windows `(row_off, col_off, height, width)`, one each, counter-clockwise.
+    """Return the polygon of each window `(row_off, col_off, height, width)` in lon/lat, counter-clockwise.
 
-    Longitudes go on beyond 180 degrees where a window crosses the antimeridian: see `split_at_antimeridian`. None for a
-    window that reaches beyond what its CRS can describe.
+    If a window crosses the antimeridian, its longitudes continue beyond 180 degrees: see `split_at_antimeridian`. The
+    result is None for a window that reaches beyond what its CRS can describe.
     """
     box = np.asarray(windows, dtype=np.float64)
     top, left, bottom, right = box[:, 0], box[:, 1], box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]
@@ -95,24 +95,24 @@ def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int,
     there = _on_earth(lon, lat).all(axis=1)
     found = np.full(len(box), None)
     ring = np.stack([_unwrap(lon[there]), lat[there]], axis=-1)
-    # A transform that mirrors the image turns the ring round; GeoParquet readers expect counter-clockwise shells.
+    # A transform that mirrors the image reverses the ring, but GeoParquet expects counter-clockwise shells.
     found[there] = shapely.orient_polygons(shapely.polygons(ring))
     return found
 
 
 def _unwrap(lon: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Longitudes of rings `(number, corners)` without a jump, each from a first corner between -180 and 180 degrees."""
+    """Remove jumps from the longitudes of rings `(number, corners)`. Each starts between -180 and 180 degrees."""
     first = lon[:, :1]
-    beside = np.where(np.abs(lon - first) > 180, lon - 360 * np.round((lon - first) / 360), lon)
-    start = np.where(np.abs(first) > 180, 360 * np.round(first / 360), 0.0)
-    return beside - start
+    continuous = np.where(np.abs(lon - first) > 180, lon - 360 * np.round((lon - first) / 360), lon)
+    turns = np.where(np.abs(first) > 180, 360 * np.round(first / 360), 0.0)
+    return continuous - turns
 
 
 def split_at_antimeridian(polygons: NDArray[np.object_]) -> tuple[NDArray[np.object_], list[list[float]]]:
-    """Lon/lat polygons with longitudes from -180 to 180, and the bounding box `xmin, ymin, xmax, ymax` of each.
+    """Return lon/lat polygons with longitudes from -180 to 180, and their bounding boxes `xmin, ymin, xmax, ymax`.
 
-    One that crosses the antimeridian becomes two, and its `xmin` is greater than its `xmax` (RFC 7946, sections 3.1.9
-    and 5.2). None stays None.
+    A polygon that crosses the antimeridian becomes two, and its `xmin` is greater than its `xmax` (RFC 7946, sections
+    3.1.9 and 5.2). None stays None, with a box of NaN.
     """
     found, boxes = polygons.copy(), shapely.bounds(polygons).tolist()
     for at, (xmin, ymin, xmax, ymax) in enumerate(boxes):
@@ -125,7 +125,7 @@ def split_at_antimeridian(polygons: NDArray[np.object_]) -> tuple[NDArray[np.obj
 
 
 def _split(polygon: shapely.Polygon) -> shapely.Geometry:
-    """A polygon that ends east of 180 degrees, as one or two that end there."""
+    """Split a polygon that reaches beyond 180 degrees at that meridian, and move its eastern half to -180."""
     east = translate(shapely.clip_by_rect(polygon, 180, -90, 540, 90), -360.0)
     west = shapely.clip_by_rect(polygon, -180, -90, 180, 90)
     both = [shapely.orient_polygons(half) for half in (west, east) if half.area]
@@ -133,6 +133,6 @@ def _split(polygon: shapely.Polygon) -> shapely.Geometry:
 
 
 def area_m2(polygon: shapely.Polygon) -> float:
-    """Geodesic area of a lon/lat polygon in square metres."""
+    """Return the geodesic area of a lon/lat polygon in square metres."""
     lon, lat = shapely.get_coordinates(polygon).T
     return abs(float(GEOD.polygon_area_perimeter(lon, lat)[0]))

@@ -20,7 +20,7 @@ from rasterio.io import DatasetReader
 
 from seg_core.chips import JpegStreams
 from seg_core.grid import Window, expand_reflected_mask, reflect_window
-from seg_core.imagery.raster import ask_again, open_scene
+from seg_core.imagery.raster import open_scene, retry
 from seg_core.imagery.scene import Scene
 from seg_core.imagery.valid import read_valid
 from seg_core.storage.files import read_ranges
@@ -76,7 +76,7 @@ def read_streams(scene: Scene, window: Window, rgb: bool = True) -> JpegStreams 
     """
     if scene.is_resampled or scene.inverted or scene.nodata is not None or scene.nodata_color is not None:
         return None
-    return ask_again(lambda fresh: _read_streams(scene, window, rgb, fresh))
+    return retry(lambda fresh: _read_streams(scene, window, rgb, fresh))
 
 
 def _read_streams(scene: Scene, window: Window, rgb: bool, fresh: bool) -> JpegStreams | None:

@@ -1,6 +1,6 @@
-"""Image files: open one with GDAL, refuse what is dangerous, and say what is wrong.
+"""Open image files with GDAL, refuse dangerous ones, and say what is wrong with unreadable ones.
 
-A file is read in the same way wherever it lies and whatever GDAL settings the environment holds: see
+A file is read in the same way wherever it is, and whatever GDAL settings are in the environment: see
 `seg_core.storage.files.gdal_settings`.
 """
 
@@ -23,8 +23,8 @@ from seg_core.grid import Window
 from seg_core.imagery.data_files import gdal_environment
 from seg_core.storage.files import gdal_path, gdal_settings, is_remote, read_ranges, stat
 
-# Formats that hold pixels and nothing else, each opened with its own driver: VRT and its kind name further files,
-# so that a scene could read what its sender can't.
+# Formats that contain only pixels, each opened with its own driver. Formats such as VRT name further files, so that a
+# scene could read files that its author can't.
 DRIVERS = {
     ".tif": "GTiff",
     ".tiff": "GTiff",
@@ -35,15 +35,16 @@ DRIVERS = {
 }
 SUFFIXES = tuple(DRIVERS)
 TIFF_SUFFIXES = (".tif", ".tiff")
-UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")  # GDAL's words for it
+# In GDAL's messages, if an object store does not answer.
+UNANSWERED = re.compile(r"CURL error|HTTP response code: (429|5\d\d)|got \d+ bytes, expected")
 DAMAGED_BLOCK = re.compile(r"IReadBlock failed at X offset (\d+), Y offset (\d+)")
 MISSING_CODEC = re.compile(r"missing codec (?:of code )?(\w+)")
 
-MAX_BLOCK = 2**28  # bytes; a block, the file's tile or strip, is decoded whole, by each reader one of its own
-MAX_PIXELS = 2**42  # of a scene; a header that says more is damaged, and to plan it would take for ever
+MAX_BLOCK = 2**28  # bytes; a block (tile or strip of a file) is decoded as a whole, and each reader holds one
+MAX_PIXELS = 2**42  # of a scene; a header with more is damaged, and planning it would take forever
 MASK = ".msk"
-# Endings of files beside an image from which GDAL takes what the image does not say: after the image's whole name, and
-# after its stem, where those of .tfw's kind are world files.
+# Suffixes of files beside an image from which GDAL reads what the image lacks. Those of the first kind follow the
+# image's whole name, the others its stem. Those like .tfw are world files.
 NAME_SIDECARS = (".aux.xml", ".xml", ".msk", ".ovr")
 STEM_SIDECARS = (
     ".tab",
@@ -60,45 +61,42 @@ STEM_SIDECARS = (
     ".jp2w",
 )
 SIDECARS = (*NAME_SIDECARS, *STEM_SIDECARS)
-# Where an image is, by the first that says so: GDAL's defaults, whatever GDAL_GEOREF_SOURCES says.
+# Sources of the georeference in order of priority. These are GDAL's defaults, whatever the environment says.
 GEOREF_SOURCES = {
     "GTiff": {"GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE,XML"},
     "JP2OpenJPEG": {"GDAL_GEOREF_SOURCES": "PAM,GEOJP2,GMLJP2,WORLDFILE"},
 }
-REMOTE_FILES_SETTING = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"  # GDAL's setting for which remote files there are
-COMPANION_SUFFIXES = (MASK, ".ovr")  # what files beside an image end with that GDAL opens with it
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
+REMOTE_FILES_SETTING = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"  # GDAL's setting for which remote files exist
+COMPANION_SUFFIXES = (MASK, ".ovr")  # of files beside an image that GDAL opens as images too
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of a TIFF
 
 
 @contextmanager
 def open_image(
     uri: str, fresh: bool = False, overview: int | None = None, sidecars: Sequence[str] = ()
 ) -> Iterator[DatasetReader]:
-    """Open an image, or one of its overviews. Raises ReadError where it is none, or reading it fails.
+    """Open an image, or one of its overviews (numbered from 0). Its GDAL settings apply until the block ends.
 
-    Of one without georeference rasterio warns.
-
-    GDAL's settings are in force meanwhile. It keeps what it has fetched of a remote file for the next one to open it,
-    but not of a `fresh` one. `sidecars` are the paths of the files beside a remote image that belong to it; those of an
-    image on disk are found by GDAL.
+    GDAL caches what it fetches of a remote file. With `fresh`, the cache is not used. `sidecars` are the paths of the
+    files beside a remote image that belong to it. GDAL itself finds those of an image on disk. rasterio warns if the
+    image has no georeference. Raises ReadError if the file is not an image or reading it fails, in the block too.
     """
     suffix, options = posixpath.splitext(uri)[1].lower(), {} if overview is None else {"overview_level": overview}
-    # As a setting: beside another one, GTIFF_POINT_GEO_IGNORE, GDAL 3.10 does not heed the open option for it.
+    # As a setting, because GDAL 3.10 ignores the open option if the setting GTIFF_POINT_GEO_IGNORE is given too.
     settings = gdal_settings(uri) | GEOREF_SOURCES.get(DRIVERS.get(suffix, ""), {})
-    if (
-        REMOTE_FILES_SETTING in os.environ
-    ):  # else it is left alone: GDAL takes what follows a ? in a name for no part of it
+    # Only if it is in the environment: with this setting, GDAL ignores what follows a ? in a name.
+    if REMOTE_FILES_SETTING in os.environ:
         settings[REMOTE_FILES_SETTING] = ",".join((*SUFFIXES, *SIDECARS))
     if fresh:
         settings["CPL_VSIL_CURL_NON_CACHED"] = gdal_path(uri)
     if sidecars:
-        settings["GDAL_DISABLE_READDIR_ON_OPEN"] = "TRUE"  # no listing: GDAL asks for each of them by its name
+        settings["GDAL_DISABLE_READDIR_ON_OPEN"] = "TRUE"  # no listing: GDAL asks for each of them by name
     with gdal_environment(settings):
         try:
             dataset = rasterio.open(gdal_path(uri), driver=DRIVERS[suffix], **options)
         except RasterioError as error:
             raise _read_error(uri, error, _why_unreadable(uri, error)) from error
-        except (KeyError, UnicodeDecodeError) as error:  # of another suffix; of a CRS that is no text
+        except (KeyError, UnicodeDecodeError) as error:  # an unknown suffix; a CRS that is not text
             raise ReadError(_why_unreadable(uri, error)) from error
         with dataset:
             opened = False
@@ -106,46 +104,46 @@ def open_image(
                 _check_header(uri, dataset, sidecars, overview is not None)
                 opened = True
                 yield dataset
-            except (RasterioError, CPLE_BaseError) as error:  # GDAL's own, where rasterio has no name for it
+            except (RasterioError, CPLE_BaseError) as error:  # the latter is GDAL's, for which rasterio has no type
                 found = _read_error(uri, error, _damaged_block(uri, dataset, error))
-                tiled = dataset.driver == DRIVERS[".tif"]  # others are decoded from their top
+                tiled = dataset.driver == DRIVERS[".tif"]  # other formats are decoded from the top
                 found.is_partial = opened and tiled and not isinstance(found, StoreUnavailableError)
                 raise found from error
 
 
 def as_rasterio(window: Window) -> RasterioWindow:
-    """A window in rasterio's own type."""
+    """Convert a window to rasterio's type."""
     return RasterioWindow(window.col_off, window.row_off, window.width, window.height)
 
 
 def _check_header(uri: str, dataset: DatasetReader, sidecars: Sequence[str], overview: bool) -> None:
-    """Raise ReadError for an image that needs more memory than there may be, before any is taken, or other files."""
+    """Raise ReadError for an image that would need too much memory, or that names other files."""
     dtype = dataset.dtypes[0]
     if dtype.startswith("complex"):
-        raise ReadError(f"{uri}: its pixels are {dtype}, this program reads real numbers")
+        raise ReadError(f"{uri}: its pixels are {dtype}, but this program reads only real numbers")
     if dataset.width * dataset.height > MAX_PIXELS:
-        raise ReadError(f"{uri}: says it measures {dataset.width} x {dataset.height} px: its header is damaged")
+        raise ReadError(f"{uri}: its header gives {dataset.width} x {dataset.height} px: it is damaged")
     height, width = max(dataset.block_shapes, key=math.prod)
-    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
-    size = height * width * np.dtype(dtype).itemsize * together
+    bands_together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    size = height * width * np.dtype(dtype).itemsize * bands_together
     if size > MAX_BLOCK:
         raise ReadError(
             f"{uri}: its blocks of {width} x {height} px are {size / 2**20:,.0f} MiB each, more than "
             f"{MAX_BLOCK // 2**20}: write it in tiles (gdal_translate -co TILED=YES)"
         )
-    _check_overviews(uri, dataset)  # before GDAL is asked which files it opens: they would be opened
+    _check_overviews(uri, dataset)  # before `files_beside`, which lets GDAL open them
     for path in files_beside(uri, dataset, sidecars, COMPANION_SUFFIXES):
         if not _is_tiff(path):
-            raise ReadError(f"{uri}: {path}, which is beside it, is no TIFF: remove it")
+            raise ReadError(f"{uri}: {path}, which is beside it, is not a TIFF: remove it")
         with rasterio.open(gdal_path(path), driver="GTiff") as beside:
             _check_overviews(path, beside)
             if path.lower().endswith(MASK) and not overview and beside.shape != dataset.shape:
-                size = f"{beside.width} x {beside.height} px, the image {dataset.width} x {dataset.height}"
-                raise ReadError(f"{uri}: {path}, which is beside it, measures {size}: remove it")
+                size = f"{beside.width} x {beside.height} px, the image has {dataset.width} x {dataset.height}"
+                raise ReadError(f"{uri}: {path}, which is beside it, has {size}: remove it")
 
 
 def _is_tiff(path: str) -> bool:
-    """Whether a file begins as a TIFF does. Raises StoreUnavailableError where an object store does not say."""
+    """Return whether a file begins like a TIFF. Raises StoreUnavailableError if an object store does not answer."""
     try:
         return read_ranges(path, [(0, 4)], 0)[0].startswith(TIFF)
     except StoreUnavailableError:
@@ -155,7 +153,7 @@ def _is_tiff(path: str) -> bool:
 
 
 def _check_overviews(path: str, dataset: DatasetReader) -> None:
-    """Raise ReadError for an image that names a file for its overviews: any could be read through it."""
+    """Raise ReadError for an image that names a file with its overviews: it could name any file."""
     if named := dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
         raise ReadError(
             f"{path}: its metadata names another file for its overviews, {named}: remove OVERVIEW_FILE from it"
@@ -163,7 +161,7 @@ def _check_overviews(path: str, dataset: DatasetReader) -> None:
 
 
 def choose_sidecars(uri: str, beside: Iterable[str]) -> tuple[str, ...]:
-    """Of the paths of files beside a remote image, those that GDAL takes for its own."""
+    """Return those paths beside a remote image that GDAL reads as parts of it."""
     stem = posixpath.splitext(uri)[0]
     names = {f"{uri}{ending}" for ending in NAME_SIDECARS} | {f"{stem}{ending}" for ending in STEM_SIDECARS}
     lower = {name.lower() for name in names}
@@ -173,16 +171,16 @@ def choose_sidecars(uri: str, beside: Iterable[str]) -> tuple[str, ...]:
 def files_beside(
     uri: str, dataset: DatasetReader, sidecars: Sequence[str], endings: str | tuple[str, ...]
 ) -> list[str]:
-    """The files beside an image, with one of those endings, that GDAL opens with it.
+    """Return the files beside an image that GDAL opens with it and whose names have one of these endings.
 
-    Those of a remote one are among its `sidecars`: to ask GDAL would send a request for each.
+    For a remote image they are taken from `sidecars`, because asking GDAL would send a request for each.
     """
     found = sidecars if is_remote(uri) else dataset.files[1:]
     return [path for path in found if path.lower().endswith(endings)]
 
 
 def _read_error(uri: str, error: BaseException, reason: str | None = None) -> ReadError:
-    """What GDAL says of its first cause, for rasterio's own error only says that there is one."""
+    """Return the error with GDAL's message, because rasterio's own one only refers to it."""
     cause = _causes(error)[-1]
     return (
         StoreUnavailableError(f"{uri}: {cause}")
@@ -192,12 +190,12 @@ def _read_error(uri: str, error: BaseException, reason: str | None = None) -> Re
 
 
 def is_unanswered(uri: str, error: BaseException) -> bool:
-    """Whether GDAL's error is that an object store did not answer, or broke off."""
+    """Return whether GDAL failed because an object store did not answer, or closed the connection."""
     return is_remote(uri) and any(UNANSWERED.search(str(cause)) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, the first cause last."""
+    """Return an error and its causes, the first cause last."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -205,10 +203,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _damaged_block(uri: str, dataset: DatasetReader, error: BaseException) -> str | None:
-    """Which block of the file can't be decoded, where GDAL says so: tiles that touch it all fail."""
+    """Return which block of the file can't be decoded, if GDAL says so. All tiles that touch it fail."""
     causes = _causes(error)
     found = next((match for cause in causes if (match := DAMAGED_BLOCK.search(str(cause)))), None)
-    if found is None or dataset.driver != DRIVERS[".tif"]:  # other formats have no blocks of their own
+    if found is None or dataset.driver != DRIVERS[".tif"]:  # other formats have no independent blocks
         return None
     col, row = map(int, found.groups())
     height, width = dataset.block_shapes[0]
@@ -219,16 +217,17 @@ def _damaged_block(uri: str, dataset: DatasetReader, error: BaseException) -> st
 
 
 def _why_unreadable(uri: str, error: BaseException) -> str:
+    """Return a line on why GDAL could not open a file."""
     try:
         if stat(uri) is None:
             return f"{uri}: no such file"
-    except SegError as refused:
-        return str(refused)
+    except SegError as reason:
+        return str(reason)
     if not is_remote(uri) and not os.access(uri, os.R_OK):
-        return f"{uri}: not allowed to read it"
+        return f"{uri}: no permission to read it"
     if codec := next((match[1] for cause in _causes(error) if (match := MISSING_CODEC.search(str(cause)))), None):
         return (
-            f"{uri}: its pixels are compressed with {codec}, which this GDAL lacks: write it with another codec "
-            "(gdal_translate -co COMPRESS=DEFLATE)"
+            f"{uri}: its pixels are compressed with {codec}, which this GDAL does not support: write it with another "
+            "codec (gdal_translate -co COMPRESS=DEFLATE)"
         )
-    return f"{uri}: not an image, or a damaged one (read: {', '.join(SUFFIXES)})"
+    return f"{uri}: not an image, or a damaged one (supported: {', '.join(SUFFIXES)})"

@@ -1,4 +1,4 @@
-"""Build a network by name, and find out from the built network what tiling needs to know of it."""
+"""Build a network by name, and measure on the built network what tiling needs to know about it."""
 
 import difflib
 import logging
@@ -18,18 +18,20 @@ from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, round_up
 from seg_core.model.unet import UNet
 
-MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: the far pixels hardly count
-MAX_PROBE = 2048  # px; a context that does not fit in is taken for unbounded
-# It holds for one image, one group, and filters of at most 3 px; with one thread, filters of 1 px are never oneDNN's.
+MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: far pixels have little influence
+MAX_PROBE = 2048  # px; a context that does not fit into this length counts as unbounded
+# Convolutions with more input values than this are computed by oneDNN. This holds for one image, one group, and filters
+# of at most 3 px. With one thread, oneDNN never computes filters of 1 px.
 # See use_mkldnn in https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/Convolution.cpp
 ONEDNN_VALUES = 20_480
-SMALL = 256  # px a side of inputs by which memory is estimated, and height of those that find the context
+SMALL = 256  # px; side of the inputs that measure memory, and height of those that measure the context
 
 
 def build_model(architecture: dict[str, Any], encoder_weights: str | None = None) -> nn.Module:
-    """A network from its description: `name` (`unet` or `smp:Unet/resnet34`), `in_channels`, `classes`, ...
+    """Build a network from its description: `name` (`unet` or `smp:Unet/resnet34`), `in_channels`, `classes`, ...
 
-    `unet` further takes `width`, `depth` and `patch`. Raises SegError for a name that is not known.
+    `unet` also takes `width`, `depth` and `patch`. `encoder_weights` names pretrained weights of an smp encoder; None
+    gives random ones. Raises SegError for an unknown name, or if the weights can't be downloaded.
     """
     options = dict(architecture)
     name = options.pop("name")
@@ -47,25 +49,25 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
 
     _check_name("architecture", kind, [cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()])
     known = smp.encoders.get_encoder_names()
-    if encoder.startswith("tu-"):  # any network of timm's
+    if encoder.startswith("tu-"):  # any network of timm
         known = [f"tu-{name}" for name in timm.list_models()]
     _check_name("encoder", encoder, known)
     try:
-        with _errors_only("huggingface_hub"):  # it would report each of its five attempts; the line below says all
+        with _errors_only("huggingface_hub"):  # it would report each of its five attempts
             model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
     except OSError as error:
         raise SegError(
             f"encoder_weights = {weights}: can't be downloaded for {encoder}: the model hub does not answer: try where "
             f"there is internet, or train from scratch with encoder_weights = none"
         ) from error
-    except Exception as error:  # smp and timm refuse what they can't build by errors of any type
+    except Exception as error:  # smp and timm raise errors of any type for what they can't build
         raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {_first_line(error)}") from error
     return model
 
 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """Have a logger log nothing but errors meanwhile."""
+    """Let a logger log only errors until the block ends."""
     log = logging.getLogger(name)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -76,100 +78,101 @@ def _errors_only(name: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type if it has no text."""
     text = str(error).strip().strip('"')
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _check_name(what: str, name: str, known: Any) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=5, cutoff=0)
-        raise SegError(f"{what} {name}: not known to segmentation-models-pytorch: near it are {', '.join(near)}")
+        similar = difflib.get_close_matches(name, list(known), n=5, cutoff=0)
+        raise SegError(f"{what} {name}: not known to segmentation-models-pytorch: similar are {', '.join(similar)}")
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """The network, in eval mode, with each batch norm made part of the convolution before it: the same function.
+    """Merge each batch norm of a network in eval mode into the convolution before it, and return the network.
 
-    It saves a pass over memory a layer. Both stay where either is used elsewhere too, or the way to them can't be seen.
+    The network computes the same function, with one pass over memory less per layer. A pair is left alone if either of
+    the two is used elsewhere too, or if torch.fx can't trace the code that calls them.
     """
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    for owner, graph in list(_graphs(model)):
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for owner, graph in list(_trace(model)):
         modules = dict(owner.named_modules(remove_duplicate=False))
-        times = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for call in graph.nodes:
             before = call.args[0] if call.args else None
             if not isinstance(before, Node) or {before.op, call.op} != {"call_module"}:
                 continue
             conv, norm = modules[str(before.target)], modules[str(call.target)]
-            # The types themselves: what is derived from them may do more.
+            # Exactly these types: derived ones may compute something else.
             if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
                 continue
-            once = times[before.target] == times[call.target] == places[id(conv)] == places[id(norm)] == 1
-            if once and len(before.users) == 1:
+            used_once = calls[before.target] == calls[call.target] == uses[id(conv)] == uses[id(norm)] == 1
+            if used_once and len(before.users) == 1:
                 owner.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
                 owner.set_submodule(str(call.target), nn.Identity())
     return model
 
 
-def _graphs(module: nn.Module) -> Iterator[tuple[nn.Module, Graph]]:
-    """What a module calls, as a graph; of one whose way depends on its input, those of its children."""
+def _trace(module: nn.Module) -> Iterator[tuple[nn.Module, Graph]]:
+    """Yield a module with the graph of its calls. If it can't be traced, yield those of its children."""
     try:
         yield module, Tracer().trace(module)
-    except Exception:  # whatever its code makes of an input that has no values
+    except Exception:  # code that depends on the values of its input raises errors of any type
         for child in module.children():
-            yield from _graphs(child)
+            yield from _trace(child)
 
 
 @dataclass(frozen=True)
 class NetworkGeometry:
-    """What tiling needs to know of a network."""
+    """What tiling needs to know about a network."""
 
     stride: int  # heights and widths must be multiples of it
-    context_px: int | None  # how far a stride's cell of output sees beyond itself; None: over the whole chip
+    context_px: int | None  # how far a cell of output (a stride's width) sees beyond itself; None: the whole chip
     halo: int  # px
-    activation_bytes_per_px: int  # memory of a forward pass in float32, per pixel of the chip, estimated
-    min_chip: int  # px a side from which on a CPU gives a pixel the same value, to the last bit, in a chip of any size
+    activation_bytes_per_px: int  # estimated memory of a forward pass in float32, per pixel of the chip
+    min_chip: int  # px; see `find_min_chip`
 
 
 def check_sizes(name: str, model: nn.Module, in_channels: int, crop: int | None = None) -> None:
-    """Raise SegError for a network that does not take, and answer, the sizes at which it is to run.
+    """Raise SegError if a network does not work with the input sizes that it will get.
 
-    They are crops of `crop` px a side, to train on, and chips of any multiple of the stride from MIN_CHIP on. Encoders
-    of a fixed input size (https://github.com/pytorch/vision/issues/2151) take no others, some want multiples of more
-    than their stride or a least size, and each says so by an error of its own.
+    These are chips whose sides are any multiples of the stride from MIN_CHIP on, and for training, crops of `crop` px.
+    Some encoders need a fixed input size (https://github.com/pytorch/vision/issues/2151), a minimum size, or multiples
+    of more than their stride. Each reports this by an error of its own.
     """
-    if isinstance(model, UNet):  # takes any multiple of its stride
+    if isinstance(model, UNet):  # accepts any multiple of its stride
         return
     stride = stride_of(model)
     chip = round_up(MIN_CHIP, stride)
     for height, width in ((chip, chip + stride), (SMALL, SMALL)):
         if problem := _find_problem(model, in_channels, height, width):
             raise SegError(
-                f"model {name}: does not segment {height} x {width} px ({problem}): choose a model that takes any "
+                f"model {name}: does not segment {height} x {width} px ({problem}): choose a model that accepts any "
                 f"multiple of its stride, {stride} px, such as smp:Unet/resnet34"
             )
     if crop is not None and (problem := _find_problem(model, in_channels, crop, crop)):
-        raise SegError(f"crop = {crop}: model {name} does not take it ({problem}): {chip} will do")
+        raise SegError(f"crop = {crop}: model {name} does not accept it ({problem}): {chip} works")
 
 
 @torch.inference_mode()
 def _find_problem(model: nn.Module, in_channels: int, height: int, width: int) -> str | None:
-    """What is wrong with a network's answer to random pixels of a size, or keeps it from answering; None if nothing."""
+    """Run a network on random pixels of a size. Returns what is wrong, or None."""
     pixels = torch.randn(1, in_channels, height, width, generator=torch.Generator().manual_seed(0))
     was_training = model.training
     try:
-        answer = model.eval()(pixels)
-    except Exception as error:  # networks refuse sizes by errors of any type
+        output = model.eval()(pixels)
+    except Exception as error:  # networks raise errors of any type for sizes that they do not accept
         return _first_line(error)
     finally:
         model.train(was_training)
-    if answer.shape[-2:] != (height, width):
-        return f"it answers with {' x '.join(map(str, answer.shape[-2:]))} px"
-    return None if bool(answer.isfinite().all()) else "its answer is not finite"
+    if output.shape[-2:] != (height, width):
+        return f"its output has {' x '.join(map(str, output.shape[-2:]))} px"
+    return None if bool(output.isfinite().all()) else "its output is not finite"
 
 
 def measure_network(model: nn.Module, in_channels: int) -> NetworkGeometry:
-    """Find stride, context and memory of a network; the latter two by running it on small inputs."""
+    """Find stride, context, memory and minimum chip of a network with `in_channels` bands, by running small inputs."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -183,18 +186,19 @@ def measure_network(model: nn.Module, in_channels: int) -> NetworkGeometry:
 
 
 def stride_of(model: nn.Module) -> int:
-    """What heights and widths of a network's inputs are multiples of, in px."""
+    """Return the number of px that heights and widths of a network's inputs must be multiples of."""
     if isinstance(model, UNet):
         return model.stride
-    # smp networks accept any size by interpolating, but only windows on the stride's grid agree at their seams.
+    # smp networks accept any size by interpolating, but neighbouring windows agree only on the stride's grid.
     encoder: Any = model.encoder
     return int(encoder.output_stride)
 
 
 def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | None:
-    """How far a cell's influence reaches: a NaN at each place of one stride's cell, and where they come out.
+    """Measure the context in px: put a NaN at each position within one cell, and see how far NaNs spread.
 
-    Windows start and end where cells do, so the distance that counts is from the cell's border, not from the pixel.
+    A cell has the width of the stride. Windows start and end at the borders of cells, so the distance is measured from
+    the cell's border and not from the pixel. Returns None if it exceeds MAX_PROBE / 2.
     """
     length = round_up(512, stride)
     thin = _find_problem(model, in_channels, stride, length) is None
@@ -204,7 +208,7 @@ def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | Non
         x = torch.zeros(stride, in_channels, height, length)
         for phase in range(stride):
             x[phase, :, :, at + phase] = torch.nan
-        # Where one place reaches the ends already, as in networks that pool over all, the others needn't be tried.
+        # If the first position already reaches the ends, as with global pooling, the others need not be tried.
         for part in (x[:1], x):
             touched = model(part).isnan().any(dim=1).any(dim=1)
             if bool(touched[:, 0].any() | touched[:, -1].any()):
@@ -217,10 +221,10 @@ def _probe_context(model: nn.Module, in_channels: int, stride: int) -> int | Non
 
 @torch.inference_mode()
 def find_min_chip(model: nn.Module, in_channels: int) -> int:
-    """The side, in px, from which on a CPU gives a pixel the same value, to the last bit, in a chip of any size.
+    """Return the smallest side of chips, in px, from which a CPU computes a pixel to the same bits in any chip.
 
-    torch hands a convolution to oneDNN where its input holds more than ONEDNN_VALUES; for smaller ones it has routines
-    of its own, which add up in another order.
+    torch calls oneDNN for convolutions whose input has more than ONEDNN_VALUES values. For smaller ones it uses its own
+    routines, which add up in another order.
     """
     stride = stride_of(model)
     side = round_up(SMALL, stride)
@@ -237,13 +241,16 @@ def find_min_chip(model: nn.Module, in_channels: int) -> int:
 
 
 def _reach(touched: Tensor, source: int, stride: int) -> int:
-    """Greatest distance from an input pixel to the near border of a cell of output that it touches."""
+    """Return the largest distance in px from an input pixel to the nearer border of an output cell that it touches."""
     starts = torch.nonzero(touched).flatten() // stride * stride
     return max(0, int(starts.max()) - source, source - int(starts.min()) - stride + 1)
 
 
 def _probe_activations(model: nn.Module, in_channels: int, side: int) -> int:
-    """The four largest outputs of any layers, in bytes a pixel: about what is alive at a forward pass's peak."""
+    """Return the size of the four largest layer outputs, in bytes per pixel of input.
+
+    This is about what is in memory at the peak of a forward pass.
+    """
     sizes: list[int] = []
 
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -257,11 +264,12 @@ def _probe_activations(model: nn.Module, in_channels: int, side: int) -> int:
 
 
 def training_bytes_per_px(model: nn.Module, in_channels: int) -> int:
-    """Memory of a training step in float32, per pixel of a crop: what a forward pass keeps for the backward one.
+    """Return the memory of a training step in float32, in bytes per pixel of a crop.
 
-    Of a small crop; what both passes hold for a moment is covered by a fourth more.
+    This is what the forward pass saves for the backward pass, measured on a small crop. A quarter is added for what
+    both passes hold for a short time.
     """
-    side = 256
+    side = SMALL
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -270,7 +278,7 @@ def training_bytes_per_px(model: nn.Module, in_channels: int) -> int:
         return saved
 
     was_training = model.training
-    model.eval()  # batch norm's statistics stay what they are
+    model.eval()  # so that the statistics of batch norm do not change
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
         output = model(torch.zeros(1, in_channels, side, side))
     model.train(was_training)
@@ -279,10 +287,10 @@ def training_bytes_per_px(model: nn.Module, in_channels: int) -> int:
 
 
 def normalise(pixels: Tensor, valid: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
-    """Pixels `uint8 (n, bands, h, w)` to float32 with mean 0 and deviation 1; 0 where not valid `bool (n, h, w)`.
+    """Normalise pixels `uint8 (n, bands, h, w)` to `float32` with mean 0 and standard deviation 1 per band.
 
-    Missing pixels thus look the same whatever value stands for them in the file. Mean and deviation that are on the
-    device already spare it a wait.
+    Pixels that are not `valid`, `bool (n, h, w)`, become 0. Missing pixels thus look the same whatever value the file
+    has for them. Pass mean and deviation, `(bands,)`, as tensors on the device to avoid waiting for their copies.
     """
     shift = torch.as_tensor(mean, device=pixels.device).view(-1, 1, 1)
     scale = torch.as_tensor(std, device=pixels.device).view(-1, 1, 1)
@@ -290,9 +298,10 @@ def normalise(pixels: Tensor, valid: Tensor, mean: Tensor | Sequence[float], std
 
 
 def class_probability(logits: Tensor, index: int) -> Tensor:
-    """Probability of one class, `(n, classes, h, w)` to float32 `(n, h, w)`; one logit stands for two classes.
+    """Return the probability of one class, `float32 (n, h, w)`, from logits `(n, classes, h, w)`.
 
-    By way of float64: in float32 torch rounds differently at the end of a thread's share, wherever that falls.
+    A single logit stands for two classes, of which it is class 1. The computation is in float64: in float32, torch
+    rounds the last pixels of each thread's share differently, and where shares end depends on the chip's size.
     """
     if logits.shape[1] == 1:
         positive = logits.double().sigmoid().squeeze(1)

@@ -36,7 +36,7 @@ from seg_core.model.window_results import (
 
 # The eight symmetries of a square: quarter turns, with and without a flip before. The first is the identity.
 VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]
-NOT_FINITE = "the network's answer is not finite"
+NOT_FINITE = "the network's output is not finite"
 
 
 class Segmenter:

@@ -1,4 +1,4 @@
-"""What a run is to do: its settings, and the parts that its scenes are cut into."""
+"""The plan of a run: its settings, and the parts that its scenes are divided into."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
 
-MAX_WINDOW = 2048  # px; beyond it the halo costs little, and memory much
+MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings that change what a run's rows say. They are kept in `run.json`."""
+    """The settings that change the rows of a run. They are stored in `run.json`."""
 
     tile_size: int = 512  # px
     part: int = 4096  # px
@@ -31,23 +31,23 @@ class Settings:
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
     precision: str = "auto"  # see Segmenter
-    decode: str = "cpu"  # or device: JPEG streams are decoded where the model is; or auto, see Plan.with_decoder
-    mosaic: bool = False  # the scenes are one image
-    window: int | None = None  # px; only where the context exceeds the halo, so that the rows depend on the window
-    alpha: int | None = None  # the alpha band; 0: none; None: the one that is labelled so
+    decode: str = "cpu"  # or `device`: the model's device decodes JPEG streams; or `auto`: see Plan.with_decoder
+    mosaic: bool = False  # treat the scenes as one image
+    window: int | None = None  # px; set only if the context exceeds the halo, because rows then depend on it
+    alpha: int | None = None  # number of the alpha band; 0: there is none; None: the band that the file labels alpha
 
     @property
     def context_exceeds_halo(self) -> bool:
-        """Whether the model sees further than the halo, so that the size of windows is a setting."""
+        """Whether the model sees beyond the halo. The rows then depend on the window size, which is a setting."""
         return self.window is not None
 
     def named(self) -> dict[str, Any]:
-        """Those that are not what they are by default: a setting that comes later leaves older runs what they are."""
+        """Return the settings that differ from their defaults, so that adding a setting does not change older runs."""
         default = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
     def check(self, stride: int) -> None:
-        """Raise SegError for values that can't work with a model of that stride."""
+        """Raise SegError for values that do not work with a model of this stride (px)."""
         for name, least in (("tile_size", stride), ("halo", 0)):
             value = getattr(self, name)
             if value < least or value % stride:
@@ -63,50 +63,50 @@ class Settings:
 
     @property
     def largest_window(self) -> int:
-        """The side in px of the largest windows where none is asked for: see `seg_core.run.sizing`."""
+        """Side in px of the largest windows if the user asks for no size: see `seg_core.run.sizing`."""
         return max(1, min(MAX_WINDOW, self.part) // self.tile_size) * self.tile_size
 
     def check_window(self, window: int) -> None:
-        """Raise SegError for windows of that size in px, which tiles would not fit in."""
+        """Raise SegError if windows of this side (px) do not consist of whole tiles."""
         if window < self.tile_size or window % self.tile_size:
             raise SegError(f"--window {window}: use a multiple of the tile size, {self.tile_size}")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A block of whole tiles of one scene or mosaic: what is committed and resumed at once."""
+    """A block of whole tiles of one scene or mosaic, which is committed and resumed as a unit."""
 
     key: str
-    scene: Scene  # the image on whose grid the window is
+    scene: Scene  # the image on whose pixel grid `window` is
     window: Window
-    sources: tuple[Scene, ...] = ()  # of a mosaic, those that the windows of this part reach
-    planned: str = ""  # its version before its files moved, if they have
+    sources: tuple[Scene, ...] = ()  # the scenes of a mosaic that the windows of this part reach
+    planned: str = ""  # the version when it was planned, if its files have moved since
 
     @property
     def version(self) -> str:
-        """What tells one state of the files that the part is read from, and of how they are read, from another."""
+        """Hash of the state of the part's files and of how they are read. It changes if either does."""
         return self.planned or _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
 
     def to_row(self) -> dict[str, Any]:
-        """As plain values, to travel."""
+        """Return plain values, to send to another process."""
         scenes = json.dumps([scene.to_plain() for scene in (self.scene, *self.sources)])
         return {"key": self.key, "scenes": scenes, "planned": self.planned, **self.window._asdict()}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Part":
-        """The part that was made a row."""
+        """Return the part that `to_row` converted."""
         scene, *sources = map(Scene.from_plain, json.loads(row["scenes"]))
         return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources), str(row["planned"]))
 
     def relocated(self, places: "Places") -> "Part":
-        """This part, of this version, read from where its scenes are now."""
+        """Return this part with the present paths of its scenes. Its version stays the same."""
         scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
 
 
 @dataclass(frozen=True)
 class WindowTask:
-    """A window that is to be segmented, and the part that it is of."""
+    """A window to segment, and the part that it belongs to."""
 
     part: Part
     window: Window
@@ -114,27 +114,27 @@ class WindowTask:
 
 @dataclass(frozen=True)
 class ReadBlock:
-    """Windows of one part that lie beside each other and are read at once."""
+    """Neighbouring windows of one part that are read together."""
 
     part: Part
     windows: tuple[Window, ...]
 
     @property
     def tasks(self) -> list[WindowTask]:
-        """Its windows, each with their part."""
+        """The windows, each with the part."""
         return [WindowTask(self.part, window) for window in self.windows]
 
     @property
     def num_pixels(self) -> int:
-        """The pixels of all windows, without their halos."""
+        """Number of pixels of all windows, without their halos."""
         return sum(window.num_pixels for window in self.windows)
 
 
-Places = tuple[tuple[str, str], ...]  # prefixes of URIs: when the run was planned, and now
+Places = tuple[tuple[str, str], ...]  # pairs of URI prefixes: when the run was planned, and now
 
 
 def relocate(uri: str, places: Places) -> str:
-    """Where a scene is now: the first place that names its URI, or a folder above it, applies."""
+    """Return the present URI of a scene. The first pair whose old prefix is the URI or a folder above it applies."""
     for old, new in places:
         if uri == old or uri.startswith(f"{old.rstrip('/')}/"):
             return new.rstrip("/") + uri[len(old.rstrip("/")) :]
@@ -143,26 +143,26 @@ def relocate(uri: str, places: Places) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is to do."""
+    """What a run does: its scenes, settings and model."""
 
-    scenes: tuple[Scene, ...]  # with the setting `mosaic`, first the image that the others make together
+    scenes: tuple[Scene, ...]  # for a mosaic, the first one is the image that the others form together
     settings: Settings
     model: str  # the bundle's hash
-    places: Places = ()  # where the scenes are now, if they have moved; not part of the fingerprint
+    places: Places = ()  # how to find scenes that have moved; not part of the fingerprint
 
     @property
     def images(self) -> tuple[Scene, ...]:
-        """What tiles are cut from: the scenes, or the one image that they make together."""
+        """The images that are divided into tiles: the scenes, or the one image that they form together."""
         return self.scenes[:1] if self.settings.mosaic else self.scenes
 
     def with_decoder(self, on_gpu: bool) -> "Plan":
-        """With `decode auto` decided: a GPU decodes, other devices do not."""
+        """Return the plan with `decode auto` resolved: `device` on a GPU, else `cpu`."""
         if self.settings.decode != "auto":
             return self
         return replace(self, settings=replace(self.settings, decode="device" if on_gpu else "cpu"))
 
     def parts(self) -> Iterator[Part]:
-        """All parts, image by image. Of a mosaic, those that hold a pixel of some scene."""
+        """Yield all parts, image by image. Parts of a mosaic that hold no pixel of any scene are left out."""
         mosaic = self.settings.mosaic
         for image in self.images:
             for window in sorted(self._reached) if mosaic else split(image.window, self.settings.part):
@@ -172,25 +172,25 @@ class Plan:
 
     @cached_property
     def _reached(self) -> dict[Window, tuple[Scene, ...]]:
-        """The scenes of a mosaic that the windows of each part reach, in their order, where they hold any of it."""
-        if not self.scenes:  # all were refused
+        """For each part of a mosaic that holds a pixel of a scene: the scenes that its windows reach, in order."""
+        if not self.scenes:  # all of them were refused
             return {}
         whole, *sources = self.scenes
         size, reach = self.settings.part, self.settings.halo + MIN_CHIP
         near: defaultdict[Window, list[Scene]] = defaultdict(list)
-        held: set[Window] = set()
+        filled: set[Window] = set()
         for scene in sources:
             at = place_on_grid(scene, whole)
             around = intersection(buffered(at, reach), whole.window)
             for window in split(align(around, size, whole.window), size):
                 near[window].append(scene)
                 if intersects(window, at):
-                    held.add(window)
-        return {window: tuple(near[window]) for window in held}
+                    filled.add(window)
+        return {window: tuple(near[window]) for window in filled}
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Scenes, parts, tiles and pixels."""
+        """Numbers of scenes, parts, tiles and pixels."""
         settings, num_scenes = self.settings, max(0, len(self.scenes) - self.settings.mosaic)
         blocks = list(self._reached) if settings.mosaic else [scene.window for scene in self.scenes]
         return {
@@ -201,12 +201,12 @@ class Plan:
         }
 
     def num_windows(self, window_size: int) -> int:
-        """How many windows of that size there are."""
+        """Return the number of windows of this side (px)."""
         return sum(num_splits(part.window, window_size) for part in self.parts())
 
     @property
     def fingerprint(self) -> str:
-        """Hash of scenes, settings and model."""
+        """Hash of scenes, settings and model: 32 hexadecimal digits."""
         return _digest([[scene.to_plain() for scene in self.scenes], self.settings.named(), self.model])
 
 
@@ -215,25 +215,25 @@ def _digest(content: Any) -> str:
 
 
 def image_key(image: Scene) -> str:
-    """What the keys of an image's parts begin with."""
+    """Return the prefix of the keys of an image's parts."""
     return hashlib.sha256(image.scene_id.encode()).hexdigest()[:16]
 
 
 def make_plan(
     scenes: Sequence[Scene], bundle: Bundle, settings: Settings, window: int | None = None
 ) -> tuple[Plan, list[str]]:
-    """Plan a run over those scenes that the model can serve; and one line for each that it can't.
+    """Plan a run over the scenes that fit the model. Also returns one line for each scene that does not.
 
-    The window only becomes a setting where the halo does not cover the model's context, so that it changes the rows.
-    Raises SegError for settings that can't work with the model.
+    The window size (px) becomes a setting only if the halo does not cover the model's context, because it then changes
+    the rows. Raises SegError for settings that do not work with the model.
     """
     settings.check(bundle.stride)
     if window is not None:
         settings.check_window(window)
     if bundle.context_px is None or settings.halo < bundle.context_px:
         settings = replace(settings, window=window or settings.largest_window)
-    # The scenes of a mosaic are read on the grid of the whole: only that must have the model's resolution.
-    scenes, refused = _of_one_depth(scenes, settings.scale)
+    # The scenes of a mosaic are read on the grid of the whole image, so only that must have the model's resolution.
+    scenes, refused = _select_dtype(scenes, settings.scale)
     served, unfit = _fit(scenes, bundle, settings, None if settings.mosaic else bundle.gsd_m)
     refused += unfit
     if settings.mosaic and served:
@@ -243,14 +243,14 @@ def make_plan(
     return Plan(scenes=tuple(served), settings=settings, model=bundle.hash), refused
 
 
-def _of_one_depth(scenes: Sequence[Scene], scale: tuple[float, float] | None) -> tuple[list[Scene], list[str]]:
-    """The scenes whose pixels are of the type that a scale is for, that of the first; and a line for each other."""
+def _select_dtype(scenes: Sequence[Scene], scale: tuple[float, float] | None) -> tuple[list[Scene], list[str]]:
+    """Return the scenes with the data type of the first one, which `scale` is for, and a line for each other scene."""
     if scale is None:
         return list(scenes), []
     other = [scene for scene in scenes if scene.dtype != scenes[0].dtype]
     lines = [
-        f"{scene.scene_id}: its pixels are {scene.dtype}, those of {scenes[0].scene_id} {scenes[0].dtype}, and --scale "
-        "is for one type: make a run of its own"
+        f"{scene.scene_id}: its pixels are {scene.dtype}, those of {scenes[0].scene_id} are {scenes[0].dtype}, and "
+        "--scale applies to one type: segment it in a run of its own"
         for scene in other
     ]
     return [scene for scene in scenes if scene.dtype == scenes[0].dtype], lines
@@ -259,6 +259,7 @@ def _of_one_depth(scenes: Sequence[Scene], scale: tuple[float, float] | None) ->
 def _fit(
     scenes: Sequence[Scene], bundle: Bundle, settings: Settings, gsd_m: float | None
 ) -> tuple[list[Scene], list[str]]:
+    """Return the scenes that fit the model, as it will read them, and a line for each other scene."""
     served, refused = [], []
     for scene in scenes:
         try:

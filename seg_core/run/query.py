@@ -1,4 +1,4 @@
-"""SQL over a run, with DuckDB. It reads the run's own tables and nothing else."""
+"""Query a run in SQL with DuckDB. Queries can read the run's own tables and nothing else."""
 
 import json
 import math
@@ -21,14 +21,15 @@ from seg_core.run.schema import BBOX, GEO, SPLIT
 from seg_core.run.tables import open_scenes, open_tiles, published_parts, read_part, read_scenes
 from seg_core.threads import for_each
 
-BATCH = 2**10  # rows of an answer that are in memory at once, with their masks
+BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
 
 
 def connect(run: str) -> duckdb.DuckDBPyConnection:
-    """A connection with the views `tiles` (done), `scenes` and `failures`. Raises SegError where `run` is no run.
+    """Open a connection with the tables `tiles` (done), `scenes` and `failures`.
 
-    It reaches these tables and no file at all, to read or to write, and the settings that hold it to that are locked.
+    SQL in it can neither read nor write any file, and can't change the settings that forbid it. Raises SegError if
+    `run` is not a run, holds no rows yet, or can't be read.
     """
     read_record(run)
     rows, scenes = open_tiles(run, _parts(run)), open_scenes(run)
@@ -49,25 +50,25 @@ def _parts(run: str) -> list[str]:
 
 
 @contextmanager
-def ask(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
-    """The answer to a question, as it comes; of columns of one name, the later ones are numbered.
+def run_sql(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
+    """Run a query, and yield its result batch by batch. Columns with the name of an earlier one get a number.
 
-    Raises SegError with the first line of what is wrong with the SQL, or with the run's files.
+    Raises SegError with the first line of DuckDB's or Arrow's message if the SQL is wrong or the run can't be read.
     """
-    with _in_a_line():
+    with _translated_errors():
         connection = connect(run)
     with connection:
-        with _in_a_line():
-            answer = connection.sql(sql)
-            if answer is None:
-                raise SegError(f"SQL: {sql}: is no question: say SELECT ...")
-            reader = answer.to_arrow_reader(BATCH)
+        with _translated_errors():
+            result = connection.sql(sql)
+            if result is None:
+                raise SegError(f"SQL: {sql}: has no result: say SELECT ...")
+            reader = result.to_arrow_reader(BATCH)
         yield _number_names(reader)
 
 
 @contextmanager
-def _in_a_line() -> Iterator[None]:
-    """Raise SegError for what is wrong with the SQL or with the run's files."""
+def _translated_errors() -> Iterator[None]:
+    """Raise SegError, with one line, for errors of DuckDB, Arrow and files."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -75,29 +76,30 @@ def _in_a_line() -> Iterator[None]:
 
 
 def query(run: str, sql: str) -> pa.Table:
-    """All rows of an answer at once, in memory."""
-    with ask(run, sql) as answer:
-        return answer.read_all()
+    """Run a query, and return all rows of its result. Raises SegError as `run_sql` does."""
+    with run_sql(run, sql) as result:
+        return result.read_all()
 
 
-def _number_names(answer: pa.RecordBatchReader) -> pa.RecordBatchReader:
+def _number_names(result: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Add a number to the names of columns that an earlier column has too."""
     seen: Counter[str] = Counter()
     fields = []
-    for each in answer.schema:
+    for each in result.schema:
         fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
         seen[each.name] += 1
     schema = pa.schema(fields, _geo(fields))
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with _in_a_line():
-            for batch in answer:
+        with _translated_errors():
+            for batch in result:
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
-    """What makes a table GeoParquet, where an answer has the column of geometries; as in `schema`."""
+    """Return the metadata that makes a table GeoParquet if it has the geometry column, else None."""
     types = {each.name: each.type for each in fields}
     if types.get("geometry") != pa.binary():
         return None
@@ -108,12 +110,11 @@ def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
 
 
 def summary(run: str) -> dict[str, Any]:
-    """Counts, coverage and areas of the whole run; null where no tile has them. Raises SegError as `connect` does.
+    """Return counts, coverage and areas (km2) of the whole run. A figure is None if no tile has it.
 
-    Areas are null, too, where tiles with valid pixels have none, as those without a CRS: else their ratio would be that
-    of another ground than coverage is of.
-
-    Not in SQL: that would keep the footers of all parts in memory at once.
+    Areas are also None if any tile with valid pixels has no area, such as one without a CRS. Otherwise areas and
+    coverage would be about different ground. This does not use SQL, which would keep the footers of all parts in memory
+    at once. Raises SegError as `connect` does.
     """
     planned = read_record(run).plan.tiles
     each = list(for_each(_sum_up, _parts(run)))
@@ -138,7 +139,7 @@ def summary(run: str) -> dict[str, Any]:
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """The state of a run in a few words, from its summary. A complete run may still hold failed tiles."""
+    """Return the state of a run in a few words, from its summary. A complete run may still contain failed tiles."""
     planned, failed, missing = (figures[name] for name in ("planned", "failed", "missing"))
     failures = f"{failed:,} of {planned:,} tiles failed" if failed else ""
     if missing:
@@ -147,62 +148,63 @@ def describe(figures: Mapping[str, Any]) -> str:
 
 
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
-    """Figures as a table of one row."""
+    """Return figures as a table of one row."""
     return pa.Table.from_pylist([dict(figures)])
 
 
 def _sum_up(path: str) -> dict[str, Any]:
-    """The sums of a part's tiles that are done, and how many are and are not."""
+    """Add up the tiles of a part that are done, and count those that are done and those that failed."""
     rows = read_part(path, ["status", *SUMMED_COLUMNS])
     done = [row for row in rows if row["status"] == "done"]
     without_area = sum(row["area_m2"] is None and row["valid_px"] > 0 for row in done)
     sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done), "without_area": without_area}
     for name in SUMMED_COLUMNS:
-        held = [row[name] for row in done if row[name] is not None]
-        add = math.fsum if name.endswith("_m2") else sum  # of floats in whatever order the same
-        sums[name] = add(held) if held else None
+        values = [row[name] for row in done if row[name] is not None]
+        add = math.fsum if name.endswith("_m2") else sum  # fsum does not depend on the order of floats
+        sums[name] = add(values) if values else None
     return sums
 
 
-def write_answer(answer: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:
-    """Write an answer as `table` (its first `most` rows), `csv`, `json` (a list of objects) or `parquet`.
+def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:
+    """Write a result as `table` (its first `most` rows), `csv`, `json` (a list of objects) or `parquet`.
 
-    Batch by batch: of a large answer no more than one is in memory.
+    Only one batch of the result is in memory at once.
     """
     if form == "parquet":
-        with pq.ParquetWriter(stream, answer.schema) as file:
-            for batch in answer:
+        with pq.ParquetWriter(stream, result.schema) as file:
+            for batch in result:
                 file.write_batch(batch)
     elif form == "json":
         between = b"["
-        for row in chain.from_iterable(batch.to_pylist() for batch in answer):
+        for row in chain.from_iterable(batch.to_pylist() for batch in result):
             stream.write(between + json.dumps({k: _plain(v) for k, v in row.items()}).encode())
             between = b", "
         stream.write(b"]\n" if between == b", " else b"[]\n")
     elif form == "csv":
-        stream.write(_frame(answer.schema.empty_table(), _plain).to_csv(index=False).encode())
-        for batch in answer:
+        stream.write(_frame(result.schema.empty_table(), _plain).to_csv(index=False).encode())
+        for batch in result:
             stream.write(_frame(batch, _plain).to_csv(index=False, header=False).encode())
     else:
-        shown, number = answer.schema.empty_table(), 0
-        for batch in answer:
+        shown, number = result.schema.empty_table(), 0
+        for batch in result:
             number += len(batch)
             if len(shown) < most:
                 shown = pa.concat_tables([shown, pa.Table.from_batches([batch.slice(0, most - len(shown))])])
-        text = _frame(shown, _brief).to_string(index=False) if number else "  ".join(answer.schema.names)
+        text = _frame(shown, _brief).to_string(index=False) if number else "  ".join(result.schema.names)
         stream.write(f"{text}\n".encode())
         if len(shown) < number:
             stream.write(f"... {number - len(shown):,} more rows: --format csv has them all\n".encode())
 
 
 def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -> pd.DataFrame:
+    """Convert rows to a data frame, each value by the function `plain`."""
     return pd.DataFrame(
         {each: list(map(plain, rows.column(each).to_pylist())) for each in rows.schema.names}, dtype=object
     )
 
 
 def _plain(value: object) -> object:
-    """A value that JSON can hold: bytes become hexadecimal, wide sums numbers, NaN null, dates ISO 8601."""
+    """Convert a value to what JSON can hold: bytes to hexadecimal, decimals to numbers, NaN to null, dates to text."""
     match value:
         case bytes():
             plain: object = value.hex()
@@ -222,5 +224,5 @@ def _plain(value: object) -> object:
 
 
 def _brief(value: object) -> object:
-    """A value for a table to look at."""
+    """Convert a value for a printed table."""
     return f"<{len(value):,} bytes>" if isinstance(value, bytes) else _plain(value)

@@ -1,4 +1,4 @@
-"""One row for each tile of a window: what of it is building, and of what is valid."""
+"""Make the rows of a window's tiles: figures, areas and masks."""
 
 import struct
 import zlib
@@ -23,18 +23,18 @@ PNG = b"\x89PNG\r\n\x1a\n"
 class Failure(NamedTuple):
     """Why a window has no figures."""
 
-    error_class: str  # the exception's, or Crash where the process died
+    error_class: str  # the type of the exception, or Crash if the process died
     error: str
     attempts: int = 1
 
 
 class PartialFailure(Failure):
-    """Why a window has no figures, of which smaller windows may well be readable."""
+    """Why a window has no figures, if smaller windows of it may still be readable."""
 
 
 def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigures) -> Iterator[Row]:
-    """Rows of a window's tiles, status `done`."""
-    for row, polygon in _places(scene, window, tile_size):
+    """Yield the rows of a window's tiles, with status `done`."""
+    for row, polygon in _locate_tiles(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         place = top // tile_size, left // tile_size
@@ -46,13 +46,13 @@ def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigur
 
 
 def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) -> Iterator[Row]:
-    """Rows of a window that could not be segmented, status `failed`: where the tiles are, and no figures."""
-    for row, _ in _places(scene, window, tile_size):
+    """Yield the rows of a window that could not be segmented: status `failed`, positions, and no figures."""
+    for row, _ in _locate_tiles(scene, window, tile_size):
         yield {"status": "failed", **failure._asdict(), **row}
 
 
-def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row, shapely.Polygon | None]]:
-    """Where each tile is, and its footprint."""
+def _locate_tiles(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row, shapely.Polygon | None]]:
+    """Yield the position columns of each tile, and its footprint in lon/lat (None without a CRS)."""
     tiles = list(split(window, tile_size))
     polygons = np.full(len(tiles), None) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)
     split_polygons, boxes = split_at_antimeridian(polygons)
@@ -69,7 +69,11 @@ def _places(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row,
 
 
 def measure(bits: NDArray[np.uint8], width: int, num_valid: int, num_building: int, probability_sum: float) -> Row:
-    """Figures of one tile. A pixel that is not valid is neither building nor background: it counts nowhere."""
+    """Return the figures of one tile. Pixels that are not valid are neither building nor background, and not counted.
+
+    `bits` is the packed mask, `uint8 (height, bytes)`. The numbers count pixels, and `probability_sum` is over valid
+    pixels.
+    """
     if not num_valid:
         return {"valid_px": 0, "building_px": 0, **dict.fromkeys(("coverage", "mean_probability", "mask"))}
     return {
@@ -82,7 +86,7 @@ def measure(bits: NDArray[np.uint8], width: int, num_valid: int, num_building: i
 
 
 def _areas(row: Row, polygon: shapely.Polygon | None, figures: Row) -> Row:
-    """Ground areas. A pixel's share of the tile's area is taken as even over the tile."""
+    """Return the ground areas in square metres. All pixels of a tile count as equally large."""
     if polygon is None:
         return {"area_m2": None, "building_m2": None}
     pixel_m2 = area_m2(polygon) / (row["height"] * row["width"])
@@ -90,14 +94,14 @@ def _areas(row: Row, polygon: shapely.Polygon | None, figures: Row) -> Row:
 
 
 def encode_mask(building: NDArray[np.bool_]) -> bytes:
-    """A 1-bit grey PNG (https://www.w3.org/TR/png-3) of pixels `(height, width)`."""
+    """Encode `bool (height, width)` as a 1-bit greyscale PNG (https://www.w3.org/TR/png-3)."""
     return encode_bits(np.packbits(building, axis=-1), building.shape[1])
 
 
 def encode_bits(bits: NDArray[np.uint8], width: int) -> bytes:
-    """A 1-bit grey PNG of lines that are packed already, `(height, bytes)`. libpng would need a byte a pixel."""
+    """Encode packed lines, `uint8 (height, bytes)`, as a 1-bit greyscale PNG. libpng would need a byte per pixel."""
     height = len(bits)
-    lines = np.zeros((height, 1 + bits.shape[1]), np.uint8)  # each begins with a byte that says: not filtered
+    lines = np.zeros((height, 1 + bits.shape[1]), np.uint8)  # each line begins with its filter type: none
     lines[:, 1:] = bits
     deflate = zlib.compressobj(zlib.Z_BEST_SPEED, strategy=zlib.Z_RLE)
     content = deflate.compress(lines.data) + deflate.flush()
@@ -110,19 +114,19 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of `(height, width)` grey or `(height, width, 3)` BGR pixels."""
+    """Encode `uint8` pixels, greyscale `(height, width)` or BGR `(height, width, 3)`, as PNG."""
     written, content = cv2.imencode(".png", pixels)
     assert written
     return content.tobytes()
 
 
 def decode_mask(png: bytes | None, height: int, width: int) -> NDArray[np.bool_]:
-    """The mask of a row, `(height, width)`. Raises SegError where it is no PNG or of another size."""
+    """Decode the mask of a row to `bool (height, width)`. Raises SegError if it is no PNG or has another size."""
     if png is None:
         return np.zeros((height, width), np.bool_)
     pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
     if pixels is None:
-        raise SegError("the mask is no PNG")
+        raise SegError("the mask is not a PNG")
     if pixels.shape != (height, width):
-        raise SegError(f"the mask measures {pixels.shape[1]} x {pixels.shape[0]} px, the tile {width} x {height}")
+        raise SegError(f"the mask has {pixels.shape[1]} x {pixels.shape[0]} px, the tile has {width} x {height}")
     return np.asarray(pixels > 0)

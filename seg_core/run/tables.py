@@ -1,7 +1,7 @@
-"""The tables of a run, written and read. What is in them is the truth about the run.
+"""Write and read the tables of a run, which are the only truth about it.
 
-RUN/scenes/scenes.parquet      one row a scene
-RUN/tiles/part-<key>.parquet   one row a planned tile (GeoParquet 1.1), one file a part
+RUN/scenes/scenes.parquet      one row per scene
+RUN/tiles/part-<key>.parquet   one row per planned tile (GeoParquet 1.1), one file per part
 """
 
 import json
@@ -23,20 +23,20 @@ from seg_core.run.schema import GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.storage.files import filesystem, published, stat
 from seg_core.threads import NUM_FILE_THREADS, for_each
 
-VERSION = b"scene_version"  # of a part's metadata
+VERSION = b"scene_version"  # key in the metadata of a part's file
 REWRITE_ADVICE = "the seg segment command of the run rewrites it"
 REPAIR_ADVICE = f": seg repair removes it, and {REWRITE_ADVICE}"
 
 
 def part_path(run: str, key: str) -> str:
-    """Where the rows of a part are, once published."""
+    """Return the path of a part's file."""
     return f"{run}/tiles/part-{key}.parquet"
 
 
 def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = PLAIN) -> None:
-    """Publish the rows of a part, in the order of their tiles: the same rows give the same bytes.
+    """Publish the rows of a part, sorted by tile. The same rows give the same bytes.
 
-    The version of the scene's file goes into the Parquet file's metadata.
+    `model` is the bundle's hash. `version` is the part's (see `Part.version`), and goes into the file's metadata.
     """
     ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
     schema = TILES.with_metadata({b"geo": json.dumps(_geo(ordered)), VERSION: version})
@@ -45,21 +45,20 @@ def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str
 
 
 def _geo(rows: Sequence[Row]) -> dict[str, Any]:
-    """GEO for these rows: a tile across the antimeridian has two polygons."""
+    """Return the GeoParquet metadata for rows. Tiles across the antimeridian have two polygons."""
     boxes = [row["bbox"] for row in rows if row["bbox"]]
     if not any(box["xmin"] > box["xmax"] for box in boxes):
         return GEO
     return {**GEO, "columns": {"geometry": SPLIT}}
 
 
-State = tuple[bool, str] | None
+State = tuple[bool, str] | None  # whether all tiles of a part are done, and its version; None if it is damaged
 
 
 def read_states(paths: Sequence[str]) -> dict[str, State]:
-    """Of each part, whether all of its tiles are done, and the version of the scene they are of; None where damaged.
+    """Return the state of each part by its path. This reads only the footers of the files.
 
-    It costs the footer, and the statistics of the status column in it. Raises SegError where one can't be read or a
-    newer version wrote it.
+    Raises SegError if the store is unavailable, or if a newer version of this program wrote a file.
     """
     return dict(zip(paths, for_each_isolated(_read_state, lambda _: None, paths, NUM_FILE_THREADS), strict=True))
 
@@ -72,6 +71,7 @@ def _read_state(path: str) -> State:
 
 
 def _state_of(file: Any) -> State:
+    """Read the state from the footer: the greatest status of a part without failed tiles is `done`."""
     footer = pq.read_metadata(file)
     check_columns(footer.schema.to_arrow_schema(), TILES)
     index = footer.schema.names.index("status")
@@ -80,7 +80,7 @@ def _state_of(file: Any) -> State:
 
 
 def crashes_its_reader(path: str) -> CorruptFileError:
-    """The error for a part that crashes the process that reads it."""
+    """Return the error for a part that crashes the process that reads it."""
     return CorruptFileError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
 
 
@@ -92,22 +92,22 @@ def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN) -> Non
 
 
 def _parquet(table: pa.Table) -> bytes:
-    stream = pa.BufferOutputStream()  # of Arrow's own: it need not ask for the interpreter
+    stream = pa.BufferOutputStream()  # Arrow writes to it without taking the interpreter's lock
     pq.write_table(table, stream, compression="zstd")
     content: bytes = stream.getvalue().to_pybytes()
     return content
 
 
 def scenes_path(run: str) -> str:
-    """Where the scenes table is."""
+    """Return the path of the scenes table."""
     return f"{run}/scenes/scenes.parquet"
 
 
 def read_scenes(run: str) -> list[Scene]:
-    """The scenes of a run, as they were planned.
+    """Read the scenes of a run, as they were planned.
 
-    Raises CorruptFileError where the file is missing or is no such table, SegError where it can't be read or a newer
-    version wrote it.
+    Raises CorruptFileError if the file is missing or damaged. Raises SegError if the store is unavailable, or if a
+    newer version of this program wrote the file.
     """
     path = scenes_path(run)
     if stat(path) is None:
@@ -123,17 +123,17 @@ def _scenes_of(file: Any) -> list[Scene]:
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a part, with all columns, or those of these names: null where an older version did not write one.
+    """Read the rows of a part, with all columns or these ones. Columns that an older version did not write are null.
 
-    Raises CorruptFileError where the file is no such table, SegError where it can't be read, or a newer version wrote
-    it.
+    Raises CorruptFileError if the file is damaged. Raises SegError if the store is unavailable, or if a newer version
+    of this program wrote the file.
     """
     with advised(REPAIR_ADVICE):
         return read_file(path, lambda file: list(read_table(file, TILES, columns).to_pylist()))
 
 
 def read_versioned(path: str) -> tuple[list[Row], str]:
-    """The rows of a part, and the version of the scene that they are of; raises SegError as `read_part` does."""
+    """Read the rows of a part and its version (see `Part.version`). Raises SegError as `read_part` does."""
 
     def parse(file: Any) -> tuple[list[Row], str]:
         table = read_table(file, TILES)
@@ -147,18 +147,18 @@ def _version(metadata: Mapping[bytes, bytes] | None) -> str:
 
 
 def open_tiles(run: str, paths: Sequence[str]) -> Dataset:
-    """The rows of parts of a run, read when they are asked for.
+    """Open the rows of parts as a dataset, which reads them when they are needed.
 
-    Raises SegError as `read_part` does for other columns, and Arrow's errors where a file can't be read.
+    Raises SegError as `read_part` does if the columns are wrong, and Arrow's errors if a file can't be read.
     """
-    inside = {filesystem(path)[1]: path for path in paths}
-    rows = dataset(list(inside), schema=TILES, filesystem=filesystem(run)[0])
+    uris = {filesystem(path)[1]: path for path in paths}  # by path in the file system
+    rows = dataset(list(uris), schema=TILES, filesystem=filesystem(run)[0])
 
     def check(fragment: Fragment) -> None:
-        with named_columns(inside[fragment.path]):
+        with named_columns(uris[fragment.path]):
             check_columns(fragment.physical_schema, TILES)
 
-    # What this reads of each file, its footer, is kept by the dataset, which would read it later.
+    # The dataset keeps the footers that this reads, and does not read them again.
     with advised(REPAIR_ADVICE):
         for _ in for_each(check, rows.get_fragments()):
             pass
@@ -166,14 +166,14 @@ def open_tiles(run: str, paths: Sequence[str]) -> Dataset:
 
 
 def open_scenes(run: str) -> Dataset:
-    """The scenes table of a run, read when it is asked for. Raises as `open_tiles` does."""
-    system, inside = filesystem(scenes_path(run))
-    rows = dataset(inside, schema=SCENES, filesystem=system)
+    """Open the scenes table of a run as a dataset. Raises the errors of `open_tiles`."""
+    system, path = filesystem(scenes_path(run))
+    rows = dataset(path, schema=SCENES, filesystem=system)
     with named_columns(scenes_path(run)):
         check_columns(next(iter(rows.get_fragments())).physical_schema, SCENES)
     return rows
 
 
 def published_parts(run: str) -> list[str]:
-    """Paths of the part files of a run, by name."""
+    """Return the paths of the published parts of a run, sorted by name."""
     return published(f"{run}/tiles", ".parquet")

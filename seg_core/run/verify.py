@@ -1,6 +1,6 @@
-"""Prove from the files alone that a run is complete: every planned tile has exactly one row, and rows add up.
+"""Prove from the files alone that a run is complete: every planned tile has exactly one row, with consistent figures.
 
-What does not hold can be repaired: its parts are removed, and the run's own command makes them again.
+`repair` removes the parts that have problems. The command of the run then makes them again.
 """
 
 import posixpath
@@ -24,22 +24,22 @@ FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mea
 
 @dataclass
 class VerifyReport:
-    """What was found."""
+    """The result of a check."""
 
     num_planned: int = 0
     num_done: int = 0
     num_failed: int = 0
-    num_missing: int = 0  # parts that are not there, each of them a problem
+    num_missing: int = 0  # parts without a file; each is also a problem
     problems: list[str] = field(default_factory=list)
-    bad_parts: list[str] = field(default_factory=list)  # paths of the files that the problems are in
+    bad_parts: list[str] = field(default_factory=list)  # paths of the files that have problems
 
     @property
     def ok(self) -> bool:
-        """Whether the run is complete and sound."""
+        """Whether every planned tile has exactly one row, and all rows are consistent."""
         return not self.problems
 
     def describe(self) -> str:
-        """The state of the run in a few words. A complete run may still hold failed tiles."""
+        """Return the state of the run in a few words. A complete run may still contain failed tiles."""
         if len(self.problems) > self.num_missing:
             return f"not sound: {len(self.problems):,} problems"
         if self.num_missing:
@@ -52,20 +52,21 @@ class VerifyReport:
 def verify(run: str) -> VerifyReport:
     """Read every part of a run and check it against the plan.
 
-    Raises SegError where `run` is no run, or a newer version wrote a file of it: that is no damage.
+    Raises SegError if `run` is not a run, if the store is unavailable, or if a newer version of this program wrote a
+    file of it.
     """
     plan = read_plan(run)
     report = VerifyReport(num_planned=plan.counts["tiles"])
-    there, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
-    report.bad_parts = sorted(there - planned)
-    read_states(report.bad_parts)  # refuses those of a newer version, which may plan other parts
+    published, planned = set(published_parts(run)), {part_path(run, part.key) for part in plan.parts()}
+    report.bad_parts = sorted(published - planned)
+    read_states(report.bad_parts)  # raises SegError for those of a newer version, which may plan other parts
     report.problems += [f"{posixpath.basename(path)}: not a part of this run" for path in report.bad_parts]
     paths = [(part_path(run, part.key), part) for part in plan.parts()]
     check = partial(_verify_part, plan.settings.tile_size, plan.model)
     for found in chain(
-        (_missing_part(*each) for each in paths if each[0] not in there),
-        # As many threads as cores can use: to decode masks is work.
-        for_each_isolated(check, _crashing_part, [each for each in paths if each[0] in there], threads=None),
+        (_missing_part(*each) for each in paths if each[0] not in published),
+        # As many threads as there are cores: decoding masks takes computing time.
+        for_each_isolated(check, _crashing_part, [each for each in paths if each[0] in published], threads=None),
     ):
         report.num_done += found.num_done
         report.num_failed += found.num_failed
@@ -76,18 +77,18 @@ def verify(run: str) -> VerifyReport:
 
 
 def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
-    """Remove the parts in which something does not hold, and those of `names`. Returns the report on them.
+    """Remove the parts that have problems, and those with these file names. Returns the report of the check before.
 
-    Raises SegError as `verify` does, for a name that is no part's, and where a driver is at work on the run.
+    Raises SegError as `verify` does, for a name that no part has, and if a driver is working on the run.
     """
-    read_record(run)  # else the lease would be the first file of what is no run
-    there = {posixpath.basename(path): path for path in published_parts(run)}
-    unknown = next((name for name in names if name not in there), None)
+    read_record(run)  # otherwise the lease would be written to a folder that is not a run
+    published = {posixpath.basename(path): path for path in published_parts(run)}
+    unknown = next((name for name in names if name not in published), None)
     if unknown is not None:
-        raise SegError(f"{unknown}: no part of {run}: seg verify --deep says what their files are called")
+        raise SegError(f"{unknown}: not a part of {run}: seg verify --deep lists the names of its files")
     with acquire_lease(run) as lease:
         report = verify(run)
-        report.bad_parts = sorted({*report.bad_parts, *(there[name] for name in names)})
+        report.bad_parts = sorted({*report.bad_parts, *(published[name] for name in names)})
         for path in report.bad_parts:
             lease.remove(path)
     return report
@@ -108,7 +109,7 @@ def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyR
     name = posixpath.basename(path)
     try:
         rows, version = read_versioned(path)
-    except CorruptFileError as error:  # what a store does not give says nothing about the part
+    except CorruptFileError as error:  # other errors come from the store, and say nothing about the part
         return VerifyReport(problems=[str(error)], bad_parts=[path])
     planned = {tuple(tile) for tile in split(part.window, tile_size)}
     found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
@@ -116,7 +117,7 @@ def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyR
     problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
     problems += [f"{name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
     if version != part.version:
-        problems.append(f"{name}: is of another state of {part.scene.scene_id} than the one that is planned")
+        problems.append(f"{name}: was made from another state of {part.scene.scene_id} than the planned one")
     for row in rows:
         at = f"{name}: tile {row['row_off']}, {row['col_off']}"
         problems += [f"{at}: {problem}" for problem in _row_problems(row, tile_size, model, part)]
@@ -126,10 +127,11 @@ def _verify_part(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyR
 
 
 def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:
+    """Yield what is wrong with a row of a part, for tiles of `size` px."""
     if row["scene_id"] != part.scene.scene_id or row["model"] != model:
-        yield "is of another scene or model"
+        yield "belongs to another scene or model"
     if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
-        yield f"says it is tile {row['tile_row']}, {row['tile_col']}"
+        yield f"has the numbers of tile {row['tile_row']}, {row['tile_col']}"
     if row["status"] == "done" and row["error"] is row["error_class"] is row["attempts"] is None:
         yield from _figure_problems(row)
     elif row["status"] != "failed" or not row["error"]:
@@ -139,6 +141,7 @@ def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:
 
 
 def _figure_problems(row: Row) -> Iterator[str]:
+    """Yield what is wrong with the figures and the mask of a tile that is done."""
     valid, building = row["valid_px"], row["building_px"]
     if valid is None or building is None or not 0 <= building <= valid <= row["height"] * row["width"]:
         yield f"{building} building of {valid} valid of {row['height'] * row['width']} px"
@@ -151,4 +154,4 @@ def _figure_problems(row: Row) -> Iterator[str]:
         yield str(error)
         return
     if in_mask != building:
-        yield f"the mask holds {in_mask} building px, the row says {building}"
+        yield f"the mask has {in_mask} building px, the row has {building}"
