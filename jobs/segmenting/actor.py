@@ -1,7 +1,7 @@
 """The process that segments parts on one device.
 
 reading ─ chips ─▶ batches on the device ─ results ─▶ publishing: rows, then the part's file ─▶ receipt
-   └──────────────── guard: parts at work, windows that end the process ────────┘
+   └────────────── guard: started parts, windows that crash the process ────────┘
 """
 
 import os
@@ -30,14 +30,14 @@ from .seams import SeamChecker
 from .stopwatch import Stopwatch
 from .writers import PublishedPart, WindowRows, make_writers
 
-# s that a thread may keep the interpreter from the one that gives a GPU its work; by default 50 times that.
+# s after which a thread must yield the interpreter, so that the one that feeds the GPU gets it; the default is 5 ms.
 GPU_SWITCH_INTERVAL = 1e-4
-# Receipts that are passed on together beside a GPU: each time costs the process that starts its work 2 ms.
+# Receipts per message from an actor with a GPU: each message costs 2 ms of the process that feeds the GPU.
 RECEIPTS_TOGETHER = 8
 
 
 class PartSegmenter:
-    """An actor with a model: reads the windows of its parts ahead in threads, segments them, publishes the rows."""
+    """An actor with a model. It reads windows of its parts ahead in threads, segments them, and publishes the rows."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class PartSegmenter:
         watched: frozenset[str] = frozenset(),
         store: Store = PLAIN,
     ) -> None:
-        # torch and OpenCV come late, so that the driver doesn't pay for them.
+        # These are imported here, so that the driver does not load torch and OpenCV.
         import cv2
         import torch
 
@@ -74,25 +74,28 @@ class PartSegmenter:
         self.publisher = Publisher(out, segmenter.bundle.hash, writers, segmenter.on_gpu, self.guard, self.clock, store)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        """The receipts of the parts of a batch of lists of parts, as rows."""
+        """Segment and publish the parts of a batch. Yields their receipts as rows.
+
+        `batch["parts"]` holds lists of parts as rows: see `Part.to_row`.
+        """
         parts = [Part.from_row(row) for rows in batch["parts"] for row in rows]
         receipts = self.segment_parts(parts)
-        # Groups never depend on time: of a task that is tried again Ray drops as many as it has got.
-        together = 1  # the first one soon, for it says what the run is made by
+        # Groups must not depend on time: if Ray repeats a task, it drops as many groups as it has received before.
+        number = 1  # the first one alone and soon: it says whether the rows are exact
         try:
-            while known := [receipt.to_row() for receipt in islice(receipts, together)]:
+            while known := [receipt.to_row() for receipt in islice(receipts, number)]:
                 yield {"receipts": [known]}
-                together = RECEIPTS_TOGETHER if self.segmenter.on_gpu else 1
-        except BrokenExecutor:  # a writing process was killed, as for want of memory: as if it had been this one
+                number = RECEIPTS_TOGETHER if self.segmenter.on_gpu else 1
+        except BrokenExecutor:  # a writing process was killed, for example for lack of memory: treat it as this one
             os._exit(1)
 
     def segment_parts(self, parts: Sequence[Part]) -> Iterator[Receipt]:
-        """Segment and publish parts; yields a receipt for each."""
+        """Segment and publish parts. Yields the receipt of each."""
         started = time.time()
         interrupted = self.guard.claim(parts)
-        if interrupted:  # to look at a neighbour could end the process in another window's name
+        if interrupted:  # segmenting a neighbour could crash the process, and the wrong window would be blamed
             self.seams.skip(parts)
-        side = self.batches.window  # smaller in the next task, where memory runs out in this one
+        side = self.batches.window  # if memory runs out, it gets smaller for the next task
         windows = self.segment_windows(parts, side, interrupted)
         for part, published in self.publisher.publish(windows, side, interrupted):
             receipt = self.receipt(part, published, started)
@@ -103,8 +106,11 @@ class PartSegmenter:
     def segment_windows(
         self, parts: Sequence[Part], side: int, interrupted: Mapping[str, Attempt]
     ) -> Iterator[WindowRows]:
-        """The windows of parts, of `side` px, each with what makes its rows."""
-        # Nothing is read ahead beside an interrupted part: it could end the process in the name of that one's window.
+        """Yield the segmented windows, of `side` px, of parts.
+
+        `interrupted` has the parts over which a process died, by key.
+        """
+        # Nothing else is read during an interrupted part: it could crash the process, and the wrong window be blamed.
         for is_interrupted, group in groupby(parts, lambda part: part.key in interrupted):
             if is_interrupted:
                 yield from self.guard.segment_each(list(group), side, interrupted, self.batches.rows)
@@ -112,7 +118,7 @@ class PartSegmenter:
                 yield from self.batches.infer(list(group), side)
 
     def receipt(self, part: Part, published: PublishedPart, started: float) -> Receipt:
-        """What the driver is told about a part that is published."""
+        """Return the receipt of a published part, on which work began at `started` (s since 1970)."""
         seam_pixels, seam_differing = self.seams.take(part)
         return Receipt(
             actor=self.name,

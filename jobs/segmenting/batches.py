@@ -1,9 +1,9 @@
-"""Windows are segmented in batches of one size, and with less at once where the device runs out of memory.
+"""Segment windows in batches of one size, and in smaller ones if the device runs out of memory.
 
-windows that are read ─▶ batches ─▶ started, several under way on a GPU ─▶ finished ─▶ what makes their rows
-                                           ▲                                  │
-                                           └── half of the batch; a window ◀──┘ out of memory
-                                               once more alone, then halved
+loaded windows ─▶ batches ─▶ started, several at once on a GPU ─▶ finished ─▶ functions that make their rows
+                                ▲                                   │
+                                └── half of the batch; a single ◀───┘ out of memory
+                                    window again, then halved
 """
 
 from collections import deque
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class BatchSegmenter:
-    """Segments windows in batches. How large both are is kept for what comes after, once memory has run out."""
+    """Segments windows in batches. If memory runs out, it continues with smaller batches or windows."""
 
     def __init__(
         self,
@@ -41,25 +41,26 @@ class BatchSegmenter:
     ) -> None:
         self.settings, self.segmenter, self.reader, self.seams = settings, segmenter, reader, seams
         self.runner = BatchRunner(settings, segmenter, reader.clock)
-        self.window, self.batch = window, execution.batch  # the side in px, and how many; None: not known yet
+        self.window = window  # px; side of the windows
+        self.batch = execution.batch  # windows per batch; None until it is chosen
         self.compiles_at_once = execution.compiling == "yes"
 
     def infer(self, parts: Sequence[Part], side: int) -> Iterator[WindowRows]:
-        """The windows of parts, of `side` px, each with what makes its rows."""
+        """Read and segment the windows, of `side` px, of parts. Yields each when it is segmented."""
         if self.batch is None:
             self.batch = self.choose_batch([window for part in parts for window in split(part.window, side)])
-        under_way: deque[StartedBatch | UnreadableWindow] = deque()
+        started: deque[StartedBatch | UnreadableWindow] = deque()
         with closing(self.reader.read_ahead(parts, side, self.batch)) as windows:
             for batch in self.batches(windows):
-                under_way.append(batch if isinstance(batch, UnreadableWindow) else self.start(batch))
-                while len(under_way) > self.segmenter.in_flight:
-                    yield from self.finish(under_way.popleft())
+                started.append(batch if isinstance(batch, UnreadableWindow) else self.start(batch))
+                while len(started) > self.segmenter.in_flight:
+                    yield from self.finish(started.popleft())
                 self.reader.add_threads()
-        while under_way:
-            yield from self.finish(under_way.popleft())
+        while started:
+            yield from self.finish(started.popleft())
 
     def choose_batch(self, windows: Sequence[Window]) -> int:
-        """How many of the largest windows to segment at once."""
+        """Return how many of the largest windows to segment at once."""
         bundle = self.segmenter.bundle
         largest = max(windows, key=lambda window: window.num_pixels)
         chip = chip_window(largest, self.settings.halo, bundle.stride, bundle.min_chip)
@@ -68,7 +69,7 @@ class BatchSegmenter:
     def batches(
         self, windows: Iterable[LoadedWindow | UnreadableWindow]
     ) -> Iterator[list[LoadedWindow] | UnreadableWindow]:
-        """Windows that follow each other and are of one size; those that can't be read alone."""
+        """Group consecutive windows of one size to batches. Windows that can't be read are yielded one by one."""
         batch: list[LoadedWindow] = []
         for each in windows:
             is_full = len(batch) >= (self.batch or 1)
@@ -86,13 +87,13 @@ class BatchSegmenter:
             yield batch
 
     def start(self, windows: Sequence[LoadedWindow], retried: bool = False) -> StartedBatch:
-        """Begin to segment windows of one size together."""
-        # Batches of fewer windows, such as the last one of a task, are rare.
+        """Start segmenting windows of one size together. `retried` says that a single window is tried again."""
+        # Incomplete batches, such as the last one of a task, are rare.
         may_compile = not self.compiles_at_once or len(windows) >= (self.batch or 1)
         return self.runner.start(windows, may_compile, retried)
 
     def finish(self, batch: StartedBatch | UnreadableWindow) -> Iterator[WindowRows]:
-        """Wait for the windows of a batch; yields each with what makes its rows."""
+        """Wait for the results of a batch. Yields its windows."""
         if isinstance(batch, UnreadableWindow):
             yield self.failed(batch)
             return
@@ -106,7 +107,10 @@ class BatchSegmenter:
             yield WindowRows(task.part, make)
 
     def retry_with_less(self, batch: StartedBatch, error: Exception) -> Iterator[WindowRows]:
-        """Segment a batch that is too much for the device: half as many windows at once from here on, or smaller."""
+        """Segment a failed batch again, with half as many windows at once, or a single window in pieces.
+
+        If memory ran out, later batches and windows get smaller too.
+        """
         end_if_lost(self.segmenter)
         self.segmenter.free_memory()
         windows, out_of_memory = batch.windows, is_out_of_memory(error)
@@ -116,14 +120,14 @@ class BatchSegmenter:
                 self.batch = half
             for first in range(0, len(windows), half):
                 yield from self.finish(self.start(windows[first : first + half]))
-        elif out_of_memory and not batch.retried:  # those that were started before it have left the device
+        elif out_of_memory and not batch.retried:  # the batches before it have left the device by now
             yield from self.finish(self.start(windows, retried=True))
         else:
             task = windows[0].task
             yield WindowRows(task.part, partial(iter, self.smaller_rows(task, error)))
 
     def smaller_rows(self, task: WindowTask, error: Exception) -> list[Row]:
-        """The rows of a window that is too much for the device: of windows half as wide, from here on."""
+        """Segment a window that the device can't process in smaller ones. Returns their rows, or failed ones."""
         part, window, settings = task.part, task.window, self.settings
         half = round_up(max(window.shape) // 2, settings.tile_size)
         if not is_out_of_memory(error) or settings.context_exceeds_halo or half >= max(window.shape):
@@ -134,13 +138,13 @@ class BatchSegmenter:
         return [row for smaller in split(window, half) for row in self.rows(part, smaller)]
 
     def rows(self, part: Part, window: Window) -> list[Row]:
-        """The rows of a window that is read and segmented now, with no other beside it."""
+        """Read and segment a single window, and return its rows."""
         (read,) = self.reader.read(ReadBlock(part, (window,)))
         batch = read if isinstance(read, UnreadableWindow) else self.start([read])
         return [row for each in self.finish(batch) for row in each.make()]
 
     def failed(self, window: UnreadableWindow) -> WindowRows:
-        """A window that can't be read with what makes its rows; where it is damaged in places, tile by tile."""
+        """Return failed rows for a window that can't be read. If only parts of it are damaged, try tile by tile."""
         part, at, size = window.task.part, window.task.window, self.settings.tile_size
         if isinstance(window.failure, PartialFailure) and num_splits(at, size) > 1:
             rows = [row for tile in split(at, size) for row in self.rows(part, tile)]

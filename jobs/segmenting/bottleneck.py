@@ -1,4 +1,4 @@
-"""What the actors of a run were busy with, which of it limited the run, and what to change.
+"""What the actors of a run were busy with, which stage limited the run, and what to change.
 
     an actor's device       │ segment │ segment │ segment │     wait     │ segment │ ...
     its reading threads     │ read  │ read  │ read  │  read   │     idle      │ read  │ ...
@@ -15,9 +15,9 @@ from .receipts import Receipt
 from .stopwatch import StageTimes
 
 STAGES = ("reading", "decoding", "model", "writing")
-# Nothing was busy for that share of the time: the actors waited for the start of tasks, or for single long reads.
+# If no stage was busy for this share of the time, the actors waited for tasks to start, or for single long reads.
 IDLE = 0.5
-# The most that a GPU is busy for where it waits, again and again, for the one process that reads and starts for it.
+# If a GPU that limits the run was busy for less than this, it often waited for the one process that feeds it.
 STARVED_BELOW = 0.8
 ADVICE = {
     "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
@@ -29,17 +29,17 @@ ADVICE = {
 }
 
 
-Spans = dict[str, tuple[float, float]]  # of each actor: when it began and ended
+Spans = dict[str, tuple[float, float]]  # start and end of each actor's work, in s since 1970
 
 
 def widen(spans: Spans, receipt: Receipt) -> None:
-    """Let an actor's span take in a receipt of it."""
+    """Extend an actor's span by one of its receipts."""
     began, ended = spans.get(receipt.actor, (receipt.started, receipt.ended))
     spans[receipt.actor] = min(began, receipt.started), max(ended, receipt.ended)
 
 
 class BottleneckReport:
-    """The receipts of a run, added up."""
+    """Adds up the receipts of a run."""
 
     def __init__(self) -> None:
         self.times = StageTimes()
@@ -47,16 +47,16 @@ class BottleneckReport:
         self.spans: Spans = {}
 
     def add(self, receipt: Receipt) -> None:
-        """Count a receipt."""
+        """Add a receipt."""
         self.times += receipt.times
         self.readers = max(self.readers, receipt.readers)
         widen(self.spans, receipt)
 
     def figures(self, writers: int, gpus: float, cores: int) -> dict[str, Any]:
-        """The share of time that each stage was busy, which one limited, and what to change, in a sentence.
+        """Return the share of time that each stage was busy, which one limited the run, and a sentence of advice.
 
-        Of an actor that has so many writers, GPUs and cores. Reading is as busy as its threads are, or as the cores are
-        with it: more threads than cores are no help to what computes.
+        The numbers are those of one actor. Reading counts as busy as its threads or as the cores that compute for it,
+        whichever is more: threads beyond the number of cores do not speed up decoding.
         """
         wall = max(sum(ended - began for began, ended in self.spans.values()), 1e-9)
         room = {"reading": wall * self.readers, "decoding": wall, "model": wall, "writing": wall * writers}

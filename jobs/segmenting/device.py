@@ -1,4 +1,4 @@
-"""Batches on the device: what is given to it, and the wait for what comes back."""
+"""Start batches on the device, and wait for their results."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,33 +15,34 @@ if TYPE_CHECKING:
 
 
 class StartedBatch(NamedTuple):
-    """Windows of one size that were given to the device together."""
+    """Windows of one size that the device segments together."""
 
     windows: Sequence[LoadedWindow]
-    pending: "Pending | Exception"  # what it is at work on, or why it could not begin
-    retried: bool  # whether it is a single window that did not fit beside others
+    pending: "Pending | Exception"  # the batch on the device, or why it could not be started
+    retried: bool  # whether it is a single window that is tried again
 
 
 class BatchRunner:
-    """Starts batches on the device, and counts what they took."""
+    """Starts batches on the device, and measures their time."""
 
     def __init__(self, settings: Settings, segmenter: "Segmenter", clock: Stopwatch) -> None:
         self.settings, self.segmenter, self.clock = settings, segmenter, clock
-        self.decoded_on_cpu = 0  # windows that the device has not decoded, since the last receipt
+        self.decoded_on_cpu = 0  # windows since the last receipt that the device has not decoded
 
     def start(self, windows: Sequence[LoadedWindow], may_compile: bool, retried: bool = False) -> StartedBatch:
-        """Begin to segment windows of one size together."""
+        """Start segmenting windows of one size together. If the device can't, the result holds the error."""
         chips, window = [each.chip for each in windows], windows[0].task.window
         try:
             pending = start_windows(chips, window, self.settings, self.segmenter, may_compile)
-        except (RuntimeError, MemoryError) as error:  # torch's, of memory too, are RuntimeErrors
-            return StartedBatch(windows, error.with_traceback(None), retried)  # its frames hold what the device held
-        if pending.compiled:  # reading stood still meanwhile, for it was far enough ahead
+        except (RuntimeError, MemoryError) as error:  # those of torch are RuntimeErrors
+            # Without the traceback, whose frames keep tensors on the device alive.
+            return StartedBatch(windows, error.with_traceback(None), retried)
+        if pending.compiled:  # reading was far enough ahead, and paused during compilation
             self.clock.pause_laps()
         return StartedBatch(windows, pending, retried)
 
     def wait_for(self, batch: StartedBatch) -> "list[WindowResult] | Exception":
-        """The results of a batch, one a window, or why there are none."""
+        """Return the results of a batch, one for each window, or the error."""
         pending = batch.pending
         if isinstance(pending, Exception):
             return pending
@@ -56,11 +57,11 @@ class BatchRunner:
         return results
 
     def take_decoded_on_cpu(self) -> int:
-        """How many windows the device has not decoded since this was last asked for."""
+        """Return the number of windows since the last call that the device has not decoded."""
         taken, self.decoded_on_cpu = self.decoded_on_cpu, 0
         return taken
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory has run out, of the device or the host."""
+    """Return whether an error means that the device or the host ran out of memory."""
     return "memory" in str(error).lower() or isinstance(error, MemoryError)

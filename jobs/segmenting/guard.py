@@ -1,6 +1,7 @@
-"""Windows that end their process: a part over which one died is segmented window by window, each named beforehand.
+"""Protect a run from windows that crash their process.
 
-The files that outlive the process are those of `seg_core.run.attempts`.
+If a process dies while it works on a part, the next one segments this part window by window, and writes down each
+window before it starts. The files for this are those of `seg_core.run.attempts`.
 """
 
 import os
@@ -21,27 +22,27 @@ if TYPE_CHECKING:
 
 
 class CrashGuard:
-    """Marks the parts of a run that are at work, and leaves out windows that have ended two processes."""
+    """Marks the parts that are being worked on, and skips windows that have crashed two processes."""
 
     def __init__(self, run: str, session: str, tile_size: int, store: Store) -> None:
         self.run, self.session, self.tile_size, self.store = run, session, tile_size, store
         self.started: set[str] = set()  # keys of the parts that are marked
-        self.given_up: dict[str, Attempt] = {}  # by key, those in which a window was left out
+        self.given_up: dict[str, Attempt] = {}  # parts in which a window was skipped, by key
 
     def claim(self, parts: Sequence[Part]) -> dict[str, Attempt]:
-        """Of parts that are to be done, those over which a process died, by key, with what is known of each."""
+        """Return which of these parts a process died over, by key, with the earlier attempts at each."""
         interrupted = claim_interrupted(self.run, [part.key for part in parts], self.session, self.store)
         self.started |= set(interrupted)
         return interrupted
 
     def mark_started(self, part: Part) -> None:
-        """Mark a part as being at work, before any of it is read."""
-        if part.key not in self.started:  # several threads may mark it, each before it reads
+        """Mark a part as being worked on, before any of it is read."""
+        if part.key not in self.started:  # several threads may do so, each before it reads
             mark_started(self.run, part.key, self.session, self.store)
             self.started.add(part.key)
 
     def forget(self, part: Part) -> None:
-        """Take note that a part is published: whoever publishes it has removed its mark."""
+        """Forget a published part, whose mark the writer has removed."""
         self.started.discard(part.key)
 
     def segment_each(
@@ -51,7 +52,7 @@ class CrashGuard:
         interrupted: Mapping[str, Attempt],
         segment: Callable[[Part, Window], list[Row]],
     ) -> Iterator[WindowRows]:
-        """The windows of interrupted parts, of `side` px, one after the other, by a function that gives one's rows."""
+        """Segment the windows, of `side` px, of interrupted parts one by one. `segment` returns the rows of one."""
         for part in parts:
             for window in split(part.window, side):
                 rows = self.rows(part, window, interrupted[part.key], segment)
@@ -60,20 +61,20 @@ class CrashGuard:
     def rows(
         self, part: Part, window: Window, attempt: Attempt, segment: Callable[[Part, Window], list[Row]]
     ) -> list[Row]:
-        """The rows of a window of an interrupted part: failed ones where it is the window that ended processes."""
+        """Return the rows of a window of an interrupted part: failed ones if the window has crashed two processes."""
         name = f"{window.row_off} {window.col_off}"
         if not attempt.is_deadly(name):
             mark_window(self.run, part.key, attempt, name, self.store)
             return segment(part, window)
         self.given_up[part.key] = attempt
-        text = f"{part.scene.uri}: to read or segment this window ended the process"
+        text = f"{part.scene.uri}: reading or segmenting this window crashed the process"
         failure = Failure("Crash", text, attempt.deaths[name])
         return list(failed_rows(part.scene, window, self.tile_size, failure))
 
     def end_task(self) -> None:
-        """Remove the marks of parts in which a window was left out.
+        """Remove the marks of parts in which a window was skipped.
 
-        Until the task is done, which does all of its parts again if it must, they stay.
+        They are kept until the end of the task, because a task that is repeated does all of its parts again.
         """
         for key in self.given_up:
             mark_done(self.run, key, self.store)
@@ -81,6 +82,6 @@ class CrashGuard:
 
 
 def end_if_lost(segmenter: "Segmenter") -> None:
-    """End the process where it has lost its device: a new one takes its parts up, and finds the cause."""
+    """End the process if it has lost its device. A new process resumes its parts, and finds the cause."""
     if segmenter.is_lost():
         os._exit(1)

@@ -1,6 +1,6 @@
-"""Parts are published as soon as all of their windows are segmented, while further ones are.
+"""Publish parts as soon as all of their windows are segmented, while others are being segmented.
 
-windows ─▶ parts that are not finished; rows of large ones are made early ─▶ writers ─▶ published parts, in order
+windows ─▶ unfinished parts; rows of large ones are made early ─▶ writers ─▶ published parts, in order
 """
 
 from collections import deque
@@ -18,13 +18,13 @@ from .guard import CrashGuard
 from .stopwatch import Stopwatch
 from .writers import MakeRows, PublishedPart, WindowRows, make_rows, publish_part
 
-MAX_PENDING_WINDOWS = 32  # windows of a part, beyond which rows are begun to be made before all of it is segmented
+MAX_PENDING_WINDOWS = 32  # windows of a part; if it has more, making rows begins before all of them are segmented
 
 
 class UnfinishedPart:
-    """A part of which not all windows are segmented: what makes the rows of those that are.
+    """A part whose windows are not all segmented yet. It collects the functions that make their rows.
 
-    Of a part of more than `most` windows rows are made before it is finished, so that its masks don't fill the memory.
+    For a part of more than `most` windows, rows are made before it is finished, so that masks do not fill the memory.
     """
 
     def __init__(self, num_windows: int, most: int, writers: Executor, clock: Stopwatch) -> None:
@@ -33,7 +33,7 @@ class UnfinishedPart:
         self.making: list[Future[tuple[list[Row], float]]] = []
 
     def add(self, make: MakeRows) -> bool:
-        """Take what makes the rows of one more window. Returns whether the part is finished with it."""
+        """Add the function that makes the rows of a window. Returns whether this was the last window of the part."""
         self.waiting.append(make)
         self.missing -= 1
         if self.missing and len(self.waiting) == self.most:
@@ -42,7 +42,7 @@ class UnfinishedPart:
         return self.missing == 0
 
     def windows(self) -> list[MakeRows]:
-        """What makes, or has made, the rows of each window."""
+        """Return the functions that make the rows of each window, or return those made before."""
         return [*map(self._rows_of, self.making), *self.waiting]
 
     def _rows_of(self, making: Future[tuple[list[Row], float]]) -> MakeRows:
@@ -52,7 +52,7 @@ class UnfinishedPart:
 
 
 class Publisher:
-    """Publishes the parts of a run in writers: threads, or beside a GPU processes, which several parts may wait for."""
+    """Publishes the parts of a run in writers. These are threads, or with a GPU processes, which may lag behind."""
 
     def __init__(
         self, run: str, model: str, writers: Executor, on_gpu: bool, guard: CrashGuard, clock: Stopwatch, store: Store
@@ -63,21 +63,21 @@ class Publisher:
     def publish(
         self, windows: Iterable[WindowRows], side: int, interrupted: Container[str]
     ) -> Iterator[tuple[Part, PublishedPart]]:
-        """Publish parts whose windows are of `side` px; yields each once it is, in the order of their last windows.
+        """Publish parts, whose windows have `side` px. Yields them when published, in the order of their last windows.
 
-        Of an interrupted part it must be known what it has come to before another window can end the process.
+        An interrupted part is published before the next window is segmented, because that could crash the process.
         """
         publishing: deque[tuple[Part, Future[PublishedPart]]] = deque()
         for part, finished in self.finished_parts(windows, side):
             publishing.append((part, self.submit(part, finished)))
-            beside = MAX_UNPUBLISHED_PARTS if self.on_gpu and part.key not in interrupted else 0
-            while len(publishing) > beside:
+            may_wait = MAX_UNPUBLISHED_PARTS if self.on_gpu and part.key not in interrupted else 0
+            while len(publishing) > may_wait:
                 yield self.wait_for(*publishing.popleft())
         while publishing:
             yield self.wait_for(*publishing.popleft())
 
     def finished_parts(self, windows: Iterable[WindowRows], side: int) -> Iterator[tuple[Part, list[MakeRows]]]:
-        """Each part as soon as all of its windows are there, with what makes their rows."""
+        """Yield each part as soon as its last window arrives, with the functions that make its rows."""
         most = MAX_PENDING_WINDOWS if self.on_gpu else 1
         unfinished: dict[str, UnfinishedPart] = {}
         for part, make in windows:
@@ -88,8 +88,8 @@ class Publisher:
                 yield part, unfinished.pop(part.key).windows()
 
     def submit(self, part: Part, windows: Sequence[MakeRows]) -> Future[PublishedPart]:
-        """Begin to make the rows of a part, and to publish them."""
-        # Until the task is done, which does all of its parts again if it must, a window that was left out stays known.
+        """Start making and publishing the rows of a part."""
+        # A skipped window is remembered until the end of the task: a task that is repeated does all of its parts again.
         given_up = self.guard.given_up.get(part.key)
         return self.writers.submit(publish_part, self.run, part, windows, self.model, given_up, self.store)
 

@@ -1,6 +1,6 @@
-"""Windows are read ahead of the model, in threads: GDAL releases the interpreter's lock.
+"""Read windows ahead of the model in threads. GDAL releases the interpreter's lock.
 
-blocks of windows ─▶ threads, so many that the model does not wait ─▶ chips at hand, or failures
+blocks of windows ─▶ as many threads as keep the model busy ─▶ loaded windows, or failures
 """
 
 import threading
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from seg_core.model.device_chips import DeviceChip
     from seg_core.model.segmenter import Segmenter
 
-WINDOWS_TO_COUNT_READERS = 4  # windows for each reading thread, by which it is found how many threads must read
+WINDOWS_TO_COUNT_READERS = 4  # windows per reading thread, from whose times the number of threads is chosen
 
 
 class LoadedWindow(NamedTuple):
-    """A window whose chip the device has at hand."""
+    """A window whose chip is ready for the device."""
 
     task: WindowTask
     chip: "DeviceChip"
@@ -43,7 +43,7 @@ class UnreadableWindow(NamedTuple):
 
 
 class WindowReader:
-    """Reads windows of parts ahead, in few threads at first, and in more where the model waits for them."""
+    """Reads windows ahead, in few threads at first, and in more if the model waits for them."""
 
     def __init__(
         self,
@@ -55,16 +55,16 @@ class WindowReader:
     ) -> None:
         self.settings, self.segmenter, self.resources = settings, segmenter, resources
         self.guard, self.clock = guard, clock
-        self.num_threads = resources.initial_readers(settings.decode)  # that read at once
+        self.num_threads = resources.initial_readers(settings.decode)  # threads that may read at once
         self.turns = threading.Semaphore(self.num_threads)
-        self.depth = 0  # how many blocks are read, or wait for the model: no more threads than that are of use
+        self.depth = 0  # blocks that are being read or wait for the model; more threads would be useless
 
     def read_ahead(
         self, parts: Sequence[Part], side: int, batch: int
     ) -> Generator[LoadedWindow | UnreadableWindow, None, None]:
-        """The windows of parts, of `side` px, in the order in which they are read, while further ones are read.
+        """Yield the windows, of `side` px, of parts in order, while the next ones are being read.
 
-        As many are at hand as a batch takes.
+        At least a batch of windows is read ahead, if memory allows.
         """
         blocks, self.depth = choose_reading(
             parts, side, self.settings, self.segmenter, self.resources, self.num_threads, batch
@@ -74,7 +74,7 @@ class WindowReader:
                 yield from windows
 
     def read(self, block: ReadBlock) -> list[LoadedWindow | UnreadableWindow]:
-        """Read the windows of a block at once; those of a block that can't be read one by one."""
+        """Read the windows of a block together. If the block can't be read, read its windows one by one."""
         self.guard.mark_started(block.part)
         try:
             chips = stage_windows(block, self.settings, self.segmenter, partial(self.turn, len(block.windows)))
@@ -82,9 +82,9 @@ class WindowReader:
         except ReadError as error:
             kind = PartialFailure if may_be_partial(error, self.settings) else Failure
             failure = kind(type(error).__name__, str(error), error.attempts)
-            # A mosaic's windows may be in other files.
+            # If a store is unavailable, the other windows of the block would fail too, unless they are in other files.
             concerns_all = isinstance(error, StoreUnavailableError) and not block.part.sources
-        except Exception as error:  # whatever a damaged file makes of its reader: the other windows go on
+        except Exception as error:  # reading damaged files raises errors of any type; the other windows go on
             end_if_lost(self.segmenter)
             failure, concerns_all = Failure(type(error).__name__, f"{block.part.scene.uri}: {error}"), False
         if concerns_all or len(block.windows) == 1:
@@ -94,12 +94,12 @@ class WindowReader:
 
     @contextmanager
     def turn(self, windows: int) -> Iterator[None]:
-        """A turn of a thread that reads so many windows, which is counted."""
+        """Wait until this thread may read, and measure the time that it takes for this number of windows."""
         with self.turns, self.clock.on("reading", windows):
             yield
 
     def add_threads(self) -> None:
-        """Let more threads read at once where the last windows show that the model waits for them."""
+        """Let more threads read at once if the times of the last windows show that the model waits for them."""
         times = self.clock.lap(WINDOWS_TO_COUNT_READERS * self.num_threads)
         if times is not None:
             enough = enough_readers(
@@ -120,9 +120,9 @@ def choose_reading(
     threads: int,
     batch: int = 1,
 ) -> tuple[list[ReadBlock], int]:
-    """What an actor reads at once of parts whose windows are of `side` px, and how many such blocks it has at hand.
+    """Return the blocks in which an actor reads parts with windows of `side` px, and how many blocks to read ahead.
 
-    Beside those that threads read, as many wait for a GPU's JPEG engine as it takes at once.
+    In addition to those that threads read, as many blocks may wait for a GPU's JPEG engine as it decodes in one call.
     """
     memory = chip_memory(resources.memory, gpu_share(segmenter.memory, resources.num_gpus))
     at_once = threads + (segmenter.decodes_together if settings.decode == "device" else 0)

@@ -1,4 +1,4 @@
-"""How well windows fit their neighbours is looked at beside the segmentation, at one border of some parts."""
+"""Measure how much neighbouring windows disagree, at one border of some parts, during the segmentation."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,16 +16,16 @@ class SeamChecker:
     """Compares the first window of each watched part with its neighbour, in threads."""
 
     def __init__(self, watched: frozenset[str], settings: Settings, segmenter: "Segmenter", threads: int) -> None:
-        self.watched, self.settings, self.segmenter = watched, settings, segmenter  # parts by their keys
+        self.watched, self.settings, self.segmenter = watched, settings, segmenter  # watched: keys of parts
         self.pool = ThreadPoolExecutor(threads)
-        self.running: dict[str, Future[tuple[int, int]]] = {}  # by part
+        self.running: dict[str, Future[tuple[int, int]]] = {}  # by key of the part
 
     def skip(self, parts: Sequence[Part]) -> None:
-        """Watch these parts no more."""
+        """Stop watching these parts."""
         self.watched -= {part.key for part in parts}
 
     def check(self, task: WindowTask, result: "WindowResult") -> None:
-        """Compare a window that is the first one of a watched part with its neighbour; a GPU goes on meanwhile."""
+        """If a window is the first one of a watched part, compare it with its neighbour. A GPU continues meanwhile."""
         part, window = task.part, task.window
         if part.key not in self.watched or window.origin != part.window.origin:
             return
@@ -35,9 +35,9 @@ class SeamChecker:
             wait([found])
 
     def take(self, part: Part) -> tuple[int, int]:
-        """Pixels of a part that were compared, and those that differ.
+        """Return how many pixels of a part were compared, and how many differ. Wait for the result if necessary.
 
-        Both are 0 where none were, or the neighbour can't be read: its own rows will say so.
+        Both are 0 if nothing was compared, or if the neighbour can't be read, which its own rows will say.
         """
         found = self.running.pop(part.key, None)
         return (0, 0) if found is None or found.exception() else found.result()

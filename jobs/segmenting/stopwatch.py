@@ -1,4 +1,4 @@
-"""How long the threads of an actor spend on each stage of their work."""
+"""Measure how long the threads of an actor spend on each stage of their work."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds that were spent on each stage, summed over threads."""
+    """Seconds spent on each stage, summed over threads."""
 
     reading: float = 0.0
-    reading_cpu: float = 0.0  # those of reading in which a core computed
+    reading_cpu: float = 0.0  # CPU time of reading
     decoding: float = 0.0  # by a GPU's JPEG engine
     model: float = 0.0
     writing: float = 0.0
@@ -24,22 +24,21 @@ class StageTimes:
 
 
 class Stopwatch:
-    """Seconds that the threads of an actor spent, by stage; and, as `STAGE_cpu`, how much of it they computed.
+    """Adds up the seconds that the threads of an actor spend on each stage, and their CPU time as `STAGE_cpu`.
 
-    What was counted since the last receipt is taken for the next one. Apart from that it goes in laps, from which the
-    seconds a window are known.
+    `take` returns the seconds since the last receipt. Independently, `lap` measures the seconds per window.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.taken: dict[str, float] = defaultdict(float)  # of them, what is in a receipt
-        self.lapped: dict[str, tuple[float, int]] = {}  # of the present lap: seconds, and windows
-        self.paused = False  # laps are
+        self.taken: dict[str, float] = defaultdict(float)  # those that are in earlier receipts
+        self.lapped: dict[str, tuple[float, int]] = {}  # seconds and windows of the current lap
+        self.paused = False  # whether laps are
         self.lock = threading.Lock()
 
     @contextmanager
     def on(self, stage: str, windows: int = 0) -> Iterator[None]:
-        """Count the time that the block takes, over so many windows."""
+        """Measure the block's time, which it spends on this number of windows."""
         started, computed = time.perf_counter(), time.thread_time()
         try:
             yield
@@ -48,24 +47,27 @@ class Stopwatch:
             self.add(stage, time.perf_counter() - started, windows)
 
     def add(self, stage: str, seconds: float, windows: int = 0) -> None:
-        """Count time that was measured elsewhere."""
+        """Add time that was measured elsewhere."""
         with self.lock:
             self.seconds[stage] += seconds
             spent, done = self.lapped.get(stage, (0.0, 0))
             self.lapped[stage] = spent + seconds, done + windows
 
     def pause_laps(self) -> None:
-        """Let no lap end before a new one is begun."""
+        """End no lap until `new_lap` is called."""
         self.paused = True
 
     def new_lap(self) -> None:
-        """Leave out what was counted since the last lap."""
+        """Start a new lap, without the times since the last one."""
         with self.lock:
             self.lapped.clear()
         self.paused = False
 
     def lap(self, windows: int) -> StageTimes | None:
-        """Seconds a window of reading and the model since the last lap; None where that was fewer windows ago."""
+        """End the lap if each stage has done this number of windows. Returns the seconds per window, or None.
+
+        Only reading and the model are measured.
+        """
         with self.lock:
             lapped = {stage: self.lapped.get(stage, (0.0, 0)) for stage in ("reading", "reading_cpu", "model")}
             if self.paused or min(done for _, done in lapped.values()) < windows:
@@ -74,7 +76,7 @@ class Stopwatch:
         return StageTimes(**{stage: spent / done for stage, (spent, done) in lapped.items()})
 
     def take(self) -> StageTimes:
-        """The seconds counted since they were last taken."""
+        """Return the seconds since the last call."""
         with self.lock:
             times = StageTimes(**{name: self.seconds[name] - self.taken[name] for name in asdict(StageTimes())})
             self.taken.update(self.seconds)

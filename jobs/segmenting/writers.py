@@ -1,7 +1,7 @@
-"""Who makes the rows of parts and publishes them: threads, or beside a GPU processes.
+"""The workers that make the rows of parts and publish them: threads, or with a GPU processes.
 
-A process that gives a GPU its work has one interpreter, for which its threads wait in turn: to make rows takes it for
-longer than anything else, and in short pieces.
+The threads of a process share one interpreter. Making rows needs it for longer than anything else, and would delay the
+thread that feeds the GPU.
 """
 
 import os
@@ -18,32 +18,32 @@ from seg_core.run.plan import Part
 from seg_core.run.rows import Row
 from seg_core.run.tables import write_part
 
-MakeRows = Callable[[], Iterable[Row]]  # of one window; for processes it must be picklable
+MakeRows = Callable[[], Iterable[Row]]  # makes the rows of one window; must be picklable for processes
 
 
 class WindowRows(NamedTuple):
-    """A window that is segmented, or can't be: the part that it is of, and what makes the rows of its tiles."""
+    """The function that makes the rows of a window, whether segmented or failed, and the part of the window."""
 
     part: Part
     make: MakeRows
 
 
 class PublishedPart(NamedTuple):
-    """What came of a part."""
+    """The result of publishing a part."""
 
     failed: int  # tiles
-    ended: float  # when, in s since 1970
-    seconds: float  # that it took
+    ended: float  # s since 1970
+    seconds: float  # spent on it
 
 
 def make_writers(number: int, processes: bool) -> Executor:
-    """So many threads or processes.
+    """Start this number of threads or processes.
 
-    Processes begin at once, for to import what they need takes them seconds, and end with this one, however it ends.
+    Processes start at once, because their imports take seconds. They end with this process, however it ends.
     """
     if not processes:
         return ThreadPoolExecutor(number)
-    # Not forked: CUDA's and OpenMP's threads don't outlive that.
+    # Not forked: a forked process lacks the threads of CUDA and OpenMP.
     pool = ProcessPoolExecutor(number, get_context("spawn"), initializer=_end_together)
     for _ in range(number):
         pool.submit(os.getpid)
@@ -51,7 +51,7 @@ def make_writers(number: int, processes: bool) -> Executor:
 
 
 def make_rows(make: MakeRows) -> tuple[list[Row], float]:
-    """The rows of a window, and the seconds that it took to make them."""
+    """Make the rows of a window. Also returns the seconds that this took."""
     started = time.perf_counter()
     return list(make()), time.perf_counter() - started
 
@@ -59,9 +59,9 @@ def make_rows(make: MakeRows) -> tuple[list[Row], float]:
 def publish_part(
     out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = PLAIN
 ) -> PublishedPart:
-    """Make the rows of a part's windows, publish them into the run at `out`, and say that the part is done.
+    """Make the rows of a part's windows, publish them into the run at `out`, and mark the part as done.
 
-    Where a window of it was given up, that stays known: for whoever takes the part up once more.
+    If a window was skipped (`given_up`), the part stays marked, so that a repeated task skips the window again.
     """
     started = time.perf_counter()
     rows = [row for make in windows for row in make()]
@@ -75,12 +75,12 @@ def publish_part(
 
 
 def _end_together() -> None:
-    """End this process when the one that started it does, also where that was killed."""
+    """End this process when the process that started it ends, even if that is killed."""
     parent = parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def wait_and_exit() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=wait_and_exit, daemon=True).start()
