@@ -1038,7 +1038,7 @@ def test_a_trained_model_that_cannot_be_written_is_refused(seg: Seg, tmp_path: P
             ["--model", "smp:Unet/tu-swin_tiny_patch4_window7_224"],
             ["does not segment 512 x 544 px", "smp:Unet/resnet34"],
         ),
-        (["--model", "smp:PAN/resnet18", "--crop", 96], ["crop = 96", "smp:PAN/resnet18", "512 will do"]),
+        (["--model", "smp:PAN/resnet18", "--crop", 96], ["crop = 96", "smp:PAN/resnet18", "512 works"]),
     ],
 )
 def test_a_model_that_cannot_work_is_refused(seg: Seg, tmp_path: Path, args: list[object], named: list[str]) -> None:
