@@ -15,22 +15,8 @@ from seg_core.training.metrics import count, scores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-NARROW = [
-    "--preset",
-    "large",
-    "--width",
-    "8",
-    "--depth",
-    "3",
-    "--epochs",
-    "2",
-    "--steps",
-    "12",
-    "--batch",
-    "8",
-    "--lr",
-    "5e-3",
-]
+TINY = {"width": 8, "depth": 3, "epochs": 2, "steps": 20, "batch": 8, "crop": 192, "lr": 5e-3, "readers": 0}
+NARROW = ["--preset", "large", *(text for name, value in TINY.items() for text in (f"--{name}", str(value)))]
 
 
 def test_train_segment_verify_query_and_score(
