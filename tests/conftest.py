@@ -18,6 +18,7 @@ import rasterio
 from numpy.typing import NDArray
 from proxy import Proxy
 from rasterio.enums import MaskFlags
+from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from seg_core.chips import WindowFigures
@@ -109,8 +110,10 @@ def find_square(path: Path, side: int, share: float) -> Window:
 def cut(source: Path, target: Path, square: Window) -> None:
     """Write that part of an image without loss, with its mask."""
     with rasterio.open(source) as image:
+        a, b, x, d, e, y = image.transform[:6]
+        transform = Affine(a, b, x + a * square.col_off, d, e, y + e * square.row_off)
         profile = {"driver": "GTiff", "count": image.count, "dtype": "uint8", "crs": image.crs, "compress": "deflate"}
-        profile |= {"width": square.width, "height": square.height, "transform": image.window_transform(square)}
+        profile |= {"width": square.width, "height": square.height, "transform": transform}
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(target, "w", **profile) as part:
             part.write(image.read(window=square))
             if image.mask_flag_enums[0] != [MaskFlags.all_valid]:
