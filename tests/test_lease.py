@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,23 @@ except SegError as error:
 """
 
 
+@contextmanager
+def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """Kill a process at the end: a test that fails while it is stopped would wait for it for ever."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("what", ["write", "replace", "remove"])
 def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_been_superseded(
     run: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(run)
     make_folder(f"{run}/tiles")
-    with subprocess.Popen([sys.executable, "-c", FREEZER, run, what], stderr=subprocess.PIPE, text=True) as frozen:
+    command = [sys.executable, "-c", FREEZER, run, what]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as frozen, ended(frozen):
         os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
         of_elsewhere(run)
         monkeypatch.setattr(lease, "LEASE_TIMEOUT", 0.5)
@@ -205,7 +216,7 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(
 def test_a_driver_that_was_frozen_and_not_superseded_goes_on(run: str) -> None:
     make_folder(run)
     make_folder(f"{run}/tiles")
-    with subprocess.Popen([sys.executable, "-c", FREEZER, run, "write"]) as frozen:
+    with subprocess.Popen([sys.executable, "-c", FREEZER, run, "write"]) as frozen, ended(frozen):
         os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
         frozen.send_signal(signal.SIGCONT)
         assert frozen.wait(timeout=60) == 0
