@@ -19,7 +19,7 @@ import pytest
 
 from seg_core.errors import JobError, SegError
 from seg_core.run import lease
-from seg_core.run.fence import LEASE
+from seg_core.run.fence import LEASE, Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage import files as storage
 from seg_core.storage.files import create, make_folder, publish, read_bytes, stat, walk
@@ -222,6 +222,22 @@ def test_a_driver_that_was_frozen_and_not_superseded_goes_on(run: str) -> None:
         assert frozen.wait(timeout=60) == 0
     assert read_bytes(f"{run}/tiles/a") == b"old"
     assert stat(f"{run}/{LEASE}") is None
+
+
+def test_of_drivers_that_begin_at_once_one_gets_the_lease(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(run)
+    drivers, together = [Lease(run, str(number)) for number in range(4)], threading.Barrier(4)
+    make_staging = Lease._make_staging
+
+    def make_and_wait(driver: Lease) -> None:
+        make_staging(driver)
+        together.wait(60)  # each is about to look whether the lease is free
+
+    monkeypatch.setattr(Lease, "_make_staging", make_and_wait)
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        got = list(pool.map(lambda driver: driver.acquire(json.dumps({"owner": driver.owner}).encode()), drivers))
+    assert got.count(True) == 1
+    assert [driver.is_lost() for driver in drivers] == [not each for each in got]
 
 
 def test_of_two_successors_of_a_dead_driver_one_gets_the_lease(run: str, other: "subprocess.Popen[str]") -> None:

@@ -11,12 +11,15 @@ from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from runs import part_bytes, rows_of
 from seg_command import SMALL, Json, seg
 
-from seg_core.grid import Window
+from seg_core.grid import Window, chip_window
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.mosaic import make_mosaic, place_on_grid, read_image
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
+from seg_core.inference.windows import read_pixels
+from seg_core.model.bundle import read_bundle
+from seg_core.run.plan import Settings, make_plan
 from seg_core.run.stored_plan import read_plan
 
 # rasterio.merge's own, with affine 3
@@ -109,6 +112,22 @@ def test_a_changed_scene_of_a_mosaic_costs_the_parts_that_see_it(
     far.unlink()
     _, err = seg(capsys, *command, code=2)
     assert "scene far.tif is there, not here" in err
+
+
+def test_a_part_of_a_mosaic_reads_the_scenes_around_it(
+    region: str, image: np.ndarray[Any, Any], make_scene: MakeScene, make_bundle: MakeBundle
+) -> None:
+    whole = read_scene(make_scene("whole.tif", pixels=image, nodata=255), "whole.tif")
+    settings = Settings(tile_size=64, part=64, halo=24, threshold=0.5, mosaic=True)
+    plan, _ = make_plan(read_region([region])[0], read_bundle(make_bundle()), settings)
+    parts = list(plan.parts())
+    assert len(parts) == 35 - 2  # two hold nothing of any piece
+    for part in parts:
+        chip = chip_window(part.window, settings.halo, 8, min_chip=160)
+        pixels, valid = read_pixels(part, chip, settings)
+        expected, is_valid = read_chip(whole, chip)
+        assert np.array_equal(valid, is_valid), part.window
+        assert np.array_equal(pixels[:, valid], expected[:, valid]), part.window
 
 
 @pytest.mark.parametrize(("order", "value"), [(["one", "two"], 1), (["two", "one"], 2)])
