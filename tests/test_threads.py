@@ -1,13 +1,28 @@
-"""One call for what many threads ask for at once."""
+"""Results that are computed ahead, and one call for what many threads ask for at once."""
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seg_core.threads import CallBatcher
+from seg_core.threads import CallBatcher, prefetch
+
+
+def test_no_more_is_computed_ahead_than_asked_for() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, result in enumerate(prefetch(pool, lambda item: item**2, items(), 3)):
+            assert result == number**2
+            assert len(taken) <= number + 1 + 3
+    assert len(taken) == 20
 
 
 def test_what_is_asked_for_meanwhile_goes_into_the_next_call_and_each_gets_its_own() -> None:
