@@ -75,6 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is shown after 10 s: on a busy machine it would stand in the output of commands that are quick."""
+    monkeypatch.setattr("aerial_seg.progress.LOG_INTERVAL", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real imagery."""

@@ -235,9 +235,9 @@ list(actor.segment_parts(list(plan.parts())))
 """
 
 
-@pytest.mark.parametrize("places", [[128], [128, 1152]])
-def test_windows_that_kill_their_process_are_found_and_given_up(wide: Made, places: list[int]) -> None:
+def test_windows_that_kill_their_process_are_found_and_given_up(wide: Made) -> None:
     _, model, run = wide
+    places = [128, 1152]
     whole = undisturbed(wide)
     command = [sys.executable, "-c", DEADLY, run, model, "new", *map(str, places)]
     codes: list[int] = []

@@ -1,5 +1,6 @@
 """Commands on a cluster of two nodes, through Ray's job submission API."""
 
+import io
 import json
 import re
 import shlex
@@ -8,15 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
 from readme import NAMES, commands
 
+from aerial_seg.cli.main import main
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
 from aerial_seg.submit import connect, follow
+from seg_core.environment import environment
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -49,19 +53,23 @@ def local_cluster(folder: Path, nodes: int, **environment: str) -> Iterator[str]
             assert cluster.wait(60) == 0
 
 
-def seg(*command: object, folder: Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `seg` as a user would, from a folder of theirs."""
-    found = subprocess.run(
-        ["seg", *map(str, command)],
-        cwd=folder,
-        env=outside_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert found.returncode == code, found.stdout + found.stderr
-    return found
+class Outcome(NamedTuple):
+    """What a command wrote."""
+
+    stdout: str
+    stderr: str
+
+
+def seg(*command: object, folder: Path, code: int = 0, **variables: str) -> Outcome:
+    """Run `seg` as a user would, from a folder of theirs, in this process: another takes seconds to start."""
+    out, err = io.StringIO(), io.StringIO()
+    with environment(variables), chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        try:
+            found = main([str(word) for word in command])
+        except SystemExit as exited:  # wrong usage
+            found = exited.code
+    assert found == code, out.getvalue() + err.getvalue()
+    return Outcome(out.getvalue(), err.getvalue())
 
 
 SMALL = ["--tile-size", "64", "--part", "128"]
@@ -139,11 +147,15 @@ def test_a_job_runs_on_the_cluster_that_it_was_given_to_beside_another_ray(dashb
 def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in(tmp_path: Path) -> None:
     key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
     with local_cluster(tmp_path, nodes=1, **key) as address:
-        listing = ["jobs", "--address", address, "--json"]
+        # Each in a process of its own, for Ray reads the token once.
+        listing = ["seg", "jobs", "--address", address, "--json"]
         for wrong in ({}, {**key, "RAY_AUTH_TOKEN": "fedcba9876543210"}):
-            found = seg(*listing, folder=tmp_path, code=2, **wrong)
-            assert found.stderr == f"seg: --address {address}: {AUTHENTICATION_ADVICE}\n"
-        assert json.loads(seg(*listing, folder=tmp_path, **key).stdout) == {"jobs": []}
+            found = subprocess.run(
+                listing, env=outside_environment(**wrong), capture_output=True, text=True, check=False
+            )
+            assert (found.returncode, found.stderr) == (2, f"seg: --address {address}: {AUTHENTICATION_ADVICE}\n")
+        listed = subprocess.check_output(listing, env=outside_environment(**key), text=True)
+        assert json.loads(listed) == {"jobs": []}
 
 
 def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: Path) -> None:
