@@ -3,6 +3,7 @@
 import itertools
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -168,6 +169,33 @@ def region(make_scene: MakeScene) -> str:
     pixels[:, :100, :150] = 255
     make_scene("region/north.tif", pixels=pixels, nodata=255)
     return str(Path(make_scene("region/south/scene.tif", 130, 200)).parents[1])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:  # noqa: ARG001
+    """A folder with a region of two scenes of several parts, one with a missing corner, a model, its finished run."""
+    from seg_command import SMALL
+
+    from aerial_seg.cli.main import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
+    pixels[:, :100, :150] = 255
+    a, b, x, d, e, y = NORTH_UP
+    (folder / "region" / "south").mkdir(parents=True)
+    write_geotiff(str(folder / "region" / "north.tif"), pixels, crs=UTM, transform=NORTH_UP, nodata=255)
+    south = np.ascontiguousarray(pixels[:, 100:230, 200:400])
+    write_geotiff(str(folder / "region/south/scene.tif"), south, crs=UTM, transform=(a, b, x, d, e, y - 10_000))
+    write_untrained(str(folder / "model"), width=4, depth=2)
+    command = ["segment", folder / "region", "--model", folder / "model", "--out", folder / "run", *SMALL]
+    assert main([str(word) for word in command]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(finished / "run", tmp_path / "run")
 
 
 @pytest.fixture

@@ -197,11 +197,10 @@ def signal_all(job: Driver, number: int) -> None:
             process.send_signal(number)
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
 def test_a_frozen_driver_that_has_been_superseded_changes_nothing(
-    region: Path, where: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    region: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = str(tmp_path / "run") if where == "disk" else f"{s3}/frozen/run"
+    run = f"{s3}/frozen/run"
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     scene = tmp_path / "scenes" / "a.tif"
     shutil.copytree(region / "scenes", scene.parent)
@@ -263,21 +262,6 @@ def test_a_window_that_kills_its_process(region: Path, expected: dict[str, bytes
     assert {(row["row_off"], row["col_off"]) for row in failed} == {(1024, 256), (1024, 320)}
     assert {row["error_class"] for row in failed} == {"Crash"}
     go_on(region, run)
-    assert_whole(run, expected)
-
-
-def test_two_drivers_at_once(region: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
-    run = region / "twice"
-    job = start(region, run)
-    wait_for_parts(run, 1, job)
-    signal_all(job, signal.SIGSTOP)
-    try:
-        command = ["segment", region / "scenes", "--model", region / "model", "--out", run, *OPTIONS]
-        assert main([str(word) for word in command]) == 2
-        assert "another driver is at work on this run" in capsys.readouterr().err
-    finally:
-        signal_all(job, signal.SIGCONT)
-    finish(job)
     assert_whole(run, expected)
 
 

@@ -40,12 +40,6 @@ write_cog(sys.argv[2], scene, [(scene.window, noise)], 255)
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def run(region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture) -> Path:
-    seg(capsys, "segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL)
-    return tmp_path / "run"
-
-
 def read(path: Path) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
     with rasterio.open(path) as dataset:
         return dataset.read(1), {**dataset.profile, **dataset.tags(ns="IMAGE_STRUCTURE")}
@@ -99,8 +93,10 @@ def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture)
 
 
 def test_a_scene_that_is_not_as_it_was_is_named(
-    run: Path, make_scene: MakeScene, tmp_path: Path, capsys: Capture
+    region: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
 ) -> None:
+    run = tmp_path / "run"
+    seg(capsys, "segment", region, "--model", make_bundle(), "--out", run, *SMALL)
     pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
     pixels[:, 100:200, :150] = 255  # as much as there was, and elsewhere
     make_scene("region/north.tif", pixels=pixels, nodata=255)

@@ -1,6 +1,7 @@
 """Bulk segmentation through the command line, on one Ray for the session."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,12 @@ from seg_core.run.verify import verify
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+@pytest.fixture
+def command(finished: Path, run: Path) -> list[object]:
+    """What made the run."""
+    return ["segment", finished / "region", "--model", finished / "model", "--out", run, *SMALL]
+
+
 def test_a_region_is_segmented_verified_and_summed_up(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,16 +48,13 @@ def test_a_region_is_segmented_verified_and_summed_up(
     assert {row["scene_id"] for row in rows_of(tmp_path / "run")} == {"north.tif", "south/scene.tif"}
 
 
-def test_rows_are_those_of_the_plain_computation(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = make_bundle()
-    seg(capsys, "segment", region, "--model", model, "--out", tmp_path / "run", *SMALL)
-    segmenter, scene = Segmenter(model, "cpu"), read_scene(f"{region}/north.tif", "north.tif")
+def test_rows_are_those_of_the_plain_computation(finished: Path) -> None:
+    segmenter = Segmenter(str(finished / "model"), "cpu")
+    scene = read_scene(f"{finished}/region/north.tif", "north.tif")
     pixels, valid = read_chip(scene, Window(-16, -16, 336, 452))
     probability = segmenter(pixels, valid, 16, 300, 420)
     building = (probability >= 0.5) & valid[16:316, 16:436]
-    for row in rows_of(tmp_path / "run"):
+    for row in rows_of(finished / "run"):
         if row["scene_id"] == "north.tif":
             at = np.s_[row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]]
             assert (decode_mask(row["mask"], row["height"], row["width"]) == building[at]).all()
@@ -80,30 +84,26 @@ def test_a_finished_run_is_left_alone(
 
 
 def test_a_run_of_other_settings_is_refused(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
-    seg(capsys, *command)
-    before = part_bytes(tmp_path / "run")
+    before = part_bytes(run)
     _, err = seg(capsys, *command, "--threshold", "0.4", code=2)
     assert "threshold 0.5 there, 0.4 now" in err
     other = [word if word != command[3] else make_bundle("other", seed=1) for word in command]
     _, err = seg(capsys, *other, code=2)
     assert "model" in err
-    assert part_bytes(tmp_path / "run") == before
+    assert part_bytes(run) == before
 
 
 def test_what_is_missing_is_done_and_nothing_else(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
-    seg(capsys, *command)
-    whole = part_bytes(tmp_path / "run")
+    whole = part_bytes(run)
     lost = sorted(whole)[1]
-    (tmp_path / "run" / "tiles" / lost).unlink()
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "tiles").iterdir()}
+    (run / "tiles" / lost).unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (run / "tiles").iterdir()}
     seg(capsys, *command)
-    assert part_bytes(tmp_path / "run") == whole
+    assert part_bytes(run) == whole
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
@@ -127,23 +127,16 @@ def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
 
 
 def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
-    seg(capsys, *command)
-    whole = part_bytes(tmp_path / "run")
-    plan = read_plan(str(tmp_path / "run"))
+    whole = part_bytes(run)
+    plan = read_plan(str(run))
     part = next(iter(plan.parts()))
-    write_part(
-        str(tmp_path / "run"),
-        part.key,
-        failed_rows(part.scene, part.window, 64, Failure("ReadError", "a lost disk")),
-        plan.model,
-        part.version,
-    )
-    assert part_bytes(tmp_path / "run") != whole
+    rows = failed_rows(part.scene, part.window, 64, Failure("ReadError", "a lost disk"))
+    write_part(str(run), part.key, rows, plan.model, part.version)
+    assert part_bytes(run) != whole
     seg(capsys, *command)
-    assert part_bytes(tmp_path / "run") == whole
+    assert part_bytes(run) == whole
 
 
 def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> None:
@@ -158,11 +151,8 @@ def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> Non
 
 
 def test_windows_segmented_again_say_what_is_stored(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    command = ["segment", region, "--model", make_bundle(), "--out", run, *SMALL]
-    seg(capsys, *command)
     number = len(part_bytes(run))
     assert json.loads(seg(capsys, "verify", run, "--deep", "--json")[0])["rechecked"] == number
     assert json.loads(seg(capsys, "verify", run, "--deep", "2", "--json")[0])["rechecked"] == 2
@@ -193,27 +183,25 @@ def test_windows_segmented_again_say_what_is_stored(
 
 
 def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_elsewhere(
-    region: str,
-    make_bundle: MakeBundle,
+    finished: Path,
+    run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, run = make_bundle(), tmp_path / "run"
-    seg(capsys, "segment", region, "--model", model, "--out", run, *SMALL)
-    Path(model).rename(tmp_path / "elsewhere")
+    record, model = run / "run.json", str(finished / "model")
+    assert model in record.read_text()
+    record.write_text(record.read_text().replace(model, str(tmp_path / "gone")))
+    shutil.copytree(model, tmp_path / "elsewhere")
     _, err = seg(capsys, "verify", run, "--deep", "1", code=2)
-    assert model in err
+    assert str(tmp_path / "gone") in err
     monkeypatch.setattr("seg_core.inference.recheck.BUILT_IN", str(tmp_path / "elsewhere"))
     assert json.loads(seg(capsys, "verify", run, "--deep", "1", "--json")[0])["rechecked"] == 1
 
 
 def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_again(
-    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    command = ["segment", region, "--model", make_bundle(), "--out", run, *SMALL]
-    seg(capsys, *command)
     whole, plan = part_bytes(run), read_plan(str(run))
     assert json.loads(seg(capsys, "repair", run, "--json")[0])["removed"] == []
     part = list(plan.parts())[1]
@@ -323,17 +311,11 @@ def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     assert json.loads(out)["seam_disagreement"] is None
 
 
-@pytest.fixture
-def command(region: str, make_bundle: MakeBundle, tmp_path: Path) -> list[object]:
-    """What segments the region."""
-    return ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
-
-
 def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
-    command: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = seg(capsys, *command)
-    next(iter((tmp_path / "run/tiles").iterdir())).unlink()
+    first, _ = seg(capsys, *command)  # nothing to do
+    next(iter((run / "tiles").iterdir())).unlink()
 
     def away(_: str) -> Json:
         raise SegError("S3 is away")
@@ -341,17 +323,16 @@ def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
     with monkeypatch.context() as broken:
         broken.setattr("aerial_seg.segment.summary", away)
         seg(capsys, *command, code=1)  # it has begun
-    assert json.loads((tmp_path / "run/run.json").read_text())["finished"] is None
+    assert json.loads((run / "run.json").read_text())["finished"] is None
     again, _ = seg(capsys, *command)
     assert again == first
-    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
+    assert json.loads((run / "run.json").read_text())["finished"]
 
 
 def test_what_another_driver_did_while_ray_started_is_not_done_again(
-    command: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seg(capsys, *command)
-    part = next(iter((tmp_path / "run/tiles").iterdir()))
+    part = next(iter((run / "tiles").iterdir()))
     content = part.read_bytes()
     part.unlink()
 
