@@ -1,0 +1,376 @@
+"""Polygons of vector files: read once in batches, repaired and indexed, then read again near any window of a scene.
+
+    labels.geojson ──batches──▶ polygons near a scene, repaired ──▶ temporary FlatGeobuf ──bbox──▶ one window's polygons
+
+The temporary file has a spatial index, which most of the formats lack, so that memory depends on the window, and not on
+the size of the file.
+"""
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import geopandas
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError, ProjError
+
+from seg_core.errors import SegError
+from seg_core.grid import Window
+from seg_core.imagery.georef import pixel_at, position
+from seg_core.imagery.scene import Scene
+
+Bounds = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
+Geometries = NDArray[np.object_]
+
+PARQUET = "Parquet"
+
+
+class Format(NamedTuple):
+    """A vector format: the driver that reads it, and how its files begin."""
+
+    driver: str
+    begins: bytes
+
+
+# Formats that hold geometries and nothing else. GDAL chooses a driver by content, and some drivers follow the names of
+# further files: OGR VRT, and JSON of type gdal_streamed_alg, which even runs what it names.
+FORMATS = {
+    ".gpkg": Format("GPKG", b"SQLite format 3\0"),
+    ".geojson": Format("GeoJSON", b"{"),
+    ".json": Format("GeoJSON", b"{"),
+    ".shp": Format("ESRI Shapefile", b"\x00\x00\x27\x0a"),
+    ".fgb": Format("FlatGeobuf", b"fgb"),
+    ".parquet": Format(PARQUET, b"PAR1"),
+    ".geoparquet": Format(PARQUET, b"PAR1"),
+}
+SUFFIXES = tuple(FORMATS)
+BATCH = 16384  # features that are read at once
+DENSITY = 21  # points along each side of a rectangle that is transformed to another CRS
+POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+KINDS = {
+    shapely.GeometryType.POINT: "points",
+    shapely.GeometryType.MULTIPOINT: "points",
+    shapely.GeometryType.LINESTRING: "lines",
+    shapely.GeometryType.LINEARRING: "lines",
+    shapely.GeometryType.MULTILINESTRING: "lines",
+}
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("geometry", pa.binary(), metadata={"ARROW:extension:name": "geoarrow.wkb"}),
+        pa.field("value", pa.int32()),
+    ]
+)
+
+
+@dataclass
+class Tally:
+    """What was read of a file near the scenes."""
+
+    read: int = 0  # features
+    repaired: int = 0  # polygons that were invalid
+    dropped: Counter[str] = field(default_factory=Counter)  # features that are no area, by kind
+    numbers: dict[str | None, int] = field(default_factory=dict)  # of the values of a column, as they were found
+
+
+@dataclass(frozen=True)
+class Source:
+    """A vector file that has been checked."""
+
+    path: str
+    driver: str
+    layer: str  # empty for Parquet
+    crs: CRS
+    columns: tuple[str, ...]  # names of attributes
+    geometry: str = ""  # name of the geometry column, for Parquet
+    bbox: tuple[tuple[str, ...], ...] = ()  # of Parquet: columns of xmin, ymin, xmax, ymax; empty if it has none
+
+    @property
+    def gdal_name(self) -> str:
+        """The file as GDAL is to open it: with a driver that reads that alone."""
+        return f"GeoJSON:{self.path}" if self.driver == "GeoJSON" else self.path
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether what lies far from the scenes needn't be read; nor is what lies nowhere, because it is empty."""
+        return self.driver in {"GPKG", "FlatGeobuf"} or bool(self.bbox)
+
+
+@dataclass(frozen=True)
+class PolygonIndex:
+    """Polygons near the scenes, repaired, in an indexed file."""
+
+    path: str
+    crs: CRS
+    tally: Tally
+
+    def near(self, scene: Scene, window: Window) -> tuple[Geometries, NDArray[np.int32]]:
+        """Return the polygons near a window of a scene, in pixels of the window, and the number of each one's value.
+
+        x is the column and y the row, counted from the window's corner. The scene must have a CRS.
+        """
+        if not self.tally.numbers:  # nothing was written
+            return np.empty(0, object), np.empty(0, np.int32)
+        frames = [
+            geopandas.read_file(self.path, bbox=bounds, engine="pyogrio")
+            for bounds in transformed_bounds(scene, window, self.crs)
+        ]
+        found = [_to_pixels(frame.geometry, scene, window) for frame in frames]
+        return np.concatenate([*found, []]), np.concatenate([*(f["value"] for f in frames), []]).astype(np.int32)
+
+
+def _to_pixels(geometries: geopandas.GeoSeries, scene: Scene, window: Window) -> Geometries:
+    def pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        rows, cols = pixel_at(scene.transform, points[:, 0], points[:, 1])  # type: ignore[arg-type]
+        return np.stack([cols - window.col_off, rows - window.row_off], axis=1)
+
+    found = geometries.to_crs(scene.crs).to_numpy()
+    return np.asarray(shapely.transform(found, pixels), object)
+
+
+def transformed_bounds(scene: Scene, window: Window, crs: CRS) -> list[Bounds]:
+    """Return the bounding boxes in another CRS of a window of a scene: two of them across the antimeridian.
+
+    There are none if the CRS does not cover the window. Raises SegError if PROJ knows no way to that CRS.
+    """
+    rows, cols = np.meshgrid((window.row_off, window.bottom), (window.col_off, window.right))
+    x, y = position(scene.transform, rows, cols)
+    try:
+        to_crs = Transformer.from_crs(scene.crs, crs, always_xy=True)
+        left, bottom, right, top = to_crs.transform_bounds(x.min(), y.min(), x.max(), y.max(), densify_pts=DENSITY)
+    except (CRSError, ProjError) as error:
+        raise SegError(f"{scene.uri}: PROJ knows no way from its CRS to that of the labels, {crs.name}") from error
+    if not np.isfinite([left, bottom, right, top]).all():
+        return []
+    if left > right:
+        return [(left, bottom, 180.0, top), (-180.0, bottom, right, top)]
+    return [(left, bottom, right, top)]
+
+
+def open_vectors(path: str) -> Source:
+    """Check a vector file and read its header.
+
+    Raises SegError for a file of another format, with several layers, or without a CRS.
+    """
+    driver = _check_format(path)
+    source = _open_parquet(path) if driver == PARQUET else _open_layer(path, driver)
+    if source is None:
+        raise SegError(f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE labels.gpkg {path})")
+    return source
+
+
+def is_vector(path: str) -> bool:
+    """Whether a path has the suffix of a vector file."""
+    return path.lower().endswith(SUFFIXES)
+
+
+def _check_format(path: str) -> str:
+    """Return the name of the driver for a file, by its suffix. Raises SegError unless its content is of that format."""
+    known = FORMATS.get(Path(path).suffix.lower())
+    if known is None:
+        raise SegError(f"{path}: not a vector file (read: {', '.join(SUFFIXES)}): convert it (ogr2ogr labels.gpkg)")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise SegError(f"{path}: can't be read: {error.strerror}") from error
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if known.driver == "GeoJSON" else head
+    if not text.startswith(known.begins):
+        raise SegError(f"{path}: its content is not {known.driver}, as its suffix says")
+    if known.driver == "GPKG":
+        _refuse_virtual_tables(path)
+    return known.driver
+
+
+def _refuse_virtual_tables(path: str) -> None:
+    """Raise SegError for a GeoPackage with a virtual table that is no spatial index: it may name another file."""
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            made = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql LIKE '%virtual%'")]
+    except sqlite3.DatabaseError as error:
+        raise SegError(f"{path}: a damaged GeoPackage: {error}") from error
+    for sql in made:
+        if re.match(r"\s*create\s+virtual", sql, re.IGNORECASE) and not re.search(
+            r"using\W+rtree\b", sql, re.IGNORECASE
+        ):
+            raise SegError(f"{path}: holds a virtual table, which may name another file: {sql.splitlines()[0]}")
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn the errors of libraries that read vector files into SegError."""
+    try:
+        yield
+    except (DataSourceError, DataLayerError, pa.ArrowException, OSError, CRSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SegError(f"{path}: can't be read: {lines[-1]}") from error
+
+
+def _open_layer(path: str, driver: str) -> Source | None:
+    name = f"GeoJSON:{path}" if driver == "GeoJSON" else path
+    with _reading(path):
+        layers = [str(layer) for layer, kind in pyogrio.list_layers(name) if kind is not None]
+        if len(layers) != 1:
+            listed = ", ".join(layers) or "none"
+            way_out = f"ogr2ogr labels.gpkg {path} LAYER"
+            raise SegError(f"{path}: needs one layer with geometries, it has {listed}: write one alone ({way_out})")
+        info = pyogrio.read_info(name, layer=layers[0])
+        if info["driver"] != driver:
+            raise SegError(f"{path}: GDAL takes it for {info['driver']}, not {driver}, as its suffix says")
+        if info["crs"] is None:
+            return None
+        return Source(path, driver, layers[0], CRS.from_user_input(info["crs"]), tuple(map(str, info["fields"])))
+
+
+def _open_parquet(path: str) -> Source | None:
+    with _reading(path):
+        schema = pa.parquet.read_schema(path)
+        described = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
+    column = described.get("primary_column")
+    geometry = described.get("columns", {}).get(column)
+    if geometry is None:
+        raise SegError(f"{path}: this Parquet file is no GeoParquet: its metadata has no geo")
+    if geometry.get("encoding") != "WKB":
+        raise SegError(f"{path}: its geometries are encoded as {geometry.get('encoding')}, not as WKB: write it so")
+    if "crs" in geometry and geometry["crs"] is None:
+        return None
+    with _reading(path):
+        crs = CRS.from_user_input(geometry.get("crs", "OGC:CRS84"))
+    covering = geometry.get("covering", {}).get("bbox", {})
+    bbox = tuple(tuple(covering[side]) for side in ("xmin", "ymin", "xmax", "ymax")) if covering else ()
+    return Source(path, PARQUET, "", crs, tuple(schema.names), geometry=column, bbox=bbox)
+
+
+def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column: str | None = None) -> PolygonIndex:
+    """Read the polygons of a file that lie near scenes, repair them, and write them to an indexed file in a folder.
+
+    `column` names an attribute whose values are numbered as they are found; without it, all have the value "". What is
+    no area is dropped and counted. Raises SegError if the file can't be read or lacks the column.
+    """
+    if column is not None and column not in source.columns:
+        known = ", ".join(name for name in source.columns if name != source.geometry) or "none"
+        raise SegError(f"--class-column {column}: {source.path} has no such attribute: it has {known}")
+    boxes = [box for scene in scenes for box in transformed_bounds(scene, scene.window, source.crs)]
+    path, tally = f"{folder}/{Path(source.path).stem}.fgb", Tally()
+    batches = _clean(_batches(source, boxes, column), boxes, tally, source.is_indexed)
+    first = next(batches, None)
+    if first is not None:
+        reader = pa.RecordBatchReader.from_batches(INDEX_SCHEMA, _chain(first, batches))
+        with _reading(source.path):
+            options = {"driver": "FlatGeobuf", "geometry_name": "geometry", "geometry_type": "Unknown"}
+            pyogrio.write_arrow(reader, path, crs=source.crs.to_wkt(), layer="polygons", **options)
+    return PolygonIndex(path, source.crs, tally)
+
+
+def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from others
+
+
+def _batches(source: Source, boxes: Sequence[Bounds], column: str | None) -> Iterator[tuple[Any, Any]]:
+    """WKB of the geometries of a file that may lie in one of the boxes, and values of a column, in batches."""
+    whole = shapely.MultiPolygon([shapely.box(*box) for box in boxes]).bounds if boxes else (0.0, 0.0, 0.0, 0.0)
+    with _reading(source.path):
+        if source.driver == PARQUET:
+            yield from _parquet_batches(source, whole, column)
+            return
+        columns = [] if column is None else [column]
+        options: dict[str, Any] = {
+            "layer": source.layer,
+            "columns": columns,
+            "bbox": whole if source.is_indexed else None,
+        }
+        with pyogrio.open_arrow(source.gdal_name, batch_size=BATCH, use_pyarrow=True, **options) as (meta, reader):
+            name = meta["geometry_name"] or "wkb_geometry"
+            for batch in reader:
+                yield batch[name], None if column is None else batch[column]
+
+
+def _parquet_batches(source: Source, box: Bounds, column: str | None) -> Iterator[tuple[Any, Any]]:
+    near = None
+    if source.bbox:
+        xmin, ymin, xmax, ymax = (pa.dataset.field(*names) for names in source.bbox)
+        near = (xmin <= box[2]) & (ymin <= box[3]) & (xmax >= box[0]) & (ymax >= box[1])
+    columns = [source.geometry, *([] if column is None else [column])]
+    table = pa.dataset.dataset(source.path, format="parquet")
+    for batch in table.to_batches(columns=columns, filter=near, batch_size=BATCH, batch_readahead=1):
+        yield batch[source.geometry], None if column is None else batch[column]
+
+
+def _clean(
+    batches: Iterator[tuple[Any, Any]], boxes: Sequence[Bounds], tally: Tally, is_indexed: bool
+) -> Iterator[pa.RecordBatch]:
+    """Polygons that lie in one of the boxes, valid, with the numbers of their values; counts what it does."""
+    tree = shapely.STRtree([shapely.box(*box) for box in boxes])
+    for wkb, column in batches:
+        geometries = shapely.from_wkb(np.asarray(wkb.to_numpy(zero_copy_only=False), object), on_invalid="ignore")
+        near = np.unique(tree.query(shapely.envelope(geometries), predicate="intersects")[0])
+        # Of an index without a hit GDAL 3.12 returns a batch without geometries.
+        lost = 0 if is_indexed else int((shapely.is_missing(geometries) | shapely.is_empty(geometries)).sum())
+        tally.read += len(near) + lost
+        tally.dropped.update(empty=lost)
+        areas = _repair(geometries[near], tally)
+        kept = np.flatnonzero(~shapely.is_missing(areas))
+        numbers = [_number(None if column is None else column[int(near[at])].as_py(), column, tally) for at in kept]
+        if len(kept):
+            columns = [pa.array(shapely.to_wkb(areas[kept]), pa.binary()), pa.array(numbers, pa.int32())]
+            yield pa.record_batch(columns, schema=INDEX_SCHEMA)
+
+
+def _number(value: Any, column: Any, tally: Tally) -> int:
+    """Return the number of a value, which is new if the value is."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # whole numbers are stored as floats where one is absent
+    text = "" if column is None else None if value is None or value != value else str(value)  # noqa: PLR0124 - NaN
+    return tally.numbers.setdefault(text, len(tally.numbers))
+
+
+def _repair(geometries: Geometries, tally: Tally) -> Geometries:
+    """Return the area of each geometry as a valid polygon; None where it has none. Counts what is repaired or dropped.
+
+    Where parts of a multipolygon overlap, the repaired one covers all of both (GEOS, method structure).
+    """
+    found = shapely.force_2d(geometries)
+    kinds = shapely.get_type_id(found)
+    no_area = np.isin(kinds, list(KINDS))
+    tally.dropped.update(KINDS[kind] for kind in kinds[no_area])
+    found[no_area] = None
+    wrong = ~no_area & ~shapely.is_valid(found)
+    repaired = shapely.make_valid(found[wrong], method="structure", keep_collapsed=False)
+    found[wrong] = repaired
+    for at in np.flatnonzero(~no_area & ~np.isin(shapely.get_type_id(found), POLYGONAL)):
+        parts = shapely.get_parts(found[at])
+        found[at] = shapely.multipolygons(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
+    flat = ~no_area & ~(shapely.area(found) > 0)
+    tally.dropped.update({"without area": int(flat.sum())})
+    found[flat] = None
+    tally.repaired += int((wrong & ~flat).sum())
+    return np.asarray(found, object)
+
+
+def read_bounds(source: Source) -> Bounds:
+    """Return the bounding box of all that a file holds, in its CRS."""
+    with _reading(source.path):
+        if source.driver != PARQUET:
+            info = pyogrio.read_info(source.gdal_name, layer=source.layer, force_total_bounds=True)
+            return tuple(map(float, info["total_bounds"]))  # type: ignore[return-value]
+        table = pa.dataset.dataset(source.path, format="parquet")
+        found = [
+            shapely.total_bounds(shapely.from_wkb(batch[0].to_numpy(zero_copy_only=False), on_invalid="ignore"))
+            for batch in table.to_batches(columns=[source.geometry], batch_size=BATCH, batch_readahead=1)
+        ]
+    (left, bottom), (right, top) = np.nanmin([b[:2] for b in found], 0), np.nanmax([b[2:] for b in found], 0)
+    return float(left), float(bottom), float(right), float(top)
