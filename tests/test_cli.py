@@ -101,6 +101,24 @@ SETTINGS = [
 ]
 OPTIONS = {
     "seg": ["--help", "--version", "-C", "COMMAND"],
+    "seg dataset": ["--help", "make"],
+    "seg dataset make": [
+        *GENERAL,
+        "--all-touched",
+        "--alpha",
+        "--aoi",
+        "--bands",
+        "--block",
+        "--class-column",
+        "--classes",
+        "--json",
+        "--labels",
+        "--out",
+        "--seed",
+        "--test",
+        "--val",
+        "SCENE",
+    ],
     "seg train": [*GENERAL, *SETTINGS, "--address", "--json", "--out", "--work"],
     "seg evaluate": [
         *GENERAL,

@@ -20,7 +20,7 @@ LIBRARY = (
     ("training",),
     ("run",),
     ("plots",),
-    ("inference",),
+    ("inference", "datasets"),
     ("api",),
 )
 JOBS = (

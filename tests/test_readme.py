@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from conftest import NORTH_UP, UTM, outside_environment, write_untrained
+from footprints import write_vectors
 from readme import LINK, NAMES, README, ROOT, anchor, blocks, commands, headings, inline_code, read, sentences
 
 from aerial_seg.cli.main import main
@@ -29,6 +31,7 @@ INSTALL = re.compile(r"^python3 -m venv \.venv && \.venv/bin/pip install -q -e (
 SMALL_PIPE = "--model light --tile-size 64 --part 128 --window 64 --seconds 0.2"
 CHEAP = (
     (r"seg train", "--width 4 --depth 2 --patch 1 --epochs 1 --steps 2 --batch 2 --crop 64"),
+    (r"seg dataset make", "--block 100"),
     (r"seg bench train", "--width 4 --depth 2 --patch 1 --batch 2 --crop 64"),
     (r"seg bench segment imagery/", f"{SMALL_PIPE} --rounds 1"),
     (r"seg bench scale", f"{SMALL_PIPE} --side {SIDE} --sizes 2,4"),
@@ -76,6 +79,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("imagery", "more", "elsewhere"):
         (folder / name).mkdir()
     write_town(f"{folder}/imagery/town.tif", 0, label=f"{folder}/truth.tif")
+    write_vectors(folder / "footprints.geojson", [shapely.box(20, 20, 60, 60)], "EPSG:4326")
     write_town(f"{folder}/more/town.tif", 1, row=2)
     write_town(f"{folder}/elsewhere/town.tif", 2, row=4)
     (folder / "scenes.csv").write_text("uri\nelsewhere/town.tif\n")

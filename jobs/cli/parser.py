@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from seg_core.version import code_version
 
-from . import bench_commands, cluster_commands, model_commands, region_commands, run_commands
+from . import bench_commands, cluster_commands, dataset_commands, model_commands, region_commands, run_commands
 from .arguments import (
     parse_device,
     parse_nonnegative_int,
@@ -14,6 +14,7 @@ from .arguments import (
     parse_positive_ints,
 )
 from .option_groups import (
+    SCENE_HELP,
     add_address,
     add_bench_options,
     add_dashboard,
@@ -57,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parse=parser.parse_args)  # for seg submit, whose arguments hold another command
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
+        _add_dataset,
         _add_train,
         _add_evaluate,
         _add_plan,
@@ -88,6 +90,15 @@ def _add_command(
     parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
     parser.add_argument("--debug", action="store_true", help="show Ray's messages, and the traceback of an error")
     return parser
+
+
+def _add_dataset(commands: Commands) -> None:
+    text = "Make a training dataset of scenes and their labels."
+    kinds = commands.add_parser("dataset", help=text, description=text, allow_abbrev=False).add_subparsers(
+        required=True, metavar="make"
+    )
+    text = "Cut scenes and their labels into blocks, and split these by ground, as seg train reads them."
+    dataset_commands.add_options(_add_command(kinds, "make", dataset_commands.make, text), SCENE_HELP)
 
 
 def _add_train(commands: Commands) -> None:

@@ -15,7 +15,7 @@ from rasterio.io import DatasetWriter
 from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
 
-from seg_core.chips import Pixels
+from seg_core.chips import Pixels, Valid
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.data_files import gdal_environment
@@ -46,6 +46,25 @@ def write_geotiff(
     """Write `(bands, height, width)` as a tiled, deflate-compressed GeoTIFF."""
     with _create(path, pixels.shape, pixels.dtype.name, crs, transform, 256, nodata=nodata, compress="deflate") as file:
         file.write(pixels)
+
+
+def write_masked(path: str, pixels: Pixels, valid: Valid, *, crs: str | None, transform: Transform) -> None:
+    """Write `uint8 (bands, height, width)` as a tiled, deflate-compressed GeoTIFF.
+
+    An internal mask says which pixels hold data, `bool (height, width)`; without it, all do. No band is labelled alpha.
+    Raises SegError where it can't be written.
+    """
+    options = {"compress": "deflate", "predictor": 2, "photometric": "rgb" if len(pixels) == 3 else "minisblack"}
+    try:
+        with (
+            gdal_environment({"GDAL_TIFF_INTERNAL_MASK": "YES"}),
+            _create(path, pixels.shape, "uint8", crs, transform, 256, **options) as file,
+        ):
+            file.write(pixels)
+            if not valid.all():
+                file.write_mask(valid)
+    except (RasterioError, CPLE_BaseError) as error:
+        raise SegError(f"{path}: can't be written: {error}") from error
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _align(label: Scene, image: Scene) -> AlignedLabel:
     off, label_pixels_per_pixel = _compare(label, image)
     if same_size and off <= SAME_GRID_TOLERANCE:
         return AlignedLabel(label, image)
-    if not _overlaps(label, image):
+    if not overlaps(label, image):
         raise SegError(
             f"{label.uri}: this label does not overlap its image, {image.uri}: "
             f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
@@ -145,7 +145,7 @@ def _compare(label: Scene, image: Scene) -> tuple[float, float]:
     return float(off), float(np.nan_to_num(diagonal / np.hypot(image.height, image.width), nan=1.0, posinf=1.0))
 
 
-def _overlaps(label: Scene, image: Scene) -> bool:
+def overlaps(label: Scene, image: Scene) -> bool:
     """Whether the label overlaps the bounding rectangle of the image on the label's grid."""
     lattice = np.meshgrid(np.linspace(0, image.height, 17), np.linspace(0, image.width, 17))
     positions = np.stack(_label_positions(label, image, *lattice)).reshape(2, -1)
@@ -157,7 +157,8 @@ def _overlaps(label: Scene, image: Scene) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _transformer(source: str, target: str) -> Transformer:
+def transformer(source: str, target: str) -> Transformer:
+    """Return the transformer between two CRSs, x before y."""
     return Transformer.from_crs(source, target, always_xy=True)
 
 
@@ -168,7 +169,7 @@ def _label_positions(label: Scene, image: Scene, rows: Any, cols: Any) -> tuple[
     """
     x, y = position(image.transform, rows, cols)
     if label.crs is not None and image.crs is not None and label.crs != image.crs:
-        x, y = _transformer(image.crs, label.crs).transform(x, y)
+        x, y = transformer(image.crs, label.crs).transform(x, y)
     with np.errstate(invalid="ignore"):
         return pixel_at(label.transform, x, y)
 

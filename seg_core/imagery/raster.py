@@ -177,8 +177,8 @@ def _read_resampled(dataset: DatasetReader, block: Window, scene: Scene, grid: S
         np.zeros((len(pixels) + 1, block.height, block.width), pixels.dtype),
         src_crs=scene.crs,
         dst_crs=scene.crs,
-        src_transform=Affine(*_window_transform(own, box)),
-        dst_transform=Affine(*_window_transform(grid.transform, block)),
+        src_transform=Affine(*window_transform(own, box)),
+        dst_transform=Affine(*window_transform(grid.transform, block)),
         src_alpha=len(pixels) + 1,
         dst_alpha=len(pixels) + 1,
         resampling=Resampling.bilinear,
@@ -204,7 +204,7 @@ def _source_window(own: Transform, shape: tuple[int, int], block: Window, grid: 
     return intersection(Window(top, left, bottom - top, right - left), Window(0, 0, *shape))
 
 
-def _window_transform(transform: Transform, window: Window) -> Transform:
+def window_transform(transform: Transform, window: Window) -> Transform:
     """Return the transform of a window of an image."""
     a, b, _, d, e, _ = transform
     x, y = position(transform, window.row_off, window.col_off)

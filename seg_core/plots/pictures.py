@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from seg_core.chips import MISSING
 from seg_core.grid import Window
 from seg_core.plots.style import DPI, to_png
 from seg_core.run.rows import Row, decode_mask
@@ -17,6 +18,7 @@ Rgb = NDArray[np.uint8]  # `(height, width, 3)`
 
 ORANGE, WHITE, GREEN, RED = (255, 140, 0), (255, 255, 255), (0, 200, 0), (255, 40, 40)
 MISSING_GREY = 128
+OUTLINE = 400  # px of a picture for each px of width of an outline
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
 BRIGHT = 0.6  # of 1, from which on a tile is lettered in black
 PANEL, STRIP, GAP, TITLE = 640, 40, 10, 20  # px: side of a panel, above it for its title, around it, of its letters
@@ -54,6 +56,20 @@ def paint_mask(image: Rgb, mask: NDArray[np.bool_]) -> Rgb:
     """The image with the mask in orange over it."""
     painted = image.copy()
     painted[mask] = (0.35 * image[mask] + 0.65 * np.array(ORANGE)).astype(np.uint8)
+    return painted
+
+
+def paint_outlines(image: Rgb, label: NDArray[np.uint8]) -> Rgb:
+    """The image with the outlines of its labelled objects in orange, and darker where the label is MISSING.
+
+    `label` is class indices, `uint8 (height, width)`. Where classes meet, there is an outline too.
+    """
+    painted = image.copy()
+    missing = label == MISSING
+    painted[missing] //= 3
+    for index in set(np.unique(label).tolist()) - {0, MISSING}:
+        found, _ = cv2.findContours((label == index).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(painted, found, -1, ORANGE, max(1, max(label.shape) // OUTLINE))
     return painted
 
 

@@ -156,6 +156,12 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
 def read_header(pair: Pair) -> Scene:
     """Read the header of a pair's image. Raises SegError for one that can't be trained on."""
     scene = read_scene(pair.image, os.path.basename(pair.image))
+    check_trainable(scene)
+    return scene
+
+
+def check_trainable(scene: Scene) -> None:
+    """Raise SegError for an image that can't be trained on: not uint8, without bands, or with oblong pixels."""
     if scene.dtype != PIXEL_DTYPE:
         raise SegError(
             f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are {PIXEL_DTYPE} (gdal_translate -ot Byte -scale)"
@@ -166,7 +172,6 @@ def read_header(pair: Pair) -> Scene:
         off, size = compare_gsd(scene, scene.gsd_m)
         if off > GSD_TOLERANCE:
             raise SegError(f"{scene.uri}: {size} a pixel: a dataset's are square (gdalwarp -t_srs, -tr)")
-    return scene
 
 
 def read_label(label: AlignedLabel, window: Window, classes: Classes, valid: NDArray[np.bool_]) -> Label:

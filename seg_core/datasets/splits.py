@@ -1,0 +1,40 @@
+"""Assign cells of ground to the splits of a dataset."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from seg_core.datasets.ground import Cell
+from seg_core.errors import SegError
+
+SPLITS = ("train", "val", "test")
+
+
+def assign_splits(cells: Mapping[Cell, bool], val: float, test: float, seed: int) -> dict[Cell, str]:
+    """Assign each cell to train, val or test, in random order by seed.
+
+    `cells` says for each cell whether it holds anything but background: these are divided first, and the rest in the
+    same shares, so that no split is without the class by chance. A split with a share gets at least one cell. Raises
+    SegError if there are too few cells.
+    """
+    needed = 1 + (val > 0) + (test > 0)
+    if val < 0 or test < 0 or val + test >= 1:
+        raise SegError(f"--val {val:g} --test {test:g}: shares are at least 0 and less than 1 together")
+    if len(cells) < needed:
+        raise SegError(
+            f"{len(cells)} block{'s' if len(cells) != 1 else ''} of labelled ground for {needed} splits: "
+            "add scenes, make blocks smaller (--block PX), or leave out splits (--val 0, --test 0)"
+        )
+    rng, found = np.random.default_rng(seed), dict[Cell, str]()
+    ordered = sorted(cells)
+    shuffled = [ordered[at] for at in rng.permutation(len(ordered))]
+    shuffled.sort(key=lambda cell: not cells[cell])  # stable: those with the class first
+    pool = shuffled[1:]  # the first is for training
+    num_val, num_test = (max(1, round(share * len(cells))) if share else 0 for share in (val, test))
+    if num_val + num_test > len(pool):
+        num_val, num_test = min(num_val, 1), min(num_test, 1)
+    for name, number in (("val", num_val), ("test", num_test)):
+        chosen = [pool[at * len(pool) // number] for at in range(number)]  # evenly from both kinds
+        found |= dict.fromkeys(chosen, name)
+        pool = [cell for cell in pool if cell not in found]
+    return {cell: found.get(cell, "train") for cell in ordered}
