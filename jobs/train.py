@@ -25,19 +25,15 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
-from seg_core.training.dataset import (
-    find_pairs,
-    is_building,
-    read_classes,
-    read_header,
-)
+from seg_core.training.dataset import find_pairs, is_building, read_header
 
 from .progress import waiting
 from .ray_session import ray_session
 from .terminal import note
+from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
 from .training.messages import WorkerConfig
-from .training.preparation import decode, describe_data, describe_model
+from .training.preparation import decode, describe_data, describe_model, identify_files
 from .training.settings import TrainSettings, difference
 from .training.worker import train_worker, use_bfloat16
 
@@ -56,12 +52,14 @@ def train(
     there. Raises SegError for data or settings that can't work, JobError for a training run that can't go on.
     """
     _check_paths(out, work)
-    classes = read_classes(data, settings.class_name)
+    origin = read_origin(settings.begin_from)
+    classes = choose_classes(data, settings.class_name, origin)
     settings = replace(settings, class_name=classes.names[classes.positive])
     pairs = {split: find_pairs(data, split) for split in ("train", "val")}
     image = read_header(pairs["train"][0])
     with waiting("building the network"):
-        header = describe_model(settings, classes, len(image.bands))
+        header, initial = describe_model(settings, classes, len(image.bands), origin)
+    settings = identify_files(settings, origin)
     check_writable(work)
     check_writable(folder_of(out))
     _refuse_other(work, settings)
@@ -69,10 +67,11 @@ def train(
         _check_room(settings)
         with waiting("decoding the images"):
             samples = {split: decode(pairs[split], classes) for split in pairs}
-        header |= describe_data(samples, settings, classes)
+        header |= describe_data(samples, settings, classes, origin)
         config: WorkerConfig = {
             "settings": settings,
             "header": header,
+            "initial": None if initial is None else ray.put(initial),
             "samples": {split: [ref for ref, _ in decoded] for split, decoded in samples.items()},
             "steps": steps_an_epoch(settings, len(pairs["train"])),
         }

@@ -30,6 +30,7 @@ INSTALL = re.compile(r"^python3 -m venv \.venv && \.venv/bin/pip install -q -e (
 # Options that make a command short; the last value of an option counts. The first pattern that fits is used.
 SMALL_PIPE = "--model light --tile-size 64 --part 128 --window 64 --seconds 0.2"
 CHEAP = (
+    (r"seg train .*--from", "--epochs 1 --steps 1 --batch 1 --crop 64 --readers 0"),
     (r"seg train", "--width 4 --depth 2 --patch 1 --epochs 1 --steps 2 --batch 2 --crop 64"),
     (r"seg dataset make", "--block 100"),
     (r"seg bench train", "--width 4 --depth 2 --patch 1 --batch 2 --crop 64"),

@@ -12,11 +12,12 @@ import torch
 
 from seg_core.model.loading import choose_device
 from seg_core.model.networks import build_model
-from seg_core.training.dataset import find_pairs, read_classes, read_header
-from seg_core.training.loop import Batch, Learner, step
+from seg_core.training.dataset import find_pairs, read_header
+from seg_core.training.loop import Batch, Learner, set_training_mode, step
 
 from ..ray_session import ray_session
 from ..train import steps_an_epoch
+from ..training.fine_tuning import choose_classes, read_origin
 from ..training.preparation import decode, describe_model
 from ..training.readers import BATCHES_AHEAD, BatchShare, choose_readers, iter_batches
 from ..training.settings import TrainSettings
@@ -29,15 +30,17 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     All run in this process after a warm-up. The two kinds of training take turns, so that both meet the same load of
     the machine.
     """
-    classes, pairs = read_classes(data, settings.class_name), find_pairs(data, "train")
+    origin, pairs = read_origin(settings.begin_from), find_pairs(data, "train")
+    classes = choose_classes(data, settings.class_name, origin)
     num_bands = len(read_header(pairs[0]).bands)
-    header = describe_model(settings, classes, num_bands) | {"mean": (127.0,) * num_bands, "std": (64.0,) * num_bands}
+    header, _ = describe_model(settings, classes, num_bands, origin)
+    header |= {"mean": (127.0,) * num_bands, "std": (64.0,) * num_bands}
     device, readers = choose_device("auto"), choose_readers(settings.readers, 1)
     torch.set_num_threads(os.cpu_count() or 1)
     network = build_model(header["architecture"])
     steps = max(10 * num_steps, steps_an_epoch(settings, len(pairs)))
     learner = make_learner(settings, header, network, device, steps, settings.batch)
-    learner.network.train()
+    set_training_mode(learner)
     with ray_session(None):
         samples = [ref for ref, _ in decode(pairs, classes)]
         feed = iter_batches(BatchShare(settings, num_steps), samples, range(sys.maxsize), readers, device)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def model_folder(args: Namespace) -> str:
     """Return the absolute path of the bundle given with --model, by default that of the built-in model."""
-    from seg_core.model.bundle import BUILT_IN
+    from seg_core.model.bundle import BUILT_IN_NAME, find_bundle
 
-    return absolute(args.model) if args.model else BUILT_IN
+    return find_bundle(args.model or BUILT_IN_NAME)
 
 
 def local_path(path: str) -> str:

@@ -53,9 +53,9 @@ def train(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     """Run `seg evaluate`: score a bundle on a dataset, or a run against labels."""
-    from seg_core.model.bundle import HEADER, read_bundle
+    from seg_core.model.bundle import HEADER, find_bundle, read_bundle
 
-    target = absolute(args.target)
+    target = find_bundle(args.target)
     if exists(f"{target}/run.json") or (args.labels and not exists(f"{target}/{HEADER}")):
         return _evaluate_run(args, target)
     if args.data is None and not exists(target):

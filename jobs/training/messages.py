@@ -15,6 +15,7 @@ class WorkerConfig(TypedDict):
 
     settings: TrainSettings
     header: dict[str, Any]  # the fields of the bundle that are known before training
+    initial: ray.ObjectRef[Any] | None  # weights to begin with, by name; None: each worker draws them from the seed
     samples: dict[str, list[ray.ObjectRef[Any]]]  # decoded pairs, by split
     steps: int  # per epoch
     queue: NotRequired[Queue]  # for the messages below; the driver adds it when it starts the workers

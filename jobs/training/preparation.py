@@ -2,21 +2,24 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
 import torch
+from torch import Tensor, nn
 
 from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.imagery.labels import describe_warps
+from seg_core.model.bundle import Bundle, find_bundle
 from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
 from seg_core.training.dataset import Classes, Pair, Sample, read_pair
 from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
 from seg_core.version import code_version
 
 from ..terminal import note
+from .fine_tuning import read_initial_weights, take_over
 from .settings import TrainSettings
 
 GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
@@ -24,30 +27,62 @@ GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this 
 Decoded = list[tuple["ray.ObjectRef[Sample]", Digest]]
 
 
-def describe_model(settings: TrainSettings, classes: Classes, num_bands: int) -> dict[str, Any]:
-    """The fields of the bundle that are known before the pixels are read.
+def describe_model(
+    settings: TrainSettings, classes: Classes, num_bands: int, origin: Bundle | None
+) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """The fields of the bundle that are known before the pixels are read, and the weights to begin with.
 
-    Raises SegError for a network that can't be built, or does not take the sizes of the settings.
+    The weights are None where each worker draws them from the seed. Raises SegError for a network that can't be built,
+    or does not take the sizes of the settings, and for weights that can't be had: so no worker fails for lack of them.
     """
-    outputs = 1 if len(classes.names) == 2 and classes.positive == 1 else len(classes.names)
-    architecture: dict[str, Any] = {"name": settings.model, "in_channels": num_bands, "classes": outputs}
-    if settings.model == "unet":
-        architecture |= {"width": settings.width, "depth": settings.depth, "patch": settings.patch}
-    # With pretrained weights where they are wanted: what can't be had is noticed here, not by the workers.
-    pretrained = None if settings.encoder_weights == "none" else settings.encoder_weights
-    model = build_model(architecture, pretrained)
+    architecture = _describe_architecture(settings, classes, num_bands, origin)
+    model = _build_model(settings, architecture)
     stride = stride_of(model)
     for name in ("crop", "pad_multiple"):
         if getattr(settings, name) % stride:
             raise SegError(f"{name} = {getattr(settings, name)}: the model's stride is {stride}: use a multiple of it")
     check_sizes(settings.model, model, num_bands, settings.crop)
-    return {
+    header = {
         "architecture": architecture,
         **asdict(measure_network(model, num_bands)),
         "bands": num_bands,
         "classes": classes.names,
         "building": classes.positive,
     }
+    if origin is not None:
+        return header, read_initial_weights(find_bundle(settings.begin_from), origin, model, header)
+    return header, None if settings.encoder_weights == "none" else model.state_dict()
+
+
+def _build_model(settings: TrainSettings, architecture: dict[str, Any]) -> nn.Module:
+    """Build the network as each worker would from the seed, with the weights of its encoder where they are wanted."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            return build_model(architecture, None if settings.encoder_weights == "none" else settings.encoder_weights)
+        except SegError as error:
+            if not settings.begin_from:
+                raise
+            raise SegError(f"{settings.begin_from}: {error}") from None
+
+
+def _describe_architecture(
+    settings: TrainSettings, classes: Classes, num_bands: int, origin: Bundle | None
+) -> dict[str, Any]:
+    """What `build_model` takes."""
+    outputs = 1 if len(classes.names) == 2 and classes.positive == 1 else len(classes.names)
+    fitted: dict[str, Any] = {"name": settings.model, "in_channels": num_bands, "classes": outputs}
+    if origin is not None:
+        return origin.architecture | fitted
+    own = ("width", "depth", "patch") if settings.model == "unet" else ()
+    return fitted | {name: getattr(settings, name) for name in own}
+
+
+def identify_files(settings: TrainSettings, origin: Bundle | None) -> TrainSettings:
+    """Settings for the record, in which hashes stand for files: those may move, and change."""
+    if origin is not None:
+        settings = replace(settings, begin_from=origin.hash)
+    return settings
 
 
 def decode(pairs: Sequence[Pair], classes: Classes) -> Decoded:
@@ -73,8 +108,13 @@ def _decode(pair: Pair, classes: Classes) -> tuple[Sample, Digest]:
     return sample, digest(sample, scene, classes.positive, off_px)
 
 
-def describe_data(samples: dict[str, Decoded], settings: TrainSettings, classes: Classes) -> dict[str, Any]:
-    """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it."""
+def describe_data(
+    samples: dict[str, Decoded], settings: TrainSettings, classes: Classes, origin: Bundle | None
+) -> dict[str, Any]:
+    """The fields of the bundle that come from the data. Raises SegError where nothing can be learnt from it.
+
+    Where it begins from another bundle, the normalisation is that bundle's.
+    """
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
     check_bands(digests["train"] + digests["val"])
     for split, found in digests.items():
@@ -88,13 +128,14 @@ def describe_data(samples: dict[str, Decoded], settings: TrainSettings, classes:
         if d.content in known:
             name = os.path.basename(d.uri)
             note(f"{known[d.content]} of train is {name} of val: what is learnt by heart counts as validated")
+    gsd_m = _common_gsd(digests["train"] + digests["val"])
     mean, std = normalisation(digests["train"])
+    measured = {"mean": mean, "std": std, "gsd_m": gsd_m}
     return {
         "dtype": PIXEL_DTYPE,
-        "mean": mean,
-        "std": std,
-        "gsd_m": _common_gsd(digests["train"] + digests["val"]),
+        **(measured if origin is None else take_over(origin, measured)),
         "provenance": {
+            **({} if origin is None else {"from": origin.hash}),
             "settings": asdict(settings),
             "data_fingerprint": fingerprint(classes, digests),
             "images": {split: len(found) for split, found in digests.items()},

@@ -32,6 +32,12 @@ class TrainSettings:
         "run's columns are called building_px, building_m2, ... whatever the class",
         key="class",  # which no field of Python can be called
     )
+    begin_from: str = _setting(
+        "",
+        "bundle to begin from instead of random weights, or built-in: architecture, weights, normalisation and "
+        "resolution are its own, and the settings those for fine-tuning, unless they are set",
+        key="from",  # which no field of Python can be called either
+    )
     model: str = _setting("unet", "unet, or smp:ARCHITECTURE/ENCODER such as smp:Unet/resnet34")
     width: int = _setting(96, "channels of the U-Net's first block; 32 suits a laptop")
     depth: int = _setting(3, "how often the U-Net halves its input")
@@ -67,6 +73,7 @@ class TrainSettings:
     precision: str = _setting("auto", "auto: bfloat16 where the device has it", ("auto", "float32", "bfloat16"))
     weights: str = _setting("float32", "how the bundle stores weights; float16 halves it", ("float32", "float16"))
     sync_batchnorm: bool = _setting(False, "batch norm over the crops of all workers (GPUs only)")
+    freeze_batchnorm: bool = _setting(False, "with --from: batch norm keeps its statistics")
     patience: int = _setting(0, "stop after so many epochs without a better IoU; 0: never")
     seed: int = _setting(0, "of weights, crops and augmentation")
     workers: int = _speed(1, "training processes, each on a GPU of its own or on CPUs")
@@ -113,6 +120,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# With --from, on top of the preset: see "Begin from a bundle" in README.md for what was tried.
+FINE_TUNING: dict[str, Any] = {
+    "lr": 3e-4,
+    "epochs": 10,
+    "steps": 50,
+    "augment": "exposure",  # of one region, shadows fall one way
+    "freeze_batchnorm": True,  # a few crops give poor statistics
+}
+
+
 def make_settings(preset: str, config: str | None, changes: Sequence[Mapping[str, Any]]) -> TrainSettings:
     """A preset, changed by a TOML file, then by each of `changes`. Raises SegError for what is not a setting."""
     if preset not in PRESETS:
@@ -120,12 +137,37 @@ def make_settings(preset: str, config: str | None, changes: Sequence[Mapping[str
     settings = _change(TrainSettings(), PRESETS[preset], preset)
     said: list[tuple[Mapping[str, Any], str]] = [(_read_toml(config), config)] if config is not None else []
     said += [(change, "--set") for change in changes]
-    for change, where in said:
-        settings = _change(settings, change, where)
+    preset_settings, settings = settings, _change_all(settings, said)
+    if settings.begin_from:
+        settings = _fine_tune(preset_settings, settings.begin_from, said)
     _check(settings)
     odd = [name for name in ("width", "depth", "patch") if any(name in change for change, _ in said)]
     if odd and settings.model != "unet":
         raise SegError(f"{odd[0]} = {getattr(settings, odd[0])}: is the U-Net's, and model = {settings.model}")
+    return settings
+
+
+def _change_all(settings: TrainSettings, said: Sequence[tuple[Mapping[str, Any], str]]) -> TrainSettings:
+    for change, where in said:
+        settings = _change(settings, change, where)
+    return settings
+
+
+def _fine_tune(
+    settings: TrainSettings, begin_from: str, said: Sequence[tuple[Mapping[str, Any], str]]
+) -> TrainSettings:
+    """Settings that begin from a bundle. Raises SegError where what was said is not so in the bundle."""
+    from seg_core.model.bundle import find_bundle, read_bundle
+
+    from .fine_tuning import settings_of  # it loads torch
+
+    fixed = settings_of(read_bundle(find_bundle(begin_from)))
+    settings = _change_all(replace(settings, **FINE_TUNING, **fixed), said)
+    for name, value in fixed.items():
+        if (wanted := getattr(settings, name)) != value:
+            raise SegError(f"{name} = {wanted}: --from {begin_from} is of {name} = {value}: leave it out")
+    if settings.encoder_weights != "none":
+        raise SegError(f"encoder_weights = {settings.encoder_weights}: --from {begin_from} has weights: leave it out")
     return settings
 
 
@@ -198,6 +240,12 @@ def _check(settings: TrainSettings) -> None:
     }
     if settings.model == "unet" and settings.encoder_weights != "none":
         raise SegError(f"encoder_weights = {settings.encoder_weights}: are for smp models, and model = unet")
+    if settings.freeze_batchnorm and not settings.begin_from:
+        raise SegError(
+            "freeze_batchnorm = true: there are no statistics to keep yet: begin --from a bundle, or leave it out"
+        )
+    if settings.freeze_batchnorm and settings.sync_batchnorm:
+        raise SegError("sync_batchnorm = true: freeze_batchnorm leaves nothing to synchronise: say one of them")
     for why, names in wrong.items():
         if names:
             raise SegError(f"{names[0]} = {values[names[0]]}: {why}")
@@ -207,8 +255,12 @@ def difference(before: Mapping[str, Any], settings: TrainSettings) -> str:
     """The settings that differ, of those that change what is trained, in words; empty where none does."""
     changing = [f for f in fields(TrainSettings) if not f.metadata["speed"]]
     return ", ".join(
-        f"{key_of(f)} {there} there, {here} now"
+        f"{key_of(f)} {_show(there)} there, {_show(here)} now"
         for f in changing
         # A setting that is newer than the training run had its default then.
         if (there := before.get(f.name, f.default)) != (here := getattr(settings, f.name))
     )
+
+
+def _show(value: Any) -> Any:
+    return "none" if value == "" else value

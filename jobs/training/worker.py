@@ -41,12 +41,12 @@ def train_worker(config: WorkerConfig) -> None:
     torch.manual_seed(settings.seed)
     validation = [Sample(*pair) for pair in ray.get(config["samples"]["val"][rank::world])]
     try:
-        learner, first = _make_learner(settings, config["header"], steps)
+        learner, first = _make_learner(settings, config["header"], steps, config["initial"])
         problem = None
     except SegError as error:
         problem = error
         config["queue"].put(Failed(error))
-    # A worker alone may lack memory or pretrained weights; then none begins, for they would wait for it.
+    # A worker alone may lack memory; then none begins, for they would wait for it.
     if _any_worker(problem is not None):
         return
     done = first > settings.epochs
@@ -113,16 +113,22 @@ def _validation(samples: list[Sample], settings: TrainSettings, header: dict[str
             yield torch.from_numpy(image[None]), torch.from_numpy(label[None])
 
 
-def _make_learner(settings: TrainSettings, header: dict[str, Any], steps: int) -> tuple[Learner, int]:
-    """This worker's learner, fresh or from the last checkpoint, and the epoch to begin with."""
+def _make_learner(
+    settings: TrainSettings, header: dict[str, Any], steps: int, initial: "ray.ObjectRef[Any] | None"
+) -> tuple[Learner, int]:
+    """This worker's learner, fresh or from the last checkpoint, and the epoch to begin with.
+
+    A fresh one begins with the weights `initial`, or with random ones.
+    """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if settings.sync_batchnorm and settings.batch % world:  # its workers must exchange equally often
         raise SegError(f"sync_batchnorm = true: batch = {settings.batch} must be a multiple of the {world} workers")
     first, last = (settings.batch * worker // world for worker in (rank, rank + 1))
     checkpoint, epoch = ray.train.get_checkpoint(), 0
-    fresh = checkpoint is None and settings.encoder_weights != "none"
-    network = build_model(header["architecture"], settings.encoder_weights if fresh else None)
+    network = build_model(header["architecture"])
+    if checkpoint is None and initial is not None:
+        network.load_state_dict(ray.get(initial))
     workers_here = context.get_local_world_size()
     learner = make_learner(settings, header, network, get_device(), steps, last - first, workers_here)
     learner.rank, learner.share = rank, (last - first) * world / settings.batch
@@ -181,6 +187,7 @@ def make_learner(
         max_norm=settings.max_norm or None,
         micro_batch=micro_batch,
         seed=settings.seed,
+        freeze_batchnorm=settings.freeze_batchnorm,
         average=average,
     )
 

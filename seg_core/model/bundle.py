@@ -20,13 +20,24 @@ from safetensors.numpy import save as save_tensors
 from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP
-from seg_core.storage.files import PARTIAL, exists, is_remote, make_folder, publish, read_bytes, read_header, sha256
+from seg_core.storage.files import (
+    PARTIAL,
+    absolute,
+    exists,
+    is_remote,
+    make_folder,
+    publish,
+    read_bytes,
+    read_header,
+    sha256,
+)
 
 FORMAT = "aerial-seg bundle"
 VERSION = 1
 WEIGHTS = "weights.safetensors"
 HEADER = "model.json"
 BUILT_IN = str(Path(__file__).with_name("builtin_model"))  # the bundle that comes with the package
+BUILT_IN_NAME = "built-in"  # what users call it
 
 Weights = dict[str, NDArray[np.generic]]
 
@@ -62,6 +73,11 @@ class Bundle:
     def hash(self) -> str:
         """Hash of the content, hexadecimal."""
         return sha256(json.dumps(_plain(self), sort_keys=True).encode())[:32]
+
+
+def find_bundle(name: str) -> str:
+    """Return the absolute path of the bundle that a user names: a folder, an `s3://` prefix, or `built-in`."""
+    return BUILT_IN if name == BUILT_IN_NAME else absolute(name)
 
 
 def _plain(bundle: Bundle) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Build a network by name, and measure on the built network what tiling needs to know about it."""
 
 import difflib
+import inspect
 import logging
 import math
 from collections import Counter
@@ -36,11 +37,18 @@ def build_model(architecture: dict[str, Any], encoder_weights: str | None = None
     options = dict(architecture)
     name = options.pop("name")
     if name == "unet":
+        _check_options(options)
         return UNet(**options)
     if name.startswith("smp:") and name.count("/") == 1:
         kind, encoder = name.removeprefix("smp:").split("/")
         return _build_smp(kind, encoder, encoder_weights, options)
     raise SegError(f"model {name}: not known: say unet, or smp:ARCHITECTURE/ENCODER such as smp:Unet/resnet34")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise SegError for options that this version's U-Net does not have."""
+    if odd := options.keys() - inspect.signature(UNet).parameters.keys():
+        raise SegError(f"model unet: of a version with {', '.join(sorted(odd))}, unknown here: upgrade aerial-seg")
 
 
 def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
@@ -68,13 +76,13 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
 @contextmanager
 def _errors_only(name: str) -> Iterator[None]:
     """Let a logger log only errors until the block ends."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        log.setLevel(before)
+        logger.setLevel(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -53,6 +53,7 @@ class Learner:
     max_norm: float | None  # gradients are clipped to it
     micro_batch: int  # crops that go through the network at once; gradients of a step's are added up
     seed: int
+    freeze_batchnorm: bool = False  # whether batch norm keeps the statistics that it begins with
     average: AveragedModel | None = None  # what is validated and kept, instead of the network
     share: float = 1.0  # weight of this process's gradients: its share of a batch over the mean share of all processes
     rank: int = 0
@@ -191,7 +192,7 @@ def _epochs_since_best(history: Sequence[dict[str, Any]]) -> int:
 
 def _train_epoch(learner: Learner, feed: Iterable[Batch], epoch: int) -> tuple[float, int]:
     """Mean loss over all steps and processes, and the number of pixels seen by all of them."""
-    learner.network.train()
+    set_training_mode(learner)
     losses: list[Tensor] = []
     pixels = checked = 0
     for batch in feed:
@@ -204,6 +205,15 @@ def _train_epoch(learner: Learner, feed: Iterable[Batch], epoch: int) -> tuple[f
     total = torch.stack([torch.stack(losses).double().sum(), torch.tensor(float(pixels), device=learner.device)])
     loss, seen = _sum_over_processes(total).tolist()
     return loss / len(losses) / _num_processes(), int(seen)
+
+
+def set_training_mode(learner: Learner) -> None:
+    """Have the network train; batch norm only its weights, where its statistics are frozen."""
+    learner.network.train()
+    if learner.freeze_batchnorm:
+        for module in learner.network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # timm's too
+                module.eval()
 
 
 def _refuse_nan(losses: Sequence[Tensor], first: int, epoch: int) -> None:
