@@ -33,15 +33,16 @@ def scores(counts: Counts) -> dict[str, float | None]:
     """IoU, F1, precision, recall and pixel accuracy, each between 0 and 1; None where it is 0 / 0."""
     tp, fp, fn, tn = counts
     return {
-        "iou": _ratio(tp, tp + fp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "accuracy": _ratio(tp + tn, tp + fp + fn + tn),
+        "iou": ratio(tp, tp + fp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def ratio(part: int, whole: int) -> float | None:
+    """A share between 0 and 1; None where the whole is 0."""
     return part / whole if whole else None
 
 
