@@ -31,6 +31,7 @@ from seg_core.model.bundle import read_bundle
 from seg_core.run.score import RunScore
 from seg_core.training.dataset import Classes, read_classes
 from seg_core.training.metrics import Counts
+from seg_core.training.shapes import ShapeCounts
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -825,9 +826,10 @@ def test_a_bundle_is_looked_at_from_all_sides(seg: Seg, tmp_path: Path, make_bun
     assert sides["best_iou"] >= sides["iou"]
     (image,) = pd.read_parquet(tmp_path / "each.parquet").to_dict("records")
     assert (image["image"], image["valid_px"]) == ("a.tif", 2000)
-    assert {name: image[name] for name in ("tp", "fp", "fn", "tn", "iou")} == {
-        name: sides[name] for name in ("tp", "fp", "fn", "tn", "iou")
+    assert {name: value for name, value in image.items() if name in sides} == {
+        name: value for name, value in sides.items() if name in image
     }
+    assert {"iou", "building_f1", "boundary_iou"} <= sides.keys() & image.keys()
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert written == ["calibration.png", "samples.png", "thresholds.csv", "thresholds.png"]
     curve = pd.read_csv(tmp_path / "figures/thresholds.csv")
@@ -857,7 +859,6 @@ def test_a_run_that_is_not_there_is_named(seg: Seg, tmp_path: Path, command: lis
 def test_what_is_for_bundles_is_refused_for_runs(seg: Seg, tmp_path: Path) -> None:
     run, _ = build_run(tmp_path)
     refused(seg("evaluate", run, "--labels", tmp_path, "--tta"), "--tta: is for a bundle")
-    refused(seg("evaluate", run, "--labels", tmp_path, "--per-image", "x"), "--per-image: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--split", "test"), "--split: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--figures", "val"), "--figures: is for a bundle")
     refused(seg("evaluate", run, "--labels", tmp_path, "--precision", "float32"), "--precision: is for a bundle")
@@ -868,9 +869,9 @@ def test_a_run_is_scored_on_the_class_of_its_model_or_the_one_that_is_named(
 ) -> None:
     scored: list[str] = []
 
-    def score(_run: str, _labels: str, classes: Classes | None) -> RunScore:
+    def score(_run: str, _labels: str, classes: Classes | None, _report: object) -> RunScore:
         scored.append("" if classes is None else classes.names[classes.positive])
-        return RunScore(Counts(1, 1, 1, 1), 0, {})
+        return RunScore(Counts(1, 1, 1, 1), 0, {}, ShapeCounts(), [])
 
     monkeypatch.setattr("seg_core.run.score.score_run", score)
     run, _ = build_run(tmp_path)

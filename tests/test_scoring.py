@@ -6,20 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeBundle, MakeScene
+from conftest import MakeBundle, MakeScene, window_figures
 from numpy.typing import NDArray
 from parts import SETTINGS, Made, open_plan, rows_of, work
+from runs import build_run
 
 from seg_core.errors import SegError
+from seg_core.grid import Window
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import make_plan
 from seg_core.run.resume import open_run
-from seg_core.run.rows import decode_mask
+from seg_core.run.rows import Failure, decode_mask, failed_rows, tile_rows
 from seg_core.run.score import score_run
-from seg_core.run.tables import part_path
+from seg_core.run.tables import part_path, write_part
 from seg_core.training.dataset import Classes
 from seg_core.training.metrics import Counts, count
+from seg_core.training.shapes import count_shapes, score_figures
 
 GREY = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
 TRUTH = np.random.default_rng(7).random((256, 500)) < 0.3
@@ -112,7 +116,7 @@ def test_a_label_in_another_frame_is_scored_where_it_lies(
 ) -> None:
     pixels = label(0, 255 if classes else 1)[:, 5:, 20:]
     path = make_scene("label.tif", pixels=pixels, transform=moved(5, 20))
-    found, _, off_px = score_run(run, path, classes)
+    found, _, off_px, *_ = score_run(run, path, classes)
     assert found == count(mask_of(made)[5:, 20:], TRUTH[5:, 20:], np.ones((251, 480), np.bool_))
     assert off_px == {path: 20.0}
     path = make_scene("label.tif", pixels=np.pad(pixels, ((0, 0), (9, 7), (21, 3))), transform=moved(-4, -1))
@@ -181,15 +185,61 @@ def test_a_scene_without_a_building_may_have_missing_pixels(
     with_building[:, :9], without[:, :5] = 1, 255
     make_scene("labels/a.tif", pixels=with_building)
     make_scene("labels/b.tif", pixels=without)
-    found, *_ = score_run(run, str(tmp_path / "labels"), None)
-    assert sum(found) == 64 * 64 + 59 * 64
+    score = score_run(run, str(tmp_path / "labels"), None)
+    assert sum(score.counts) == 64 * 64 + 59 * 64
+    assert [(image["image"], image["valid_px"]) for image in score.images] == [("a.tif", 64 * 64), ("b.tif", 59 * 64)]
+    for name in ("tp", "fn", "building_fp", "building_fn", "boundary_union"):
+        assert sum(image[name] for image in score.images) == {**score.counts._asdict(), **score.shapes._asdict()}[name]
+
+
+def draw_boxes(seed: int, shape: tuple[int, int], num: int) -> NDArray[np.bool_]:
+    mask, rng = np.zeros(shape, np.bool_), np.random.default_rng(seed)
+    for row, col, height, width in rng.integers((0, 0, 6, 6), (*shape, 24, 24), (num, 4)):
+        mask[row : row + height, col : col + width] = True
+    return mask
+
+
+@pytest.mark.parametrize("block", [32, 64, 2048])
+def test_buildings_and_boundaries_are_those_of_the_whole_scenes(
+    tmp_path: Path, make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Parts of 64 px, tiles of 32 px, missing pixels in scene and label, and one tile that failed."""
+    monkeypatch.setattr("seg_core.run.score.BLOCK", block)
+    run, plan = build_run(tmp_path)
+    drawn = {image.scene_id: draw_boxes(1, image.window.shape, 9) for image in plan.images}
+    drawn["north/a.tif"][50:80, 4:28] = drawn["north/a.tif"][4:25, 50:80] = True  # across the borders of parts
+    valid = {image.scene_id: read_chip(image, image.window)[1] for image in plan.images}
+    for part in plan.parts():
+        name, at = part.scene.scene_id, part.window.slices(part.scene.window)
+        figures = window_figures(drawn[name][at].astype(np.float32), valid[name][at], 32)
+        rows = list(tile_rows(part.scene, part.window, 32, figures))
+        if (name, part.window.origin) == ("north/a.tif", (64, 0)):
+            tile = Window.from_row(rows[1])
+            rows[1] = next(failed_rows(part.scene, tile, 32, Failure("ReadError", "no")))
+            valid[name][tile.slices(part.scene.window)] = False
+        write_part(run, part.key, rows, plan.model, part.version)
+    expected = []
+    for image in plan.images:
+        name = image.scene_id
+        truth, known = np.roll(drawn[name], (1, 2), (0, 1)) | draw_boxes(2, image.window.shape, 2), valid[name]
+        known[10:16, 20:40] = False
+        pixels = np.where(known, truth, 255).astype(np.uint8)[None]
+        make_scene(f"labels/{name}", pixels=pixels, transform=image.transform)
+        counts, shapes = count(drawn[name], truth, known), count_shapes(drawn[name] & known, truth & known)
+        expected.append({"image": name, "valid_px": known.sum(), **score_figures(counts, shapes)})
+    score = score_run(run, str(tmp_path / "labels"), None)
+    assert score.images == expected
+    total = {**score.counts._asdict(), **score.shapes._asdict()}
+    assert total == {name: sum(image[name] for image in expected) for name in total}
+    assert min(total.values()) > 0
+    assert score.num_failed == 1
 
 
 def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene) -> None:
     Path(made[0].scenes[0].uri).rename(f"{made[0].scenes[0].uri}.away")
     work(made)
     Path(f"{made[0].scenes[0].uri}.away").rename(made[0].scenes[0].uri)
-    found, failed, _ = score_run(made[2], make_scene("label.tif", pixels=label(0, 1)), None)
+    found, failed, *_ = score_run(made[2], make_scene("label.tif", pixels=label(0, 1)), None)
     assert (sum(found), failed) == (0, 32)
 
 

@@ -19,6 +19,8 @@ from ..training.settings import TrainSettings, key_of, make_settings, parse_assi
 from .arguments import local_path, model_folder, output_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from seg_core.run.record import ModelReference
 
 
@@ -71,17 +73,14 @@ def evaluate(args: Namespace) -> int:
     from seg_core.inference.evaluate import write_figures, write_samples
     from seg_core.model.segmenter import Segmenter
 
-    table_path = local_path(args.per_image) if args.per_image else None
+    table_path = _make_table_path(args)
     figures_folder = output_folder("--figures", args.figures) if args.figures else None
-    if table_path:
-        make_folder(os.path.dirname(table_path))  # before anything is computed
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local_path(args.data)
     with waiting(f"segmenting the images of {args.split}") as report:
         evaluation = evaluate_model(segmenter, data, args.split, report)
     _note_warps(evaluation.labels_off_px)
     if table_path:
-        write = evaluation.images.to_csv if table_path.lower().endswith(".csv") else evaluation.images.to_parquet
-        write(table_path, index=False)
+        _write_table(evaluation.images, table_path)
     if figures_folder:
         write_figures(evaluation, figures_folder)
         write_samples(evaluation, segmenter, data, args.split, f"{figures_folder}/samples.png")
@@ -90,13 +89,15 @@ def evaluate(args: Namespace) -> int:
 
 
 def _evaluate_run(args: Namespace, run: str) -> int:
+    import pandas as pd
+
     from seg_core.run.record import read_record
     from seg_core.run.score import score_run
     from seg_core.training.dataset import read_classes
-    from seg_core.training.metrics import scores
+    from seg_core.training.shapes import score_figures
 
     record = read_record(run)  # refuses what is not a run before options are checked
-    defaults = {"tta": False, "per_image": None, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
+    defaults = {"tta": False, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
     for option, default in defaults.items():
         if getattr(args, option) != default:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
@@ -105,11 +106,28 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     if args.class_name and not args.data:
         raise SegError(f"--class {args.class_name}: name its label_class_dict.csv's folder with --data")
     classes = read_classes(local_path(args.data), args.class_name or _class_of(record.model)) if args.data else None
-    with waiting("comparing masks with labels"):
-        counts, num_failed, labels_off_px = score_run(run, absolute(args.labels), classes)
-    _note_warps(labels_off_px)
-    print_figures({**scores(counts), **counts._asdict(), "failed_tiles": num_failed}, args.json)
-    return 1 if num_failed else 0
+    table_path = _make_table_path(args)
+    with waiting("comparing masks with labels") as report:
+        score = score_run(run, absolute(args.labels), classes, report)
+    _note_warps(score.labels_off_px)
+    if table_path:
+        _write_table(pd.DataFrame(score.images), table_path)
+    print_figures({**score_figures(score.counts, score.shapes), "failed_tiles": score.num_failed}, args.json)
+    return 1 if score.num_failed else 0
+
+
+def _make_table_path(args: Namespace) -> str | None:
+    """Return the path for the figures of each image, if they are wanted. Its folder is there before anything begins."""
+    if not args.per_image:
+        return None
+    path = local_path(args.per_image)
+    make_folder(os.path.dirname(path))
+    return path
+
+
+def _write_table(table: "pd.DataFrame", path: str) -> None:
+    write = table.to_csv if path.lower().endswith(".csv") else table.to_parquet
+    write(path, index=False)
 
 
 def _class_of(model: "ModelReference") -> str:

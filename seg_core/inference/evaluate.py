@@ -21,6 +21,7 @@ from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.dataset import Image, Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
+from seg_core.training.shapes import ShapeCounts, count_shapes, score_figures
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Evaluation:
     images: pd.DataFrame  # one row per image: image, valid_px, scores and counts at the threshold
     histogram: Histogram  # of the probabilities of all images
     counts: Counts  # pixels of all images at the threshold
+    shapes: ShapeCounts  # buildings and boundary pixels of all images at the threshold
     threshold: float
     labels_off_px: dict[str, float]  # AlignedLabel.off_px by label file
 
@@ -38,8 +40,7 @@ class Evaluation:
         best = self.histogram.best_threshold()
         return {
             "images": len(self.images),
-            **scores(self.counts),
-            **self.counts._asdict(),
+            **score_figures(self.counts, self.shapes),
             "threshold": self.threshold,
             "best_threshold": best,
             "best_iou": scores(self.histogram.counts(best))["iou"],
@@ -57,16 +58,18 @@ def evaluate(
     """
     threshold, positive = segmenter.bundle.threshold, segmenter.bundle.building
     rows: list[dict[str, Any]] = []
-    pixels, total, labels_off_px = np.zeros_like(Histogram.empty().pixels), Counts(), {}
+    pixels, total, total_shapes = np.zeros_like(Histogram.empty().pixels), Counts(), ShapeCounts()
+    labels_off_px: dict[str, float] = {}
     for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
         report(f"{len(rows)} done")
         labels_off_px[pair.label] = off_px
         valid, truth = sample.label != MISSING, sample.label == positive
-        counts = count(probability >= threshold, truth, valid)
+        predicted = probability >= threshold
+        counts, shapes = count(predicted, truth, valid), count_shapes(predicted & valid, truth)
         pixels += histogram(probability, truth, valid).pixels
-        total = total.plus(counts)
-        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **scores(counts), **counts._asdict()})
-    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, threshold, labels_off_px)
+        total, total_shapes = total.plus(counts), total_shapes.plus(shapes)
+        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **score_figures(counts, shapes)})
+    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, total_shapes, threshold, labels_off_px)
 
 
 def _segment(

@@ -71,9 +71,16 @@ def read_mask(run: str, scene_id: str, window: Window | None = None) -> NDArray[
         raise SegError(f"{scene_id}: no scene of {run}: it has {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
     wanted = image.window if window is None else window
     check_within(wanted, image)
-    mask = np.full((wanted.height, wanted.width), MISSING, np.uint8)
     parts = [part for part in plan.parts() if part.scene.scene_id == scene_id and intersects(part.window, wanted)]
-    for tile, pixels in _read_tiles(run, parts, published, plan.settings.scale, wanted):
+    return join_tiles(run, parts, published, plan.settings.scale, wanted)
+
+
+def join_tiles(
+    run: str, parts: Sequence[Part], published: Collection[str], scale: Scale, wanted: Window
+) -> NDArray[np.uint8]:
+    """The mask of a window, as `read_mask` has it, from the parts that touch it."""
+    mask = np.full((wanted.height, wanted.width), MISSING, np.uint8)
+    for tile, pixels in _read_tiles(run, parts, published, scale, wanted):
         common = intersection(tile, wanted)
         mask[common.slices(wanted)] = pixels[common.slices(tile)]
     return mask

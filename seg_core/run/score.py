@@ -1,26 +1,30 @@
 """Score the stored masks of a run against labels, over the pixels that are valid in both."""
 
 import posixpath
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import reduce
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grid import Window
+from seg_core.grid import Window, buffered, intersection, split
 from seg_core.imagery.labels import AlignedLabel, open_label
-from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.scene import Scene
-from seg_core.run.plan import Part
-from seg_core.run.rows import Row, decode_mask
+from seg_core.run.export_masks import join_tiles
+from seg_core.run.plan import Part, Plan
 from seg_core.run.stored_plan import num_missing, read_plan
-from seg_core.run.tables import part_path, read_part
+from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.storage.files import exists, stat
 from seg_core.training.dataset import Classes, read_label
 from seg_core.training.metrics import Counts, count
+from seg_core.training.shapes import BOUNDARY_PX, ShapeCounter, ShapeCounts, score_figures
 
+BLOCK = 2048  # px: side of what is compared at once
 LABEL_ADVICE = (
     "in a label of one band 1 is building, 0 is background, and 255 is missing. If its values mean something else, "
     "name the folder of its label_class_dict.csv with --data; if 255 is missing, mark it as nodata in the file "
@@ -34,46 +38,65 @@ class RunScore(NamedTuple):
     counts: Counts  # pixels
     num_failed: int  # failed tiles, which are left out
     labels_off_px: dict[str, float]  # AlignedLabel.off_px by label file
+    shapes: ShapeCounts  # buildings and boundary pixels
+    images: list[dict[str, Any]]  # the figures of each scene, or of the mosaic: image, valid_px, scores and counts
 
 
-def score_run(run: str, labels: str, classes: Classes | None) -> RunScore:
-    """Count the pixels of a run's masks by prediction and truth.
+def score_run(
+    run: str, labels: str, classes: Classes | None, report: Callable[[str], None] = lambda _: None
+) -> RunScore:
+    """Count the pixels and the buildings of a run's masks by prediction and truth.
 
     `labels` is one file for a run of one image, or a folder with one file per scene, named scene_id or scene_id with
     the suffix `.tif` or `.tiff`. With `classes` a label is decoded like those of a training dataset. Without them it
     has one band with 0 (background), 1 (building), and 255 or its nodata value (missing). A label on another grid than
-    the segmented image is warped to it. Raises SegError if a label is missing or doesn't fit its scene, or if the run
-    is not finished.
+    the segmented image is warped to it. `report` is called with a text for each part that is done. Memory goes by the
+    size of a part. Raises SegError if a label is missing or doesn't fit its scene, or if the run is not finished.
     """
     plan = read_plan(run)
     parts = list(plan.parts())
     if missing := num_missing(run, plan):
         raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
-    total, failed = Counts(), 0
-    label_readers = {
-        image.scene_id: LabelReader(_find_label(labels, image, len(plan.images), classes), classes)
+    scorers = {
+        image.scene_id: ImageScorer(
+            LabelReader(_find_label(labels, image, len(plan.images), classes), classes), ShapeCounter(image.window)
+        )
         for image in plan.images
     }
-    for part in parts:
-        reader = label_readers[part.scene.scene_id]
-        for row in read_part(part_path(run, part.key), [*Window._fields, "status", "mask"]):
-            if row["status"] == "done":
-                total = total.plus(_score_tile(row, part, reader, plan.settings.scale))
-            else:
-                failed += 1
-    values = set().union(*(reader.values for reader in label_readers.values()))
+    for number, (part, frame, mask) in enumerate(_read_masks(run, plan, parts)):
+        report(f"{number} of {len(parts)} parts done")
+        scorers[part.scene.scene_id].add(mask, frame, part.window)
+    readers = [scorer.reader for scorer in scorers.values()]
+    _check_labels(labels, readers)
+    found = {scene_id: (scorer.counts, scorer.shapes.finish()) for scene_id, scorer in scorers.items()}
+    return RunScore(
+        reduce(Counts.plus, (counts for counts, _ in found.values()), Counts()),
+        sum(row["status"] == "failed" for part in parts for row in read_part(part_path(run, part.key), ["status"])),
+        {reader.label.file.uri: reader.label.off_px for reader in readers},
+        reduce(ShapeCounts.plus, (shapes for _, shapes in found.values()), ShapeCounts()),
+        [{"image": each, "valid_px": sum(both[0]), **score_figures(*both)} for each, both in found.items()],
+    )
+
+
+def _check_labels(labels: str, readers: "Sequence[LabelReader]") -> None:
+    """Raise SegError if labels that have been read can't be meant as they were read, or hold no data."""
+    values = set().union(*(reader.values for reader in readers))
     if MISSING in values and 1 not in values:  # then 255 is most likely building
         raise SegError(f"{labels}: holds no 1, but {MISSING}: {LABEL_ADVICE}")
-    for reader in label_readers.values():
+    for reader in readers:
         reader.label.check_labelled(reader.num_valid, reader.num_labelled)
-    return RunScore(total, failed, {reader.label.file.uri: reader.label.off_px for reader in label_readers.values()})
 
 
-def _score_tile(row: Row, part: Part, reader: "LabelReader", scale: tuple[float, float] | None) -> Counts:
-    window = Window.from_row(row)
-    _, valid = read_image(part.scene, part.sources, window, scale)
-    building, labelled = reader.read(window, valid)
-    return count(decode_mask(row["mask"], row["height"], row["width"]), building, labelled)
+def _read_masks(run: str, plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[Part, Window, NDArray[np.uint8]]]:
+    """Yield each part, a frame of BOUNDARY_PX around it within its image, and the mask of that frame."""
+    size, published = plan.settings.part, set(published_parts(run))
+    at = {(part.scene.scene_id, *part.window.origin): part for part in parts}
+    for part in parts:
+        image, (top, left) = part.scene, part.window.origin
+        frame = intersection(buffered(part.window, BOUNDARY_PX), image.window)
+        places = product([image.scene_id], (top - size, top, top + size), (left - size, left, left + size))
+        near = [at[place] for place in places if place in at]
+        yield part, frame, join_tiles(run, near, published, plan.settings.scale, frame)
 
 
 def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> AlignedLabel:
@@ -94,6 +117,28 @@ def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | N
     if classes is None and len(label.file.bands) > 1:
         raise SegError(f"{path}: a label in colours: name the folder of its label_class_dict.csv with --data")
     return label
+
+
+@dataclass
+class ImageScorer:
+    """Compares the mask of an image with its label, part by part."""
+
+    reader: "LabelReader"
+    shapes: ShapeCounter
+    counts: Counts = field(default_factory=Counts)
+
+    def add(self, mask: NDArray[np.uint8], frame: Window, part: Window) -> None:
+        """Count a part. The mask covers the frame: the part, and BOUNDARY_PX around it where the image has them.
+
+        The mask is `uint8 (height, width)`: 1 is building, 0 is not, and MISSING is not scored.
+        """
+        for block in split(part, BLOCK):
+            around = intersection(buffered(block, BOUNDARY_PX), frame)
+            pixels = mask[around.slices(frame)]
+            building, labelled = self.reader.read(around, pixels != MISSING)
+            predicted, truth, inner = (pixels == 1) & labelled, building & labelled, block.slices(around)
+            self.counts = self.counts.plus(count(predicted[inner], truth[inner], labelled[inner]))
+            self.shapes.add(predicted, truth, around, block)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from seg_core.grid import Window
 from seg_core.training.components import Components, Labels
-from seg_core.training.metrics import ratio
+from seg_core.training.metrics import Counts, ratio, scores
 
 MIN_BUILDING_PX = 20
 MIN_IOU = 0.5
@@ -56,6 +56,11 @@ def shape_scores(counts: ShapeCounts) -> dict[str, float | None]:
         "building_f1": ratio(2 * tp, 2 * tp + fp + fn),
         "boundary_iou": ratio(intersection, union),
     }
+
+
+def score_figures(counts: Counts, shapes: ShapeCounts) -> dict[str, float | int | None]:
+    """All scores and counts by name, of pixels and of shapes."""
+    return {**scores(counts), **counts._asdict(), **shape_scores(shapes), **shapes._asdict()}
 
 
 def count_shapes(predicted: Mask, truth: Mask) -> ShapeCounts:
