@@ -25,7 +25,7 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
-from seg_core.training.dataset import find_pairs, is_building, read_header
+from seg_core.training.dataset import describe_class, find_pairs, is_building, read_header
 
 from .progress import waiting
 from .ray_session import ray_session
@@ -78,6 +78,8 @@ def train(
         make_folder(work)
         with acquire_lease(work) as lease:
             _claim(work, settings, header["provenance"]["data_fingerprint"], lease)
+            if described := describe_class(classes.names, classes.positive):
+                note(f"the model {described}")
             _note_bands(image)
             note(_announcement(config, work))
             best = _fit(config, work)

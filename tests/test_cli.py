@@ -330,6 +330,14 @@ def test_a_plain_picture_is_planned_without_a_word_of_warning(tmp_path: Path, bu
     assert json.loads(done.stdout)["pixels"] == 600
 
 
+def test_a_plan_says_what_the_model_finds(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
+    write_pair(tmp_path / "a.tif", np.ones((3, 20, 30), np.uint8))
+    bundle = make_bundle(classes=("background", "building", "road"), building=2)
+    outcome = seg("plan", tmp_path / "a.tif", "--model", bundle, "--json")
+    assert json.loads(outcome.out)["class"] == "road"
+    assert f"{bundle}: finds the class road alone, and building counts as background: building_px" in outcome.err
+
+
 def test_a_command_is_wanted_and_must_be_known(seg: Seg) -> None:
     refused_by_parser(seg(), "COMMAND")
     refused_by_parser(seg("segmnt"), "segmnt")
@@ -881,13 +889,17 @@ def test_a_run_is_scored_on_the_class_of_its_model_or_the_one_that_is_named(
     command = ["evaluate", run, "--labels", tmp_path, "--data", data, "--json"]
     for classes in (("background", "road"), ("background", "building")):
         bundle = make_bundle(classes[1], classes=classes)
+        record.pop("class_name", None)  # as in older records
         record["model"] = {"hash": read_bundle(bundle).hash, "uri": bundle}
         stored.write_text(json.dumps(record))
         assert seg(*command).err == ""
         assert seg(*command, "--class", "Buildings").err == ""
     shutil.rmtree(bundle)
     assert "the run's model is not there: its masks are taken for buildings" in seg(*command).err
-    assert scored == ["road", "Buildings", "Buildings", "Buildings", "Buildings"]
+    for name in ("road", "building"):
+        stored.write_text(json.dumps({**record, "class_name": name}))
+        assert seg(*command).err == ""
+    assert scored == ["road", *["Buildings"] * 4, "road", "Buildings"]
     refused(seg(*command, "--class", "water"), "--class water", "its classes are background, Buildings, road")
     refused(seg("evaluate", run, "--labels", tmp_path, "--class", "road"), "--class road: name its", "--data")
     refused(seg("evaluate", make_bundle("again"), "--data", data, "--class", "road"), "--class road: is for a run")

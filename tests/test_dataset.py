@@ -19,6 +19,7 @@ from seg_core.training.dataset import (
     Classes,
     Pair,
     Sample,
+    describe_class,
     find_pairs,
     read_classes,
     read_header,
@@ -60,6 +61,34 @@ def test_classes_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
     classes = read_classes(write_classes(tmp_path, text))
     assert classes == FOUR
     assert classes.positive == 2
+
+
+MEANT = ": building_px, building_m2, coverage and masks are of road"
+
+
+@pytest.mark.parametrize(
+    ("names", "positive", "text"),
+    [
+        (("background", "building"), 1, None),
+        (("Buildings", "land"), 0, None),
+        (("background", "road"), 1, f"finds the class road alone{MEANT}"),
+        (("land", "road"), 1, f"finds the class road alone, and land counts as background{MEANT}"),
+        (
+            ("background", "building", "road"),
+            1,
+            "finds the class building alone, and road counts as background",
+        ),
+        (
+            ("background", "building", "road", "water"),
+            2,
+            f"finds the class road alone, and building, water count as background{MEANT}",
+        ),
+    ],
+)
+def test_it_is_said_what_a_model_finds_unless_that_is_buildings_and_nothing_else(
+    names: tuple[str, ...], positive: int, text: str | None
+) -> None:
+    assert describe_class(names, positive) == text
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,18 @@ def test_the_summary_is_what_the_rows_add_up_to(ask: Ask, run: str, rows: list[R
     assert pq.read_table(io.BytesIO(ask("--format", "parquet")[1])).to_pylist() == [recomputed(rows)]
 
 
+def test_the_summary_names_the_class_unless_it_is_building(tmp_path: Path) -> None:
+    run, _ = build_run(tmp_path)
+    assert "class" not in summary(run)
+    stored = tmp_path / "run/run.json"
+    record = json.loads(stored.read_text())
+    assert record["class_name"] == "building"
+    stored.write_text(json.dumps({**record, "class_name": "road"}))
+    assert next(iter(summary(run).items())) == ("class", "road")
+    stored.write_text(json.dumps({name: value for name, value in record.items() if name != "class_name"}))
+    assert "class" not in summary(run)
+
+
 def test_the_summary_for_the_terminal_has_a_line_for_each_figure(ask: Ask, rows: list[Row]) -> None:
     code, out, _ = ask()
     lines = dict(line.split(maxsplit=1) for line in out.decode().splitlines())

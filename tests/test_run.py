@@ -254,6 +254,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "plan",
         "created",
         "finished",
+        "class_name",
         "counts",
     ]
     assert list(record["plan"]) == ["fingerprint", "scenes", "parts", "tiles", "pixels"]

@@ -15,7 +15,17 @@ from seg_core.run.typed_json import WrongTypeError, parse_fields
 OLDER = Path(__file__).with_name("older_run") / "run"
 RECORD = new_record(Plan(scenes=(), settings=replace(SETTINGS, bands=(3, 2, 1)), model="hash"), "/models/a")
 AT_FIRST = ["format", "version", "code_version", "model", "settings", "plan", "created", "finished"]
-IN_THE_END = [*AT_FIRST, "exact", "seams", "bottleneck", "seconds", "counts", "relocated", "relocated_versions"]
+IN_THE_END = [
+    *AT_FIRST,
+    "class_name",
+    "exact",
+    "seams",
+    "bottleneck",
+    "seconds",
+    "counts",
+    "relocated",
+    "relocated_versions",
+]
 
 
 def finished() -> RunRecord:
@@ -23,6 +33,7 @@ def finished() -> RunRecord:
     return replace(
         RECORD,
         finished="2025-01-01T00:00:00Z",
+        class_name="road",
         exact=True,
         seams=SeamCounts(pixels=9, differing=1),
         bottleneck={"limit": "model"},

@@ -403,6 +403,10 @@ def test_a_model_of_roads_is_trained_and_used_to_the_end(
     _, err = seg(capsys, "train", "--data", data, "--out", bundle, "--class", "road", "--preset", "large", *flags)
     assert "epoch 2 of 2: loss " in err
     assert ", road IoU " in err
+    told = (
+        f"finds the class road alone{', and building counts as background' if 'building' in names else ''}: building_px"
+    )
+    assert f"the model {told}" in err
     shown = json.loads(seg(capsys, "models", "show", bundle, "--json")[0])
     assert (shown["class"], shown["classes"], shown["bands"]) == ("road", list(names), bands)
     assert (shown["architecture"]["in_channels"], len(shown["mean"])) == (bands, bands)
@@ -412,7 +416,9 @@ def test_a_model_of_roads_is_trained_and_used_to_the_end(
     assert scored["tp"] + scored["fn"] == road.sum()
     assert scored["iou"] > 0.7  # it has learnt: so the class, and each band, is the one that is meant
     scene = data / "val" / "0.tif"
-    seg(capsys, "segment", scene, "--model", bundle, "--out", run)
+    out, err = seg(capsys, "segment", scene, "--model", bundle, "--out", run, "--json")
+    assert f"{bundle}: {told}" in err
+    assert json.loads(out)["class"] == "road"
     seg(capsys, "verify", run)
     (found,) = json.loads(seg(capsys, "query", run, "SELECT sum(building_px)::BIGINT AS px FROM tiles", "--json")[0])
     seg(capsys, "export", "masks", run, "--out", tmp_path / "masks")

@@ -21,7 +21,7 @@ from .arguments import local_path, model_folder, output_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-    from seg_core.run.record import ModelReference
+    from seg_core.run.record import RunRecord
 
 
 def train_settings(args: Namespace) -> TrainSettings:
@@ -84,7 +84,7 @@ def evaluate(args: Namespace) -> int:
     if figures_folder:
         write_figures(evaluation, figures_folder)
         write_samples(evaluation, segmenter, data, args.split, f"{figures_folder}/samples.png")
-    print_figures(evaluation.figures(), args.json)
+    print_figures({"class": segmenter.bundle.class_name, **evaluation.figures()}, args.json)
     return 0
 
 
@@ -105,7 +105,7 @@ def _evaluate_run(args: Namespace, run: str) -> int:
         raise SegError(f"{args.target}: is a run: name its labels with --labels")
     if args.class_name and not args.data:
         raise SegError(f"--class {args.class_name}: name its label_class_dict.csv's folder with --data")
-    classes = read_classes(local_path(args.data), args.class_name or _class_of(record.model)) if args.data else None
+    classes = read_classes(local_path(args.data), args.class_name or _class_of(record)) if args.data else None
     table_path = _make_table_path(args)
     with waiting("comparing masks with labels") as report:
         score = score_run(run, absolute(args.labels), classes, report)
@@ -130,21 +130,26 @@ def _write_table(table: "pd.DataFrame", path: str) -> None:
     write(path, index=False)
 
 
-def _class_of(model: "ModelReference") -> str:
+def _class_of(record: "RunRecord") -> str:
     """Name of the class that a run's masks show, as `read_classes` takes it; empty for buildings.
 
-    Where the run's model is gone they are taken for buildings, and a line says so.
+    Older records don't say it, but the run's model does. If that is gone, masks are taken for buildings, and a line
+    says so.
     """
     from seg_core.model.bundle import BUILT_IN, read_bundle
     from seg_core.training.dataset import is_building
 
-    for path in (BUILT_IN, model.uri):
+    # Labels may call buildings by another name than the model does.
+    if record.class_name is not None:
+        return "" if is_building(record.class_name) else record.class_name
+    for path in (BUILT_IN, record.model.uri):
         with suppress(SegError):
             bundle = read_bundle(path)
-            if bundle.hash == model.hash:
-                # Labels may call buildings by another name than the model does.
+            if bundle.hash == record.model.hash:
                 return "" if is_building(bundle.class_name) else bundle.class_name
-    note(f"{model.uri}: the run's model is not there: its masks are taken for buildings: if not, add --class NAME")
+    note(
+        f"{record.model.uri}: the run's model is not there: its masks are taken for buildings: if not, add --class NAME"
+    )
     return ""
 
 

@@ -43,7 +43,13 @@ def plan(args: Namespace) -> int:
 
         note("segmenting a few windows ...")
         figures |= calibrate(planned, model_folder(args), window, args.window, args.device, args.devices, args.price)
-    figures |= {"model": planned.model, "settings": asdict(planned.settings), "refused": refused, "doubts": doubts}
+    figures |= {
+        "model": planned.model,
+        "class": planned.class_name,
+        "settings": asdict(planned.settings),
+        "refused": refused,
+        "doubts": doubts,
+    }
     if args.json:
         print_figures(figures, as_json=True)
     else:
@@ -60,6 +66,7 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     from seg_core.imagery.region import read_region
     from seg_core.model.bundle import read_bundle, read_weights
     from seg_core.run.plan import Settings, make_plan
+    from seg_core.training.dataset import describe_class
 
     if args.order == "given" and not args.mosaic:
         raise SegError("--order given: is only for a mosaic: add --mosaic")
@@ -86,6 +93,8 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         scenes, unreadable = read_region(args.scenes, as_given, args.alpha, args.include)
         planned, refused = make_plan(scenes, bundle, settings, args.window)
         overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
+    if described := describe_class(bundle.classes, bundle.building):
+        note(f"{model_folder(args)}: {described}")
     refused, doubts = unreadable + refused, _list_doubts(scenes)
     resumed = args.command == "segment" and stat(f"{absolute(args.out)}/run.json") is not None
     if not args.mosaic and (args.overlap or resumed):  # a resumed run keeps the scenes that it began with

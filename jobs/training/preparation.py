@@ -24,6 +24,7 @@ from ..terminal import note
 from .fine_tuning import read_initial_weights, take_over
 from .settings import TrainSettings
 
+WAY_OUT = ": look at its labels and label_class_dict.csv, or name another class with --class"
 GSD_SPREAD = 1.1  # images of one training set may differ in resolution by this factor
 
 Decoded = list[tuple["ray.ObjectRef[Sample]", Digest]]
@@ -128,7 +129,9 @@ def describe_data(
             raise SegError(f"split {split}: no image holds a valid pixel")
         if not any(d.num_positive for d in found):
             name = classes.names[classes.positive]
-            raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}")
+            raise SegError(
+                f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}{WAY_OUT}"
+            )
     known = {d.content: os.path.basename(d.uri) for d in digests["train"]}
     for d in digests["val"]:
         if d.content in known:

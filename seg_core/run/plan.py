@@ -148,6 +148,7 @@ class Plan:
     scenes: tuple[Scene, ...]  # for a mosaic, the first one is the image that the others form together
     settings: Settings
     model: str  # the bundle's hash
+    class_name: str = ""  # of what the model finds; not part of the fingerprint
     places: Places = ()  # how to find scenes that have moved; not part of the fingerprint
 
     @property
@@ -240,7 +241,7 @@ def make_plan(
         whole, pieces, off_grid = make_mosaic(served)
         fitted, unfit = _fit([whole], bundle, settings, bundle.gsd_m)
         served, refused = [*(fitted or [whole]), *pieces], refused + off_grid + unfit
-    return Plan(scenes=tuple(served), settings=settings, model=bundle.hash), refused
+    return Plan(scenes=tuple(served), settings=settings, model=bundle.hash, class_name=bundle.class_name), refused
 
 
 def _select_dtype(scenes: Sequence[Scene], scale: tuple[float, float] | None) -> tuple[list[Scene], list[str]]:

@@ -20,6 +20,7 @@ from seg_core.run.record import read_record
 from seg_core.run.schema import BBOX, GEO, SPLIT
 from seg_core.run.tables import open_scenes, open_tiles, published_parts, read_part, read_scenes
 from seg_core.threads import for_each
+from seg_core.training.dataset import is_building
 
 BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
@@ -112,11 +113,13 @@ def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
 def summary(run: str) -> dict[str, Any]:
     """Return counts, coverage and areas (km2) of the whole run. A figure is None if no tile has it.
 
+    The class is named unless it is building, of which the columns are named.
+
     Areas are also None if any tile with valid pixels has no area, such as one without a CRS. Otherwise areas and
     coverage would be about different ground. This does not use SQL, which would keep the footers of all parts in memory
     at once. Raises SegError as `connect` does.
     """
-    planned = read_record(run).plan.tiles
+    record = read_record(run)
     each = list(for_each(_sum_up, _parts(run)))
     found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
@@ -125,11 +128,13 @@ def summary(run: str) -> dict[str, Any]:
     area_m2, building_m2 = (
         math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
     )
+    name = record.class_name
     return {
+        **({} if name is None or is_building(name) else {"class": name}),
         "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
-        "planned": planned,
+        "planned": record.plan.tiles,
         **found,
-        "missing": max(0, planned - sum(found.values())),
+        "missing": max(0, record.plan.tiles - sum(found.values())),
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,

@@ -60,6 +60,7 @@ class RunRecord:
     plan: PlanFigures
     created: str  # UTC, ISO 8601
     finished: str | None  # likewise; None, and null in the file, until all parts are there
+    class_name: str | None = None  # of what the model finds: the columns building_* are of it
     exact: bool | None = None  # whether no device has rounded
     seams: SeamCounts | None = None
     bottleneck: dict[str, Any] | None = None  # what limited the speed of the latest job
@@ -99,6 +100,7 @@ def new_record(plan: Plan, model_uri: str) -> RunRecord:
         plan=PlanFigures.of(plan),
         created=now(),
         finished=None,
+        class_name=plan.class_name or None,
     )
 
 

@@ -16,6 +16,7 @@ def read_plan(run: str, given: Places = ()) -> Plan:
         scenes=tuple(read_scenes(run)),
         settings=record.settings,
         model=record.model.hash,
+        class_name=record.class_name or "",
         places=record.places(given),
     )
     if record.plan != PlanFigures.of(plan):

@@ -12,6 +12,7 @@ Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, Unive
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,20 @@ class Classes:
     def _any(self) -> str:
         """The name of a class, not the background where there is another."""
         return next((name for name in self.names if not name.lower().startswith("background")), self.names[0])
+
+
+def describe_class(names: Sequence[str], positive: int) -> str | None:
+    """Return what a model of these classes finds and what its figures mean; None for buildings against one other class.
+
+    `positive` is the index of the class that it finds.
+    """
+    name = names[positive]
+    if is_building(name) and len(names) == 2:
+        return None
+    others = [each for each in names if each != name and not each.lower().startswith("background")]
+    counted = f", and {', '.join(others)} {'count' if others[1:] else 'counts'} as background" if others else ""
+    meant = "" if is_building(name) else f": building_px, building_m2, coverage and masks are of {name}"
+    return f"finds the class {name} alone{counted}{meant}"
 
 
 def is_building(name: str) -> bool:
