@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from seg_core.errors import SegError
-from seg_core.grid import MIN_CHIP
 from seg_core.model.bundle import Bundle, Weights, read_bundle, read_weights, write_bundle
 
 BUNDLE = Bundle(
@@ -33,6 +32,7 @@ BUNDLE = Bundle(
     metrics={"val_iou": 0.6, "f1": None},
     provenance={"epoch": 3, "settings": {"lr": 1e-3, "name": "größer"}},
 )
+OPTIONAL = {"min_chip", "levels", "spread", "confidence"}  # in model.json only where they are not their defaults
 # Another value for each field; the weights' hash is not ours to choose.
 OTHER: dict[str, Any] = {
     "architecture": {**BUNDLE.architecture, "width": 8},
@@ -48,6 +48,9 @@ OTHER: dict[str, Any] = {
     "halo": 16,
     "activation_bytes_per_px": 101,
     "min_chip": 204,
+    "levels": ((0.25, 0.75), (1.0, 0.0), (0.5, 0.5)),
+    "spread": 0.25,
+    "confidence": (0.75, 0.25),
     "threshold": 0.25,
     "metrics": {"val_iou": 0.6},
     "provenance": {"epoch": 4},
@@ -140,7 +143,7 @@ def test_model_json_has_these_fields_and_no_others(path: str) -> None:
     assert (header["format"], header["version"]) == ("aerial-seg bundle", 1)
     assert header["hash"] == read_bundle(path).hash
     described = {k: v for k, v in header.items() if k not in {"format", "version", "hash", "weights_sha256"}}
-    left_out = {"weights_sha256", "min_chip"}  # the latter only where it is the usual one
+    left_out = {"weights_sha256", *OPTIONAL}
     assert described == json.loads(json.dumps({k: v for k, v in asdict(BUNDLE).items() if k not in left_out}))
 
 
@@ -239,15 +242,24 @@ def test_another_version_is_refused_with_both_numbers(path: str, version: Any) -
     assert refusal(path) == f"of version {shown}, this program reads 1: upgrade aerial-seg"
 
 
-def test_the_least_size_of_chips_is_written_only_where_it_is_not_the_usual_one(path: str, tmp_path: Path) -> None:
-    assert "min_chip" not in header_of(path)
-    assert read_bundle(path).min_chip == MIN_CHIP
-    write_bundle(str(tmp_path / "small"), replace(BUNDLE, min_chip=204), draw_weights())
-    assert header_of(str(tmp_path / "small"))["min_chip"] == 204
-    assert read_bundle(str(tmp_path / "small")).min_chip == 204
+@pytest.mark.parametrize("name", sorted(OPTIONAL))
+def test_a_field_that_older_bundles_lack_is_written_only_where_it_is_not_its_default(
+    path: str, tmp_path: Path, name: str
+) -> None:
+    assert name not in header_of(path)
+    assert getattr(read_bundle(path), name) == getattr(BUNDLE, name)
+    write_bundle(str(tmp_path / "other"), replace(BUNDLE, **{name: OTHER[name]}), draw_weights())
+    assert header_of(str(tmp_path / "other"))[name] == json.loads(json.dumps(OTHER[name]))
+    assert getattr(read_bundle(str(tmp_path / "other")), name) == OTHER[name]
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name != "min_chip"])
+def test_a_bundle_without_histogram_is_compared_as_if_its_imagery_were_normal() -> None:
+    assert np.sum(BUNDLE.reference, axis=1) == pytest.approx(np.ones(3))
+    levels = OTHER["levels"]
+    assert replace(BUNDLE, levels=levels).reference == levels
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name not in OPTIONAL])
 def test_a_field_that_is_missing_is_named(path: str, name: str) -> None:
     change_header(path, **{name: ...})
     assert refusal(path) == f"damaged: model.json lacks fields or has foreign ones ({name})"
@@ -275,7 +287,7 @@ def test_the_positive_class_is_named_by_its_index() -> None:
     assert replace(BUNDLE, classes=("road", "water", "background"), building=1).class_name == "water"
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name not in {"gsd_m", "context_px"}])
+@pytest.mark.parametrize("name", [f.name for f in fields(Bundle) if f.name not in {"gsd_m", "context_px", "spread"}])
 @pytest.mark.parametrize("value", [None, 5, "text", {}])
 def test_a_field_of_another_kind_is_noticed(path: str, name: str, value: Any) -> None:
     change_header(path, **{name: value})

@@ -14,7 +14,7 @@ from seg_core import api
 
 # Each floor imports from those above it in this list, and from itself.
 LIBRARY = (
-    ("errors", "environment", "version", "grid", "chips", "threads", "synthetic"),
+    ("errors", "environment", "version", "grid", "chips", "grey_levels", "threads", "synthetic"),
     ("storage",),
     ("imagery", "model"),
     ("training",),

@@ -19,6 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
+from seg_core.grey_levels import Normalization, Shares, normal_shares
 from seg_core.grid import MIN_CHIP
 from seg_core.storage.files import (
     PARTIAL,
@@ -59,7 +60,11 @@ class Bundle:
     halo: int  # px
     activation_bytes_per_px: int  # memory of a forward pass in float32, estimated
     threshold: float  # probability from which on a pixel is of the positive class
-    min_chip: int = MIN_CHIP  # chips are at least so many px a side; in model.json only where it is not that
+    # In model.json these are only where they are not their defaults, so that older bundles keep their hashes.
+    min_chip: int = MIN_CHIP  # chips are at least so many px a side
+    levels: Shares = ()  # histogram of each band of the training images: see seg_core.grey_levels
+    spread: float | None = None  # distance from it within which 95 % of the training images lie
+    confidence: tuple[float, ...] = ()  # share of the validation pixels by probability, in equal bins from 0 to 1
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +73,16 @@ class Bundle:
     def class_name(self) -> str:
         """Name of the positive class."""
         return self.classes[self.building]
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation of the imagery trained on."""
+        return Normalization(self.mean, self.std)
+
+    @property
+    def reference(self) -> Shares:
+        """Histogram of each band of the imagery trained on; an older bundle does not hold it: as if it were normal."""
+        return self.levels or normal_shares(self.normalization)
 
     @property
     def hash(self) -> str:
@@ -81,10 +96,12 @@ def find_bundle(name: str) -> str:
 
 
 def _plain(bundle: Bundle) -> dict[str, Any]:
-    values = dict(json.loads(json.dumps(asdict(bundle))))
-    if bundle.min_chip == MIN_CHIP:  # so that the hashes of bundles from before this field stay what they are
-        del values["min_chip"]
-    return values
+    left_out = {each.name for each in OPTIONAL if getattr(bundle, each.name) == each.default}
+    return {k: v for k, v in json.loads(json.dumps(asdict(bundle))).items() if k not in left_out}
+
+
+# Fields that came after the first bundles.
+OPTIONAL = [each for each in fields(Bundle) if each.name in {"min_chip", "levels", "spread", "confidence"}]
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -122,12 +139,13 @@ def read_bundle(path: str) -> Bundle:
     stated = header.pop("hash", None)
     header.pop("version"), header.pop("format")
     known = {f.name for f in fields(Bundle)}
-    if odd := {"min_chip", *header} ^ known:
+    if odd := {*header, *(each.name for each in OPTIONAL)} ^ known:
         raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({', '.join(sorted(odd))})")
     lists = {name: header[name] for name in ("classes", "mean", "std")}
     if not all(isinstance(value, list) for value in lists.values()):
         raise SegError(f"{path}: damaged: {HEADER} has no lists of classes, mean and std")
-    bundle = Bundle(**{**header, **{name: tuple(value) for name, value in lists.items()}})
+    tuples = {name: _to_tuple(value) for name, value in header.items() if name in {*lists, "levels", "confidence"}}
+    bundle = Bundle(**{**header, **tuples})
     if bundle.hash != stated:
         raise SegError(
             f"{path}: damaged: {HEADER} was changed after it was written (hash {bundle.hash}, stated {stated})"
@@ -138,6 +156,10 @@ def read_bundle(path: str) -> Bundle:
             f"imagery of {PIXEL_DTYPE}, or upgrade aerial-seg"
         )
     return bundle
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(_to_tuple(each) for each in value) if isinstance(value, list) else value
 
 
 def _read_header(path: str) -> dict[str, Any]:
