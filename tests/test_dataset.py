@@ -25,7 +25,7 @@ from seg_core.training.dataset import (
     read_header,
     read_pair,
 )
-from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
+from seg_core.training.statistics import Digest, check_bands, describe_imagery, digest, fingerprint, normalisation
 
 TWO = Classes(("background", "building"), ((0, 0, 0), (255, 255, 255)))
 FOUR = Classes(("road", "background", "building", "water"), ((128, 64, 128), (0, 0, 0), (255, 0, 1), (255, 0, 0)))
@@ -443,6 +443,15 @@ def test_normalisation_is_that_of_all_valid_pixels(make_scene: MakeScene) -> Non
     mean, std = normalisation(digests(samples, make_scene))
     assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-3)
     assert std == pytest.approx(pixels.std(axis=0), abs=1e-3)
+
+
+def test_imagery_is_described_by_its_histogram_and_by_how_far_its_images_lie_from_that(make_scene: MakeScene) -> None:
+    samples = [random_sample(seed, 10, 20, missing=0.5) for seed in range(3)]
+    alike = describe_imagery(digests(samples, make_scene))
+    assert np.shape(alike["levels"]) == (3, 32)
+    assert np.sum(alike["levels"], axis=1) == pytest.approx(np.ones(3), abs=1e-3)
+    samples[2].image[...] = samples[2].image // 2
+    assert describe_imagery(digests(samples, make_scene))["spread"] > 2 * alike["spread"] > 0
 
 
 def test_normalisation_of_a_constant_band_divides_by_one(make_scene: MakeScene) -> None:

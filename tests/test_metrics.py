@@ -217,3 +217,10 @@ def test_no_threshold_between_0_and_1_is_one_of_them() -> None:
     found = Histogram(np.ones((2, STEPS), np.int64))
     assert found.counts(0.999) == found.counts(1 - 1 / STEPS) != found.counts(1.0)
     assert found.counts(0.001) == found.counts(1 / STEPS) != found.counts(0.0)
+
+
+def test_the_confidence_is_the_share_of_pixels_by_probability() -> None:
+    probability = np.array([[0.0, 0.01, 0.5, 0.999]], np.float32)
+    truth, valid = probability > 0.4, np.array([[True, True, True, True]])
+    assert histogram(probability, truth, valid).confidence(4) == (0.5, 0.0, 0.25, 0.25)
+    assert Histogram.empty().confidence() == ()

@@ -17,7 +17,7 @@ from seg_core.model.encoders import INSTALLED, INSTALLED_MEAN, INSTALLED_STD, SU
 from seg_core.model.networks import build_model, check_sizes, measure_network, stride_of
 from seg_core.storage.files import absolute, read_bytes, sha256
 from seg_core.training.dataset import Classes, Pair, Sample, read_pair
-from seg_core.training.statistics import Digest, check_bands, digest, fingerprint, normalisation
+from seg_core.training.statistics import Digest, check_bands, describe_imagery, digest, fingerprint, normalisation
 from seg_core.version import code_version
 
 from ..terminal import note
@@ -145,6 +145,7 @@ def describe_data(
     return {
         "dtype": PIXEL_DTYPE,
         **(measured if origin is None else take_over(origin, measured)),
+        **describe_imagery(digests["train"]),
         "provenance": {
             **({} if origin is None else {"from": origin.hash}),
             "settings": asdict(settings),

@@ -268,6 +268,7 @@ def _save(figures: dict[str, Any], learner: Learner, header: dict[str, Any], fol
     provenance = {**header["provenance"], "epoch": figures["epoch"], "created": now()}
     arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in learner.kept.state_dict().items()}
     metrics = {k: v for k, v in figures.items() if k.startswith("val_") or k == "loss"}
-    described = {**header, "threshold": figures["threshold"], "provenance": provenance, "metrics": metrics}
+    found = {"threshold": figures["threshold"], "confidence": learner.confidence, "metrics": metrics}
+    described = {**header, **found, "provenance": provenance}
     write_bundle(f"{folder}/bundle", Bundle(**described), arrays)
     torch.save({"epoch": figures["epoch"], **learner.state()}, f"{folder}/state.pt")

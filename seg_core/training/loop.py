@@ -57,6 +57,7 @@ class Learner:
     average: AveragedModel | None = None  # what is validated and kept, instead of the network
     share: float = 1.0  # weight of this process's gradients: its share of a batch over the mean share of all processes
     rank: int = 0
+    confidence: tuple[float, ...] = ()  # Histogram.confidence of the last validation
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch, kept by `epochs`
 
     @property
@@ -171,6 +172,7 @@ def epochs(
             raise
         threshold = learner.threshold if learner.threshold is not None else histogram.best_threshold()
         figures = scores(histogram.counts(threshold))
+        learner.confidence = histogram.confidence()
         learner.history.append(
             {
                 "epoch": epoch,

@@ -4,13 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
+from seg_core.grey_levels import Levels, count_levels, distance, normalization_of, shares_of
 from seg_core.imagery.scene import Scene
 from seg_core.training.dataset import Classes, Sample
+
+ROWS = 512  # of an image that are counted at once
+SPREAD_PERCENTILE = 95  # of the training images, which Bundle.spread is for
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,7 @@ class Digest:
     content: str  # SHA-256 of pixels and label
     num_valid: int
     num_positive: int  # pixels of the positive class
-    sums: tuple[float, ...]  # over valid pixels, a value a band
-    square_sums: tuple[float, ...]  # of the squared values
+    levels: tuple[tuple[int, ...], ...]  # valid pixels of each band by grey level: see seg_core.grey_levels
     gsd_m: float | None
     label_off_px: float = 0.0  # by how much the label was off before it was warped to the image's grid
     maybe_alpha: int | None = None  # band that is not labelled alpha, but looks like it
@@ -32,18 +36,15 @@ def digest(sample: Sample, scene: Scene, positive: int, label_off_px: float = 0.
     """Sum up a decoded pair; `positive` is the index of the positive class."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
-    sums, square_sums = np.zeros((2, sample.image.shape[2]))
-    for row, label in zip(sample.image, sample.label, strict=True):  # one by one: float64 is eight times as large
-        pixels = row[label != MISSING].astype(np.float64)
-        sums += pixels.sum(axis=0)
-        square_sums += (pixels**2).sum(axis=0)
+    pixels, valid = np.moveaxis(sample.image, -1, 0), sample.label != MISSING
+    starts = range(0, len(valid), ROWS)  # a few rows at a time: to count them takes eight bytes a pixel
+    levels = sum(count_levels(pixels[:, row : row + ROWS], valid[row : row + ROWS]) for row in starts)
     return Digest(
         scene.uri,
         content.hexdigest(),
-        int((sample.label != MISSING).sum()),
+        int(valid.sum()),
         int((sample.label == positive).sum()),
-        tuple(sums.tolist()),
-        tuple(square_sums.tolist()),
+        tuple(map(tuple, np.asarray(levels).tolist())),
         scene.gsd_m,
         label_off_px,
         scene.maybe_alpha,
@@ -57,11 +58,11 @@ def check_bands(digests: Sequence[Digest]) -> None:
     every image does not.
     """
     first = digests[0]
-    count = len(first.sums)
-    other = next((d for d in digests if len(d.sums) != count), None)
+    count = len(first.levels)
+    other = next((d for d in digests if len(d.levels) != count), None)
     if other is not None:
         raise SegError(
-            f"{other.uri}: {len(other.sums)} bands besides alpha, where {first.uri} has {count}: the images of a "
+            f"{other.uri}: {len(other.levels)} bands besides alpha, where {first.uri} has {count}: the images of a "
             f"dataset have the same bands (gdal_translate -b, or gdal_edit.py -colorinterp_N)"
         )
     if all(d.maybe_alpha for d in digests):
@@ -75,11 +76,20 @@ def check_bands(digests: Sequence[Digest]) -> None:
 
 def normalisation(digests: Sequence[Digest]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each band over all valid pixels, in grey levels."""
-    count = sum(d.num_valid for d in digests)
-    mean = np.sum([d.sums for d in digests], axis=0) / count
-    variance = np.sum([d.square_sums for d in digests], axis=0) / count - mean**2
-    std = np.sqrt(np.maximum(variance, 1.0))  # a constant band is no reason to divide by zero
-    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
+    mean, std = normalization_of(_sum_levels(digests))
+    return mean, std
+
+
+def describe_imagery(digests: Sequence[Digest]) -> dict[str, Any]:
+    """Return the fields of a bundle that say what its training images look like: `levels` and `spread`."""
+    total = _sum_levels(digests)
+    reference, std = shares_of(total), normalization_of(total).std
+    apart = [distance(shares_of(np.array(d.levels)), reference, std) for d in digests if d.num_valid]
+    return {"levels": reference, "spread": round(float(np.percentile(apart, SPREAD_PERCENTILE)), 3)}
+
+
+def _sum_levels(digests: Sequence[Digest]) -> Levels:
+    return np.asarray(sum(np.array(d.levels, np.int64) for d in digests))
 
 
 def fingerprint(classes: Classes, splits: Mapping[str, Sequence[Digest]]) -> str:
