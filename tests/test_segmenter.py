@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import WindowFigures
 from seg_core.errors import JobError, SegError
+from seg_core.grey_levels import Normalization
 from seg_core.grid import Window, chip_window, reflect, split
 from seg_core.model.batch_size import find_batch
 from seg_core.model.bundle import read_bundle
@@ -65,6 +66,10 @@ def random_chip(height: int = 64, width: int = 96, seed: int = 0) -> tuple[Image
     valid = np.ones((height, width), np.bool_)
     valid[:20, :30] = False
     return pixels, valid
+
+
+def random_chips(number: int) -> list[tuple[Image, Image]]:
+    return [random_chip(seed=seed) for seed in range(number)]
 
 
 def infer(segmenter: Segmenter, pixels: Image, valid: Image) -> Image:
@@ -207,6 +212,20 @@ def test_chips_segmented_together_get_the_bits_that_each_gets_alone(plain: Segme
         assert_same(alone, result)
 
 
+def test_chips_of_a_batch_may_differ_in_their_normalization(plain: Segmenter) -> None:
+    """A chip that is brighter and of less contrast gives what it would have given, if that is taken into account."""
+    own, dark = plain.bundle.normalization, [(pixels // 4 * 2, valid) for pixels, valid in random_chips(3)]
+    bright = [(pixels // 2 + 30, valid) for pixels, valid in dark]
+    other = Normalization(tuple(mean / 2 + 30 for mean in own.mean), tuple(std / 2 for std in own.std))
+    expected = plain.start([plain.stage(*chip) for chip in dark], CUT).result()
+    mixed = [plain.stage(*bright[0], other), plain.stage(*dark[1]), plain.stage(*bright[2], other)]
+    for one, result in zip(expected, plain.start(mixed, CUT).result(), strict=True):
+        np.testing.assert_allclose(result.figures.probability_sums, one.figures.probability_sums, rtol=1e-5)
+    np.testing.assert_allclose(plain(*bright[0], 16, 40, 61, other), plain(*dark[0], 16, 40, 61), rtol=1e-5)
+    unadapted = plain.start([plain.stage(*chip) for chip in bright], CUT).result()
+    assert not np.allclose(unadapted[0].figures.probability_sums, expected[0].figures.probability_sums, rtol=1e-4)
+
+
 @pytest.mark.parametrize("tile_size", [1, 7, 8, 20, 61])
 @pytest.mark.parametrize("width", [1, 7, 8, 61])
 def test_the_lines_of_tiles_are_packed_as_numpy_packs_them(width: int, tile_size: int) -> None:
@@ -317,6 +336,22 @@ def test_a_compiled_network_gives_the_results_of_the_network(bundle: str, caplog
             np.testing.assert_allclose(one.figures.probability_sums, other.figures.probability_sums, rtol=0.01)
     assert [size[0] for size in compiled.compiled.sizes] == [2]
     assert "uncompiled" not in caplog.text
+
+
+def test_a_compiled_network_takes_each_chip_with_its_normalization(bundle: str) -> None:
+    plain, compiled = compiling(bundle, "no"), compiling(bundle, "yes")
+    own, chips = plain.bundle.normalization, random_chips(2)
+    steep = Normalization(own.mean, tuple(std / 20 for std in own.std))
+    apart = [plain.start([plain.stage(*chips[0], each)], CUT).result()[0].figures for each in (own, steep)]
+    assert not np.allclose(apart[0].probability_sums, apart[1].probability_sums, rtol=0.05)
+    for pair in ((own, steep), (steep, own)):
+        one, other = (
+            segmenter.start([segmenter.stage(*chip, each) for chip, each in zip(chips, pair, strict=True)], CUT)
+            for segmenter in (plain, compiled)
+        )
+        for expected, found in zip(one.result(), other.result(), strict=True):
+            np.testing.assert_allclose(found.figures.probability_sums, expected.figures.probability_sums, rtol=0.02)
+    assert len(compiled.compiled.sizes) == 1
 
 
 def test_a_network_that_can_not_be_compiled_runs_as_it_is_and_a_line_says_so(

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 Outputs = tuple[Tensor, ...]
 Chips = Sequence[Tensor]
-RunBatch = Callable[[Chips, Chips], Outputs]
+Batch = Sequence[Chips]  # what the chips of a batch consist of, such as their images and their masks
+RunBatch = Callable[[Batch], Outputs]
 
 
 def stack_chips(chips: Chips) -> Tensor:
@@ -26,11 +27,12 @@ def stack_chips(chips: Chips) -> Tensor:
 
 
 class CompiledNetwork:
-    """A function `function(images, masks, *rest)` of batches that returns tensors, compiled where that saves time.
+    """A function `function(images, masks, normalizations, *rest)` of batches, compiled where that saves time.
 
-    It is called with the chips of a batch: images `(bands, h, w)` and masks `(h, w)`. It is compiled with static shapes
-    for a size of batches on which `compile_after` seconds have been spent, and never if that is None. If it can't be
-    compiled, it runs uncompiled, and a warning is logged.
+    It returns tensors. It is called with the chips of a batch: images `(bands, h, w)`, masks `(h, w)` and
+    normalizations `(2, bands)`. It is compiled with static shapes for a size of batches on which `compile_after`
+    seconds have been spent, and never if that is None. If it can't be compiled, it runs uncompiled, and a warning is
+    logged.
     """
 
     def __init__(self, function: Callable[..., Outputs], compile_after: float | None, on_gpu: bool) -> None:
@@ -40,17 +42,17 @@ class CompiledNetwork:
         self.recording_lock = threading.Lock()  # held while a CUDA graph is recorded: nothing may wait for the GPU then
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # memory that the graphs of all sizes share
 
-    def __call__(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> Outputs:
+    def __call__(self, size: Hashable | None, batch: Batch, *rest: Any) -> Outputs:
         """Return the function's tensors for a batch.
 
         `size` identifies all that must not change for a compiled function, including `rest`. It is None for a rare
         size.
         """
         if size in self.sizes:
-            return self.sizes[size](images, masks)
-        return self.function(stack_chips(images), stack_chips(masks), *rest)
+            return self.sizes[size](batch)
+        return self.function(*map(stack_chips, batch), *rest)
 
-    def prepare(self, size: Hashable | None, images: Chips, masks: Chips, *rest: Any) -> bool:
+    def prepare(self, size: Hashable | None, batch: Batch, *rest: Any) -> bool:
         """Compile for this size of batches, with one of them as input, if enough time was spent on it.
 
         Returns whether it compiled, or tried to.
@@ -61,7 +63,7 @@ class CompiledNetwork:
         try:
             compiled = torch.compile(self.function, dynamic=False)
             make_run = self._record if self.on_gpu else self._call_once
-            self.sizes[size] = make_run(compiled, stack_chips(images), stack_chips(masks), *rest)
+            self.sizes[size] = make_run(compiled, batch, *rest)
         except torch.OutOfMemoryError:  # compiling takes more memory than running
             self.seconds_spent[size] = -math.inf
             torch.cuda.empty_cache()
@@ -71,36 +73,36 @@ class CompiledNetwork:
             self.compile_after = None
         return True
 
-    def _call_once(self, compiled: Callable[..., Outputs], images: Tensor, masks: Tensor, *rest: Any) -> RunBatch:
+    def _call_once(self, compiled: Callable[..., Outputs], batch: Batch, *rest: Any) -> RunBatch:
         """Return a function that calls the compiled network, after a first call that compiles it."""
 
-        def run(images: Chips, masks: Chips) -> Outputs:
+        def run(batch: Batch) -> Outputs:
             # Views of larger chips have other strides, and would be compiled for again.
-            return compiled(stack_chips(images).contiguous(), stack_chips(masks).contiguous(), *rest)
+            return compiled(*(stack_chips(each).contiguous() for each in batch), *rest)
 
-        run(list(images), list(masks))
+        run(batch)
         return run
 
-    def _record(self, compiled: Callable[..., Outputs], images: Tensor, masks: Tensor, *rest: Any) -> RunBatch:
+    def _record(self, compiled: Callable[..., Outputs], batch: Batch, *rest: Any) -> RunBatch:
         """Record the network as a CUDA graph (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs).
 
         One call starts the whole graph. Otherwise each of some hundred calls would wait for threads that read and
         write. cuDNN also tries which of its routines are fastest for this size. The returned tensors are overwritten by
         the next call.
         """
-        images, masks = images.clone(), masks.clone()
+        inputs = [stack_chips(each).clone() for each in batch]
         graph = torch.cuda.CUDAGraph()
         # If recording fails, torch does not restore the current stream.
         current_stream = torch.cuda.stream(torch.cuda.current_stream())
         with current_stream, torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            compiled(images, masks, *rest)
+            compiled(*inputs, *rest)
             # Other threads copy and allocate at the same time.
             with self.recording_lock, torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
-                outputs = compiled(images, masks, *rest)
+                outputs = compiled(*inputs, *rest)
 
-        def replay(new_images: Chips, new_masks: Chips) -> Outputs:
-            torch.stack(list(new_images), out=images)
-            torch.stack(list(new_masks), out=masks)
+        def replay(batch: Batch) -> Outputs:
+            for chips, memory in zip(batch, inputs, strict=True):
+                torch.stack(list(chips), out=memory)
             graph.replay()
             return outputs
 

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seg_core.grey_levels import Normalization
+
 
 class DeviceChip(NamedTuple):
     """A chip that is ready for the device to use."""
@@ -19,6 +21,7 @@ class DeviceChip(NamedTuple):
     any_valid: bool  # whether any pixel is valid
     ready: Any = None  # the GPU's event after which image and mask are complete
     decoded: bool = False  # whether the device decoded the image from JPEG streams
+    normalization: Normalization | None = None  # mean and deviation that become 0 and 1; None: those of the bundle
 
     def cut(self, at: tuple[slice, slice]) -> "DeviceChip":
         """Return a piece of this chip, which shares its memory."""

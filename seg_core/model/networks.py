@@ -308,10 +308,11 @@ def normalise(pixels: Tensor, valid: Tensor, mean: Tensor | Sequence[float], std
     """Normalise pixels `uint8 (n, bands, h, w)` to `float32` with mean 0 and standard deviation 1 per band.
 
     Pixels that are not `valid`, `bool (n, h, w)`, become 0. Missing pixels thus look the same whatever value the file
-    has for them. Pass mean and deviation, `(bands,)`, as tensors on the device to avoid waiting for their copies.
+    has for them. Mean and deviation are `(bands,)`, or `(n, bands)` if images differ in them. Pass them as tensors on
+    the device to avoid waiting for their copies.
     """
-    shift = torch.as_tensor(mean, device=pixels.device).view(-1, 1, 1)
-    scale = torch.as_tensor(std, device=pixels.device).view(-1, 1, 1)
+    shift = torch.as_tensor(mean, device=pixels.device)[..., None, None]
+    scale = torch.as_tensor(std, device=pixels.device)[..., None, None]
     return ((pixels.float() - shift) / scale).masked_fill_(~valid.unsqueeze(1), 0.0)
 
 

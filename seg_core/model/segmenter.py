@@ -18,9 +18,10 @@ from torch import Tensor
 
 from seg_core.chips import JpegStreams, WindowFigures
 from seg_core.errors import JobError
+from seg_core.grey_levels import Normalization
 from seg_core.model.batch_size import find_batch
 from seg_core.model.bundle import read_bundle, read_weights
-from seg_core.model.compiled import COMPILE_AFTER, CompiledNetwork, stack_chips
+from seg_core.model.compiled import COMPILE_AFTER, Batch, CompiledNetwork, stack_chips
 from seg_core.model.device_chips import ChipUploader, DeviceChip
 from seg_core.model.jpeg_decoder import MAX_CHIPS_PER_CALL, JpegDecoder
 from seg_core.model.loading import choose_device, load_model
@@ -69,7 +70,7 @@ class Segmenter:
         self.views = VIEWS if tta else VIEWS[:1]
         self.layout = torch.contiguous_format if self.exact else torch.channels_last
         self.model = model.to(self.device).to(memory_format=self.layout)
-        self.mean, self.std = (torch.tensor(each, device=self.device) for each in (self.bundle.mean, self.bundle.std))
+        self.normalizations: dict[Normalization, Tensor] = {}  # on the device, `float32 (2, bands)`
         self.decoder = JpegDecoder(self.device, self.free_memory)
         self.uploader = ChipUploader(self.device)
         self.in_flight = 4 if self.on_gpu else 0  # batches that may be in progress while more are prepared
@@ -78,17 +79,23 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(
-        self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_], halo: int, height: int, width: int
+        self,
+        pixels: NDArray[np.uint8],
+        valid: NDArray[np.bool_],
+        halo: int,
+        height: int,
+        width: int,
+        normalization: Normalization | None = None,
     ) -> NDArray[np.float32]:
         """Return the building probability of a chip's window, `float32 (height, width)`.
 
         The chip is `uint8 (bands, h, w)`, and `valid` is `bool (h, w)`. The window begins `halo` px from the chip's
-        first corner. Raises JobError if a probability is NaN.
+        first corner. `normalization` is the bundle's by default. Raises JobError if a probability is NaN.
         """
         if not valid.any():
             return np.zeros((height, width), np.float32)
-        images, masks = self.uploader.gather([self.stage(pixels, valid)])
-        probability = self._probability(stack_chips(images), stack_chips(masks), halo, height, width)[0].cpu().numpy()
+        images, masks, normalizations = map(stack_chips, self._gather([self.stage(pixels, valid, normalization)]))
+        probability = self._probability(images, masks, normalizations, halo, height, width)[0].cpu().numpy()
         if np.isnan(probability).any():
             raise JobError(NOT_FINITE)
         return np.asarray(probability)
@@ -100,17 +107,20 @@ class Segmenter:
         """
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.on_gpu).numpy()
 
-    def stage(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> DeviceChip:
+    def stage(
+        self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_], normalization: Normalization | None = None
+    ) -> DeviceChip:
         """Start copying a chip to the device, which may compute meanwhile. Any thread may call this.
 
-        The chip is `uint8 (bands, h, w)`, and `valid` is `bool (h, w)`.
+        The chip is `uint8 (bands, h, w)`, and `valid` is `bool (h, w)`. `normalization` is the bundle's by default.
         """
-        return self.uploader.upload(torch.from_numpy(pixels), valid)
+        return self.uploader.upload(torch.from_numpy(pixels), valid)._replace(normalization=normalization)
 
-    def stage_streams(self, streams: JpegStreams) -> DeviceChip:
+    def stage_streams(self, streams: JpegStreams, normalization: Normalization | None = None) -> DeviceChip:
         """Decode a chip's JPEG streams on the device. Raises ReadError if they can't be decoded."""
         image, ready = self.decoder(streams)
-        return self.uploader.upload(image, streams.valid, ready)._replace(decoded=True)
+        chip = self.uploader.upload(image, streams.valid, ready)
+        return chip._replace(decoded=True, normalization=normalization)
 
     @torch.inference_mode()
     def start(self, chips: Sequence[DeviceChip], spec: WindowSpec, may_compile: bool = True) -> "Pending":
@@ -125,14 +135,26 @@ class Segmenter:
         events: list[Any] = []
         outputs: tuple[Tensor, ...] = ()
         if inferred:
-            images, masks = self.uploader.gather([chips[number] for number in inferred])
-            compiled = not self.exact and self.compiled.prepare(size, images, masks, spec)
+            batch = self._gather([chips[number] for number in inferred])
+            compiled = not self.exact and self.compiled.prepare(size, batch, spec)
             started = time.perf_counter() if compiled else started
             events += self._record_time()
-            outputs = tuple(self._to_host(each) for each in self._run(size, images, masks, spec))
+            outputs = tuple(self._to_host(each) for each in self._run(size, batch, spec))
             events += self._record_time()
         seconds = time.perf_counter() - started
         return Pending(self, chips, spec, inferred, outputs, events, size, compiled, seconds)
+
+    def _gather(self, chips: Sequence[DeviceChip]) -> Batch:
+        """Return the images, masks and normalizations of chips on the device, for use in its current stream."""
+        normalizations = [self._to_tensor(chip.normalization or self.bundle.normalization) for chip in chips]
+        return *self.uploader.gather(chips), normalizations
+
+    def _to_tensor(self, normalization: Normalization) -> Tensor:
+        """Return the mean and the deviation of each band on the device, `float32 (2, bands)`."""
+        if normalization not in self.normalizations:
+            with self.compiled.recording_lock:  # the copy waits for the GPU
+                self.normalizations[normalization] = torch.tensor(normalization, device=self.device)
+        return self.normalizations[normalization]
 
     def _record_time(self) -> list[Any]:
         """Record a CUDA event at this point of the GPU's work. Returns none on a CPU, whose calls are synchronous."""
@@ -170,11 +192,12 @@ class Segmenter:
     def _time_batch(self, bands: int, height: int, width: int, number: int) -> float:
         chips = torch.zeros(number, bands, height, width, dtype=torch.uint8, device=self.device)
         valid = torch.ones(number, height, width, dtype=torch.bool, device=self.device)
+        normalizations = self._to_tensor(self.bundle.normalization).expand(number, -1, -1)
         seconds = []
         for _ in range(4):
             torch.cuda.synchronize(self.device)
             started = time.perf_counter()
-            self._probability(chips, valid, 0, height, width)
+            self._probability(chips, valid, normalizations, 0, height, width)
             torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])  # the first run also allocates memory and chooses routines
@@ -200,24 +223,27 @@ class Segmenter:
             return output
         return torch.empty(output.shape, dtype=output.dtype, pin_memory=True).copy_(output, non_blocking=True)
 
-    def _run(
-        self, size: tuple[Any, ...] | None, images: Sequence[Tensor], masks: Sequence[Tensor], spec: WindowSpec
-    ) -> tuple[Tensor, ...]:
+    def _run(self, size: tuple[Any, ...] | None, batch: Batch, spec: WindowSpec) -> tuple[Tensor, ...]:
         """Run a batch, in the network that is compiled for its size if there is one."""
         if self.exact:  # one by one: oneDNN adds up in another order if there are several
             each = [
-                self._compute_outputs(image[None], mask[None], spec) for image, mask in zip(images, masks, strict=True)
+                self._compute_outputs(image[None], mask[None], normalization[None], spec)
+                for image, mask, normalization in zip(*batch, strict=True)
             ]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
-        return self.compiled(size, images, masks, spec)
+        return self.compiled(size, batch, spec)
 
-    def _compute_outputs(self, images: Tensor, masks: Tensor, spec: WindowSpec) -> tuple[Tensor, ...]:
+    def _compute_outputs(
+        self, images: Tensor, masks: Tensor, normalizations: Tensor, spec: WindowSpec
+    ) -> tuple[Tensor, ...]:
         """Return what `summarise` returns for the windows of a batch."""
-        probability = self._probability(images, masks, spec.halo, spec.height, spec.width)
+        probability = self._probability(images, masks, normalizations, spec.halo, spec.height, spec.width)
         return summarise(probability, masks[window_index(spec.halo, spec.height, spec.width)], spec)
 
-    def _probability(self, images: Tensor, masks: Tensor, halo: int, height: int, width: int) -> Tensor:
-        x = normalise(images, masks, self.mean, self.std)
+    def _probability(
+        self, images: Tensor, masks: Tensor, normalizations: Tensor, halo: int, height: int, width: int
+    ) -> Tensor:
+        x = normalise(images, masks, normalizations[:, 0], normalizations[:, 1])
         window = window_index(halo, height, width)
         each = [self._infer_view(x, turns, flip)[window] for turns, flip in self.views]
         return sum(each[1:], each[0]) / len(each)
