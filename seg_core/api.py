@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
+from seg_core.grey_levels import count_levels
 from seg_core.grid import Window, split
 from seg_core.imagery.georef import Transform, area_m2, footprints, position
 from seg_core.imagery.geotiff import write_geotiff
@@ -32,6 +33,8 @@ from seg_core.model.bundle import BUILT_IN
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.export_masks import check_within, read_mask
+from seg_core.run.imagery_fit import choose_normalization
+from seg_core.run.normalization import normalization_of_scene
 from seg_core.run.query import query, summary
 from seg_core.run.record import read_record
 from seg_core.run.schema import TILES
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+NORMALIZE_MODES = ("auto", "scene", "region", "model")
 AREA_TILE = 512  # px; ground areas are taken as even over a tile, as in a run
 IDENTITY: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -114,12 +118,13 @@ def segment_array(
     *,
     valid: NDArray[np.bool_] | None = None,
     threshold: float | None = None,
+    normalize: str = "auto",
 ) -> Segmentation:
     """Segment an image in memory, at the resolution that the model was trained at.
 
     `image` is `uint8 (height, width, bands)`, as Pillow and matplotlib have it. `valid` `bool (height, width)` says
-    which pixels hold data, by default all. `threshold` is the model's own by default. Raises SegError for an array of
-    another type or shape.
+    which pixels hold data, by default all. `threshold` is the model's own by default. `normalize` is as for
+    `segment_file`. Raises SegError for an array of another type or shape.
 
         found = seg_core.segment_array(np.asarray(Image.open("scene.png").convert("RGB")))
         plt.imshow(found.mask)
@@ -129,8 +134,10 @@ def segment_array(
     valid = np.ones(image.shape[:2], np.bool_) if valid is None else valid
     if valid.shape != image.shape[:2] or valid.dtype != np.bool_:
         raise SegError(f"valid: is {_describe(valid)}: give bool {image.shape[:2]}, as the image has pixels")
+    pixels = np.moveaxis(image, -1, 0)
+    normalization = choose_normalization(_check_mode(normalize), count_levels(pixels, valid), segmenter.bundle)
     with at_least_two_threads():
-        found = segment_pixels(segmenter, np.moveaxis(image, -1, 0), valid)
+        found = segment_pixels(segmenter, pixels, valid, normalization)
     return Segmentation(*found, _choose_threshold(segmenter, threshold))
 
 
@@ -143,14 +150,16 @@ def segment_file(
     scale: tuple[float, float] | None = None,
     resample: bool = False,
     threshold: float | None = None,
+    normalize: str = "auto",
 ) -> Segmentation:
     """Segment an image file, or a window of it. The values are those that `seg segment` finds.
 
     `path` is local or an `s3://` URI. `window` is `(row_off, col_off, height, width)` in pixels. `bands`, `scale` and
     `resample` are as the options of `seg segment`: the bands to read, counted from 1, the two values that become 0 and
-    255, and whether to segment at the model's resolution; then `window` and the result are on that grid. Pixels are
-    read as far as they are needed: memory goes by the window. Raises SegError for an image that the model does not
-    serve, and its child ReadError where the file can't be read.
+    255, and whether to segment at the model's resolution; then `window` and the result are on that grid. `normalize` is
+    `auto`, `scene`, `region` or `model`; the region is this file, so that `seg segment` finds the same values if it is
+    given this file alone. Pixels are read as far as they are needed: memory goes by the window. Raises SegError for an
+    image that the model does not serve, and its child ReadError where the file can't be read.
 
         found = seg_core.segment_file("scene.tif", window=(0, 0, 2048, 2048))
         found.save_mask("mask.tif")
@@ -172,7 +181,8 @@ def segment_file(
     at = scene.window if window is None else Window(*window)
     check_within(at, scene)
     with at_least_two_threads():
-        found = segment_scene(segmenter, scene, at, scale)
+        normalization = normalization_of_scene(scene, bundle, _check_mode(normalize), scale)
+        found = segment_scene(segmenter, scene, at, scale, normalization)
     a, b, _, d, e, _ = scene.transform
     x, y = map(float, position(scene.transform, at.row_off, at.col_off))
     return Segmentation(*found, _choose_threshold(segmenter, threshold), scene.crs, (a, b, x, d, e, y))
@@ -241,6 +251,12 @@ def _as_segmenter(model: Model) -> Segmenter:
 
 def _choose_threshold(segmenter: Segmenter, threshold: float | None) -> float:
     return segmenter.bundle.threshold if threshold is None else threshold
+
+
+def _check_mode(normalize: str) -> str:
+    if normalize not in NORMALIZE_MODES:
+        raise SegError(f"normalize = {normalize!r}: say one of {', '.join(NORMALIZE_MODES)}")
+    return normalize
 
 
 def _check_image(image: NDArray[np.generic], bands: int) -> None:

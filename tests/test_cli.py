@@ -46,6 +46,7 @@ REGION = [
     "--keep-probability",
     "--model",
     "--mosaic",
+    "--normalize",
     "--order",
     "--overlap",
     "--part",
@@ -445,6 +446,9 @@ def test_a_plan_says_what_a_run_would_do(seg: Seg, bundle: str, make_scene: Make
         "mosaic": False,
         "window": 32,  # kept, because this halo does not cover the model's context of 12 px
         "alpha": None,
+        "normalize": "model",
+        "normalize_mean": None,
+        "normalize_std": None,
     }
     assert seg("plan", make_scene(), "--model", bundle).out.startswith("scenes ")
 

@@ -275,6 +275,9 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "mosaic": False,
         "window": None,
         "alpha": None,
+        "normalize": "model",
+        "normalize_mean": None,
+        "normalize_std": None,
     }
     assert record["plan"] == {"fingerprint": plan.fingerprint, **plan.counts}
     assert record["created"] <= record["finished"]

@@ -14,7 +14,7 @@ from seg_core.storage.files import make_folder
 from ..terminal import print_figures, print_table
 from .arguments import local_path, model_folder
 from .model_commands import train_settings
-from .region_commands import execution_options, make_accepted_plan
+from .region_commands import execution_options, make_accepted_plan, normalize_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def _prepare_bench(args: Namespace) -> "Iterator[tuple[Plan, str]]":
         if not args.scenes:
             scene = make_scene(folder, args.codec or "deflate", args.side or 4096, read_bundle(model_folder(args)))
             args = Namespace(**{**vars(args), "scenes": [scene]})
-        yield make_accepted_plan(args), folder
+        yield normalize_plan(make_accepted_plan(args), args), folder
 
 
 def bench_segment(args: Namespace) -> int:

@@ -84,6 +84,8 @@ def evaluate(args: Namespace) -> int:
     if figures_folder:
         write_figures(evaluation, figures_folder)
         write_samples(evaluation, segmenter, data, args.split, f"{figures_folder}/samples.png")
+    if difference := evaluation.fit.describe_difference():
+        note(f"{difference}: it is scored as it is, while seg segment adapts it (--normalize)")
     print_figures({"class": segmenter.bundle.class_name, **evaluation.figures()}, args.json)
     return 0
 

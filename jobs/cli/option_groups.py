@@ -68,6 +68,12 @@ def add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> No
     group.add_argument("--bands", type=parse_bands, metavar="B,B,B", help="bands to read, numbered from 1")
     text = "alpha band, which marks the pixels that hold data (default: the band that the file labels alpha)"
     group.add_argument("--alpha", type=parse_alpha, metavar="N|none", help=text)
+    text = (
+        "which mean and deviation of the pixels become 0 and 1: model: those of the training; region: those of a "
+        "sample of the region; scene: those of each scene; auto: region if it looks unlike the training, else model "
+        "(default)"
+    )
+    group.add_argument("--normalize", choices=("auto", "scene", "region", "model"), default="auto", help=text)
     add_precision(group)
     text = (
         "decoder of JPEG inside GeoTIFFs: cpu: GDAL (default); device: the model's device, on a GPU its JPEG engine; "

@@ -33,6 +33,7 @@ def plan(args: Namespace) -> int:
     from seg_core.run.sizing import choose_window
 
     planned, refused, doubts = _make_plan(args)
+    planned = normalize_plan(planned, args)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     window = choose_window(args.window, planned.settings, read_bundle(model_folder(args)), memory)
     figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
@@ -43,6 +44,9 @@ def plan(args: Namespace) -> int:
 
         note("segmenting a few windows ...")
         figures |= calibrate(planned, model_folder(args), window, args.window, args.device, args.devices, args.price)
+    if planned.fit is not None:
+        figures |= planned.fit.figures()
+        doubts += filter(None, [planned.fit.describe(planned.settings.normalize)])
     figures |= {
         "model": planned.model,
         "class": planned.class_name,
@@ -87,6 +91,7 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         decode=args.decode,
         mosaic=args.mosaic,
         alpha=args.alpha,
+        normalize=args.normalize,
     )
     as_given = args.mosaic and args.order == "given"
     with waiting("reading the headers of scenes"):
@@ -132,6 +137,15 @@ def make_accepted_plan(args: Namespace) -> "Plan":
     return planned
 
 
+def normalize_plan(planned: "Plan", args: Namespace) -> "Plan":
+    """Return the plan with its normalization, found from a sample of its imagery."""
+    from seg_core.model.bundle import read_bundle
+    from seg_core.run.normalization import normalize_plan as normalize
+
+    with waiting("comparing a sample of the imagery with that of the training") as report:
+        return normalize(planned, read_bundle(model_folder(args)), report)
+
+
 def execution_options(args: Namespace) -> "ExecutionOptions":
     """Return the options of a run that do not change its result."""
     from ..resources import ExecutionOptions
@@ -151,10 +165,18 @@ def execution_options(args: Namespace) -> "ExecutionOptions":
 
 def segment(args: Namespace) -> int:
     """Run `seg segment`: segment a region, or what is left of it."""
+    from seg_core.model.bundle import read_bundle
+    from seg_core.run.normalization import normalize_as_run
     from seg_core.run.relocation import match_run
 
-    out, planned = output_folder("--out", args.out), make_accepted_plan(args)
-    planned, notes = match_run(out, planned, absolute_places(args.relocate))
+    out, planned, places = output_folder("--out", args.out), make_accepted_plan(args), absolute_places(args.relocate)
+    if stat(f"{out}/run.json") is None:
+        planned = normalize_plan(planned, args)
+    else:
+        planned = normalize_as_run(out, planned, read_bundle(model_folder(args)), places)
+    planned, notes = match_run(out, planned, places)
+    if planned.fit is not None:
+        notes += filter(None, [planned.fit.describe(planned.settings.normalize)])
     for line in notes:
         note(line)
     from ..segment import segment as segment_region
@@ -165,7 +187,9 @@ def segment(args: Namespace) -> int:
     seams, counts = record.seams, record.counts
     assert counts is not None  # which a run has when it is finished
     disagreement = seams.differing / seams.pixels if seams and seams.pixels else None
-    print_figures({"run": out, **counts, "seam_disagreement": disagreement}, args.json)
+    print_figures({"run": out, **counts, "seam_disagreement": disagreement, **record.fit_figures()}, args.json)
+    if warning := record.fit_warning():
+        note(warning)
     failed = counts["failed"]
     if failed:
         explain_failures(args.out, failed)

@@ -109,6 +109,7 @@ def repair(args: Namespace) -> int:
 def query(args: Namespace) -> int:
     """Run `seg query`: query a run in SQL, or print its summary."""
     from seg_core.run.query import describe, summary
+    from seg_core.run.record import read_record
     from seg_core.run.stored_plan import num_missing, read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
@@ -118,7 +119,10 @@ def query(args: Namespace) -> int:
     if args.sql is None and args.format in {"table", "json"}:
         with waiting("adding up the parts of the run"):
             figures = summary(run)
-        as_json = args.format == "json"
+        as_json, record = args.format == "json", read_record(run)
+        figures |= record.fit_figures()
+        if warning := record.fit_warning():
+            note(warning)
         print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
     else:
         _write_result(run, args)

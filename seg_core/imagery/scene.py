@@ -12,6 +12,7 @@ from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 
 from seg_core.errors import ReadError, SegError
+from seg_core.grey_levels import Normalization
 from seg_core.grid import Window
 from seg_core.imagery.bands import (
     alpha_band,
@@ -58,6 +59,9 @@ class Scene:
     premultiplied: bool = False  # the colours are multiplied by the alpha band
     bits: int | None = None  # of a value, if they are fewer than its dtype holds
     sidecars: tuple[str, ...] = ()  # paths of files beside a remote image that describe it
+    # Mean and deviation of each band, if the run normalizes each scene by its own; None: those of the run.
+    normalize_mean: tuple[float, ...] | None = None
+    normalize_std: tuple[float, ...] | None = None
     # The fields below are not stored in a run.
     # Whether blocks that a sparse file leaves out are 0, as in a label, rather than missing.
     blank_is_data: bool = field(default=False, metadata=NOT_STORED)
@@ -85,6 +89,18 @@ class Scene:
     def window(self) -> Window:
         """The window of the whole scene."""
         return Window(0, 0, self.height, self.width)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and deviation by which the run normalizes this scene; None if those of the run apply."""
+        if self.normalize_mean is None or self.normalize_std is None:
+            return None
+        return Normalization(self.normalize_mean, self.normalize_std)
+
+    def normalized(self, normalization: Normalization | None) -> "Scene":
+        """Return the scene with this normalization."""
+        mean, std = normalization or (None, None)
+        return replace(self, normalize_mean=mean, normalize_std=std)
 
     @property
     def is_resampled(self) -> bool:

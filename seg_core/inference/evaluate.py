@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
+from seg_core.grey_levels import NUM_LEVELS, Levels, count_levels
 from seg_core.imagery.scene import fit_to_model
 from seg_core.inference.scenes import segment_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
 from seg_core.plots.pictures import Panel, assemble_panels, paint_errors, paint_mask
+from seg_core.run.imagery_fit import ImageryFit, compare
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.dataset import Image, Pair, Sample, find_pairs, read_classes, read_pair
@@ -34,6 +36,7 @@ class Evaluation:
     shapes: ShapeCounts  # buildings and boundary pixels of all images at the threshold
     threshold: float
     labels_off_px: dict[str, float]  # AlignedLabel.off_px by label file
+    fit: ImageryFit  # how the images compare with those of the training
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of all images together, by name."""
@@ -45,6 +48,7 @@ class Evaluation:
             "best_threshold": best,
             "best_iou": scores(self.histogram.counts(best))["iou"],
             "calibration_error": self.histogram.calibration_error(),
+            **self.fit.figures(),
         }
 
 
@@ -58,6 +62,7 @@ def evaluate(
     """
     threshold, positive = segmenter.bundle.threshold, segmenter.bundle.building
     rows: list[dict[str, Any]] = []
+    levels: Levels = np.zeros((segmenter.bundle.bands, NUM_LEVELS), np.int64)
     pixels, total, total_shapes = np.zeros_like(Histogram.empty().pixels), Counts(), ShapeCounts()
     labels_off_px: dict[str, float] = {}
     for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
@@ -66,10 +71,12 @@ def evaluate(
         valid, truth = sample.label != MISSING, sample.label == positive
         predicted = probability >= threshold
         counts, shapes = count(predicted, truth, valid), count_shapes(predicted & valid, truth)
+        levels += count_levels(np.moveaxis(sample.image, -1, 0), valid)
         pixels += histogram(probability, truth, valid).pixels
         total, total_shapes = total.plus(counts), total_shapes.plus(shapes)
         rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **score_figures(counts, shapes)})
-    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, total_shapes, threshold, labels_off_px)
+    fit = compare(levels, segmenter.bundle)
+    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, total_shapes, threshold, labels_off_px, fit)
 
 
 def _segment(

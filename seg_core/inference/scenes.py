@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.chips import Pixels, Valid
+from seg_core.grey_levels import Normalization
 from seg_core.grid import (
     Window,
     align,
@@ -27,17 +28,25 @@ Probability = NDArray[np.float32]
 
 
 def segment_scene(
-    segmenter: Segmenter, scene: Scene, window: Window | None = None, scale: tuple[float, float] | None = None
+    segmenter: Segmenter,
+    scene: Scene,
+    window: Window | None = None,
+    scale: tuple[float, float] | None = None,
+    normalization: Normalization | None = None,
 ) -> tuple[Probability, Valid]:
     """Building probability `float32 (height, width)` of a scene or a window within it, and which pixels hold data.
 
     The values are those of a bulk run, for they are computed on the same grid with the same halo. `scale` names the two
     values of the file that become 0 and 255. Raises ReadError where the file can't be read.
     """
-    return _segment(segmenter, lambda chip: read_chip(scene, chip, scale), scene.window, window or scene.window)
+    return _segment(
+        segmenter, lambda chip: read_chip(scene, chip, scale), scene.window, window or scene.window, normalization
+    )
 
 
-def segment_pixels(segmenter: Segmenter, pixels: Pixels, valid: Valid) -> tuple[Probability, Valid]:
+def segment_pixels(
+    segmenter: Segmenter, pixels: Pixels, valid: Valid, normalization: Normalization | None = None
+) -> tuple[Probability, Valid]:
     """Building probability `float32 (height, width)` of pixels `uint8 (bands, height, width)`, as of a scene of them.
 
     `valid` `bool (height, width)` says which hold data.
@@ -50,11 +59,15 @@ def segment_pixels(segmenter: Segmenter, pixels: Pixels, valid: Valid) -> tuple[
         return image, expand_reflected_mask(valid[at], rows, cols)
 
     whole = Window(0, 0, *valid.shape)
-    return _segment(segmenter, read, whole, whole)
+    return _segment(segmenter, read, whole, whole, normalization)
 
 
 def _segment(
-    segmenter: Segmenter, read: Callable[[Window], tuple[Pixels, Valid]], image: Window, wanted: Window
+    segmenter: Segmenter,
+    read: Callable[[Window], tuple[Pixels, Valid]],
+    image: Window,
+    wanted: Window,
+    normalization: Normalization | None,
 ) -> tuple[Probability, Valid]:
     """The probabilities of the `wanted` window of an image of which `read` gives chips, and which pixels are valid."""
     halo, stride = segmenter.bundle.halo, segmenter.bundle.stride
@@ -62,7 +75,7 @@ def _segment(
     holds_data = np.zeros(probability.shape, np.bool_)
     for window in split(align(wanted, stride, image), round_up(WINDOW, stride)):
         pixels, valid = read(chip_window(window, halo, stride, segmenter.bundle.min_chip))
-        found = segmenter(pixels, valid, halo, window.height, window.width)
+        found = segmenter(pixels, valid, halo, window.height, window.width, normalization)
         common = intersection(window, wanted)
         target, source = common.slices(wanted), common.slices(window)
         probability[target] = found[source]

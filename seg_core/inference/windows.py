@@ -40,19 +40,24 @@ def stage_windows(
     It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
     within a `turn`, but for that of a GPU, which takes chips of many threads at once.
     """
-    bundle = segmenter.bundle
+    bundle, normalization = segmenter.bundle, block.part.normalization(settings)
     chips = [chip_window(window, settings.halo, bundle.stride, bundle.min_chip) for window in block.windows]
     whole = bounding_window(chips)
+
+    def read() -> "DeviceChip":
+        pixels, valid = read_pixels(block.part, whole, settings, segmenter.allocate_pixels)
+        return segmenter.stage(pixels, valid, normalization)
+
     with ExitStack() as within:
         within.enter_context(turn())
         streams = _read_streams(block.part, whole, settings, segmenter)
         if streams is None:
-            staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.allocate_pixels))
+            staged = read()
         else:
             if segmenter.on_gpu:
                 within.close()
             try:
-                staged = segmenter.stage_streams(streams)
+                staged = segmenter.stage_streams(streams, normalization)
             except ReadError:
                 # What the device's JPEG engine does not know, or is damaged, is left to GDAL, which says which. But
                 # only of a window alone: who decodes the others must not depend on what is read with them.
@@ -60,7 +65,7 @@ def stage_windows(
                     raise
                 if segmenter.on_gpu:
                     within.enter_context(turn())
-                staged = segmenter.stage(*read_pixels(block.part, whole, settings, segmenter.allocate_pixels))
+                staged = read()
     return [staged.cut(chip.slices(whole)) for chip in chips]
 
 

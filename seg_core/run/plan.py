@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from seg_core.errors import SegError
+from seg_core.grey_levels import Normalization
 from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, intersects, num_splits, split
 from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
+from seg_core.run.imagery_fit import ImageryFit
 
 MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
 
@@ -35,11 +37,26 @@ class Settings:
     mosaic: bool = False  # treat the scenes as one image
     window: int | None = None  # px; set only if the context exceeds the halo, because rows then depend on it
     alpha: int | None = None  # number of the alpha band; 0: there is none; None: the band that the file labels alpha
+    normalize: str = "model"  # or region, scene: by the run's own imagery; or auto: see seg_core.run.normalization
+    normalize_mean: tuple[float, ...] | None = None  # of the region, in grey levels; None: the model's, or each scene's
+    normalize_std: tuple[float, ...] | None = None
 
     @property
     def context_exceeds_halo(self) -> bool:
         """Whether the model sees beyond the halo. The rows then depend on the window size, which is a setting."""
         return self.window is not None
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and deviation of the region; None if the model's apply, or those of each scene."""
+        if self.normalize_mean is None or self.normalize_std is None:
+            return None
+        return Normalization(self.normalize_mean, self.normalize_std)
+
+    def normalized(self, mode: str, normalization: Normalization | None) -> "Settings":
+        """Return the settings with this normalization of the region."""
+        mean, std = normalization or (None, None)
+        return replace(self, normalize=mode, normalize_mean=mean, normalize_std=std)
 
     def named(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, so that adding a setting does not change older runs."""
@@ -86,6 +103,10 @@ class Part:
     def version(self) -> str:
         """Hash of the state of the part's files and of how they are read. It changes if either does."""
         return self.planned or _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
+
+    def normalization(self, settings: Settings) -> Normalization | None:
+        """Mean and deviation of its imagery; None if the model's apply."""
+        return self.scene.normalization or settings.normalization
 
     def to_row(self) -> dict[str, Any]:
         """Return plain values, to send to another process."""
@@ -149,6 +170,7 @@ class Plan:
     settings: Settings
     model: str  # the bundle's hash
     class_name: str = ""  # of what the model finds; not part of the fingerprint
+    fit: ImageryFit | None = None  # how the imagery compares with the model's; not part of the fingerprint
     places: Places = ()  # how to find scenes that have moved; not part of the fingerprint
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.run.fence import PLAIN, Store
+from seg_core.run.imagery_fit import ImageryFit
 from seg_core.run.parquet import advised
 from seg_core.run.plan import Places, Plan, Settings, relocate
 from seg_core.run.typed_json import WrongTypeError, parse_fields
@@ -61,6 +62,7 @@ class RunRecord:
     created: str  # UTC, ISO 8601
     finished: str | None  # likewise; None, and null in the file, until all parts are there
     class_name: str | None = None  # of what the model finds: the columns building_* are of it
+    fit: ImageryFit | None = None  # how the imagery compares with what the model was trained on
     exact: bool | None = None  # whether no device has rounded
     seams: SeamCounts | None = None
     bottleneck: dict[str, Any] | None = None  # what limited the speed of the latest job
@@ -74,6 +76,15 @@ class RunRecord:
         """Where the scenes are now: at the given places, or else where this record says."""
         noted = ((old, relocate(new, given)) for old, new in (self.relocated or {}).items())
         return (*given, *noted)
+
+    def fit_figures(self) -> dict[str, Any]:
+        """Return how the imagery was normalized and whether it looks like that of the training; null if not known."""
+        known = self.fit.figures() if self.fit else {"imagery_distance": None, "imagery_is_unlike": None}
+        return {"normalize": self.settings.normalize, **known}
+
+    def fit_warning(self) -> str | None:
+        """Return a line about imagery that looks unlike that of the training; None if it looks like it."""
+        return self.fit.describe(self.settings.normalize) if self.fit else None
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file. What a newer version wrote, and this one does not know, stays where it was."""
@@ -97,6 +108,7 @@ def new_record(plan: Plan, model_uri: str) -> RunRecord:
         code_version=code_version(),
         model=ModelReference(hash=plan.model, uri=model_uri),
         settings=plan.settings,
+        fit=plan.fit,
         plan=PlanFigures.of(plan),
         created=now(),
         finished=None,

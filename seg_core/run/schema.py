@@ -83,6 +83,8 @@ SCENES = pa.schema(
         pa.field("inverted", pa.bool_()),  # 0 is white
         pa.field("premultiplied", pa.bool_()),  # its colours by its alpha band
         pa.field("bits", pa.int32()),  # of a value, where they are fewer than its dtype holds
+        pa.field("normalize_mean", pa.list_(pa.float64())),  # of each band, if each scene is normalized by its own
+        pa.field("normalize_std", pa.list_(pa.float64())),
         pa.field("sidecars", pa.list_(pa.string())),  # files beside a remote image that belong to it
     ]
 )

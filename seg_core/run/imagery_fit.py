@@ -1,0 +1,87 @@
+"""How the imagery of a region compares with what the model was trained on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seg_core.grey_levels import Levels, Normalization, distance, normalization_of, shares_of
+
+if TYPE_CHECKING:
+    from seg_core.model.bundle import Bundle
+
+# Distance from the training imagery up to which a region is like it. Of the built-in model's 106 training images the
+# furthest lies at 0.51. Imagery of other places and seasons lay beyond 1: see seg_core/imagery/README.md.
+LIKE = 0.6
+MIN_PIXELS = 2**16  # a smaller sample says too little of a region: a single roof may fill it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageryFit:
+    """A sample of a region's imagery beside that of the training. It is kept in `run.json`."""
+
+    sampled_px: int  # valid pixels of the sample
+    distance: float | None  # see seg_core.grey_levels; None if no pixel of the sample is valid
+    limit: float  # distance from which on the imagery is unlike
+    mean: tuple[float, ...] | None  # of each band, in grey levels
+    std: tuple[float, ...] | None
+    trained_mean: tuple[float, ...]
+    trained_std: tuple[float, ...]
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the imagery looks unlike that of the training, by a sample that is large enough to say so."""
+        return self.distance is not None and self.distance >= self.limit and self.sampled_px >= MIN_PIXELS
+
+    def figures(self) -> dict[str, Any]:
+        """Return what commands print of it."""
+        return {"imagery_distance": self.distance, "imagery_is_unlike": self.is_unlike}
+
+    def describe_difference(self) -> str | None:
+        """Return in what the imagery looks unlike that of the training; None if it is alike."""
+        if not self.is_unlike or self.mean is None or self.std is None:
+            return None
+        return (
+            f"the imagery looks unlike what the model was trained on: distance {self.distance:.2f} (limit "
+            f"{self.limit:.2f}), mean {_text(self.mean)} instead of {_text(self.trained_mean)}, deviation "
+            f"{_text(self.std)} instead of {_text(self.trained_std)}"
+        )
+
+    def describe(self, normalize: str) -> str | None:
+        """Return a line that warns of unlike imagery and says what to do; None if it is alike."""
+        if (difference := self.describe_difference()) is None:
+            return None
+        if normalize == "model":
+            done = "it is not adapted: try --normalize region"
+        else:
+            done = f"its brightness and contrast are adapted (--normalize {normalize}), but nothing else"
+        return f"{difference}: {done}: check a labelled part with seg evaluate, or train on such imagery"
+
+
+def compare(levels: Levels, bundle: "Bundle") -> ImageryFit:
+    """Compare a sample, `int64 (bands, 256)`, with the imagery that a model was trained on."""
+    sampled_px = int(levels[0].sum())
+    found = normalization_of(levels) if sampled_px else None
+    apart = distance(shares_of(levels), bundle.reference, bundle.std) if sampled_px else None
+    return ImageryFit(
+        sampled_px=sampled_px,
+        distance=None if apart is None else round(apart, 4),
+        limit=max(LIKE, bundle.spread or 0.0),
+        mean=found and found.mean,
+        std=found and found.std,
+        trained_mean=bundle.mean,
+        trained_std=bundle.std,
+    )
+
+
+def choose_normalization(mode: str, levels: Levels, bundle: "Bundle") -> Normalization | None:
+    """Return the normalization of imagery with these levels, `int64 (bands, 256)`; None for the model's own.
+
+    `mode` is `model`; `auto`, which normalizes only unlike imagery; or another, which always normalizes if there is a
+    valid pixel.
+    """
+    fit = compare(levels, bundle)
+    wanted = fit.is_unlike if mode == "auto" else mode != "model"
+    return normalization_of(levels) if wanted and fit.sampled_px else None
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.0f}" for value in values)
