@@ -181,6 +181,16 @@ def test_the_limit_goes_with_the_spread_of_the_training_images(bundle: Bundle) -
     assert compare(levels, alike).distance == 0
 
 
+def test_a_mean_probability_far_from_that_on_validation_is_named(bundle: Bundle) -> None:
+    levels = count_levels(draw(125), np.ones((SIDE, SIDE), np.bool_))
+    fit = compare(levels, replace(bundle, confidence=(0.8, 0.0, 0.0, 0.2)))
+    assert fit.validated_probability == pytest.approx(0.8 * 0.125 + 0.2 * 0.875)
+    assert "few buildings" in str(fit.describe_probability(0.007))
+    for known in (0.1, None):
+        assert fit.describe_probability(known) is None
+    assert compare(levels, bundle).describe_probability(0.007) is None  # of an older bundle it is not known
+
+
 def test_a_small_sample_is_not_judged(make_scene: MakeScene, bundle: Bundle) -> None:
     levels = count_levels(draw(250, 5, side=255), np.ones((255, 255), np.bool_))
     assert levels[0].sum() < MIN_PIXELS

@@ -80,6 +80,9 @@ def recomputed(rows: list[Row]) -> dict[str, Any]:
         "valid_px": valid,
         "building_px": building,
         "coverage": pytest.approx(building / valid),
+        "mean_probability": pytest.approx(
+            math.fsum(row["mean_probability"] * row["valid_px"] for row in done if row["valid_px"]) / valid
+        ),
         "area_km2": pytest.approx(math.fsum(row["area_m2"] for row in done) / 1e6),
         "building_km2": pytest.approx(math.fsum(row["building_m2"] for row in done) / 1e6),
     }
@@ -131,6 +134,7 @@ def test_the_summary_of_a_run_where_all_failed_has_counts_and_no_coverage(tmp_pa
         "valid_px": None,
         "building_px": None,
         "coverage": None,
+        "mean_probability": None,
         "area_km2": None,
         "building_km2": None,
     }

@@ -188,8 +188,8 @@ def segment(args: Namespace) -> int:
     assert counts is not None  # which a run has when it is finished
     disagreement = seams.differing / seams.pixels if seams and seams.pixels else None
     print_figures({"run": out, **counts, "seam_disagreement": disagreement, **record.fit_figures()}, args.json)
-    if warning := record.fit_warning():
-        note(warning)
+    for line in record.fit_warnings(counts):
+        note(line)
     failed = counts["failed"]
     if failed:
         explain_failures(args.out, failed)

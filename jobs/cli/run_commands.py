@@ -121,8 +121,8 @@ def query(args: Namespace) -> int:
             figures = summary(run)
         as_json, record = args.format == "json", read_record(run)
         figures |= record.fit_figures()
-        if warning := record.fit_warning():
-            note(warning)
+        for line in record.fit_warnings(figures):
+            note(line)
         print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
     else:
         _write_result(run, args)

@@ -1,6 +1,7 @@
 """How the imagery of a region compares with what the model was trained on."""
 
 from dataclasses import dataclass
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from seg_core.grey_levels import Levels, Normalization, distance, normalization_of, shares_of
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 # Distance from the training imagery up to which a region is like it. Of the built-in model's 106 training images the
 # furthest lies at 0.51. Imagery of other places and seasons lay beyond 1: see seg_core/imagery/README.md.
 LIKE = 0.6
+FAR_RATIO = 10  # of mean probabilities: where buildings are a tenth of what they are in towns, it may be right
 MIN_PIXELS = 2**16  # a smaller sample says too little of a region: a single roof may fill it
 
 
@@ -25,6 +27,7 @@ class ImageryFit:
     std: tuple[float, ...] | None
     trained_mean: tuple[float, ...]
     trained_std: tuple[float, ...]
+    validated_probability: float | None = None  # mean over the validation pixels; None if the bundle does not say
 
     @property
     def is_unlike(self) -> bool:
@@ -55,6 +58,19 @@ class ImageryFit:
             done = f"its brightness and contrast are adapted (--normalize {normalize}), but nothing else"
         return f"{difference}: {done}: check a labelled part with seg evaluate, or train on such imagery"
 
+    def describe_probability(self, mean_probability: float | None) -> str | None:
+        """Return a line if the mean probability over a run is far from that on validation; None if not."""
+        if mean_probability is None or not self.validated_probability:
+            return None
+        ratio = mean_probability / self.validated_probability
+        if 1 / FAR_RATIO < ratio < FAR_RATIO:
+            return None
+        much, usual = "few" if ratio < 1 else "many", self.validated_probability
+        return (
+            f"the mean probability is {mean_probability:.4f}, on the validation images {usual:.4f}: "
+            f"either there are {much} buildings, or the model does not know this imagery: look at some masks"
+        )
+
 
 def compare(levels: Levels, bundle: "Bundle") -> ImageryFit:
     """Compare a sample, `int64 (bands, 256)`, with the imagery that a model was trained on."""
@@ -69,6 +85,7 @@ def compare(levels: Levels, bundle: "Bundle") -> ImageryFit:
         std=found and found.std,
         trained_mean=bundle.mean,
         trained_std=bundle.std,
+        validated_probability=_mean(bundle.confidence),
     )
 
 
@@ -81,6 +98,12 @@ def choose_normalization(mode: str, levels: Levels, bundle: "Bundle") -> Normali
     fit = compare(levels, bundle)
     wanted = fit.is_unlike if mode == "auto" else mode != "model"
     return normalization_of(levels) if wanted and fit.sampled_px else None
+
+
+def _mean(confidence: tuple[float, ...]) -> float | None:
+    """Return the mean probability of pixels whose shares in equal bins of probability are given; None without any."""
+    middles = [(number + 0.5) / len(confidence) for number in range(len(confidence))]
+    return round(sum(map(mul, confidence, middles)), 4) if confidence else None
 
 
 def _text(values: tuple[float, ...]) -> str:

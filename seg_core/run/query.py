@@ -129,6 +129,7 @@ def summary(run: str) -> dict[str, Any]:
         math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
     )
     name = record.class_name
+    probability_px = [part["probability_px"] for part in each if part["valid_px"]]
     return {
         **({} if name is None or is_building(name) else {"class": name}),
         "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
@@ -138,6 +139,7 @@ def summary(run: str) -> dict[str, Any]:
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,
+        "mean_probability": math.fsum(probability_px) / valid_px if valid_px else None,
         "area_km2": None if area_m2 is None else area_m2 / 1e6,
         "building_km2": None if building_m2 is None else building_m2 / 1e6,
     }
@@ -159,10 +161,11 @@ def to_table(figures: Mapping[str, Any]) -> pa.Table:
 
 def _sum_up(path: str) -> dict[str, Any]:
     """Add up the tiles of a part that are done, and count those that are done and those that failed."""
-    rows = read_part(path, ["status", *SUMMED_COLUMNS])
+    rows = read_part(path, ["status", "mean_probability", *SUMMED_COLUMNS])
     done = [row for row in rows if row["status"] == "done"]
     without_area = sum(row["area_m2"] is None and row["valid_px"] > 0 for row in done)
     sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done), "without_area": without_area}
+    sums["probability_px"] = math.fsum(row["mean_probability"] * row["valid_px"] for row in done if row["valid_px"])
     for name in SUMMED_COLUMNS:
         values = [row[name] for row in done if row[name] is not None]
         add = math.fsum if name.endswith("_m2") else sum  # fsum does not depend on the order of floats

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -82,9 +83,15 @@ class RunRecord:
         known = self.fit.figures() if self.fit else {"imagery_distance": None, "imagery_is_unlike": None}
         return {"normalize": self.settings.normalize, **known}
 
-    def fit_warning(self) -> str | None:
-        """Return a line about imagery that looks unlike that of the training; None if it looks like it."""
-        return self.fit.describe(self.settings.normalize) if self.fit else None
+    def fit_warnings(self, counts: Mapping[str, Any]) -> list[str]:
+        """Return a line for each reason to doubt that the model knows the imagery. `counts` is the run's summary."""
+        if self.fit is None:
+            return []
+        lines = (
+            self.fit.describe(self.settings.normalize),
+            self.fit.describe_probability(counts.get("mean_probability")),
+        )
+        return [line for line in lines if line]
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file. What a newer version wrote, and this one does not know, stays where it was."""
