@@ -93,7 +93,7 @@ class Histogram:
         predicted = (grouped.sum(axis=0) * middles).sum(axis=1)[some] / per_bin[some]
         return predicted, grouped[1].sum(axis=1)[some] / per_bin[some], per_bin[some]
 
-    def confidence(self, bins: int = 16) -> tuple[float, ...]:
+    def confidence(self, bins: int = 64) -> tuple[float, ...]:
         """Return the share of the pixels in each of `bins` equal bins of probability, to 5 digits; () without any."""
         per_bin = self.pixels.reshape(2, bins, -1).sum(axis=(0, 2))
         return tuple((per_bin / per_bin.sum()).round(5).tolist()) if per_bin.any() else ()
