@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NORTH_UP, MakeScene
+from conftest import NORTH_UP, MakeBundle, MakeScene
+from rasters import write_jpeg
 from runs import write_light_bundle
 from seg_command import SMALL, seg
 
+import seg_core
 from seg_core.errors import ReadError, SegError
 from seg_core.grey_levels import Normalization, count_levels, normalization_of, shares_of
 from seg_core.grid import Window, split
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
+from seg_core.inference.windows import infer_window
 from seg_core.model.bundle import Bundle, read_bundle
+from seg_core.model.segmenter import Segmenter
 from seg_core.run import normalization
 from seg_core.run.imagery_fit import MIN_PIXELS, choose_normalization, compare
 from seg_core.run.normalization import (
@@ -117,6 +121,30 @@ def test_each_scene_has_its_own_normalization_where_that_is_asked_for(make_scene
         assert Part.from_row(part.to_row()).normalization(plan.settings) == scene.normalization
     assert plan.fit is not None
     assert plan.fit.sampled_px == 2 * SIDE**2
+
+
+@pytest.mark.usefixtures("in_process", "one_thread")
+@pytest.mark.parametrize(("mode", "decode"), [("region", "cpu"), ("scene", "cpu"), ("region", "device")])
+def test_windows_of_a_run_and_whole_scenes_are_normalized_alike(
+    tmp_path: Path, make_bundle: MakeBundle, mode: str, decode: str
+) -> None:
+    """Also where the device decodes; and not as by the mean and deviation of the training."""
+    write_jpeg(tmp_path / "a.tif", height=SIDE, width=SIDE)
+    segmenter = Segmenter(make_bundle(), "cpu")
+    plan = normalize_plan(
+        plan_of([str(tmp_path / "a.tif")], segmenter.bundle, normalize=mode, decode=decode, part=512), segmenter.bundle
+    )
+    (part,) = plan.parts()
+    found = infer_window(part, part.window, plan.settings, segmenter).figures.probability_sums
+    by_mode = [
+        seg_core.segment_file(str(tmp_path / "a.tif"), segmenter, normalize=each).probability.sum(dtype=np.float64)
+        for each in ("region", mode, "model")
+    ]
+    assert found.sum() == pytest.approx(by_mode[0], rel=1e-4)  # a device decodes a little differently
+    assert by_mode[0] == by_mode[1]
+    assert abs(by_mode[2] / by_mode[0] - 1) > 5e-4
+    with pytest.raises(SegError, match="normalize = 'gamma': say one of auto, scene, region, model"):
+        seg_core.segment_file(str(tmp_path / "a.tif"), segmenter, normalize="gamma")
 
 
 def test_blocks_of_frames_are_drawn_once_each_and_the_same_each_time() -> None:
