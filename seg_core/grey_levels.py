@@ -59,6 +59,16 @@ def normal_shares(normalization: Normalization) -> Shares:
     return tuple(tuple(np.diff(band).tolist()) for band in below)
 
 
+def normalization_of_shares(shares: Shares) -> Normalization:
+    """Return mean and standard deviation of each band, as near as the bins of a histogram tell."""
+    width = NUM_LEVELS // NUM_BINS
+    middles = np.arange(NUM_BINS) * width + (width - 1) / 2
+    values = np.asarray(shares)
+    mean = values @ middles
+    variance = values @ middles**2 - mean**2 + (width**2 - 1) / 12  # the latter within a bin
+    return Normalization(tuple(mean.tolist()), tuple(np.sqrt(np.maximum(variance, MIN_STD**2)).tolist()))
+
+
 def distance(shares: Shares, reference: Shares, std: Sequence[float]) -> float:
     """Return the distance of two histograms in the band where it is largest.
 

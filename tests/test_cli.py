@@ -121,7 +121,7 @@ OPTIONS = {
         "--val",
         "SCENE",
     ],
-    "seg train": [*GENERAL, *SETTINGS, "--address", "--json", "--out", "--work"],
+    "seg train": [*GENERAL, *SETTINGS, "--address", "--from", "--json", "--out", "--work"],
     "seg evaluate": [
         *GENERAL,
         "--class",

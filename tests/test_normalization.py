@@ -209,6 +209,21 @@ def test_the_limit_goes_with_the_spread_of_the_training_images(bundle: Bundle) -
     assert compare(levels, alike).distance == 0
 
 
+def test_a_network_with_the_normalization_of_an_earlier_training_sees_what_it_was_trained_on(bundle: Bundle) -> None:
+    rng, valid = np.random.default_rng(0), np.ones((300, 300), np.bool_)
+    pixels = rng.normal(110, 12, (3, 300, 300)).clip(0, 255).astype(np.uint8)
+    tuned = replace(bundle, mean=(90.0,) * 3, std=(30.0,) * 3, levels=shares_of(count_levels(pixels, valid)))
+    other = (pixels * 0.5 + 140).astype(np.uint8)  # the same ground in another light
+    found = choose_normalization("region", count_levels(other, valid), tuned)
+    assert found is not None
+    seen, known = (
+        ((pixels - 90.0) / 30.0),
+        (other - np.reshape(found.mean, (3, 1, 1))) / np.reshape(found.std, (3, 1, 1)),
+    )
+    assert abs(seen.mean() - known.mean()) < 0.05
+    assert abs(seen.std() - known.std()) < 0.05
+
+
 def test_a_mean_probability_far_from_that_on_validation_is_named(bundle: Bundle) -> None:
     levels = count_levels(draw(125), np.ones((SIDE, SIDE), np.bool_))
     fit = compare(levels, replace(bundle, confidence=(0.8, 0.0, 0.0, 0.2)))

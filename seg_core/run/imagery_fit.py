@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from operator import mul
 from typing import TYPE_CHECKING, Any
 
-from seg_core.grey_levels import Levels, Normalization, distance, normalization_of, shares_of
+from seg_core.grey_levels import (
+    Levels,
+    Normalization,
+    distance,
+    normalization_of,
+    normalization_of_shares,
+    shares_of,
+)
 
 if TYPE_CHECKING:
     from seg_core.model.bundle import Bundle
@@ -13,6 +20,7 @@ if TYPE_CHECKING:
 # furthest lies at 0.51. Imagery of other places and seasons lay beyond 1: see seg_core/imagery/README.md.
 LIKE = 0.6
 FAR_RATIO = 10  # of mean probabilities: where buildings are a tenth of what they are in towns, it may be right
+SAME = 0.1  # deviations: bins of a histogram tell no finer difference between two normalizations
 MIN_PIXELS = 2**16  # a smaller sample says too little of a region: a single roof may fill it
 
 
@@ -97,7 +105,23 @@ def choose_normalization(mode: str, levels: Levels, bundle: "Bundle") -> Normali
     """
     fit = compare(levels, bundle)
     wanted = fit.is_unlike if mode == "auto" else mode != "model"
-    return normalization_of(levels) if wanted and fit.sampled_px else None
+    return carry_over(normalization_of(levels), bundle) if wanted and fit.sampled_px else None
+
+
+def carry_over(found: Normalization, bundle: "Bundle") -> Normalization:
+    """Return the normalization by which imagery with that mean and deviation reaches the network like its training.
+
+    Mostly that is `found` itself, as the training images became 0 and 1. Those of a network that began from another
+    one, or from a pretrained encoder, were normalized by values of an earlier training.
+    """
+    trained = normalization_of_shares(bundle.reference)
+    offsets = [(mean - own) / own_std for mean, own, own_std in zip(trained.mean, bundle.mean, bundle.std, strict=True)]
+    spreads = [std / own_std for std, own_std in zip(trained.std, bundle.std, strict=True)]
+    if all(abs(offset) < SAME and abs(spread - 1) < SAME for offset, spread in zip(offsets, spreads, strict=True)):
+        return found
+    std = [each / spread for each, spread in zip(found.std, spreads, strict=True)]
+    mean = [each - offset * own for each, offset, own in zip(found.mean, offsets, std, strict=True)]
+    return Normalization(tuple(round(each, 4) for each in mean), tuple(round(each, 4) for each in std))
 
 
 def _mean(confidence: tuple[float, ...]) -> float | None:
