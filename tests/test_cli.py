@@ -124,6 +124,7 @@ OPTIONS = {
     "seg train": [*GENERAL, *SETTINGS, "--address", "--from", "--json", "--out", "--work"],
     "seg evaluate": [
         *GENERAL,
+        "--aoi",
         "--class",
         "--data",
         "--device",

@@ -1,16 +1,23 @@
 """A run is scored against labels as they mean it, and only against those."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import shapely
 from conftest import MakeBundle, MakeScene, window_figures
+from footprints import write_vectors
 from numpy.typing import NDArray
 from parts import SETTINGS, Made, open_plan, rows_of, work
 from runs import build_run
+from seg_command import seg
 
+from aerial_seg.cli.main import main
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.raster import read_chip
@@ -233,6 +240,58 @@ def test_buildings_and_boundaries_are_those_of_the_whole_scenes(
     assert total == {name: sum(image[name] for image in expected) for name in total}
     assert min(total.values()) > 0
     assert score.num_failed == 1
+
+
+def test_polygons_are_scored_as_the_raster_that_they_cover(
+    tmp_path: Path, make_scene: MakeScene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes on the first scene, in longitude and latitude; the second has none. An area of interest leaves it out."""
+    run, plan = build_run(tmp_path)
+    boxes = [shapely.box(5, 70, 50, 95), shapely.box(20, 3, 64, 30)]
+    polygons = write_vectors(tmp_path / "houses.geojson", boxes, "EPSG:4326")
+    area = write_vectors(tmp_path / "area.gpkg", [shapely.box(0, 0, 60, 80)])
+    for image in plan.images:
+        truth = np.zeros((2, *image.window.shape), np.uint8)
+        truth[1] = 255
+        if image.scene_id == "north/a.tif":
+            truth[:, 70:95, 5:50] = truth[:, 3:30, 20:64] = 1
+            truth[1, :80, :60][truth[1, :80, :60] == 255] = 0
+            truth[1, 80:], truth[1, :, 60:] = 255, 255
+        for folder, pixels in zip(("all", "inside"), truth, strict=True):
+            make_scene(f"{folder}/{image.scene_id}", pixels=pixels[None], transform=image.transform)
+    for folder, options in (("all", []), ("inside", ["--aoi", area])):
+        expected = score_run(run, str(tmp_path / folder), None)
+        table = tmp_path / f"{folder}.csv"
+        out, _ = seg(capsys, "evaluate", run, "--labels", polygons, *options, "--per-image", table, "--json")
+        figures = {**score_figures(expected.counts, expected.shapes), "failed_tiles": 0}
+        assert json.loads(out) == figures
+        assert figures["tp"] > 0
+        assert pd.read_csv(table)["tp"].tolist() == [image["tp"] for image in expected.images]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "reason"),
+    [
+        ("houses.fgb", ["--data", "."], "--data: is for the colours of raster labels, .*fgb holds polygons"),
+        ("truth.tif", ["--aoi", "houses.fgb"], "--aoi .*fgb: is for polygons, .*truth.tif is none"),
+        ("far.fgb", [], "far.fgb: no polygon lies on a scene: labels are at longitude .*, scenes at longitude"),
+    ],
+)
+def test_options_and_polygons_that_do_not_fit_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    labels: str,
+    options: list[str],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_run(tmp_path)
+    Path("label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,1,1,1\n")
+    write_vectors(tmp_path / "houses.fgb", [shapely.box(5, 70, 50, 95)])
+    write_vectors(tmp_path / "far.fgb", [shapely.box(5000, 70, 5050, 95)])
+    assert main(["evaluate", "run", "--labels", labels, *options]) == 2
+    assert re.search(reason, capsys.readouterr().err)
 
 
 def test_failed_tiles_are_counted_and_left_out(made: Made, make_scene: MakeScene) -> None:

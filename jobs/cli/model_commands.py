@@ -6,7 +6,7 @@ Each command is one function, which takes the parsed arguments, prints the resul
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,12 @@ from ..training.settings import TrainSettings, key_of, make_settings, parse_assi
 from .arguments import local_path, model_folder, output_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
 
     from seg_core.run.record import RunRecord
+    from seg_core.run.score import SceneLabels
 
 
 def train_settings(args: Namespace) -> TrainSettings:
@@ -65,7 +68,7 @@ def evaluate(args: Namespace) -> int:
     read_bundle(target)
     if args.class_name:
         raise SegError(f"--class {args.class_name}: is for a run: a bundle, as {args.target} is, knows its class")
-    if args.labels:
+    if args.labels or args.aoi:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data instead: --labels is for a run")
     if args.data is None:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
@@ -109,13 +112,39 @@ def _evaluate_run(args: Namespace, run: str) -> int:
         raise SegError(f"--class {args.class_name}: name its label_class_dict.csv's folder with --data")
     classes = read_classes(local_path(args.data), args.class_name or _class_of(record)) if args.data else None
     table_path = _make_table_path(args)
-    with waiting("comparing masks with labels") as report:
-        score = score_run(run, absolute(args.labels), classes, report)
+    with _open_labels(args, run) as labels, waiting("comparing masks with labels") as report:
+        score = score_run(run, labels, classes, report)
     _note_warps(score.labels_off_px)
     if table_path:
         _write_table(pd.DataFrame(score.images), table_path)
     print_figures({**score_figures(score.counts, score.shapes), "failed_tiles": score.num_failed}, args.json)
     return 1 if score.num_failed else 0
+
+
+@contextmanager
+def _open_labels(args: Namespace, run: str) -> "Iterator[str | SceneLabels]":
+    """Yield the polygons of a vector file as labels of a run's scenes, or the path of raster labels."""
+    from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
+    from seg_core.imagery.vectors import is_vector
+    from seg_core.run.stored_plan import read_plan
+
+    if not is_vector(args.labels):
+        if args.aoi:
+            raise SegError(f"--aoi {args.aoi}: is for polygons, {args.labels} is none: mark what is missing by nodata")
+        yield absolute(args.labels)
+        return
+    if args.data:
+        raise SegError(f"--data: is for the colours of raster labels, {args.labels} holds polygons: leave it out")
+    settings = LabelSettings(area=local_path(args.aoi) if args.aoi else None)
+    with ExitStack() as stack:
+        with waiting("reading polygons"):
+            labels = stack.enter_context(open_labels(local_path(args.labels), read_plan(run).images, settings))
+        assert labels.tally is not None
+        if labels.tally.repaired:
+            note(f"{args.labels}: {labels.tally.repaired:,} invalid polygons were repaired")
+        if dropped := describe_dropped(labels.tally):
+            note(f"{args.labels}: dropped, because they are no area: {dropped}")
+        yield labels
 
 
 def _make_table_path(args: Namespace) -> str | None:

@@ -128,7 +128,9 @@ def _add_evaluate(commands: Commands) -> None:
         "--per-image", metavar="FILE", help="write the figures of each image to this file (.parquet or .csv)"
     )
     parser.add_argument("--figures", metavar="DIR", help="write threshold curve, calibration and samples as PNG")
-    parser.add_argument("--labels", metavar="PATH", help="label file of a run's scene, or folder of its scenes' labels")
+    text = "of a run: label file of its scene, folder of its scenes' labels, or polygons (.gpkg, .geojson, .shp, ...)"
+    parser.add_argument("--labels", metavar="PATH", help=text)
+    parser.add_argument("--aoi", metavar="FILE", help="polygons outside of which a run is not scored; for polygons")
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="class of --data that a run's masks show (its model's)"
     )

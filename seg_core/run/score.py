@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,13 @@ LABEL_ADVICE = (
 )
 
 
+class SceneLabels(Protocol):
+    """Labels of all scenes of a run, such as polygons."""
+
+    def read(self, scene: Scene, window: Window) -> NDArray[np.uint8]:
+        """Return the label of a window of a scene, `uint8 (height, width)`: 1 is building, MISSING is not labelled."""
+
+
 class RunScore(NamedTuple):
     """The result of comparing a run's masks with labels."""
 
@@ -43,42 +50,52 @@ class RunScore(NamedTuple):
 
 
 def score_run(
-    run: str, labels: str, classes: Classes | None, report: Callable[[str], None] = lambda _: None
+    run: str, labels: str | SceneLabels, classes: Classes | None, report: Callable[[str], None] = lambda _: None
 ) -> RunScore:
     """Count the pixels and the buildings of a run's masks by prediction and truth.
 
     `labels` is one file for a run of one image, or a folder with one file per scene, named scene_id or scene_id with
     the suffix `.tif` or `.tiff`. With `classes` a label is decoded like those of a training dataset. Without them it
     has one band with 0 (background), 1 (building), and 255 or its nodata value (missing). A label on another grid than
-    the segmented image is warped to it. `report` is called with a text for each part that is done. Memory goes by the
-    size of a part. Raises SegError if a label is missing or doesn't fit its scene, or if the run is not finished.
+    the segmented image is warped to it. Labels that are no rasters are given as SceneLabels, and have no classes.
+
+    `report` is called with a text for each part that is done. Memory goes by the size of a part. Raises SegError if a
+    label is missing or doesn't fit its scene, or if the run is not finished.
     """
     plan = read_plan(run)
     parts = list(plan.parts())
     if missing := num_missing(run, plan):
         raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
+    readers = _open_readers(labels, plan.images, classes)
     scorers = {
-        image.scene_id: ImageScorer(
-            LabelReader(_find_label(labels, image, len(plan.images), classes), classes), ShapeCounter(image.window)
-        )
-        for image in plan.images
+        image.scene_id: ImageScorer(readers[image.scene_id], ShapeCounter(image.window)) for image in plan.images
     }
     for number, (part, frame, mask) in enumerate(_read_masks(run, plan, parts)):
         report(f"{number} of {len(parts)} parts done")
         scorers[part.scene.scene_id].add(mask, frame, part.window)
-    readers = [scorer.reader for scorer in scorers.values()]
-    _check_labels(labels, readers)
+    rasters = [reader for reader in readers.values() if isinstance(reader, LabelReader)]
+    _check_labels(labels, rasters)
     found = {scene_id: (scorer.counts, scorer.shapes.finish()) for scene_id, scorer in scorers.items()}
     return RunScore(
         reduce(Counts.plus, (counts for counts, _ in found.values()), Counts()),
         sum(row["status"] == "failed" for part in parts for row in read_part(part_path(run, part.key), ["status"])),
-        {reader.label.file.uri: reader.label.off_px for reader in readers},
+        {reader.label.file.uri: reader.label.off_px for reader in rasters},
         reduce(ShapeCounts.plus, (shapes for _, shapes in found.values()), ShapeCounts()),
         [{"image": each, "valid_px": sum(both[0]), **score_figures(*both)} for each, both in found.items()],
     )
 
 
-def _check_labels(labels: str, readers: "Sequence[LabelReader]") -> None:
+def _open_readers(
+    labels: str | SceneLabels, images: Sequence[Scene], classes: Classes | None
+) -> "dict[str, LabelReader | SceneLabelReader]":
+    """Open the label of each image, by scene_id."""
+    if isinstance(labels, str):
+        found = {image.scene_id: _find_label(labels, image, len(images), classes) for image in images}
+        return {scene_id: LabelReader(label, classes) for scene_id, label in found.items()}
+    return {image.scene_id: SceneLabelReader(labels, image) for image in images}
+
+
+def _check_labels(labels: object, readers: "Sequence[LabelReader]") -> None:
     """Raise SegError if labels that have been read can't be meant as they were read, or hold no data."""
     values = set().union(*(reader.values for reader in readers))
     if MISSING in values and 1 not in values:  # then 255 is most likely building
@@ -123,7 +140,7 @@ def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | N
 class ImageScorer:
     """Compares the mask of an image with its label, part by part."""
 
-    reader: "LabelReader"
+    reader: "LabelReader | SceneLabelReader"
     shapes: ShapeCounter
     counts: Counts = field(default_factory=Counts)
 
@@ -170,3 +187,16 @@ class LabelReader:
         if unexpected := self.values - {0, 1, MISSING}:
             raise SegError(f"{self.label.file.uri}: holds {min(unexpected)}: {LABEL_ADVICE}")
         return pixels == 1, labelled & valid & (pixels != MISSING)
+
+
+@dataclass(frozen=True)
+class SceneLabelReader:
+    """Reads the label of one scene out of those of all."""
+
+    labels: SceneLabels
+    scene: Scene
+
+    def read(self, window: Window, valid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Read a window as LabelReader does."""
+        found = self.labels.read(self.scene, window)
+        return found == 1, valid & (found != MISSING)
