@@ -63,7 +63,8 @@ def test_a_run_of_an_older_version_is_sound_and_answers(older: Path, tmp_path: P
     run, before = str(older / "run"), files_of(str(older / "run"))
     assert verify(run).describe() == "complete: all 6 tiles are done"
     assert repair(run).bad_parts == []
-    assert summary(run) == json.loads((older / "run/run.json").read_text())["counts"]
+    counts = json.loads((older / "run/run.json").read_text())["counts"]
+    assert {name: summary(run)[name] for name in counts} == counts
     assert query(run, "SELECT count(*) AS n, sum(building_px)::INT AS px FROM tiles").to_pylist() == [
         {"n": 6, "px": summary(run)["building_px"]}
     ]
