@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser, scene_help: str) -> None:
     text = "polygons outside of which nothing is labelled: it is neither trained on nor scored"
     parser.add_argument("--aoi", metavar="FILE", help=text)
     parser.add_argument(
-        "--all-touched", action="store_true", help="label each pixel that a polygon touches (its centre)"
+        "--all-touched", action="store_true", help="label each pixel that a polygon touches, not only by its centre"
     )
     text = "attribute that names the class of each polygon (default: all are building)"
     parser.add_argument("--class-column", metavar="NAME", help=text)
