@@ -46,8 +46,8 @@ class Format(NamedTuple):
     begins: bytes
 
 
-# Formats that hold geometries and nothing else. GDAL chooses a driver by content, and some drivers follow the names of
-# further files: OGR VRT, and JSON of type gdal_streamed_alg, which even runs what it names.
+# Formats that hold geometries and nothing else. GDAL chooses a driver by content, and some drivers open further files
+# that a file names, as those for OGR VRT and GDALG do.
 FORMATS = {
     ".gpkg": Format("GPKG", b"SQLite format 3\0"),
     ".geojson": Format("GeoJSON", b"{"),
