@@ -98,6 +98,7 @@ def wait_for_parts(run: Path, number: int, job: Driver) -> None:
     while len(published_parts(str(run))) < number and job.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert job.poll() in {None, 0}, job.communicate()[1]
 
 
 def processes(job: Driver, title: str) -> list[psutil.Process]:

@@ -75,7 +75,7 @@ def test_training_begins_with_the_encoder_and_the_normalisation_that_it_knows() 
     stem = build(LITE0, INSTALLED).encoder.state_dict()["model.conv_stem.weight"]
     assert torch.equal(initial["encoder.model.conv_stem.weight"], stem)
     assert header["stride"] == 32
-    digest = Digest("a.tif", "0", 10, 5, (10.0,) * 3, (100.0,) * 3, 1.0)
+    digest = Digest("a.tif", "0", 256, 5, ((1,) * 256,) * 3, 1.0)
     samples: Any = {"train": [(None, digest)], "val": [(None, digest)]}
     described = describe_data(samples, settings, CLASSES, None)
     assert (described["mean"], described["std"]) == ((127.0,) * 3, (128.0,) * 3)

@@ -369,10 +369,10 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtypes", "scale", "message"),
     [
-        (("uint16", "uint8"), (0.0, 200.0), "b.tif: its pixels are uint8, those of a.tif uint16, and --scale is for"),
+        (("uint16", "uint8"), (0.0, 200.0), "b.tif: its pixels are uint8, those of a.tif are uint16, and --scale"),
         (("uint8",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are uint8, 0 to 255: segment it in"),
         (("int16",), (0.0, 65535.0), "a.tif: --scale 0 65535: its pixels are int16, -32768 to 32767: segment it in"),
-        (("uint16", "float32"), (0.0, 1.0), "b.tif: its pixels are float32, those of a.tif uint16"),
+        (("uint16", "float32"), (0.0, 1.0), "b.tif: its pixels are float32, those of a.tif are uint16"),
     ],
 )
 def test_a_scale_is_for_one_type_of_pixel(

@@ -119,6 +119,8 @@ def test_the_scenes_table_has_these_columns() -> None:
         ("inverted", pa.bool_(), True),
         ("premultiplied", pa.bool_(), True),
         ("bits", pa.int32(), True),
+        ("normalize_mean", pa.list_(pa.float64()), True),
+        ("normalize_std", pa.list_(pa.float64()), True),
         ("sidecars", pa.list_(pa.string()), True),
     ]
     assert [(f.name, f.type, f.nullable) for f in SCENES] == expected
