@@ -172,6 +172,8 @@ def test_settings_are_those_for_fine_tuning_unless_they_are_set(tmp_path: Path) 
     (tmp_path / "mine.toml").write_text("steps = 7\nlr = 0.5\n")
     explicit = make_settings("small", str(tmp_path / "mine.toml"), [built_in, {"lr": 0.25, "width": 32}])
     assert (explicit.steps, explicit.lr, explicit.epochs) == (7, 0.25, FINE_TUNING["epochs"])
+    assert explicit.threshold == read_bundle(BUILT_IN).threshold
+    assert make_settings("small", None, [built_in, {"threshold": 0.0}]).threshold == 0.0  # the best on validation
     assert make_settings("small", None, []).lr == PRESETS["small"]["lr"]
 
 

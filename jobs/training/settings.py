@@ -165,8 +165,10 @@ def _fine_tune(
 
     from .fine_tuning import settings_of  # it loads torch
 
-    fixed = settings_of(read_bundle(find_bundle(begin_from)))
-    settings = _change_all(replace(settings, **FINE_TUNING, **fixed), said)
+    bundle = read_bundle(find_bundle(begin_from))
+    fixed = settings_of(bundle)
+    # A few crops are too few to choose a threshold by.
+    settings = _change_all(replace(settings, **FINE_TUNING, **fixed, threshold=bundle.threshold), said)
     for name, value in fixed.items():
         if (wanted := getattr(settings, name)) != value:
             raise SegError(f"{name} = {wanted}: --from {begin_from} is of {name} = {value}: leave it out")
