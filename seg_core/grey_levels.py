@@ -16,6 +16,8 @@ from seg_core.chips import Pixels, Valid
 
 NUM_LEVELS = 256  # of `uint8` pixels
 NUM_BINS = 32  # of the histograms that a bundle holds
+ROWS = 512  # of an image that are counted at once, for it takes eight bytes a pixel
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
 MIN_STD = 1.0  # grey levels: a constant band is no reason to divide by zero
 
 Levels = NDArray[np.int64]  # pixels by grey level, `(bands, NUM_LEVELS)`
@@ -31,7 +33,11 @@ class Normalization(NamedTuple):
 
 def count_levels(pixels: Pixels, valid: Valid) -> Levels:
     """Count the valid pixels of `uint8 (bands, height, width)` by grey level. `valid` is `bool (height, width)`."""
-    return np.stack([np.bincount(band[valid], minlength=NUM_LEVELS) for band in pixels]).astype(np.int64)
+    levels = np.zeros((len(pixels), NUM_LEVELS), np.int64)
+    for top in range(0, len(valid), ROWS):
+        rows = slice(top, top + ROWS)
+        levels += [np.bincount(band[rows][valid[rows]], minlength=NUM_LEVELS) for band in pixels]
+    return levels
 
 
 def normalization_of(levels: Levels) -> Normalization:

@@ -14,6 +14,7 @@ from seg_core.errors import SegError
 from ..progress import waiting
 from ..terminal import note, print_figures
 from .arguments import local_path, output_folder, parse_alpha, parse_bands, parse_nonnegative_int, parse_positive_int
+from .region_commands import list_doubts
 
 if TYPE_CHECKING:
     from seg_core.imagery.scene import Scene
@@ -82,8 +83,7 @@ def _read_scenes(args: Namespace, report: Callable[[str], Any]) -> "list[Scene]"
     if unreadable:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise SegError(f"{unreadable[0]}{more}: repair it, or leave it out")
-    for scene in scenes:
-        for doubt in scene.doubts:
-            note(f"{scene.scene_id}: {doubt}")
+    for line in list_doubts(scenes):
+        note(line)
     wanted = args.bands
     return [replace(scene, bands=choose_bands(scene, len(wanted or scene.bands), wanted)) for scene in scenes]

@@ -124,8 +124,7 @@ def _evaluate_run(args: Namespace, run: str) -> int:
 @contextmanager
 def _open_labels(args: Namespace, run: str) -> "Iterator[str | SceneLabels]":
     """Yield the polygons of a vector file as labels of a run's scenes, or the path of raster labels."""
-    from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
-    from seg_core.imagery.vectors import is_vector
+    from seg_core.imagery.vector_formats import is_vector
     from seg_core.run.stored_plan import read_plan
 
     if not is_vector(args.labels):
@@ -135,6 +134,8 @@ def _open_labels(args: Namespace, run: str) -> "Iterator[str | SceneLabels]":
         return
     if args.data:
         raise SegError(f"--data: is for the colours of raster labels, {args.labels} holds polygons: leave it out")
+    from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
+
     settings = LabelSettings(area=local_path(args.aoi) if args.aoi else None)
     with ExitStack() as stack:
         with waiting("reading polygons"):

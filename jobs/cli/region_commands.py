@@ -100,7 +100,7 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
         overlaps, copies = describe_overlaps(scenes if args.mosaic else planned.scenes)
     if described := describe_class(bundle.classes, bundle.building):
         note(f"{model_folder(args)}: {described}")
-    refused, doubts = unreadable + refused, _list_doubts(scenes)
+    refused, doubts = unreadable + refused, list_doubts(scenes)
     resumed = args.command == "segment" and stat(f"{absolute(args.out)}/run.json") is not None
     if not args.mosaic and (args.overlap or resumed):  # a resumed run keeps the scenes that it began with
         doubts += overlaps
@@ -109,7 +109,7 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     return planned, refused, doubts + copies
 
 
-def _list_doubts(scenes: "Sequence[Scene]") -> list[str]:
+def list_doubts(scenes: "Sequence[Scene]") -> list[str]:
     """Return one line per doubt, with the first scene that it is about and the number of further ones."""
     scene_ids: defaultdict[str, list[str]] = defaultdict(list)
     for scene in scenes:

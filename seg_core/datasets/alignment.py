@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING, Pixels
 from seg_core.datasets.ground import Cell
+from seg_core.grey_levels import LUMA
 
 REACH = 40  # px: largest offset that is looked for
 SIDE = 2 * REACH + 1
@@ -30,7 +31,6 @@ CHANCE = 0.8
 LOCAL = 16.0  # px: an edge is as strong as it is among those so near
 STRONGEST = 4.0  # times the mean strength, beyond which an edge counts no more
 SMOOTH = 1.5  # px: offsets are blurred by so much, for roofs lean and people draw them loosely
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
 
 
 class Fit(NamedTuple):

@@ -16,13 +16,13 @@ from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
 from seg_core.imagery.labels import AlignedLabel, open_label, overlaps
 from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.vector_formats import is_vector
 from seg_core.imagery.vectors import (
     Bounds,
     PolygonIndex,
     Source,
     Tally,
     index_polygons,
-    is_vector,
     open_vectors,
     read_bounds,
     transformed_bounds,
@@ -181,9 +181,8 @@ def _describe_miss(tally: Tally, source: Source, scenes: Sequence[Scene]) -> str
     if tally.read:
         dropped = describe_dropped(tally)
         return f"holds no polygon on the scenes, only {dropped}: buffer lines and points, or close the lines"
-    corners = [box for scene in scenes for box in transformed_bounds(scene, scene.window, LONLAT)]
-    here, there = _describe_bounds(read_bounds(source), source.crs), _describe_bounds(_join(corners), LONLAT)
-    return f"no polygon lies on a scene: labels are at {here}, scenes at {there}"
+    here = _describe_bounds(read_bounds(source), source.crs)
+    return f"no polygon lies on a scene: labels are at {here}, scenes at {_describe_extent(scenes)}"
 
 
 def describe_dropped(tally: Tally) -> str:
@@ -191,11 +190,11 @@ def describe_dropped(tally: Tally) -> str:
     return ", ".join(f"{number:,} {kind}" for kind, number in sorted(tally.dropped.items()) if number)
 
 
-def _join(boxes: Sequence[Bounds]) -> Bounds:
-    if not boxes:
-        return np.nan, np.nan, np.nan, np.nan
-    left, bottom, right, top = zip(*boxes, strict=True)
-    return min(left), min(bottom), max(right), max(top)
+def _describe_extent(images: Sequence[Scene]) -> str:
+    """Return the extent of images in longitude and latitude."""
+    boxes = [box for image in images for box in transformed_bounds(image, image.window, LONLAT)]
+    left, bottom, right, top = zip(*boxes, strict=True) if boxes else [(np.nan,)] * 4
+    return _describe_bounds((min(left), min(bottom), max(right), max(top)), LONLAT)
 
 
 def _describe_bounds(bounds: Bounds, crs: CRS) -> str:
@@ -218,9 +217,7 @@ def _open_raster(path: str, scenes: Sequence[Scene], settings: LabelSettings) ->
         raise SegError(f"{path}: {len(header.bands)} bands: a label raster has one, 0 background, 1 or 255 building")
     touched = [scene for scene in scenes if scene.crs is None or header.crs is None or overlaps(header, scene)]
     if not touched:
-        boxes = [box for scene in scenes for box in transformed_bounds(scene, scene.window, LONLAT)]
-        own = transformed_bounds(header, header.window, LONLAT)
-        here, there = (_describe_bounds(_join(each), LONLAT) for each in (own, boxes))
+        here, there = _describe_extent([header]), _describe_extent(scenes)
         raise SegError(f"{path}: does not touch a scene: labels are at {here}, scenes at {there}")
     if len(touched) > 1 and (header.crs is None or any(scene.crs is None for scene in touched)):
         raise SegError(

@@ -8,14 +8,13 @@ The layout is that of `seg_core.training.dataset`. Memory depends on the block, 
 import colorsys
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
@@ -30,7 +29,8 @@ from seg_core.grid import Window, bounding_window, translated
 from seg_core.imagery.geotiff import write_masked
 from seg_core.imagery.raster import read_chip, window_transform
 from seg_core.imagery.scene import Scene
-from seg_core.storage.files import PARTIAL, exists, make_folder
+from seg_core.storage.disk import staged_folder
+from seg_core.storage.files import PARTIAL, exists
 from seg_core.training.dataset import check_trainable
 
 Colour = tuple[int, int, int]
@@ -73,7 +73,9 @@ def make_dataset(
     if (numbers := {len(scene.bands) for scene in scenes}) != {len(scenes[0].bands)}:
         listed = " and ".join(map(str, sorted(numbers)))
         raise SegError(f"scenes have {listed} bands: choose the same for all, such as --bands 1,2,3")
-    with _staging(out) as folder, open_labels(labels, scenes, settings.labels) as opened:
+    if exists(out):
+        raise SegError(f"--out {out}: is there already: remove it, or choose another folder")
+    with staged_folder(out) as folder, open_labels(labels, scenes, settings.labels) as opened:
         planned, names = _plan(scenes, settings.block), _unique_stems(scenes)
         surfaces = _Surfaces(folder, len(planned))
         blocks, fits = list[Block](), dict[Cell, list[Fit]]()
@@ -92,20 +94,6 @@ def make_dataset(
         report("drawing samples.png")
         write_samples(made, folder, settings.seed)
     return made
-
-
-@contextmanager
-def _staging(out: str) -> Iterator[str]:
-    """A folder that is renamed to `out` if the block ends well, and else is removed."""
-    if exists(out):
-        raise SegError(f"--out {out}: is there already: remove it, or choose another folder")
-    parent = os.path.dirname(out)
-    make_folder(parent)
-    with TemporaryDirectory(prefix=PARTIAL, dir=parent) as staging:
-        folder = f"{staging}/dataset"
-        os.mkdir(folder)
-        yield folder
-        os.rename(folder, out)
 
 
 class _Surfaces:
@@ -197,8 +185,6 @@ def _bright(hue: float, index: int) -> Colour:
 
 
 def _write_classes(names: Sequence[str], folder: str) -> None:
-    import pandas as pd
-
     colours = choose_colours(len(names))
     table = pd.DataFrame(colours, columns=["r", "g", "b"])
     table.insert(0, "name", list(names))

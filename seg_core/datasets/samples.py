@@ -3,7 +3,7 @@
 import numpy as np
 
 from seg_core.datasets.blocks import Block, Made
-from seg_core.plots.pictures import Panel, Rgb, assemble_panels, paint_outlines
+from seg_core.plots.pictures import Panel, as_rgb, assemble_panels, paint_outlines
 from seg_core.storage.files import publish
 from seg_core.training.dataset import Classes, Pair, read_classes, read_pair
 
@@ -28,6 +28,5 @@ def _panel(made: Made, block: Block, data: str, classes: Classes) -> Panel:
     split, offset = made.splits[block.cell], made.offsets.get(block.cell)
     pair = Pair(f"{data}/{split}/{block.name}.tif", f"{data}/{split}_labels/{block.name}.tif")
     (image, label), _, _ = read_pair(pair, classes)
-    shown: Rgb = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     doubt = f", looks shifted by {offset.px:.0f} px" if offset is not None and offset.is_shifted else ""
-    return Panel(f"{split}: {block.name}{doubt}", paint_outlines(shown, label))
+    return Panel(f"{split}: {block.name}{doubt}", paint_outlines(as_rgb(image), label))

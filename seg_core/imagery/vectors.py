@@ -7,14 +7,13 @@ the size of the file.
 """
 
 import json
-import re
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -32,32 +31,11 @@ from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.georef import pixel_at, position
 from seg_core.imagery.scene import Scene
+from seg_core.imagery.vector_formats import PARQUET, check_format
 
 Bounds = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 Geometries = NDArray[np.object_]
 
-PARQUET = "Parquet"
-
-
-class Format(NamedTuple):
-    """A vector format: the driver that reads it, and how its files begin."""
-
-    driver: str
-    begins: bytes
-
-
-# Formats that hold geometries and nothing else. GDAL chooses a driver by content, and some drivers open further files
-# that a file names, as those for OGR VRT and GDALG do.
-FORMATS = {
-    ".gpkg": Format("GPKG", b"SQLite format 3\0"),
-    ".geojson": Format("GeoJSON", b"{"),
-    ".json": Format("GeoJSON", b"{"),
-    ".shp": Format("ESRI Shapefile", b"\x00\x00\x27\x0a"),
-    ".fgb": Format("FlatGeobuf", b"fgb"),
-    ".parquet": Format(PARQUET, b"PAR1"),
-    ".geoparquet": Format(PARQUET, b"PAR1"),
-}
-SUFFIXES = tuple(FORMATS)
 BATCH = 16384  # features that are read at once
 DENSITY = 21  # points along each side of a rectangle that is transformed to another CRS
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
@@ -101,12 +79,17 @@ class Source:
     @property
     def gdal_name(self) -> str:
         """The file as GDAL is to open it: with a driver that reads that alone."""
-        return f"GeoJSON:{self.path}" if self.driver == "GeoJSON" else self.path
+        return gdal_name(self.path, self.driver)
 
     @property
     def is_indexed(self) -> bool:
         """Whether what lies far from the scenes needn't be read; nor is what lies nowhere, because it is empty."""
         return self.driver in {"GPKG", "FlatGeobuf"} or bool(self.bbox)
+
+
+def gdal_name(path: str, driver: str) -> str:
+    """Return what GDAL is to open so that it reads a file with this driver alone."""
+    return f"GeoJSON:{path}" if driver == "GeoJSON" else path
 
 
 @dataclass(frozen=True)
@@ -165,48 +148,11 @@ def open_vectors(path: str) -> Source:
 
     Raises SegError for a file of another format, with several layers, or without a CRS.
     """
-    driver = _check_format(path)
+    driver = check_format(path)
     source = _open_parquet(path) if driver == PARQUET else _open_layer(path, driver)
     if source is None:
         raise SegError(f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE labels.gpkg {path})")
     return source
-
-
-def is_vector(path: str) -> bool:
-    """Whether a path has the suffix of a vector file."""
-    return path.lower().endswith(SUFFIXES)
-
-
-def _check_format(path: str) -> str:
-    """Return the name of the driver for a file, by its suffix. Raises SegError unless its content is of that format."""
-    known = FORMATS.get(Path(path).suffix.lower())
-    if known is None:
-        raise SegError(f"{path}: not a vector file (read: {', '.join(SUFFIXES)}): convert it (ogr2ogr labels.gpkg)")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise SegError(f"{path}: can't be read: {error.strerror}") from error
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip() if known.driver == "GeoJSON" else head
-    if not text.startswith(known.begins):
-        raise SegError(f"{path}: its content is not {known.driver}, as its suffix says")
-    if known.driver == "GPKG":
-        _refuse_virtual_tables(path)
-    return known.driver
-
-
-def _refuse_virtual_tables(path: str) -> None:
-    """Raise SegError for a GeoPackage with a virtual table that is no spatial index: it may name another file."""
-    try:
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-            made = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql LIKE '%virtual%'")]
-    except sqlite3.DatabaseError as error:
-        raise SegError(f"{path}: a damaged GeoPackage: {error}") from error
-    for sql in made:
-        if re.match(r"\s*create\s+virtual", sql, re.IGNORECASE) and not re.search(
-            r"using\W+rtree\b", sql, re.IGNORECASE
-        ):
-            raise SegError(f"{path}: holds a virtual table, which may name another file: {sql.splitlines()[0]}")
 
 
 @contextmanager
@@ -220,7 +166,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _open_layer(path: str, driver: str) -> Source | None:
-    name = f"GeoJSON:{path}" if driver == "GeoJSON" else path
+    name = gdal_name(path, driver)
     with _reading(path):
         layers = [str(layer) for layer, kind in pyogrio.list_layers(name) if kind is not None]
         if len(layers) != 1:
@@ -268,16 +214,11 @@ def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column:
     batches = _clean(_batches(source, boxes, column), boxes, tally, source.is_indexed)
     first = next(batches, None)
     if first is not None:
-        reader = pa.RecordBatchReader.from_batches(INDEX_SCHEMA, _chain(first, batches))
+        reader = pa.RecordBatchReader.from_batches(INDEX_SCHEMA, chain([first], batches))
         with _reading(source.path):
             options = {"driver": "FlatGeobuf", "geometry_name": "geometry", "geometry_type": "Unknown"}
             pyogrio.write_arrow(reader, path, crs=source.crs.to_wkt(), layer="polygons", **options)
     return PolygonIndex(path, source.crs, tally)
-
-
-def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from others
 
 
 def _batches(source: Source, boxes: Sequence[Bounds], column: str | None) -> Iterator[tuple[Any, Any]]:

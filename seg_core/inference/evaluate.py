@@ -17,11 +17,11 @@ from seg_core.imagery.scene import fit_to_model
 from seg_core.inference.scenes import segment_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
-from seg_core.plots.pictures import Panel, assemble_panels, paint_errors, paint_mask
+from seg_core.plots.pictures import Panel, as_rgb, assemble_panels, paint_errors, paint_mask
 from seg_core.run.imagery_fit import ImageryFit, compare
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
-from seg_core.training.dataset import Image, Pair, Sample, find_pairs, read_classes, read_pair
+from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 from seg_core.training.shapes import ShapeCounts, count_shapes, score_figures
 
@@ -125,7 +125,7 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split
     segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
     for row, (_, sample, _, probability) in zip(chosen, segmented, strict=True):
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
-        predicted, picture = (probability >= evaluation.threshold) & valid, _as_rgb(sample.image)
+        predicted, picture = (probability >= evaluation.threshold) & valid, as_rgb(sample.image)
         panels += [
             Panel(f"{row['image']}: IoU {row['iou']:.3f}", picture),
             Panel("truth", paint_mask(picture, truth)),
@@ -134,8 +134,3 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split
         ]
     if panels:
         publish(path, assemble_panels(panels, 4))
-
-
-def _as_rgb(image: Image) -> Image:
-    """An image to look at, `uint8 (height, width, 3)`: its first three bands, or its first one in grey."""
-    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)

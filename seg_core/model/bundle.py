@@ -5,8 +5,6 @@
 """
 
 import json
-import shutil
-import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,11 @@ from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grey_levels import Normalization, Shares, normal_shares
 from seg_core.grid import MIN_CHIP
+from seg_core.storage.disk import staged_folder
 from seg_core.storage.files import (
-    PARTIAL,
     absolute,
     exists,
     is_remote,
-    make_folder,
     publish,
     read_bytes,
     read_header,
@@ -120,16 +117,9 @@ def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
         publish(f"{path}/{WEIGHTS}", content)
         publish(f"{path}/{HEADER}", header)  # last, for without it there is no bundle
         return bundle
-    target = Path(path)
-    make_folder(target.parent)
-    partial = target.parent / f"{PARTIAL}{uuid.uuid4().hex}"
-    partial.mkdir()
-    try:
-        publish(partial / WEIGHTS, content)
-        publish(partial / HEADER, header)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with staged_folder(path) as folder:
+        publish(f"{folder}/{WEIGHTS}", content)
+        publish(f"{folder}/{HEADER}", header)
     return bundle
 
 

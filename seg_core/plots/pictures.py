@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
+from seg_core.grey_levels import LUMA
 from seg_core.grid import Window
 from seg_core.plots.style import DPI, to_png
 from seg_core.run.rows import Row, decode_mask
@@ -19,7 +20,6 @@ Rgb = NDArray[np.uint8]  # `(height, width, 3)`
 ORANGE, WHITE, GREEN, RED = (255, 140, 0), (255, 255, 255), (0, 200, 0), (255, 40, 40)
 MISSING_GREY = 128
 OUTLINE = 400  # px of a picture for each px of width of an outline
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601)
 BRIGHT = 0.6  # of 1, from which on a tile is lettered in black
 PANEL, STRIP, GAP, TITLE = 640, 40, 10, 20  # px: side of a panel, above it for its title, around it, of its letters
 TEXT_SHARE = 0.16  # of a tile's width, that a letter of the figure in it is high
@@ -50,6 +50,11 @@ def assemble_mask(rows: Sequence[Row], height: int, width: int) -> NDArray[np.bo
     for row in rows:
         mask[Window.from_row(row).slices(whole)] = decode_mask(row["mask"], row["height"], row["width"])
     return mask
+
+
+def as_rgb(image: NDArray[np.uint8]) -> Rgb:
+    """An image `uint8 (height, width, bands)` to look at: its first three bands, or its first one in grey."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
 def paint_mask(image: Rgb, mask: NDArray[np.bool_]) -> Rgb:

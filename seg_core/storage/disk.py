@@ -1,9 +1,11 @@
 """Files on disk, or on a file system of the network that is mounted like one. See `store.Store`."""
 
 import os
+import shutil
 import uuid
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -114,6 +116,23 @@ def make_folder(folder: str) -> None:
         trial.unlink()
     except OSError as error:
         raise SegError(f"{folder}: can't be written to ({error.strerror}): choose another folder") from error
+
+
+@contextmanager
+def staged_folder(target: str) -> Iterator[str]:
+    """Yield a new folder that is renamed to `target` if the block ends well, and else is removed.
+
+    Raises SegError where the folder around it can't be written to.
+    """
+    parent = os.path.dirname(target)
+    make_folder(parent)
+    partial = os.path.join(parent, _partial_name())
+    os.mkdir(partial)
+    try:
+        yield partial
+        os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_writable(folder: str) -> None:

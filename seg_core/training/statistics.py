@@ -14,7 +14,6 @@ from seg_core.grey_levels import Levels, count_levels, distance, normalization_o
 from seg_core.imagery.scene import Scene
 from seg_core.training.dataset import Classes, Sample
 
-ROWS = 512  # of an image that are counted at once
 SPREAD_PERCENTILE = 95  # of the training images, which Bundle.spread is for
 
 
@@ -36,15 +35,14 @@ def digest(sample: Sample, scene: Scene, positive: int, label_off_px: float = 0.
     """Sum up a decoded pair; `positive` is the index of the positive class."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
-    pixels, valid = np.moveaxis(sample.image, -1, 0), sample.label != MISSING
-    starts = range(0, len(valid), ROWS)  # a few rows at a time: to count them takes eight bytes a pixel
-    levels = sum(count_levels(pixels[:, row : row + ROWS], valid[row : row + ROWS]) for row in starts)
+    valid = sample.label != MISSING
+    levels = count_levels(np.moveaxis(sample.image, -1, 0), valid)
     return Digest(
         scene.uri,
         content.hexdigest(),
         int(valid.sum()),
         int((sample.label == positive).sum()),
-        tuple(map(tuple, np.asarray(levels).tolist())),
+        tuple(map(tuple, levels.tolist())),
         scene.gsd_m,
         label_off_px,
         scene.maybe_alpha,
