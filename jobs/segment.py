@@ -182,6 +182,11 @@ def share_out(parts: Sequence[Part], actors: int, pixels: int) -> list[Sequence[
     return [parts[len(parts) * task // tasks : len(parts) * (task + 1) // tasks] for task in range(tasks)]
 
 
+def choose_watched(parts: Sequence[Part]) -> frozenset[str]:
+    """The keys of some parts, spread over all, in each of which a border between windows is looked at."""
+    return frozenset(part.key for part in parts[:: max(CHECK_EVERY_PARTS, -(-len(parts) // MAX_CHECKED_PARTS))])
+
+
 def run_pipe(
     todo: Sequence[Part],
     model: str,
@@ -195,7 +200,7 @@ def run_pipe(
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
     shares = share_out(todo, resources.max_actors, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
     tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
-    watched = frozenset(part.key for part in todo[:: max(CHECK_EVERY_PARTS, -(-len(todo) // MAX_CHECKED_PARTS))])
+    watched = choose_watched(todo)
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,
         fn_constructor_args=(model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store),

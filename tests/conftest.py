@@ -171,6 +171,14 @@ def region(make_scene: MakeScene) -> str:
     return str(Path(make_scene("region/south/scene.tif", 130, 200)).parents[1])
 
 
+@pytest.fixture
+def without_actors(monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:  # noqa: ARG001
+    """Parts are segmented in this process: for tests of what runs hold. Those of how Ray runs use `ray_cluster`."""
+    from parts import segment_in_this_process
+
+    segment_in_this_process(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:  # noqa: ARG001
     """A folder with a region of two scenes of several parts, one with a missing corner, a model, its finished run."""
@@ -304,14 +312,17 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are read in this process: a child takes half a second to start, and tests/test_isolated.py has them."""
+    """Files are read in this process: a child takes half a second to start, and tests/test_isolated.py has them."""
+    read_in_this_process(monkeypatch)
 
+
+def read_in_this_process(patch: pytest.MonkeyPatch) -> None:
     def plainly(function: Callable[[Any], Any], _: object, items: Sequence[Any], threads: object) -> Iterator[Any]:
         del threads
         return map(function, items)
 
-    monkeypatch.setattr("seg_core.run.verify.for_each_isolated", plainly)
-    monkeypatch.setattr("seg_core.run.tables.for_each_isolated", plainly)
+    for module in ("normalization", "tables", "verify"):
+        patch.setattr(f"seg_core.run.{module}.for_each_isolated", plainly)
 
 
 @pytest.fixture(scope="session")

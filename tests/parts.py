@@ -1,10 +1,16 @@
 """Parts that are segmented in this process, as an actor does it."""
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import pytest
+
 from aerial_seg.resources import ActorResources, ExecutionOptions
+from aerial_seg.segment import choose_watched
 from aerial_seg.segmenting.actor import PartSegmenter
+from aerial_seg.segmenting.receipts import Receipt
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, Settings, make_plan
@@ -43,3 +49,17 @@ def rows_of(made: Made) -> Rows:
     """The rows of a run in the order of its plan."""
     plan, _, run = made
     return [row for part in plan.parts() for row in read_part(part_path(run, part.key))]
+
+
+def segment_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Have `seg segment` start no actor, which takes Ray seconds, but segment as one does it in this process."""
+
+    def pipe(todo: Sequence[Part], model: str, out: str, *options: Any) -> Iterator[Receipt]:
+        settings, window, _, execution, store = options
+        session, watched = secrets.token_hex(), choose_watched(todo)
+        actor = PartSegmenter(model, out, settings, window, RESOURCES, execution, session, watched, store)
+        return actor.segment_parts(todo)
+
+    patch.setattr("aerial_seg.segment.run_pipe", pipe)
+    patch.setattr("aerial_seg.segment.ray_session", lambda *_, **__: nullcontext())
+    patch.setattr("aerial_seg.segment.size_actors", lambda *_: RESOURCES)

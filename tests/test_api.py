@@ -162,7 +162,7 @@ def test_no_ray_is_loaded(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("(32, 32) False\n", "")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_segmented_file_has_the_values_of_a_run(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

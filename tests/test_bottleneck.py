@@ -155,7 +155,7 @@ def test_as_many_threads_read_as_the_model_needs_and_the_cores_can_serve(
     assert enough_readers(4, 4, read, computed, inferred) == readers
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_run_ends_with_its_bottleneck_and_keeps_it(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

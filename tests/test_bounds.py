@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,16 +15,16 @@ import rasterio
 from conftest import MakeBundle, outside_environment
 from rasterio.windows import Window
 
+from seg_core.run.normalization import BLOCK
+
 MAX_GROWTH = 1.2
+SEG = [sys.executable, "-m", "aerial_seg.cli.main"]
 
 
-SIDE = 2304  # px: so many blocks are sampled of both scenes that all threads have some
-
-
-def tile_region(source: Path, target: Path, times: int) -> Path:
+def tile_region(source: Path, target: Path, side: int, times: int) -> Path:
     """A scene made by laying a corner of the region out `times` x `times`."""
     with rasterio.open(source) as region:
-        pixels, profile, side = region.read(window=Window(0, 0, SIDE, SIDE)), region.profile, SIDE
+        pixels, profile = region.read(window=Window(0, 0, side, side)), region.profile
     profile.update(height=times * side, width=times * side, zlevel=1)
     with rasterio.open(target, "w", **profile) as out:
         for row in range(times):
@@ -74,23 +75,42 @@ def high_water_mark(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-@pytest.fixture(scope="module")
-def scenes(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("scenes")
-    region = shared / "brookline" / "region.tif"
-    return {times: tile_region(region, folder / f"{times}.tif", times) for times in (1, 2)}
+MakeScenes = Callable[[int, int], dict[str, str]]
 
 
-def test_memory_does_not_grow_with_the_scene(scenes: dict[int, Path], make_bundle: MakeBundle, tmp_path: Path) -> None:
-    model = make_bundle(width=2, depth=1)
-    found = {}
-    for times, scene in scenes.items():
-        out = str(tmp_path / str(times))
-        # Parts of which even the small scene has many that are whole, so that as much is read at once of both.
-        options = ["--model", model, "--tile-size", "256", "--window", "256", "--part", "512", "--out", out]
-        found[times] = peaks([sys.executable, "-m", "aerial_seg.cli.main", "segment", str(scene), *options])
-    small, large = found[1], found[2]
+@pytest.fixture
+def scenes(shared: Path, tmp_path: Path) -> MakeScenes:
+    """Makes a small scene with that side in px, and a large one with that many times the side."""
+
+    def make(side: int, times: int) -> dict[str, str]:
+        region = shared / "brookline" / "region.tif"
+        sizes = {"small": 1, "large": times}
+        return {name: str(tile_region(region, tmp_path / f"{name}.tif", side, size)) for name, size in sizes.items()}
+
+    return make
+
+
+def assert_no_growth(peaks_of: dict[str, dict[str, float]]) -> None:
+    small, large = peaks_of["small"], peaks_of["large"]
     print({kind: (round(small[kind]), round(large.get(kind, 0))) for kind in small})
-    assert "ray::MapWorker" in small
     for kind in small:
         assert large.get(kind, 0) <= max(MAX_GROWTH * small[kind], small[kind] + 20), kind
+
+
+def test_segmenting_takes_no_more_memory_for_a_larger_scene(
+    scenes: MakeScenes, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    # Parts of which even the small scene has many that are whole, so that as much is read at once of both.
+    options = ["--model", make_bundle(width=2, depth=1), "--tile-size", "256", "--window", "256", "--part", "512"]
+    options += ["--normalize", "model"]  # the sample of the imagery has its own test
+    found = {
+        name: peaks([*SEG, "segment", scene, *options, "--out", str(tmp_path / name)])
+        for name, scene in scenes(1536, 3).items()
+    }
+    assert "ray::MapWorker" in found["small"]
+    assert_no_growth(found)
+
+
+def test_sampling_the_imagery_takes_no_more_memory_for_a_larger_scene(scenes: MakeScenes) -> None:
+    # Of both, as many whole blocks are sampled as of any scene: a small one of fewer blocks takes less.
+    assert_no_growth({name: peaks([*SEG, "plan", scene]) for name, scene in scenes(8 * BLOCK, 2).items()})

@@ -34,7 +34,7 @@ def test_it_is_small_and_says_how_it_was_trained() -> None:
     assert 0 < bundle.spread < LIKE
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_region_it_has_never_seen_is_segmented_without_naming_it(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -264,7 +264,7 @@ def test_pieces_of_a_file_are_read_in_their_order(where: str, near: int, tmp_pat
         read_ranges(path.replace("pieces", "none"), [(0, 1)], near)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_who_decodes_is_a_setting_of_the_run_and_what_it_leaves_to_the_cpu_is_said(
     make_scene: MakeScene,
     make_bundle: MakeBundle,

@@ -64,7 +64,7 @@ def without_id(rows: list[Json]) -> list[Json]:
     return [{key: value for key, value in row.items() if key != "scene_id"} for row in rows]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_mosaic_has_the_rows_of_the_image_in_one_file(
     region: str,
     image: np.ndarray[Any, Any],
@@ -89,7 +89,7 @@ def test_a_mosaic_has_the_rows_of_the_image_in_one_file(
     assert answer == [{"n": found["tiles"], "crs": UTM}]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_changed_scene_of_a_mosaic_costs_the_parts_that_see_it(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +171,7 @@ def test_scenes_off_the_grid_are_refused_with_the_reason(
     assert "no CRS" in wrong["nowhere.tif"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_neighbours_disagree_where_there_is_no_halo(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +182,7 @@ def test_neighbours_disagree_where_there_is_no_halo(
     assert json.loads(out)["seam_disagreement"] is None  # one window, no neighbour
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_real_scenes_that_abut_have_no_seam(
     shared: Path, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +219,7 @@ def test_a_resampled_mosaic_reads_as_the_merged_image_but_for_a_line(shared: Pat
     assert np.abs(found.astype(int) - expected)[:, differs].mean() < 40
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_mosaic_is_segmented_at_the_model_s_resolution(
     shared: Path, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

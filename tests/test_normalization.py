@@ -271,7 +271,7 @@ def test_a_run_from_before_the_setting_goes_on_as_it_was(make_scene: MakeScene, 
     assert resumed.fingerprint == older.fingerprint
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_region_that_looks_unlike_the_training_is_brought_to_it_and_named(
     make_scene: MakeScene, make_bundle: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

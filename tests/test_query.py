@@ -140,7 +140,7 @@ def test_the_summary_of_a_run_where_all_failed_has_counts_and_no_coverage(tmp_pa
     }
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_areas_of_a_run_are_of_the_ground_that_coverage_is_of(
     tmp_path: Path, make_scene: MakeScene, make_bundle: MakeBundle
 ) -> None:

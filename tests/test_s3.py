@@ -90,7 +90,7 @@ def test_an_object_that_arrives_damaged_is_asked_for_again(
         storage.read_bytes(f"{s3}/garbled/run.json")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
     s3: str,
     make_scene: MakeScene,

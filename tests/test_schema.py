@@ -73,7 +73,7 @@ def test_a_run_of_an_older_version_is_sound_and_answers(older: Path, tmp_path: P
     assert [problem for _, problem in export_masks(run, str(tmp_path / "masks"))] == [None]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_seg_segment_goes_on_with_a_run_of_an_older_version(older: Path, capsys: Capture) -> None:
     run = str(older / "run")
     command = ["segment", older / "region/a.tif", "--tile-size", 32, "--part", 64, "--model", older / "bundle"]

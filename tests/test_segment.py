@@ -1,4 +1,4 @@
-"""Bulk segmentation through the command line, on one Ray for the session."""
+"""Bulk segmentation through the command line: on one Ray for the session, and what runs hold without it."""
 
 import json
 import shutil
@@ -27,8 +27,6 @@ from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part, write_part
 from seg_core.run.verify import verify
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
 
 @pytest.fixture
 def command(finished: Path, run: Path) -> list[object]:
@@ -36,6 +34,7 @@ def command(finished: Path, run: Path) -> list[object]:
     return ["segment", finished / "region", "--model", finished / "model", "--out", run, *SMALL]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_region_is_segmented_verified_and_summed_up(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +59,7 @@ def test_rows_are_those_of_the_plain_computation(finished: Path) -> None:
             assert (decode_mask(row["mask"], row["height"], row["width"]) == building[at]).all()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_rows_do_not_depend_on_window_or_actors(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +70,7 @@ def test_rows_do_not_depend_on_window_or_actors(
     assert part_bytes(tmp_path / "one") == part_bytes(tmp_path / "two")
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_finished_run_is_left_alone(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_finished_run_is_left_alone(
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_run_of_other_settings_is_refused(
     command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_run_of_other_settings_is_refused(
     assert part_bytes(run) == before
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_what_is_missing_is_done_and_nothing_else(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +110,7 @@ def test_what_is_missing_is_done_and_nothing_else(
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +130,7 @@ def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
     seg(capsys, *command, code=1)  # tries the failed parts again
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +155,7 @@ def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> Non
         write_part(str(run), part.key, rows, plan.model, part.version)
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_windows_segmented_again_say_what_is_stored(
     command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +188,7 @@ def test_windows_segmented_again_say_what_is_stored(
     assert "part-none.parquet: not a part of" in err
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_elsewhere(
     finished: Path,
     run: Path,
@@ -199,6 +206,7 @@ def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_e
     assert json.loads(seg(capsys, "verify", run, "--deep", "1", "--json")[0])["rechecked"] == 1
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_again(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +227,7 @@ def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_a
     assert part_bytes(run) == whole
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_scenes_smaller_than_a_tile_are_segmented(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +238,7 @@ def test_scenes_smaller_than_a_tile_are_segmented(
     assert places == {("one.tif", 1, 1, 1), ("two.tif", 30, 5, 150)}
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_scene_without_crs_has_rows_without_areas(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +250,7 @@ def test_a_scene_without_crs_has_rows_without_areas(
         assert row["coverage"] is not None
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_sixteen_bit_imagery_is_segmented_as_scaled(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +265,7 @@ def test_sixteen_bit_imagery_is_segmented_as_scaled(
     assert masks[0] == masks[1]
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_abutting_scenes_at_another_resolution_need_resampling(
     shared: Path, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +284,7 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
     assert Path(part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key)).exists()
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_bfloat16_is_a_setting_of_the_run(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +297,7 @@ def test_bfloat16_is_a_setting_of_the_run(
     assert "precision bfloat16 there, auto now" in err
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_ends_early_has_noted_that_its_rows_are_rounded(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +310,7 @@ def test_a_run_that_ends_early_has_noted_that_its_rows_are_rounded(
     assert (record["finished"], record["exact"]) == (None, False)
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +326,7 @@ def test_the_seam_is_looked_at_where_there_is_data_and_forgotten_with_its_scene(
     assert json.loads(out)["seam_disagreement"] is None
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +345,7 @@ def test_a_finished_run_that_is_worked_on_again_is_finished_only_at_the_end(
     assert json.loads((run / "run.json").read_text())["finished"]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_what_another_driver_did_while_ray_started_is_not_done_again(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +365,7 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
     assert part.read_bytes() == content
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_reason_why_workers_stopped_is_in_our_words_alone() -> None:
     def refuse(_: Any) -> NoReturn:
         raise JobError(reason)

@@ -201,17 +201,6 @@ def essential(process: "subprocess.Popen[str]") -> dict[str, psutil.Process]:
     return {child.name(): child for child in psutil.Process(process.pid).children() if child.name() in ESSENTIAL_NAMES}
 
 
-def test_a_session_ends_with_its_raylet_and_leaves_no_process(session: "subprocess.Popen[str]") -> None:
-    assert session.stdout is not None
-    assert session.stdout.readline() == "ready\n"
-    below = psutil.Process(session.pid).children(recursive=True)
-    raylet = essential(session)["raylet"]
-    raylet.kill()
-    assert session.stdout.readline() == f"RayEnded raylet of Ray (process {raylet.pid}) ended unexpectedly\n"
-    psutil.wait_procs(below, timeout=30)
-    assert [process for process in below if process.is_running()] == []
-
-
 def test_sigterm_while_ray_starts_is_taken_for_what_it_is(session: "subprocess.Popen[str]") -> None:
     while session.poll() is None and not essential(session):
         time.sleep(0.01)

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +71,7 @@ def seg(*command: object, folder: Path, code: int = 0, **variables: str) -> Outc
     return Outcome(out.getvalue(), err.getvalue())
 
 
+TINY = "--width 4 --depth 2 --epochs 1 --steps 2 --batch 4 --crop 128"
 SMALL = ["--tile-size", "64", "--part", "128"]
 
 
@@ -121,15 +121,11 @@ def test_a_training_job_is_submitted_and_a_job_can_be_stopped(dashboard: str, sh
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, shared: Path, tmp_path: Path) -> None:
-    source = shared / "massachusetts-buildings"
-    shutil.copy(source / "label_class_dict.csv", tmp_path)
-    for folder in ("train", "train_labels", "val", "val_labels"):
-        (tmp_path / folder).mkdir()
-        path = min((source / folder).iterdir())
-        (tmp_path / folder / path.name).symlink_to(path)
-    narrow = ["--width", "4", "--depth", "2", "--epochs", "1", "--steps", "2", "--batch", "4", "--workers", "2"]
-    found = seg("submit", "--address", dashboard, "--", "train", "--data", ".", "--out", "b", *narrow, folder=tmp_path)
+def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, dataset: Path, tmp_path: Path) -> None:
+    for path in dataset.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    command = ["train", "--data", ".", "--out", "b", *shlex.split(TINY), "--workers", "2"]
+    found = seg("submit", "--address", dashboard, "--", *command, folder=tmp_path)
     assert "epoch 1 of 1" in found.stdout
     assert (tmp_path / "b" / "model.json").is_file()
 

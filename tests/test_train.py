@@ -99,13 +99,11 @@ def assert_same_training(work: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(dataset: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """The folder of a run of two workers that nobody disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    err = finish(start(dataset, folder, "--workers", "2"))
-    assert "epoch 4 of 4" in err
-    assert "going on" not in err
-    return folder / "bundle.train"
+    run(dataset, folder, workers=2)
+    return folder / "work"
 
 
 def test_a_killed_worker_costs_at_most_an_epoch(dataset: Path, tmp_path: Path, undisturbed: Path) -> None:
@@ -120,7 +118,7 @@ def test_a_killed_worker_costs_at_most_an_epoch(dataset: Path, tmp_path: Path, u
 
 
 def test_the_same_command_goes_on_in_a_bucket_where_a_killed_driver_was(
-    dataset: Path, tmp_path: Path, undisturbed: Path, s3: str
+    dataset: Path, tmp_path: Path, undisturbed: Path, s3: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from seg_core.storage.files import read_bytes
 
@@ -130,7 +128,8 @@ def test_the_same_command_goes_on_in_a_bucket_where_a_killed_driver_was(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "bundle").exists()
-    err = finish(start(dataset, tmp_path, "--workers", "2", "--work", work, **keys))
+    command = ["train", "--data", dataset, "--out", tmp_path / "bundle", *FLAGS, "--workers", "2", "--work", work]
+    _, err = seg(capsys, *command)
     assert re.search("going on with epoch [234] of 4", err)  # the kill may come late on a busy machine
     assert "epoch 1 of 4" not in err
     (tmp_path / "metrics.jsonl").write_bytes(read_bytes(f"{work}/metrics.jsonl") or b"")

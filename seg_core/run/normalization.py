@@ -27,13 +27,13 @@ from seg_core.run.isolated import for_each_isolated
 from seg_core.run.plan import Places, Plan, relocate
 from seg_core.run.record import read_record
 from seg_core.run.tables import read_scenes
-from seg_core.threads import NUM_FILE_THREADS
 
 NUM_BLOCKS = 48  # of a region
 BLOCKS_PER_SCENE = 4
 BLOCK = 512  # px a side
 MIN_BLOCK = 64  # px: of imagery that is much finer than its grid, blocks are smaller, because more of it is read
 SEED = 0
+NUM_READERS = 8  # threads: blocks are read at once that often, each with its memory
 
 
 class Frame(NamedTuple):
@@ -151,7 +151,7 @@ def sum_levels(
     file may end its reader. Those that can't be read count nothing.
     """
     sums = [np.zeros((bands, NUM_LEVELS), np.int64) for _ in range(len(cuts) + 1)]
-    for number, levels in enumerate(for_each_isolated(read_levels, _no_levels, blocks, NUM_FILE_THREADS)):
+    for number, levels in enumerate(for_each_isolated(read_levels, _no_levels, blocks, NUM_READERS)):
         report(f"{number + 1} of {len(blocks)} blocks")
         if levels is not None:
             sums[bisect(cuts, number)] += levels
