@@ -33,12 +33,13 @@ CRS = "EPSG:32633"
 WORKERS = 2
 SCENE_SIDE = 2048  # px of the scene to segment
 TRAINING_SETTINGS = {
-    "width": 24,
-    "epochs": 3,
-    "steps": 50,
-    "batch": 16,
-    "crop": 192,
-    "lr": 3e-3,
+    "width": 8,
+    "patch": 1,
+    "epochs": 2,
+    "steps": 60,
+    "batch": 12,
+    "crop": 128,
+    "lr": 5e-3,
     "ema": 0.95,
     "augment": "light",
     "workers": WORKERS,

@@ -120,6 +120,8 @@ def _check_room(settings: TrainSettings) -> None:
         number = int(room.get(kind, 0))
         if number < needed and (kind == "CPU" or number):  # where there is no GPU at all, CPUs train
             raise SegError(f"workers = {needed}: the cluster has {number} {kind}s, each worker takes one")
+    if settings.sync_batchnorm and not room.get("GPU"):
+        raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and there is none")
 
 
 def _refuse_other(work: str, settings: TrainSettings) -> None:

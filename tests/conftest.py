@@ -179,6 +179,14 @@ def without_actors(monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> No
     segment_in_this_process(monkeypatch)
 
 
+@pytest.fixture
+def without_workers(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:  # noqa: ARG001
+    """Training runs in this process: for tests of what it makes. Those of how Ray Train runs it do without."""
+    from local_training import train_in_this_process
+
+    train_in_this_process(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:  # noqa: ARG001
     """A folder with a region of two scenes of several parts, one with a missing corner, a model, its finished run."""

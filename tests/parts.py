@@ -55,9 +55,9 @@ def segment_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """Have `seg segment` start no actor, which takes Ray seconds, but segment as one does it in this process."""
 
     def pipe(todo: Sequence[Part], model: str, out: str, *options: Any) -> Iterator[Receipt]:
-        settings, window, _, execution, store = options
+        settings, window, _, execution, *store = options
         session, watched = secrets.token_hex(), choose_watched(todo)
-        actor = PartSegmenter(model, out, settings, window, RESOURCES, execution, session, watched, store)
+        actor = PartSegmenter(model, out, settings, window, RESOURCES, execution, session, watched, *store)
         return actor.segment_parts(todo)
 
     patch.setattr("aerial_seg.segment.run_pipe", pipe)

@@ -55,6 +55,6 @@ def test_joplin_which_is_brighter_is_segmented_as_well_as_it_can_be_by_default(
     with rasterio.open(shared / "joplin/tile_337-9136.tif") as file:
         transform = file.transform @ Affine.scale(file.width / found.mask.shape[1], file.height / found.mask.shape[0])
     polygons = json.loads((shared / "joplin/buildings.geojson").read_text())["features"]
-    shapes = [transform_geom("EPSG:4326", found.crs, polygon["geometry"]) for polygon in polygons]
+    shapes = transform_geom("EPSG:4326", found.crs, [polygon["geometry"] for polygon in polygons])
     truth = rasterize(shapes, found.mask.shape, transform=transform).astype(bool)
     assert (found.mask & truth).sum() / (found.mask | truth).sum() > 0.25

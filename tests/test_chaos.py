@@ -155,14 +155,14 @@ def test_a_killed_driver(region: Path, expected: dict[str, bytes]) -> None:
 
 
 def test_a_driver_that_is_told_to_end_says_how_to_go_on(region: Path, expected: dict[str, bytes]) -> None:
-    run = region / "told"  # by SIGTERM: tests/test_train.py has Ctrl-C
+    run = region / "told"  # by Ctrl-C: tests/test_session.py has SIGTERM
     job = start(region, run)
     wait_for_parts(run, 1, job)
     below = psutil.Process(job.pid).children(recursive=True)
     while job.poll() is None:  # as somebody does who is impatient
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGINT)
         time.sleep(0.2)
-    assert finish(job, 143).splitlines()[-1] == "seg: stopped; the same command goes on from here"
+    assert finish(job, 130).splitlines()[-1] == "seg: stopped; the same command goes on from here"
     assert_nothing_is_left(run, below)
     there = bytes_of(run)
     assert there

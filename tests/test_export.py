@@ -30,7 +30,13 @@ UNET = {"name": "unet", "in_channels": 3, "width": 4, "depth": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "unet": {**UNET, "classes": 1},
     "three classes of patches": {**UNET, "classes": 3, "patch": 2},
-    "smp": {"name": "smp:Unet/resnet18", "in_channels": 3, "classes": 1},
+    "smp": {
+        "name": "smp:Unet/resnet18",
+        "in_channels": 3,
+        "classes": 1,
+        "encoder_depth": 3,
+        "decoder_channels": [16, 8, 8],
+    },
 }
 SIZES = [(1, 3, 2), (2, 2, 5), (5, 4, 4)]  # images, and strides of height and width
 

@@ -2,17 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from conftest import MakeBundle, MakeScene
+from forks import exit_code
 from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, Rows, open_plan, rows_of, work
 
 from aerial_seg.resources import ExecutionOptions
@@ -199,51 +198,35 @@ def test_rows_do_not_depend_on_how_many_windows_are_under_way(
     assert work(made, execution=ExecutionOptions(device="cpu", batch=batch)) == whole
 
 
-DEADLY = """
-import os, signal, sys
-from aerial_seg.segmenting.actor import PartSegmenter
-from aerial_seg.resources import ActorResources, ExecutionOptions
-from seg_core.imagery import mosaic
-from seg_core.run.stored_plan import read_plan
-read = mosaic.read_chip
-def deadly(scene, at, scale, **named):
-    for col in map(int, places):  # of windows of the second line, whose chips measure 204 px
-        if at.bottom > 300 and at.col_off <= col - 24 and at.right >= col - 24 + 204:
+def segment_deadly(made: Made, places: Sequence[int]) -> None:
+    """Segment, but die of windows of the second line at these columns, whose chips measure 204 px."""
+    read = mosaic.read_chip
+
+    def deadly(scene: Any, at: Window, *rest: Any, **named: Any) -> Any:
+        if at.bottom > 300 and any(at.col_off <= col - 24 and at.right >= col - 24 + 204 for col in places):
             os.kill(os.getpid(), signal.SIGSEGV)
-    return read(scene, at, scale, **named)
-mosaic.read_chip = deadly
-run, model, session, *places = sys.argv[1:]
-plan = read_plan(run)
-crew = ActorResources(min_actors=1, max_actors=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
-list(actor.segment_parts(list(plan.parts())))
-"""
-LOST = """
-import sys
-from aerial_seg.segmenting.actor import PartSegmenter
-from aerial_seg.resources import ActorResources, ExecutionOptions
-from seg_core.run.stored_plan import read_plan
-from seg_core.model.segmenter import Segmenter
-def start(self, chips, cut, may_compile):
-    raise RuntimeError("CUDA error: an illegal memory access was encountered")
-Segmenter.start, Segmenter.is_lost = start, lambda self: True
-run, model, session = sys.argv[1:]
-plan = read_plan(run)
-crew = ActorResources(min_actors=1, max_actors=1, num_cpus=1, num_gpus=0, threads=2, readers=2, memory=2**31)
-actor = PartSegmenter(model, run, plan.settings, 128, crew, ExecutionOptions(device="cpu"), session)
-list(actor.segment_parts(list(plan.parts())))
-"""
+        return read(scene, at, *rest, **named)
+
+    mosaic.read_chip = deadly
+    work(made, "new")
+
+
+def segment_on_a_lost_device(made: Made) -> None:
+    def start(*_: Any) -> NoReturn:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    Segmenter.start, Segmenter.is_lost = start, lambda _: True  # type: ignore[method-assign,assignment]
+    work(made, "new")
 
 
 def test_windows_that_kill_their_process_are_found_and_given_up(wide: Made) -> None:
-    _, model, run = wide
+    run = wide[2]
     places = [128, 1152]
     whole = undisturbed(wide)
-    command = [sys.executable, "-c", DEADLY, run, model, "new", *map(str, places)]
-    codes: list[int] = []
+    codes: list[int | None] = []
     while not codes or codes[-1] != 0:
         assert len(codes) <= 3 * len(places)
-        codes.append(subprocess.run(command, check=False).returncode)
+        codes.append(exit_code(segment_deadly, wide, places))
     # For each once at full speed, and twice with the window named; then it is left out.
     assert codes == [-signal.SIGSEGV] * 3 * len(places) + [0]
     rows = rows_of(wide)
@@ -282,9 +265,8 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
 
 
 def test_a_process_that_has_lost_its_device_ends_and_leaves_no_row(made: Made) -> None:
-    plan, model, run = made
-    command = [sys.executable, "-c", LOST, run, model, "new"]
-    assert subprocess.run(command, check=False).returncode == 1
+    plan, _, run = made
+    assert exit_code(segment_on_a_lost_device, made) == 1
     begun = {Path(path).stem for path in published(attempts.attempts_folder(run), ".json")}
     assert begun
     assert begun <= {part.key for part in plan.parts()}

@@ -275,7 +275,7 @@ def write_dataset(data: Path) -> None:
     (data / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nbuilding,255,255,255\n")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_workers")
 def test_a_bundle_is_fine_tuned_on_other_bands_and_says_from_what(
     make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

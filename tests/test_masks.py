@@ -21,7 +21,7 @@ from seg_core.run.rows import decode_mask
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import published_parts, read_part, write_part
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("without_actors")
 
 # In a process of its own, which may write no file larger than that.
 FULL = """

@@ -123,7 +123,7 @@ def run(command: str) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.usefixtures("ray_cluster", "without_actors")
+@pytest.mark.usefixtures("without_workers", "without_actors")
 @pytest.mark.parametrize("name", [name for name in NAMES if commands(name)])
 def test_the_commands_and_snippets_run_in_their_order(name: str, folder: Path, s3: str) -> None:
     for command in [*PREPARATION.get(name, []), *commands(name)]:

@@ -228,6 +228,7 @@ def test_records_of_what_is_at_work_are_no_obstacle(
     original: Path, run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_TIMEOUT", 0.1)
+    monkeypatch.setattr(lease, "STAGING_TIMEOUT", 0.1)
     key = next(read_plan(str(run)).parts()).key
     (run / "attempts" / f"{key}.json").write_bytes(content)
     for name, command in commands(original, run).items():

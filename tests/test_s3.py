@@ -164,7 +164,7 @@ def region(s3: str, make_scene: MakeScene, tmp_path: Path, request: pytest.Fixtu
     return storage.folder_of(storage.folder_of(uri))
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_actors")
 def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ TINY = "--width 4 --depth 2 --epochs 1 --steps 2 --batch 4 --crop 128"
 SMALL = ["--tile-size", "64", "--part", "128"]
 
 
+@pytest.mark.usefixtures("without_actors")
 def test_a_submitted_job_gives_the_rows_of_a_local_run(
     dashboard: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ from seg_core.imagery.raster import read_whole
 from seg_core.model.bundle import Bundle, read_bundle, read_weights
 from seg_core.model.loading import load_model
 from seg_core.model.unet import UNet
+from seg_core.run.lease import acquire_lease
 from seg_core.training.crops import Crops
 from seg_core.training.dataset import Classes, Pair, Sample, find_pairs, read_classes
 from seg_core.training.loop import VALIDATING
@@ -102,7 +103,8 @@ def assert_same_training(work: Path, other: Path) -> None:
 def undisturbed(dataset: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """The folder of a run of two workers that nobody disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run(dataset, folder, workers=2)
+    settings = make_settings("small", None, [TINY, {"workers": 2}])  # as the command line chooses
+    train(settings, str(dataset), str(folder / "bundle"), str(folder / "work"))
     return folder / "work"
 
 
@@ -117,20 +119,23 @@ def test_a_killed_worker_costs_at_most_an_epoch(dataset: Path, tmp_path: Path, u
     assert_same_training(tmp_path / "bundle.train", undisturbed)
 
 
-def test_the_same_command_goes_on_in_a_bucket_where_a_killed_driver_was(
+def test_the_same_command_goes_on_in_a_bucket_where_a_driver_was_stopped(
     dataset: Path, tmp_path: Path, undisturbed: Path, s3: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from seg_core.storage.files import read_bytes
 
     work, keys = f"{s3}/training", {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
-    killed = start(dataset, tmp_path, "--workers", "2", "--work", work, **keys)
-    wait_for(killed, "epoch 2")
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    stopped = start(dataset, tmp_path, "--workers", "2", "--work", work, **keys)
+    wait_for(stopped, "epoch 2")
+    stopped.send_signal(signal.SIGINT)
+    _, err = stopped.communicate(timeout=200)
+    assert err.splitlines()[-1] == "seg: stopped; the same command goes on from here"
+    assert stopped.returncode == 130
+    assert read_bytes(f"{work}/driver.json") is None
     assert not (tmp_path / "bundle").exists()
     command = ["train", "--data", dataset, "--out", tmp_path / "bundle", *FLAGS, "--workers", "2", "--work", work]
     _, err = seg(capsys, *command)
-    assert re.search("going on with epoch [234] of 4", err)  # the kill may come late on a busy machine
+    assert re.search("going on with epoch [234] of 4", err)  # it may be told late on a busy machine
     assert "epoch 1 of 4" not in err
     (tmp_path / "metrics.jsonl").write_bytes(read_bytes(f"{work}/metrics.jsonl") or b"")
     assert_same_training(tmp_path, undisturbed)
@@ -204,12 +209,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(datase
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_workers")
 def test_a_run_stops_when_it_no_longer_gets_better(dataset: Path, tmp_path: Path) -> None:
-    run(
-        dataset, tmp_path, steps=1, lr=1e-20, schedule="constant", epochs=9, patience=2, ema=0.0, width=2, min_workers=1
-    )
-    assert len(epochs_of(tmp_path / "work")) < 9
+    constant = {"lr": 1e-20, "schedule": "constant", "ema": 0.0, "width": 2}
+    run(dataset, tmp_path, steps=1, epochs=9, patience=2, min_workers=1, **constant)
+    assert 3 <= len(epochs_of(tmp_path / "work")) < 9
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -305,17 +309,16 @@ def test_settings_that_are_none_are_refused(dataset: Path, tmp_path: Path, conte
         run(dataset, tmp_path)
 
 
-def test_one_driver_trains_at_a_time_and_is_stopped_by_ctrl_c(dataset: Path, tmp_path: Path) -> None:
-    first = start(dataset, tmp_path, "--epochs", "900")
-    wait_for(first, "epoch 1")
-    _, err = (second := start(dataset, tmp_path, "--epochs", "900")).communicate(timeout=200)
-    assert second.returncode == 2
-    assert "bundle.train/driver.json: another driver is at work on this run" in err
-    first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=200)
-    assert err.splitlines()[-1] == "seg: stopped; the same command goes on from here"
-    assert first.returncode == 130
-    assert not (tmp_path / "bundle.train" / "driver.json").exists()
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_driver_trains_at_a_time(dataset: Path, tmp_path: Path) -> None:
+    work = str(tmp_path / "work")
+    os.mkdir(work)
+    with (
+        acquire_lease(work),
+        pytest.raises(SegError, match=r"work/driver\.json: another driver is at work on this run"),
+    ):
+        run(dataset, tmp_path)
+    assert os.listdir(work) == []
 
 
 @pytest.fixture(scope="module")
@@ -332,18 +335,16 @@ def corners(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("model", ["smp:PSPNet/resnet18", "smp:Unet/efficientnet-b0"])
-def test_networks_with_layers_that_nothing_uses_train_with_two_workers(
-    corners: Path, tmp_path: Path, model: str
-) -> None:
+def test_a_network_with_layers_that_nothing_uses_trains_with_two_workers(corners: Path, tmp_path: Path) -> None:
+    model = "smp:PSPNet/resnet18"
     bundle = run(corners, tmp_path, model=model, steps=1, crop=64, epochs=1, workers=2, min_valid=0.0)
     assert bundle.architecture["name"] == model
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_one_worker_lacks_ends_the_run_at_once(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(SegError, match="batch = 3 must be a multiple of the 2 workers"):
-        run(dataset, tmp_path, sync_batchnorm=True, batch=3, workers=2)
+    with pytest.raises(SegError, match="batch = 64, accumulate = 1: 32 crops at once"):
+        run(dataset, tmp_path, width=96, crop=1024, batch=64, accumulate=1, workers=2)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -387,7 +388,7 @@ def write_streets(data: Path, names: Sequence[str], bands: int) -> np.ndarray[An
     return road
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_workers", "without_actors")
 @pytest.mark.parametrize(
     ("names", "bands"),
     [(("road", "background"), 4), (("background", "building", "road"), 1)],
@@ -458,7 +459,7 @@ def test_readers_make_the_batches_that_crops_would_in_order(dataset: Path) -> No
         seed=0,
     )
     expected = [crops(1 + number // 3, number % 3, 1, 2) for number in range(2, 8)]
-    for readers in (0, 1, 3):
+    for readers in (0, 2):
         found = list(iter_batches(BatchShare(settings, 3, 1, 2), refs, range(2, 8), readers, torch.device("cpu")))
         assert len(found) == len(expected)
         for (image, label), sample in zip(found, expected, strict=True):

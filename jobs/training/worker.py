@@ -164,8 +164,6 @@ def make_learner(
     each = training_bytes_per_px(network, header["bands"]) * settings.crop**2 // (2 if bfloat16 else 1)
     micro_batch = choose_micro_batch(settings, share, int(MEMORY_SHARE * memory), each)
     if settings.sync_batchnorm:
-        if device.type != "cuda":
-            raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and a worker has none")
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device).to(memory_format=torch.channels_last)
     average = make_average(network, settings.ema) if settings.ema else None
