@@ -44,3 +44,15 @@ class WindowFigures:
     probability_sums: NDArray[np.float64]  # over the valid pixels of each tile, `(tile rows, tile columns)`
     num_valid: NDArray[np.int64]  # pixels of each tile, `(tile rows, tile columns)`
     levels: NDArray[np.uint8] | None = None  # probabilities in 255ths, `(height, width)`; None if they are not kept
+    valid_bits: NDArray[np.uint8] | None = None  # which pixels are valid, as building_bits; None: all or none of them
+
+
+def pack_validity(valid: Valid, tile_size: int) -> NDArray[np.uint8] | None:
+    """Pack which pixels of a window are valid, `bool (height, width)`, as `WindowFigures.valid_bits` holds them."""
+    if valid.all() or not valid.any():
+        return None
+    height, width = valid.shape
+    num_columns = -(-width // tile_size)
+    lines = np.zeros((height, num_columns * tile_size), np.bool_)
+    lines[:, :width] = valid
+    return np.packbits(lines.reshape(height, num_columns, tile_size), axis=-1)

@@ -22,7 +22,7 @@ from rasterio.enums import MaskFlags
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from seg_core.chips import WindowFigures
+from seg_core.chips import WindowFigures, pack_validity
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.model.bundle import Bundle, write_bundle
 from seg_core.training.dataset import MISSING, Sample
@@ -249,7 +249,8 @@ def window_figures(
     for number, col in enumerate(range(0, width, tile_size)):
         lines[:, number, : min(tile_size, width - col)] = building[:, col : col + tile_size]
     levels = (held * 255).round().astype(np.uint8) if keep else None
-    return WindowFigures(np.packbits(lines, axis=-1), counts, sums, num_valid, levels)
+    bits = np.packbits(lines, axis=-1)
+    return WindowFigures(bits, counts, sums, num_valid, levels, pack_validity(valid, tile_size))
 
 
 def outside_environment(**further: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The masks of a run as rasters: each pixel is what its row says, and nothing is made up."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.scene import read_scene
 from seg_core.run.rows import decode_mask
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import published_parts, read_part, write_part
+from seg_core.run.tables import part_path, published_parts, read_part, write_part
 
 pytestmark = pytest.mark.usefixtures("without_actors")
 
@@ -92,11 +93,38 @@ def test_what_is_not_known_is_nodata(run: Path, tmp_path: Path, capsys: Capture)
     assert len(published_parts(str(run))) == plan.counts["parts"] - 1
 
 
-def test_a_scene_that_is_not_as_it_was_is_named(
+def forget_valid_pixels(run: Path) -> None:
+    """Make a run as older versions did, which did not write which pixels of a tile are valid."""
+    plan = read_plan(str(run))
+    for part in plan.parts():
+        rows = read_part(part_path(str(run), part.key))
+        write_part(str(run), part.key, [{**row, "valid": None} for row in rows], plan.model, part.version)
+
+
+def test_masks_of_a_run_whose_scenes_are_gone_are_those_that_older_versions_read_them_for(
+    region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
+) -> None:
+    run, older = tmp_path / "run", tmp_path / "older"
+    seg(capsys, "segment", region, "--model", make_bundle(), "--out", run, *SMALL)
+    shutil.copytree(run, older)
+    forget_valid_pixels(older)
+    seg(capsys, "export", "masks", older, "--out", tmp_path / "expected")
+    shutil.rmtree(region)
+    seg(capsys, "export", "masks", run, "--out", tmp_path / "masks")
+    for name in ("north.tif", "south/scene.tif"):
+        found, expected = (read(tmp_path / folder / name)[0] for folder in ("masks", "expected"))
+        assert np.array_equal(found, expected)
+    assert (read(tmp_path / "masks/north.tif")[0] == 255).sum() == 100 * 150
+    _, err = seg(capsys, "export", "masks", older, "--out", tmp_path / "none", code=1)
+    assert f"{tmp_path}/none/north.tif: not written: " in err
+
+
+def test_a_scene_that_is_not_as_it_was_is_named_where_a_run_of_an_older_version_needs_it(
     region: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
 ) -> None:
     run = tmp_path / "run"
     seg(capsys, "segment", region, "--model", make_bundle(), "--out", run, *SMALL)
+    forget_valid_pixels(run)
     pixels = np.random.default_rng(1).integers(0, 250, (3, 300, 420)).astype(np.uint8)
     pixels[:, 100:200, :150] = 255  # as much as there was, and elsewhere
     make_scene("region/north.tif", pixels=pixels, nodata=255)

@@ -18,11 +18,12 @@ from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.scene import Scene
-from seg_core.run.rows import Failure, Row, decode_mask, encode_mask, failed_rows, measure, tile_rows
+from seg_core.run.rows import Failure, Row, decode_mask, decode_valid, encode_mask, failed_rows, measure, tile_rows
 
 MAJOR, FLATTENING = 6_378_137.0, 1 / 298.257223563  # WGS 84
 SQUARED = FLATTENING * (2 - FLATTENING)  # its eccentricity
-FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
+FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability")
+FIGURES += ("mask", "valid", "probability")
 
 Probability = NDArray[np.float32]
 Valid = NDArray[np.bool_]
@@ -84,6 +85,8 @@ def test_figures_recomputed_from_the_stored_masks_are_the_stored_ones() -> None:
         assert np.array_equal(mask, (probability[at] >= 0.5) & valid[at])
         assert row["building_px"] == mask.sum()
         assert row["valid_px"] == valid[at].sum()
+        assert (row["valid"] is None) == (valid[at].all() or not valid[at].any())
+        assert np.array_equal(decode_valid(row), valid[at])
         assert row["coverage"] == (mask.sum() / valid[at].sum() if valid[at].any() else None)
         if valid[at].any():
             assert row["mean_probability"] == pytest.approx(probability[at][valid[at]].astype(float).mean())

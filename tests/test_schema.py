@@ -27,7 +27,7 @@ from seg_core.run.verify import repair, verify
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 Capture = pytest.CaptureFixture[str]
-LATER = TILES.append(pa.field("valid", pa.binary()))  # the tiles table of a later version
+LATER = TILES.append(pa.field("later", pa.binary()))  # the tiles table of a later version
 SMALL = pa.schema([pa.field("a", pa.int32(), nullable=False), pa.field("b", pa.string())])
 
 
@@ -94,18 +94,18 @@ def test_a_column_that_is_added_to_the_schema_is_all_that_a_later_version_needs(
 ) -> None:
     run, plan = str(older / "run"), relocated_plan(older)
     monkeypatch.setattr("seg_core.run.tables.TILES", LATER)
-    assert [row["valid"] for row in rows_of(run)] == [None] * 6
+    assert [row["later"] for row in rows_of(run)] == [None] * 6
     remove_first_part(plan, run)
     (todo,) = parts_to_do(run, plan)
-    rows = [{**row, "valid": b"png"} for row in part_rows(todo, plan.settings)]
+    rows = [{**row, "later": b"png"} for row in part_rows(todo, plan.settings)]
     write_part(run, todo.key, rows, plan.model, todo.version)
     assert parts_to_do(run, plan) == []
     assert verify(run).describe() == "complete: all 6 tiles are done"
-    answer = query(run, "SELECT count(*) AS n, count(valid) AS valid FROM tiles").to_pylist()
-    assert answer == [{"n": 6, "valid": len(rows)}]
+    answer = query(run, "SELECT count(*) AS n, count(later) AS later FROM tiles").to_pylist()
+    assert answer == [{"n": 6, "later": len(rows)}]
     assert summary(run)["tiles"] == 6
     assert [problem for _, problem in export_masks(run, str(tmp_path / "masks"))] == [None]
-    parts = duckdb.sql(f"SELECT count(*), count(valid) FROM read_parquet('{run}/tiles/*', union_by_name = true)")
+    parts = duckdb.sql(f"SELECT count(*), count(later) FROM read_parquet('{run}/tiles/*', union_by_name = true)")
     assert parts.fetchall() == [(6, len(rows))]
     assert seg(capsys, "verify", run)[1] == ""
 
@@ -119,7 +119,7 @@ def test_a_part_of_a_newer_version_is_refused_by_name_and_never_removed(
         patch.setattr("seg_core.run.tables.TILES", LATER)
         write_part(run, part.key, part_rows(part, plan.settings), plan.model, part.version)
     path, before = part_path(run, part.key), files_of(run)
-    refused = f"{path}: was written by a newer version: its column valid is not known here: update aerial-seg"
+    refused = f"{path}: was written by a newer version: its column later is not known here: update aerial-seg"
     for ask in (
         lambda: verify(run),
         lambda: repair(run),

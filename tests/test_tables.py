@@ -90,6 +90,7 @@ def test_the_tiles_table_has_these_columns() -> None:
         ("building_m2", pa.float64(), True),
         ("mean_probability", pa.float64(), True),
         ("mask", pa.binary(), True),
+        ("valid", pa.binary(), True),
         ("probability", pa.binary(), True),
         ("model", pa.string(), False),
         ("geometry", pa.binary(), True),

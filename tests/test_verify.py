@@ -17,7 +17,7 @@ from runs import BuiltRun as Made
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
 from seg_core.run.resume import parts_to_do
-from seg_core.run.rows import Failure, Row, encode_mask, failed_rows
+from seg_core.run.rows import Failure, Row, decode_valid, encode_mask, failed_rows
 from seg_core.run.schema import TILES
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part, read_versioned, scenes_path
@@ -177,6 +177,29 @@ def test_a_mask_of_another_tile_is_named(made: Made) -> None:
 def test_a_mask_that_is_not_the_rows_is_named(made: Made, mask: bytes | None) -> None:
     made.rewrite(lambda rows: [{**rows[0], "mask": mask}, *rows[1:]])
     assert f"{made.path().name}: tile 0, 0: the mask" in made.problems()
+
+
+@pytest.mark.parametrize(
+    ("valid", "problem"),
+    [
+        (b"no picture", "the column valid is not a PNG"),
+        (encode_mask(np.ones((32, 31), np.bool_)), "the column valid has 31 x 32 px, the tile has 32 x 32"),
+        (encode_mask(np.eye(32, dtype=np.bool_)), "the column valid has 32 px, the row has"),
+    ],
+)
+def test_valid_pixels_that_are_not_the_rows_are_named(made: Made, valid: bytes, problem: str) -> None:
+    made.rewrite(lambda rows: [{**rows[0], "valid": valid}, *rows[1:]])
+    assert f"{made.path().name}: tile 0, 0: {problem}" in made.problems()
+
+
+def test_building_where_nothing_is_valid_is_named(made: Made) -> None:
+    rows = read_part(str(made.path()))
+    number = next(number for number, row in enumerate(rows) if row["valid"] is not None and row["building_px"])
+    valid = decode_valid(rows[number])
+    assert valid is not None
+    rows[number]["valid"] = encode_mask(valid[::-1, ::-1])
+    made.rewrite(lambda _: rows)
+    assert "building px are not valid" in made.problems()
 
 
 def altered(made: Made, change: Callable[[Row], Row]) -> str:

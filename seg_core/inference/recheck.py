@@ -16,7 +16,7 @@ from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Part, Places, Settings
 from seg_core.run.record import read_record
-from seg_core.run.rows import Row, decode_mask, tile_rows
+from seg_core.run.rows import Row, decode_mask, decode_valid, tile_rows
 from seg_core.run.sizing import choose_window
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, read_part
@@ -122,7 +122,11 @@ def _differences(part: Part, rows: list[Row], stored_rows: list[Row], rounded: b
         stored = done.get((row["row_off"], row["col_off"]), row)
         tolerance = ROUNDING_TOLERANCE * row["height"] * row["width"] if rounded else 0
         difference = abs(row["building_px"] - stored["building_px"])
-        if difference > tolerance or row["valid_px"] != stored["valid_px"] or not (rounded or _same_mask(row, stored)):
+        if (
+            difference > tolerance
+            or row["valid_px"] != stored["valid_px"]
+            or not (rounded or _same_pixels(row, stored))
+        ):
             problems.append(
                 f"{part.scene.scene_id}: tile {row['row_off']}, {row['col_off']}: {stored['building_px']} building of "
                 f"{stored['valid_px']} valid px stored, {row['building_px']} of {row['valid_px']} when segmented again"
@@ -130,10 +134,16 @@ def _differences(part: Part, rows: list[Row], stored_rows: list[Row], rounded: b
     return problems
 
 
-def _same_mask(row: Row, other: Row) -> bool:
-    """Whether the masks' pixels are equal. Their PNG bytes may differ between versions of the encoder."""
+def _same_pixels(row: Row, stored: Row, rounded: bool) -> bool:
+    """Whether the same pixels are valid and, unless a device has rounded differently, building.
+
+    The bytes of the PNGs may differ between versions of the encoder. A run of an older version may not say which pixels
+    are valid.
+    """
     try:
-        mask, other_mask = (decode_mask(each["mask"], row["height"], row["width"]) for each in (row, other))
+        mask, stored_mask = (decode_mask(each["mask"], row["height"], row["width"]) for each in (row, stored))
+        valid, stored_valid = decode_valid(row), decode_valid(stored)
     except SegError:
         return False
-    return np.array_equal(mask, other_mask)
+    same_valid = row["valid_px"] == stored["valid_px"] and (stored_valid is None or np.array_equal(valid, stored_valid))
+    return same_valid and (rounded or np.array_equal(mask, stored_mask))

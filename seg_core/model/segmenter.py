@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seg_core.chips import JpegStreams, WindowFigures
+from seg_core.chips import JpegStreams, WindowFigures, pack_validity
 from seg_core.errors import JobError
 from seg_core.grey_levels import Normalization
 from seg_core.model.batch_size import find_batch
@@ -280,16 +280,20 @@ class Pending:
             self.segmenter.compiled.seconds_spent[self.size] += self.seconds
         window = window_index(self.spec.halo, self.spec.height, self.spec.width)
         places = {number: place for place, number in enumerate(self.inferred)}
-        return [
-            WindowResult(
-                self._figures(places[number]) if number in places else empty_figures(self.spec), chip.valid[window]
-            )
-            for number, chip in enumerate(self.chips)
-        ]
+        results = []
+        for number, chip in enumerate(self.chips):
+            valid = chip.valid[window]
+            found = self._figures(places[number], valid) if number in places else empty_figures(self.spec)
+            results.append(WindowResult(found, valid))
+        return results
 
-    def _figures(self, place: int) -> WindowFigures:
-        """Return the figures of the window at this place of the batch. Raises RuntimeError if a probability is NaN."""
+    def _figures(self, place: int, valid: NDArray[np.bool_]) -> WindowFigures:
+        """Return the figures of the window at this place of the batch. Raises RuntimeError if a probability is NaN.
+
+        `valid` says which pixels of the window are valid, `bool (height, width)`.
+        """
         bits, (num_building, sums, num_valid, num_nan), *levels = (each[place].numpy() for each in self.outputs)
         if num_nan.any():  # counted apart: in a sum of whole numbers no value could stand for NaN
             raise RuntimeError(NOT_FINITE)
-        return WindowFigures(bits, num_building, sums * SUM_UNIT, num_valid, levels[0] if levels else None)
+        kept, packed = levels[0] if levels else None, pack_validity(valid, self.spec.tile_size)
+        return WindowFigures(bits, num_building, sums * SUM_UNIT, num_valid, kept, packed)

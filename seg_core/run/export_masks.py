@@ -20,21 +20,21 @@ from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.mosaic import read_image
 from seg_core.imagery.scene import Scene
 from seg_core.run.plan import Part
-from seg_core.run.rows import Row, decode_mask
+from seg_core.run.rows import Row, decode_mask, decode_valid
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.storage.files import make_folder
 
 Scale = tuple[float, float] | None
-COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask")
+COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask", "valid")
 
 
 def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]:
     """Write a cloud-optimised GeoTIFF for each scene of a run, or for its mosaic, into a folder.
 
-    Yields the path of each file with None, or with the error if it could not be written. If only some pixels of a tile
-    are valid, the scene is read to find out which, since the rows don't hold that. The scene must not have changed.
-    Memory does not grow with the scene. Raises SegError before writing if a file exists already.
+    Yields the path of each file with None, or with the error if it could not be written. The scenes are not read, but
+    for tiles of a run of an older version of which only some pixels are valid: its rows don't say which. Then the scene
+    must not have changed. Memory does not grow with the scene. Raises SegError before writing if a file exists already.
     """
     plan, published = read_plan(run), set(published_parts(run))
     paths = {image.scene_id: os.path.join(folder, _file_name(image)) for image in plan.images}
@@ -109,9 +109,9 @@ def _read_tiles(
 
 
 def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
-    building = decode_mask(row["mask"], row["height"], row["width"]).view(np.uint8)
-    if row["valid_px"] == building.size:
-        return building
+    building, valid = decode_mask(row["mask"], row["height"], row["width"]).view(np.uint8), decode_valid(row)
+    if valid is not None:
+        return np.where(valid, building, np.uint8(MISSING))
     _, valid = read_image(part.scene, part.sources, Window.from_row(row), scale)
     if valid.sum() != row["valid_px"] or building[valid].sum() != row["building_px"]:
         raise SegError(

@@ -38,10 +38,15 @@ def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigur
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         place = top // tile_size, left // tile_size
-        mask = figures.building_bits[at[0], place[1], : -(-row["width"] // 8)]
+        bits = at[0], place[1], slice(-(-row["width"] // 8))
+        mask, valid = figures.building_bits[bits], figures.valid_bits
         num_valid, num_building = int(figures.num_valid[place]), int(figures.num_building[place])
         measured = measure(mask, row["width"], num_valid, num_building, float(figures.probability_sums[place]))
-        kept = {"probability": None if figures.levels is None else encode_png(figures.levels[at])}
+        is_partial = valid is not None and 0 < num_valid < row["height"] * row["width"]
+        kept = {
+            "valid": encode_bits(valid[bits], row["width"]) if valid is not None and is_partial else None,
+            "probability": None if figures.levels is None else encode_png(figures.levels[at]),
+        }
         yield {"status": "done", **row, **measured, **_areas(row, polygon, measured), **kept}
 
 
@@ -122,11 +127,27 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def decode_mask(png: bytes | None, height: int, width: int) -> NDArray[np.bool_]:
     """Decode the mask of a row to `bool (height, width)`. Raises SegError if it is no PNG or has another size."""
-    if png is None:
-        return np.zeros((height, width), np.bool_)
+    return np.zeros((height, width), np.bool_) if png is None else _decode(png, height, width, "mask") > 0
+
+
+def decode_valid(row: Row) -> NDArray[np.bool_] | None:
+    """Return which pixels of a tile that is done hold data, `bool (height, width)`.
+
+    None if only some do and the row does not say which, as in runs of older versions. Raises SegError if the row's
+    `valid` is no PNG or has another size.
+    """
+    height, width = row["height"], row["width"]
+    if row["valid"] is not None:
+        return _decode(row["valid"], height, width, "column valid") > 0
+    if row["valid_px"] in {0, height * width}:
+        return np.full((height, width), row["valid_px"] > 0)
+    return None
+
+
+def _decode(png: bytes, height: int, width: int, name: str) -> NDArray[np.uint8]:
     pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
     if pixels is None:
-        raise SegError("the mask is not a PNG")
+        raise SegError(f"the {name} is not a PNG")
     if pixels.shape != (height, width):
-        raise SegError(f"the mask has {pixels.shape[1]} x {pixels.shape[0]} px, the tile has {width} x {height}")
-    return np.asarray(pixels > 0)
+        raise SegError(f"the {name} has {pixels.shape[1]} x {pixels.shape[0]} px, the tile has {width} x {height}")
+    return np.asarray(pixels, np.uint8)

@@ -51,6 +51,8 @@ TILES = pa.schema(
         pa.field("building_m2", pa.float64()),
         pa.field("mean_probability", pa.float64()),  # over valid pixels
         pa.field("mask", pa.binary()),  # 1-bit PNG; null where there is no building
+        # 1-bit PNG of the pixels that hold data; null where all or none do, and in runs that began before this column
+        pa.field("valid", pa.binary()),
         # 8-bit PNG, where asked for: the probability in 255ths, rounded, and 0 where a pixel is not valid. The mask is
         # made before rounding: at a threshold of 0.5 it is where this is 128 or more.
         pa.field("probability", pa.binary()),

@@ -15,11 +15,21 @@ from seg_core.run.isolated import for_each_isolated
 from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part
 from seg_core.run.record import read_record
-from seg_core.run.rows import Row, decode_mask
+from seg_core.run.rows import Row, decode_mask, decode_valid
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import crashes_its_reader, part_path, published_parts, read_states, read_versioned
 
-FIGURES = ("valid_px", "building_px", "coverage", "area_m2", "building_m2", "mean_probability", "mask", "probability")
+FIGURES = (
+    "valid_px",
+    "building_px",
+    "coverage",
+    "area_m2",
+    "building_m2",
+    "mean_probability",
+    "mask",
+    "valid",
+    "probability",
+)
 
 
 @dataclass
@@ -149,9 +159,13 @@ def _figure_problems(row: Row) -> Iterator[str]:
     if row["coverage"] != (building / valid if valid else None):
         yield f"coverage {row['coverage']} is not {building} / {valid}"
     try:
-        in_mask = int(decode_mask(row["mask"], row["height"], row["width"]).sum())
+        mask, pixels = decode_mask(row["mask"], row["height"], row["width"]), decode_valid(row)
     except SegError as error:
         yield str(error)
         return
-    if in_mask != building:
-        yield f"the mask has {in_mask} building px, the row has {building}"
+    if mask.sum() != building:
+        yield f"the mask has {mask.sum()} building px, the row has {building}"
+    if pixels is not None and pixels.sum() != valid:
+        yield f"the column valid has {pixels.sum()} px, the row has {valid} valid px"
+    elif pixels is not None and (mask & ~pixels).any():
+        yield f"{(mask & ~pixels).sum()} building px are not valid"
