@@ -233,9 +233,9 @@ class Run:
     def read_mask(self, scene_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.uint8]:
         """The mask of a scene or a window `(row_off, col_off, height, width)` of it, `uint8 (height, width)`.
 
-        1 is building, 0 is not; 255 is where the scene holds no data, a tile failed, or is not done yet. Where only
-        some pixels of a tile hold data, the scene is read for them. Raises SegError where there is no such scene, the
-        window reaches beyond it, or the scene can't be read and is needed.
+        1 is building, 0 is not; 255 is where the scene holds no data, a tile failed, or is not done yet. The scene is
+        read only for runs of older versions, whose rows don't say which pixels of a tile hold data. Raises SegError
+        where there is no such scene, the window reaches beyond it, or the scene can't be read and is needed.
         """
         return read_mask(self.path, scene_id, None if window is None else Window(*window))
 

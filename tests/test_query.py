@@ -23,7 +23,7 @@ from seg_core.errors import SegError
 from seg_core.run.plan import Plan
 from seg_core.run.query import query, run_sql, summary
 from seg_core.run.rows import Row
-from seg_core.run.schema import TILES
+from seg_core.run.schema import SCENES, TILES
 from seg_core.run.tables import part_path, published_parts, read_part, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]
@@ -532,3 +532,32 @@ def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -
         sizes = [len(batch) for batch in answer]
     assert sum(sizes) == len(query(run, sql)) > 3
     assert max(sizes) == 3
+
+
+def test_each_column_is_described_with_its_type(run: str, ask: Ask) -> None:
+    code, out, _ = ask("--schema", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [each["column"] for each in found if each["table"] == "tiles, failures"] == TILES.names
+    assert [each["column"] for each in found if each["table"] == "scenes"] == SCENES.names
+    for each in found:
+        schema = SCENES if each["table"] == "scenes" else TILES
+        assert each["type"] == str(schema.field(each["column"]).type)
+        assert each["description"]
+    assert "m2: geodesic ground area of the building pixels" in ask("--schema")[1].decode()
+    assert ask("SELECT 1", "--schema")[0] == 2
+
+
+def test_sql_is_read_from_standard_input(run: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("SELECT count(*) AS n\nFROM tiles"))
+    assert json.loads(ask("-", "--json")[1]) == [{"n": len(query(run, "SELECT 1 FROM tiles"))}]
+
+
+def test_a_column_that_is_none_is_named_with_those_that_may_be_meant(run: str) -> None:
+    with pytest.raises(SegError) as found:
+        query(run, "SELECT building_pix FROM tiles")
+    text = str(found.value)
+    assert text.startswith('SQL: Binder Error: Referenced column "building_pix" not found')
+    assert "building_px" in text
+    assert text.endswith(": seg query RUN --schema lists the columns")
+    assert "\n" not in text

@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_verify,
         _add_repair,
         _add_query,
+        _add_rethreshold,
         _add_submit,
         _add_jobs,
         _add_logs,
@@ -190,9 +191,18 @@ def _add_query(commands: Commands) -> None:
     text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
     parser = _add_command(commands, "query", run_commands.query, text, json=False)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("sql", nargs="?", metavar="SQL")
+    parser.add_argument("sql", nargs="?", metavar="SQL", help="a query; -: read it from standard input")
+    parser.add_argument("--schema", action="store_true", help="say what each column means, and its unit")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
+
+
+def _add_rethreshold(commands: Commands) -> None:
+    text = "Show the coverage of a run at other thresholds, or make a run at one, without segmenting again."
+    parser = _add_command(commands, "rethreshold", run_commands.rethreshold, text)
+    parser.add_argument("run", metavar="RUN", help="a run that was segmented with --keep-probability")
+    parser.add_argument("--threshold", type=float, metavar="P", help="probability from which a pixel is building")
+    parser.add_argument("--out", metavar="RUN", help="folder or s3:// prefix for the new run")
 
 
 def _add_submit(commands: Commands) -> None:

@@ -14,7 +14,7 @@ from seg_core.errors import SegError
 from seg_core.storage.files import absolute
 
 from ..progress import waiting
-from ..terminal import note, print_figures
+from ..terminal import note, print_figures, print_table
 from .arguments import absolute_places, local_path, output_folder
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from seg_core.run.verify import VerifyReport
 
 TABLE_ROWS = 100  # rows to print at most
+SHOWN_LEVEL = 15  # of the 255 thresholds, every 15th is shown: 16 lines
 
 T = TypeVar("T")
 
@@ -106,35 +107,95 @@ def repair(args: Namespace) -> int:
     return 0
 
 
-def query(args: Namespace) -> int:
-    """Run `seg query`: query a run in SQL, or print its summary."""
+def rethreshold(args: Namespace) -> int:
+    """Run `seg rethreshold`: make a run at another threshold, or print the coverage at each one."""
+    from seg_core.run.rethreshold import measure_curve
+    from seg_core.run.rethreshold import rethreshold as make_run
+
+    if (args.threshold is None) != (args.out is None):
+        raise SegError(
+            "--threshold, --out: a new run needs both; without them, the coverage at each threshold is shown"
+        )
+    run = absolute(args.run)
+    if args.out is None:
+        with waiting("reading the parts of the run") as report:
+            rows = measure_curve(run, report).rows()
+        if args.json:
+            print_figures({"curve": rows}, as_json=True)
+        else:
+            print_table(rows[SHOWN_LEVEL - 1 :: SHOWN_LEVEL])
+        _note_missing(args.run)
+        return 0
+    out = output_folder("--out", args.out)
+    with waiting("writing the parts of the new run") as report:
+        record = make_run(run, args.threshold, out, report)
+    if record.settings.threshold != args.threshold:
+        note(
+            f"the threshold is {record.settings.threshold}, not {args.threshold}: probabilities are kept in 255ths, so "
+            "that at others some pixels are not known"
+        )
+    _print_summary(out, args.json)
+    _note_missing(args.out)
+    return 0
+
+
+def _note_missing(run: str) -> None:
+    """Say if parts of a run are not done yet."""
+    from seg_core.run.stored_plan import num_missing, read_plan
+
+    if missing := num_missing(absolute(run), read_plan(absolute(run))):
+        note(f"{run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
+
+
+def _print_summary(run: str, as_json: bool) -> None:
     from seg_core.run.query import describe, summary
     from seg_core.run.record import read_record
-    from seg_core.run.stored_plan import num_missing, read_plan
+
+    with waiting("adding up the parts of the run"):
+        figures = summary(run)
+    record = read_record(run)
+    figures |= record.fit_figures()
+    for line in record.fit_warnings(figures):
+        note(line)
+    print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
+
+
+def query(args: Namespace) -> int:
+    """Run `seg query`: query a run in SQL, or print its summary."""
+    from seg_core.run.stored_plan import read_plan
 
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
     run = absolute(args.run)
-    planned = read_plan(run)  # reports damage before a result is printed
+    read_plan(run)  # reports damage before a result is printed
+    if args.schema:
+        return _print_schema(args)
     if args.sql is None and args.format in {"table", "json"}:
-        with waiting("adding up the parts of the run"):
-            figures = summary(run)
-        as_json, record = args.format == "json", read_record(run)
-        figures |= record.fit_figures()
-        for line in record.fit_warnings(figures):
-            note(line)
-        print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
+        _print_summary(run, args.format == "json")
     else:
         _write_result(run, args)
-    if missing := num_missing(run, planned):
-        note(f"{args.run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
+    _note_missing(args.run)
+    return 0
+
+
+def _print_schema(args: Namespace) -> int:
+    """Print what the columns of a run mean."""
+    from pyarrow import Table
+
+    from seg_core.run.query import write_result
+    from seg_core.run.schema import describe_columns
+
+    if args.sql is not None:
+        raise SegError("--schema: takes no SQL: it says what the columns mean")
+    write_result(Table.from_pylist(describe_columns()).to_reader(), args.format, sys.stdout.buffer, TABLE_ROWS)
     return 0
 
 
 def _write_result(run: str, args: Namespace) -> None:
     from seg_core.run.query import run_sql, summary, to_table, write_result
 
-    with nullcontext(to_table(summary(run)).to_reader()) if args.sql is None else run_sql(run, args.sql) as result:
+    sql = sys.stdin.read() if args.sql == "-" else args.sql
+    with nullcontext(to_table(summary(run)).to_reader()) if sql is None else run_sql(run, sql) as result:
         write_result(result, args.format, sys.stdout.buffer, TABLE_ROWS)
 
 

@@ -122,11 +122,7 @@ def _differences(part: Part, rows: list[Row], stored_rows: list[Row], rounded: b
         stored = done.get((row["row_off"], row["col_off"]), row)
         tolerance = ROUNDING_TOLERANCE * row["height"] * row["width"] if rounded else 0
         difference = abs(row["building_px"] - stored["building_px"])
-        if (
-            difference > tolerance
-            or row["valid_px"] != stored["valid_px"]
-            or not (rounded or _same_pixels(row, stored))
-        ):
+        if difference > tolerance or not _same_pixels(row, stored, rounded):
             problems.append(
                 f"{part.scene.scene_id}: tile {row['row_off']}, {row['col_off']}: {stored['building_px']} building of "
                 f"{stored['valid_px']} valid px stored, {row['building_px']} of {row['valid_px']} when segmented again"

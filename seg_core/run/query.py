@@ -54,7 +54,7 @@ def _parts(run: str) -> list[str]:
 def run_sql(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
     """Run a query, and yield its result batch by batch. Columns with the name of an earlier one get a number.
 
-    Raises SegError with the first line of DuckDB's or Arrow's message if the SQL is wrong or the run can't be read.
+    Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read.
     """
     with _translated_errors():
         connection = connect(run)
@@ -72,6 +72,9 @@ def _translated_errors() -> Iterator[None]:
     """Raise SegError, with one line, for errors of DuckDB, Arrow and files."""
     try:
         yield
+    except duckdb.BinderException as error:  # mostly a name that is none
+        text = " ".join(line for line in str(error).partition("\n\n")[0].splitlines() if line)
+        raise SegError(f"SQL: {text}: seg query RUN --schema lists the columns") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
 

@@ -144,6 +144,14 @@ def decode_valid(row: Row) -> NDArray[np.bool_] | None:
     return None
 
 
+def decode_probability(row: Row) -> NDArray[np.uint8]:
+    """Return the probabilities of a tile that is done in 255ths, `uint8 (height, width)`; 0 where a pixel is not valid.
+
+    Raises SegError if the row's `probability` is no PNG or has another size.
+    """
+    return _decode(row["probability"] or b"", row["height"], row["width"], "column probability")
+
+
 def _decode(png: bytes, height: int, width: int, name: str) -> NDArray[np.uint8]:
     pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
     if pixels is None:

@@ -8,7 +8,8 @@ A new figure of a tile passes through `Segmenter`, `chips.WindowFigures` and `ro
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -31,65 +32,92 @@ GEO: dict[str, Any] = {
 # The column where some tiles have two polygons, as those across the antimeridian.
 SPLIT = {**GEO["columns"]["geometry"], "geometry_types": ["MultiPolygon", "Polygon"]}
 
-TILES = pa.schema(
-    [
-        pa.field("status", pa.string(), nullable=False),  # done, or failed
-        pa.field("error_class", pa.string()),  # why it failed: ReadError, StoreUnavailableError, Crash, ...
-        pa.field("error", pa.string()),  # the message
-        pa.field("attempts", pa.int32()),
-        pa.field("scene_id", pa.string(), nullable=False),
-        pa.field("tile_row", pa.int32(), nullable=False),
-        pa.field("tile_col", pa.int32(), nullable=False),
-        pa.field("row_off", pa.int32(), nullable=False),  # px from the scene's top
-        pa.field("col_off", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("valid_px", pa.int64()),
-        pa.field("building_px", pa.int64()),
-        pa.field("coverage", pa.float64()),  # building_px / valid_px, null where nothing is valid
-        pa.field("area_m2", pa.float64()),  # geodesic, of the valid pixels; null without a CRS
-        pa.field("building_m2", pa.float64()),
-        pa.field("mean_probability", pa.float64()),  # over valid pixels
-        pa.field("mask", pa.binary()),  # 1-bit PNG; null where there is no building
-        # 1-bit PNG of the pixels that hold data; null where all or none do, and in runs that began before this column
-        pa.field("valid", pa.binary()),
-        # 8-bit PNG, where asked for: the probability in 255ths, rounded, and 0 where a pixel is not valid. The mask is
-        # made before rounding: at a threshold of 0.5 it is where this is 128 or more.
-        pa.field("probability", pa.binary()),
-        pa.field("model", pa.string(), nullable=False),  # the bundle's hash
-        pa.field("geometry", pa.binary()),  # WKB polygon, lon/lat
-        pa.field("bbox", BBOX),
-    ],
-    metadata={"geo": json.dumps(GEO)},
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    nullable: bool = True
+
+
+TILE_COLUMNS = (
+    Column("status", pa.string(), "done, or failed", nullable=False),
+    Column("error_class", pa.string(), "why the tile failed: ReadError, StoreUnavailableError, Crash, ..."),
+    Column("error", pa.string(), "the message"),
+    Column("attempts", pa.int32(), "how often the tile was tried, if it failed"),
+    Column("scene_id", pa.string(), "path of the scene below the common folder of the region", nullable=False),
+    Column("tile_row", pa.int32(), "number of the tile from the top of the scene, from 0", nullable=False),
+    Column("tile_col", pa.int32(), "number of the tile from the left, from 0", nullable=False),
+    Column("row_off", pa.int32(), "px from the top of the scene to the tile", nullable=False),
+    Column("col_off", pa.int32(), "px from the left of the scene to the tile", nullable=False),
+    Column("height", pa.int32(), "px", nullable=False),
+    Column("width", pa.int32(), "px", nullable=False),
+    Column("valid_px", pa.int64(), "pixels that hold data"),
+    Column("building_px", pa.int64(), "pixels of the class that the model finds"),
+    Column("coverage", pa.float64(), "building_px / valid_px; null where nothing is valid"),
+    Column("area_m2", pa.float64(), "m2: geodesic ground area of the valid pixels; null without a CRS"),
+    Column("building_m2", pa.float64(), "m2: geodesic ground area of the building pixels; null without a CRS"),
+    Column("mean_probability", pa.float64(), "mean over the valid pixels, 0 to 1"),
+    Column("mask", pa.binary(), "1-bit PNG of the building pixels; null where there are none"),
+    Column(
+        "valid",
+        pa.binary(),
+        "1-bit PNG of the pixels that hold data; null where all or none do, and in runs of older versions",
+    ),
+    # The mask is made before rounding: at a threshold of 0.5 it is where this is 128 or more.
+    Column(
+        "probability",
+        pa.binary(),
+        "8-bit PNG, if the run keeps it: the probability in 255ths, rounded; 0 where a pixel is not valid",
+    ),
+    Column("model", pa.string(), "hash of the bundle", nullable=False),
+    Column("geometry", pa.binary(), "outline of the tile, WKB polygon in degrees of longitude and latitude"),
+    Column("bbox", BBOX, "bounds of the tile in degrees; xmin exceeds xmax across the antimeridian"),
 )
 
-SCENES = pa.schema(
-    [
-        pa.field("scene_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("version", pa.string(), nullable=False),  # etag, or size and time of the last change in ns
-        pa.field("height", pa.int32(), nullable=False),  # px
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("bands", pa.list_(pa.int32()), nullable=False),  # as read, numbered from 1
-        pa.field("dtype", pa.string(), nullable=False),
-        pa.field("nodata", pa.float64()),
-        pa.field("masked", pa.bool_(), nullable=False),  # by an alpha band or mask of the file
-        pa.field("crs", pa.string()),
-        pa.field("transform", pa.list_(pa.float64()), nullable=False),  # a, b, c, d, e, f
-        pa.field("gsd_m", pa.float64()),
-        pa.field("source_gsd_m", pa.float64()),  # differs from gsd_m where the scene is resampled
-        # Null where the file says nothing unusual, as in runs from before there were these columns:
-        pa.field("alpha", pa.int32()),  # the alpha band that --alpha named; 0: none
-        pa.field("nodata_color", pa.list_(pa.float64())),  # the nodata value of each band of the file, if they differ
-        pa.field("inverted", pa.bool_()),  # 0 is white
-        pa.field("premultiplied", pa.bool_()),  # its colours by its alpha band
-        pa.field("bits", pa.int32()),  # of a value, where they are fewer than its dtype holds
-        pa.field("normalize_mean", pa.list_(pa.float64())),  # of each band, if each scene is normalized by its own
-        pa.field("normalize_std", pa.list_(pa.float64())),
-        pa.field("sidecars", pa.list_(pa.string())),  # files beside a remote image that belong to it
-    ]
+# Null where the file says nothing unusual, as in runs from before there were these columns: those from alpha on.
+SCENE_COLUMNS = (
+    Column("scene_id", pa.string(), "path of the scene below the common folder of the region", nullable=False),
+    Column("uri", pa.string(), "where the file was when the run was planned", nullable=False),
+    Column("size", pa.int64(), "bytes of the file", nullable=False),
+    Column("version", pa.string(), "etag, or size and time of the last change in ns", nullable=False),
+    Column("height", pa.int32(), "px", nullable=False),
+    Column("width", pa.int32(), "px", nullable=False),
+    Column("bands", pa.list_(pa.int32()), "bands that are read, numbered from 1", nullable=False),
+    Column("dtype", pa.string(), "type of the pixels of the file", nullable=False),
+    Column("nodata", pa.float64(), "value of pixels that hold no data"),
+    Column("masked", pa.bool_(), "whether an alpha band or a mask says which pixels hold data", nullable=False),
+    Column("crs", pa.string(), "coordinate reference system"),
+    Column("transform", pa.list_(pa.float64()), "a, b, c, d, e, f of the affine transform to the CRS", nullable=False),
+    Column("gsd_m", pa.float64(), "m a pixel measures on the ground, as it is segmented"),
+    Column("source_gsd_m", pa.float64(), "m a pixel of the file measures; differs from gsd_m if it is resampled"),
+    Column("alpha", pa.int32(), "number of the alpha band that --alpha named; 0: none"),
+    Column("nodata_color", pa.list_(pa.float64()), "nodata value of each band of the file, if they differ"),
+    Column("inverted", pa.bool_(), "whether 0 is white"),
+    Column("premultiplied", pa.bool_(), "whether colours are multiplied by the alpha band"),
+    Column("bits", pa.int32(), "bits of a value, if fewer than its type holds"),
+    Column("normalize_mean", pa.list_(pa.float64()), "grey levels: mean of each band, if scenes have their own"),
+    Column("normalize_std", pa.list_(pa.float64()), "grey levels: deviation of each band, if scenes have their own"),
+    Column("sidecars", pa.list_(pa.string()), "files beside a remote image that belong to it"),
 )
+
+
+def _schema(columns: Sequence[Column], metadata: dict[str, str] | None = None) -> pa.Schema:
+    return pa.schema([pa.field(each.name, each.type, each.nullable) for each in columns], metadata=metadata)
+
+
+TILES, SCENES = _schema(TILE_COLUMNS, {"geo": json.dumps(GEO)}), _schema(SCENE_COLUMNS)
+
+
+def describe_columns() -> list[dict[str, str]]:
+    """Return a row for each column of the tables that SQL can name: table, column, type, description."""
+    return [
+        {"table": table, "column": each.name, "type": str(each.type), "description": each.description}
+        for table, columns in (("tiles, failures", TILE_COLUMNS), ("scenes", SCENE_COLUMNS))
+        for each in columns
+    ]
 
 
 class ColumnsError(Exception):
