@@ -47,8 +47,8 @@ def test_all_stages_a_loop_and_the_pipe_are_measured_in_one_run(
     rates = {name: found[f"{name}_mpx_s"] for name in ("decode", "model", "loop", "pipe")}
     assert all(rate > 0 for rate in rates.values())
     assert found["copy_mpx_s"] is None
-    slower = min(("decode", "model"), key=lambda name: rates[name])
-    assert found["slower"] == slower
+    slower = found["slower"]
+    assert rates[slower] == min(rates["decode"], rates["model"])  # rounded, they may be the same
     assert found["efficiency"] == pytest.approx(rates["pipe"] / rates[slower], abs=0.001)
     assert found["pipe_to_loop"] == pytest.approx(rates["pipe"] / rates["loop"], abs=0.001)
     assert found["start_up_s"] > 0

@@ -534,7 +534,7 @@ def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -
     assert max(sizes) == 3
 
 
-def test_each_column_is_described_with_its_type(run: str, ask: Ask) -> None:
+def test_each_column_is_described_with_its_type(ask: Ask) -> None:
     code, out, _ = ask("--schema", "--json")
     found = json.loads(out)
     assert code == 0

@@ -145,12 +145,12 @@ def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
 
 
 def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> None:
-    """Write the rows of a run again, with their masks encoded by that function."""
+    """Write a run again, with the masks of tiles that are all valid encoded by that function."""
     plan = read_plan(str(run))
     for part in plan.parts():
         rows = read_part(part_path(str(run), part.key))
         for row in rows:
-            if row["mask"] is not None:
+            if row["mask"] is not None and row["valid"] is None:  # all of its pixels are valid
                 row["mask"] = encode(decode_mask(row["mask"], row["height"], row["width"]))
         write_part(str(run), part.key, rows, plan.model, part.version)
 

@@ -344,7 +344,7 @@ def test_a_network_with_layers_that_nothing_uses_trains_with_two_workers(corners
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_one_worker_lacks_ends_the_run_at_once(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(SegError, match="batch = 64, accumulate = 1: 32 crops at once"):
-        run(dataset, tmp_path, width=96, crop=1024, batch=64, accumulate=1, workers=2)
+        run(dataset, tmp_path, width=32, crop=1024, batch=64, accumulate=1, workers=2)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -141,5 +141,8 @@ def _same_pixels(row: Row, stored: Row, rounded: bool) -> bool:
         valid, stored_valid = decode_valid(row), decode_valid(stored)
     except SegError:
         return False
-    same_valid = row["valid_px"] == stored["valid_px"] and (stored_valid is None or np.array_equal(valid, stored_valid))
-    return same_valid and (rounded or np.array_equal(mask, stored_mask))
+    if row["valid_px"] != stored["valid_px"]:
+        return False
+    if valid is not None and stored_valid is not None and not np.array_equal(valid, stored_valid):
+        return False
+    return rounded or np.array_equal(mask, stored_mask)

@@ -160,8 +160,8 @@ def measure_curve(run: str, report: Callable[[str], None] = lambda _: None) -> C
             valid_px, has_areas = valid_px + valid, has_areas and pixel_m2 is not None
         report(f"{number} of {len(parts)} parts")
     thresholds = np.array([threshold_of(level) for level in range(1, LEVELS + 1)])
-    at_least, areas_at_least = (np.cumsum(each[::-1])[::-1][1:] for each in (pixels, areas))
-    return Curve(thresholds, at_least, areas_at_least if has_areas else None, valid_px)
+    building_px, building_m2 = np.cumsum(pixels[::-1])[::-1][1:], np.cumsum(areas[::-1])[::-1][1:]
+    return Curve(thresholds, building_px, building_m2 if has_areas else None, valid_px)
 
 
 def _count_part(run: str, part: Part) -> list[tuple[NDArray[np.int64], int, float | None]]:
