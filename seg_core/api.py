@@ -42,6 +42,7 @@ from seg_core.run.verify import VerifyReport, verify
 from seg_core.storage.files import absolute
 
 if TYPE_CHECKING:
+    import geopandas
     import pandas as pd
     import pyarrow as pa
 
@@ -229,6 +230,20 @@ class Run:
     def verify(self) -> VerifyReport:
         """Check the files: `ok` where each planned tile has one row and all adds up, else see `problems`."""
         return verify(self.path)
+
+    def measure_areas(self, path: str, id_column: str | None = None) -> "geopandas.GeoDataFrame":
+        """Building area and coverage of each polygon of a local vector file, as `seg query RUN --areas` has them.
+
+        `id_column` is the attribute that names the areas; without it they are numbered from 1. The rows and the CRS are
+        those of the file. The columns are the id, `area_m2`, `valid_m2`, `building_m2`, `coverage`, `covered`,
+        `failed_tiles`, `missing_tiles` and the geometry. They are null for an area that no tile touches, but for its
+        own size. Raises SegError for a file that holds no areas, and for a run with scenes without a CRS.
+
+            run.measure_areas("districts.gpkg", "name").sort_values("coverage")
+        """
+        from seg_core.run.areas import measure_areas, read_areas
+
+        return measure_areas(self.path, read_areas(absolute(path), id_column))
 
     def read_mask(self, scene_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.uint8]:
         """The mask of a scene or a window `(row_off, col_off, height, width)` of it, `uint8 (height, width)`.

@@ -144,7 +144,7 @@ OPTIONS = {
     "seg segment": [*GENERAL, *REGION, *EXECUTION, "--json", "--max-failures", "--out", "--relocate"],
     "seg verify": [*GENERAL, "--deep", "--device", "--json", "--model", "--relocate", "RUN"],
     "seg repair": [*GENERAL, "--json", "RUN", "PART"],
-    "seg query": [*GENERAL, "--format", "--json", "--schema", "RUN", "SQL"],
+    "seg query": [*GENERAL, "--areas", "--format", "--id", "--json", "--out", "--schema", "RUN", "SQL"],
     "seg rethreshold": [*GENERAL, "--json", "--out", "--threshold", "RUN"],
     "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],

@@ -80,7 +80,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("imagery", "more", "elsewhere"):
         (folder / name).mkdir()
     write_town(f"{folder}/imagery/town.tif", 0, label=f"{folder}/truth.tif")
-    write_vectors(folder / "footprints.geojson", [shapely.box(20, 20, 60, 60)], "EPSG:4326")
+    for name in ("footprints", "districts"):
+        write_vectors(folder / f"{name}.geojson", [shapely.box(20, 20, 60, 60)], "EPSG:4326", name=["old town"])
     write_town(f"{folder}/more/town.tif", 1, row=2)
     write_town(f"{folder}/elsewhere/town.tif", 2, row=4)
     (folder / "scenes.csv").write_text("uri\nelsewhere/town.tif\n")

@@ -192,6 +192,11 @@ def _add_query(commands: Commands) -> None:
     parser = _add_command(commands, "query", run_commands.query, text, json=False)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL", help="a query; -: read it from standard input")
+    text = "polygons to measure: a row with building area and coverage for each (.gpkg, .geojson, .shp, ...)"
+    parser.add_argument("--areas", metavar="FILE", help=text)
+    parser.add_argument("--id", metavar="COLUMN", help="attribute of --areas that names them (default: their number)")
+    text = "write the areas and their figures to this file (.gpkg, .parquet, .geojson, .fgb or .csv)"
+    parser.add_argument("--out", metavar="FILE", help=text)
     parser.add_argument("--schema", action="store_true", help="say what each column means, and its unit")
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")

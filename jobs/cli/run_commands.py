@@ -170,10 +170,38 @@ def query(args: Namespace) -> int:
     read_plan(run)  # reports damage before a result is printed
     if args.schema:
         return _print_schema(args)
+    if args.areas is not None:
+        return _measure_areas(args)
+    if args.id is not None or args.out is not None:
+        raise SegError("--id, --out: are for --areas")
     if args.sql is None and args.format in {"table", "json"}:
         _print_summary(run, args.format == "json")
     else:
         _write_result(run, args)
+    _note_missing(args.run)
+    return 0
+
+
+def _measure_areas(args: Namespace) -> int:
+    """Print or write what a run has found in each of some areas."""
+    from pyarrow import Table
+
+    from seg_core.run.areas import measure_areas, read_areas, write_areas
+    from seg_core.run.query import write_result
+
+    if args.sql is not None:
+        raise SegError("--areas: takes no SQL: its table has one row for each area")
+    areas = read_areas(local_path(args.areas), args.id)
+    if areas.num_repaired:
+        note(f"{args.areas}: {areas.num_repaired:,} areas were invalid, and have been repaired")
+    with waiting("measuring the areas") as report:
+        found = measure_areas(absolute(args.run), areas, report)
+    if args.out is not None:
+        write_areas(found, local_path(args.out))
+        note(args.out)
+    else:
+        table = Table.from_pandas(found.drop(columns="geometry"), preserve_index=False)
+        write_result(table.to_reader(), args.format, sys.stdout.buffer, TABLE_ROWS)
     _note_missing(args.run)
     return 0
 

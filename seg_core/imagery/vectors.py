@@ -156,7 +156,7 @@ def open_vectors(path: str) -> Source:
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def reading_errors(path: str) -> Iterator[None]:
     """Turn the errors of libraries that read vector files into SegError."""
     try:
         yield
@@ -167,7 +167,7 @@ def _reading(path: str) -> Iterator[None]:
 
 def _open_layer(path: str, driver: str) -> Source | None:
     name = gdal_name(path, driver)
-    with _reading(path):
+    with reading_errors(path):
         layers = [str(layer) for layer, kind in pyogrio.list_layers(name) if kind is not None]
         if len(layers) != 1:
             listed = ", ".join(layers) or "none"
@@ -182,7 +182,7 @@ def _open_layer(path: str, driver: str) -> Source | None:
 
 
 def _open_parquet(path: str) -> Source | None:
-    with _reading(path):
+    with reading_errors(path):
         schema = pa.parquet.read_schema(path)
         described = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
     column = described.get("primary_column")
@@ -193,7 +193,7 @@ def _open_parquet(path: str) -> Source | None:
         raise SegError(f"{path}: its geometries are encoded as {geometry.get('encoding')}, not as WKB: write it so")
     if "crs" in geometry and geometry["crs"] is None:
         return None
-    with _reading(path):
+    with reading_errors(path):
         crs = CRS.from_user_input(geometry.get("crs", "OGC:CRS84"))
     covering = geometry.get("covering", {}).get("bbox", {})
     bbox = tuple(tuple(covering[side]) for side in ("xmin", "ymin", "xmax", "ymax")) if covering else ()
@@ -215,7 +215,7 @@ def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column:
     first = next(batches, None)
     if first is not None:
         reader = pa.RecordBatchReader.from_batches(INDEX_SCHEMA, chain([first], batches))
-        with _reading(source.path):
+        with reading_errors(source.path):
             options = {"driver": "FlatGeobuf", "geometry_name": "geometry", "geometry_type": "Unknown"}
             pyogrio.write_arrow(reader, path, crs=source.crs.to_wkt(), layer="polygons", **options)
     return PolygonIndex(path, source.crs, tally)
@@ -224,7 +224,7 @@ def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column:
 def _batches(source: Source, boxes: Sequence[Bounds], column: str | None) -> Iterator[tuple[Any, Any]]:
     """WKB of the geometries of a file that may lie in one of the boxes, and values of a column, in batches."""
     whole = shapely.MultiPolygon([shapely.box(*box) for box in boxes]).bounds if boxes else (0.0, 0.0, 0.0, 0.0)
-    with _reading(source.path):
+    with reading_errors(source.path):
         if source.driver == PARQUET:
             yield from _parquet_batches(source, whole, column)
             return
@@ -263,7 +263,7 @@ def _clean(
         lost = 0 if is_indexed else int((shapely.is_missing(geometries) | shapely.is_empty(geometries)).sum())
         tally.read += len(near) + lost
         tally.dropped.update(empty=lost)
-        areas = _repair(geometries[near], tally)
+        areas = repair_polygons(geometries[near], tally)
         kept = np.flatnonzero(~shapely.is_missing(areas))
         numbers = [_number(None if column is None else column[int(near[at])].as_py(), column, tally) for at in kept]
         if len(kept):
@@ -279,7 +279,7 @@ def _number(value: Any, column: Any, tally: Tally) -> int:
     return tally.numbers.setdefault(text, len(tally.numbers))
 
 
-def _repair(geometries: Geometries, tally: Tally) -> Geometries:
+def repair_polygons(geometries: Geometries, tally: Tally) -> Geometries:
     """Return the area of each geometry as a valid polygon; None where it has none. Counts what is repaired or dropped.
 
     Where parts of a multipolygon overlap, the repaired one covers all of both (GEOS, method structure).
@@ -304,7 +304,7 @@ def _repair(geometries: Geometries, tally: Tally) -> Geometries:
 
 def read_bounds(source: Source) -> Bounds:
     """Return the bounding box of all that a file holds, in its CRS."""
-    with _reading(source.path):
+    with reading_errors(source.path):
         if source.driver != PARQUET:
             info = pyogrio.read_info(source.gdal_name, layer=source.layer, force_total_bounds=True)
             return tuple(map(float, info["total_bounds"]))  # type: ignore[return-value]

@@ -105,10 +105,14 @@ def _read_tiles(
         for row in read_part(path, COLUMNS) if path in published else ():
             tile = Window.from_row(row)
             if row["status"] == "done" and row["valid_px"] and (wanted is None or intersects(tile, wanted)):
-                yield tile, _pixels(row, part, scale)
+                yield tile, decode_pixels(row, part, scale)
 
 
-def _pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
+def decode_pixels(row: Row, part: Part, scale: Scale) -> NDArray[np.uint8]:
+    """Return the pixels of a tile that is done, `uint8 (height, width)`: 1 is building, 0 is not, else MISSING.
+
+    The scene is read only if the row does not say which pixels hold data. Raises SegError if it has changed.
+    """
     building, valid = decode_mask(row["mask"], row["height"], row["width"]).view(np.uint8), decode_valid(row)
     if valid is not None:
         return np.where(valid, building, np.uint8(MISSING))
