@@ -24,6 +24,7 @@ NAMES = {
     "rasterio._env": "seg_core/imagery/data_files.py",
     "argparse._SubParsersAction": "jobs/cli/parser.py",
     "argparse._ActionsContainer": "jobs/cli/option_groups.py",
+    "self._get_positional_actions": "jobs/cli/parser.py",
     "ray._private": "jobs/ray_session.py",
     "ray._private.worker._worker_logs_enabled": "jobs/ray_session.py",
     "receipts.context._max_num_blocks_in_streaming_gen_buffer": "jobs/segment.py",
@@ -119,6 +120,14 @@ def test_argparse_has_types_for_commands_and_for_what_has_options() -> None:
     assert isinstance(parser.add_subparsers(), argparse._SubParsersAction)
     assert isinstance(parser, argparse._ActionsContainer)
     assert isinstance(parser.add_argument_group(), argparse._ActionsContainer)
+
+
+def test_argparse_tells_which_arguments_are_no_options() -> None:
+    """An optional argument after an option would be refused: see jobs/cli/parser.py."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--option")
+    argument = parser.add_argument("argument", nargs="?")
+    assert parser._get_positional_actions() == [argument]
 
 
 def test_ray_can_be_told_not_to_print_what_goes_wrong_on_standard_output() -> None:

@@ -561,3 +561,11 @@ def test_a_column_that_is_none_is_named_with_those_that_may_be_meant(run: str) -
     assert "building_px" in text
     assert text.endswith(": seg query RUN --schema lists the columns")
     assert "\n" not in text
+
+
+def test_sql_may_come_after_options(run: str, ask: Ask) -> None:
+    expected = ask("SELECT count(*) AS n FROM tiles", "--json")
+    assert ask("--json", "SELECT count(*) AS n FROM tiles")[1] == expected[1]
+    for args in (["--json", "SELECT 1", "SELECT 2"], ["--json", "--jso"]):
+        with pytest.raises(SystemExit):
+            main(["query", run, *args])

@@ -32,8 +32,16 @@ class Parser(argparse.ArgumentParser):
     """A parser that shows the command's usage for an unknown option. argparse would show the whole program's usage."""
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments as argparse does, and exit with a usage error if some are unknown."""
+        """Parse arguments as argparse does, and exit with a usage error if some are unknown.
+
+        An optional argument may also come after options, as SQL in `seg query RUN --json SQL`. argparse takes it to be
+        absent there (https://github.com/python/cpython/issues/59317).
+        """
         parsed, unknown = super().parse_known_args(*args, **options)
+        for action in self._get_positional_actions():  # there is no public way
+            is_absent = action.nargs == "?" and getattr(parsed, action.dest, None) == action.default
+            if is_absent and unknown and (unknown[0] == "-" or not unknown[0].startswith("-")):
+                setattr(parsed, action.dest, unknown.pop(0))
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed, unknown
