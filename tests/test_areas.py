@@ -259,11 +259,13 @@ def test_areas_that_are_none_are_refused_in_a_line(run: str, tmp_path: Path, cap
         "nothing": ({"n": [1, 2]}, [square, None], "1 of 2 features are without area"),
         "twice": ({"n": [3, 3]}, [square, square], "--id n: two areas of"),
         "absent": ({"n": [1.0, None]}, [square, square], "--id n: 1 areas of"),
+        "figure": ({"coverage": [1]}, [square], "--id coverage: the answer has a column of that name"),
         "other": ({"m": [1]}, [square], "has no such attribute: it has m"),
     }
     for name, (columns, shapes, message) in files.items():
         geopandas.GeoDataFrame(columns, geometry=list(shapes), crs=UTM).to_file(tmp_path / f"{name}.gpkg")
-        options = ["--id", "n"] if "--id" in message or name == "other" else []
+        column = "coverage" if name == "figure" else "n"
+        options = ["--id", column] if "--id" in message or name == "other" else []
         out, err = seg(capsys, "query", run, "--areas", tmp_path / f"{name}.gpkg", *options, code=2)
         assert (out, err.count("\n")) == ("", 1)
         assert message in err
@@ -271,6 +273,7 @@ def test_areas_that_are_none_are_refused_in_a_line(run: str, tmp_path: Path, cap
     for args, message in (
         (["--areas", tmp_path / "none.gpkg"], "none.gpkg: can't be read"),
         (["--areas", tmp_path / "good.txt"], "not a vector file"),
+        (["--areas", tmp_path / "good.gpkg", "--out", tmp_path / "none/a.csv"], "none/a.csv: can't be written"),
         (["--id", "n"], "--id, --out: are for --areas"),
         (["SELECT 1", "--areas", tmp_path / "good.gpkg"], "--areas: takes no SQL"),
         (["--areas", tmp_path / "good.gpkg", "--out", tmp_path / "a.txt"], "not a format that areas are written in"),

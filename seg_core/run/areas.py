@@ -3,16 +3,17 @@
     areas ─▶ CRS of each scene ─┬─▶ tiles within one area: the figures of their rows
                                 └─▶ tiles at its border: pixels of their masks, by the share of each within the area
 
-A pixel at the border of an area counts by the share of it that the area covers (exactextract, https://isciences.github.io
-/exactextract/). Areas may overlap: each is measured by itself. All square metres are geodesic.
+A pixel at the border of an area counts by the share of it that the area covers. exactextract computes it
+(https://github.com/isciences/exactextract). Areas may overlap: each is measured by itself. Square metres are geodesic.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import geopandas
 import numpy as np
@@ -42,6 +43,7 @@ DEFAULT_ID = "area"  # name of the column of numbers that areas have without --i
 LONLAT = "OGC:CRS84"
 COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "area_m2", "building_m2")
 MASKS = ("mask", "valid")
+FIGURES = ("area_m2", "valid_m2", "building_m2", "coverage", "covered", "failed_tiles", "missing_tiles")
 WRITERS = {".gpkg": "GPKG", ".parquet": "Parquet", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf", ".csv": "CSV"}
 
 
@@ -130,6 +132,8 @@ def _ids(frame: geopandas.GeoDataFrame, path: str, name: str | None) -> dict[str
     columns = [str(each) for each in frame.columns if each != frame.geometry.name]
     if name not in columns:
         raise SegError(f"--id {name}: {path} has no such attribute: it has {', '.join(columns) or 'none'}")
+    if name in FIGURES:
+        raise SegError(f"--id {name}: the answer has a column of that name: choose another attribute")
     ids = frame[name]
     if ids.isna().any():
         raise SegError(f"--id {name}: {int(ids.isna().sum()):,} areas of {path} have none: choose another attribute")
@@ -212,6 +216,32 @@ def write_areas(frame: geopandas.GeoDataFrame, path: str) -> None:
         os.replace(partial_path, path)
     except (OSError, DataSourceError, DataLayerError) as error:
         raise SegError(f"--out {path}: can't be written: {error}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(partial_path)
+
+
+class Pairs(NamedTuple):
+    """Tiles and the areas that they share ground with, `(pairs,)` each."""
+
+    tile: NDArray[np.intp]  # number of the tile
+    area: NDArray[np.intp]  # number of the area
+    piece: Geometries  # what they share, in the CRS of the scene; None if it is the whole tile
+
+    @property
+    def is_whole(self) -> NDArray[np.bool_]:
+        """Whether the tile lies within the area."""
+        return np.asarray(shapely.is_missing(self.piece))
+
+
+def _pair(projected: Projected, boxes: Geometries) -> Pairs:
+    """Find the areas that share ground with the outlines of tiles. Those that only touch them are left out."""
+    tile, area = projected.tree.query(boxes, predicate="intersects")
+    piece = np.full(len(tile), None, object)
+    at_border = ~shapely.covers(projected.polygons[area], boxes[tile])
+    piece[at_border] = shapely.intersection(projected.polygons[area[at_border]], boxes[tile[at_border]])
+    shared = ~at_border | (shapely.area(piece) > 0)
+    return Pairs(tile[shared], area[shared], piece[shared])
 
 
 def _measure_part(run: str, published: set[str], tile_size: int, scale: Scale, areas: Areas, part: Part) -> Sums:
@@ -219,36 +249,43 @@ def _measure_part(run: str, published: set[str], tile_size: int, scale: Scale, a
     assert part.scene.crs is not None
     sums, projected = Sums.zeros(len(areas.frame)), areas.projected(part.scene.crs)
     tiles = list(split(part.window, tile_size))
-    boxes = _outlines(part.scene, tiles)
-    if not len(projected.tree.query(shapely.box(*shapely.total_bounds(boxes)))):
+    pairs = _pair(projected, _outlines(part.scene, tiles))
+    if not len(pairs.tile):
         return sums
-    near, which = projected.tree.query(boxes, predicate="intersects")
-    at_border = ~shapely.covers(projected.polygons[which], boxes[near])
-    shared = shapely.intersection(projected.polygons[which[at_border]], boxes[near[at_border]])
-    overlaps = np.ones(len(near), np.bool_)
-    overlaps[at_border] = shapely.area(shared) > 0  # others touch it from outside
-    sums.reached[which[overlaps]] = True
     path = part_path(run, part.key)
-    if path not in published:
-        np.add.at(sums.missing, which[overlaps], 1)
-        return sums
-    rows = {(row["row_off"], row["col_off"]): row for row in read_part(path, COLUMNS)}
-    found = [rows.get((tile.row_off, tile.col_off)) for tile in tiles]
-    status = np.array([None if row is None else row["status"] for row in found], object)[near]
-    np.add.at(sums.failed, which[overlaps & (status == "failed")], 1)
-    np.add.at(sums.missing, which[overlaps & (status == None)], 1)  # noqa: E711 - of each element
-    for name, values in (("area_m2", sums.valid_m2), ("building_m2", sums.building_m2)):
-        of_tiles = np.array([0.0 if row is None else row[name] or 0.0 for row in found])
-        np.add.at(values, which[~at_border], of_tiles[near[~at_border]])
-    pieces = defaultdict(list)
-    for tile, area, polygon in zip(near[at_border], which[at_border], shared, strict=True):
-        row = found[tile]
-        if row is not None and row["status"] == "done" and row["valid_px"] and shapely.area(polygon) > 0:
-            pieces[row["row_off"], row["col_off"]].append((int(area), polygon))
-    if pieces:
-        for tile_row in read_part(path, [*COLUMNS, *MASKS]):
-            _add_border(sums, tile_row, part, scale, pieces.get((tile_row["row_off"], tile_row["col_off"]), []))
+    there = {_place(row): row for row in read_part(path, COLUMNS)} if path in published else {}
+    rows = [there.get((tile.row_off, tile.col_off)) for tile in tiles]
+    sums.reached[pairs.area] = True
+    status = np.array(["missing" if row is None else row["status"] for row in rows])[pairs.tile]
+    np.add.at(sums.missing, pairs.area[status == "missing"], 1)
+    np.add.at(sums.failed, pairs.area[status == "failed"], 1)
+    _add_whole_tiles(sums, pairs, rows)
+    _add_borders(sums, pairs, rows, part, path, scale)
     return sums
+
+
+def _place(row: Row) -> tuple[int, int]:
+    return row["row_off"], row["col_off"]
+
+
+def _add_whole_tiles(sums: Sums, pairs: Pairs, rows: Sequence[Row | None]) -> None:
+    """Add the figures of tiles that lie within an area."""
+    for name, values in (("area_m2", sums.valid_m2), ("building_m2", sums.building_m2)):
+        of_tiles = np.array([0.0 if row is None else row[name] or 0.0 for row in rows])
+        np.add.at(values, pairs.area[pairs.is_whole], of_tiles[pairs.tile[pairs.is_whole]])
+
+
+def _add_borders(sums: Sums, pairs: Pairs, rows: Sequence[Row | None], part: Part, path: str, scale: Scale) -> None:
+    """Add the pixels of tiles that lie partly within an area. The masks are read only if there are such tiles."""
+    pieces = defaultdict(list)
+    at_border = ~pairs.is_whole
+    for tile, area, piece in zip(*(each[at_border] for each in pairs), strict=True):
+        row = rows[tile]
+        if row is not None and row["status"] == "done" and row["valid_px"]:
+            pieces[_place(row)].append((int(area), piece))
+    for row in read_part(path, [*COLUMNS, *MASKS]) if pieces else ():
+        if near := pieces.get(_place(row)):
+            _add_border(sums, row, part, scale, near)
 
 
 def _outlines(scene: Scene, tiles: list[Window]) -> Geometries:
@@ -264,8 +301,6 @@ def _add_border(sums: Sums, row: Row, part: Part, scale: Scale, pieces: list[tup
 
     `pieces` are the areas that the tile is partly in, each with the piece of it within the tile.
     """
-    if not pieces:
-        return
     tile = Window.from_row(row)
     pixels = decode_pixels(row, part, scale)
     extent = (0, 0, tile.width, tile.height)
