@@ -130,9 +130,9 @@ def compare_runs(
     with _ChangesWriter(out) as writer:
         for scene_id, group in groupby(pairs, key=lambda pair: pair.before.scene.scene_id):
             parts = list(group)
-            if path := paths.get(scene_id):
-                make_folder(os.path.dirname(path))
-                write_cog(path, parts[0].before.scene, compare(parts, writer), MISSING)
+            if raster := paths.get(scene_id):
+                make_folder(os.path.dirname(raster))
+                write_cog(raster, parts[0].before.scene, compare(parts, writer), MISSING)
             else:
                 deque(compare(parts, writer), maxlen=0)
     return total
