@@ -146,6 +146,7 @@ OPTIONS = {
     "seg repair": [*GENERAL, "--json", "RUN", "PART"],
     "seg query": [*GENERAL, "--areas", "--format", "--id", "--json", "--out", "--schema", "RUN", "SQL"],
     "seg rethreshold": [*GENERAL, "--json", "--out", "--threshold", "RUN"],
+    "seg compare": [*GENERAL, "--json", "--out", "--rasters", "BEFORE", "AFTER"],
     "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
     "seg logs": [*GENERAL, "--address", "ID"],

@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_repair,
         _add_query,
         _add_rethreshold,
+        _add_compare,
         _add_submit,
         _add_jobs,
         _add_logs,
@@ -216,6 +217,18 @@ def _add_rethreshold(commands: Commands) -> None:
     parser.add_argument("run", metavar="RUN", help="a run that was segmented with --keep-probability")
     parser.add_argument("--threshold", type=float, metavar="P", help="probability from which a pixel is building")
     parser.add_argument("--out", metavar="RUN", help="folder or s3:// prefix for the new run")
+
+
+def _add_compare(commands: Commands) -> None:
+    text = "Compare two runs on the same ground: building that is gained, lost or kept."
+    parser = _add_command(commands, "compare", run_commands.compare, text)
+    parser.add_argument("before", metavar="BEFORE", help="a run")
+    parser.add_argument(
+        "after", metavar="AFTER", help="another run of the same scenes, or of one image on the same grid"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write a row for each tile to this GeoParquet file")
+    text = "write a raster of change for each image: 0 none, 1 kept, 2 gained, 3 lost, 255 (nodata) unknown"
+    parser.add_argument("--rasters", metavar="DIR", help=text)
 
 
 def _add_submit(commands: Commands) -> None:

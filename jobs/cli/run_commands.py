@@ -139,6 +139,22 @@ def rethreshold(args: Namespace) -> int:
     return 0
 
 
+def compare(args: Namespace) -> int:
+    """Run `seg compare`: compare two runs on the same ground."""
+    from seg_core.run.compare import compare_runs
+
+    if args.out is not None and not args.out.lower().endswith(".parquet"):
+        raise SegError(f"--out {args.out}: is written as GeoParquet: name a file that ends in .parquet")
+    out = None if args.out is None else local_path(args.out)
+    rasters = None if args.rasters is None else local_path(output_folder("--rasters", args.rasters))
+    with waiting("comparing the parts of the runs") as report:
+        found = compare_runs(absolute(args.before), absolute(args.after), out, rasters, report)
+    print_figures(found.figures(), args.json)
+    if found.unknown:
+        note(f"{found.unknown:,} of {found.tiles:,} tiles failed or are not done in one of the runs: they are left out")
+    return 0
+
+
 def _note_missing(run: str) -> None:
     """Say if parts of a run are not done yet."""
     from seg_core.run.stored_plan import num_missing, read_plan

@@ -37,7 +37,7 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
     must not have changed. Memory does not grow with the scene. Raises SegError before writing if a file exists already.
     """
     plan, published = read_plan(run), set(published_parts(run))
-    paths = {image.scene_id: os.path.join(folder, _file_name(image)) for image in plan.images}
+    paths = {image.scene_id: os.path.join(folder, name_mask(image)) for image in plan.images}
     if existing := next(filter(os.path.exists, paths.values()), None):
         raise SegError(f"{existing}: already exists: choose another --out")
     if duplicates := [path for path, number in Counter(paths.values()).items() if number > 1]:
@@ -52,7 +52,7 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
         yield path, problem
 
 
-def _file_name(image: Scene) -> str:
+def name_mask(image: Scene) -> str:
     """Return the scene's own name, with `.tif` appended unless it ends so already."""
     is_tiff = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
     return image.scene_id if is_tiff else f"{image.scene_id}.tif"

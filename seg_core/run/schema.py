@@ -108,7 +108,8 @@ def _schema(columns: Sequence[Column], metadata: dict[str, str] | None = None) -
     return pa.schema([pa.field(each.name, each.type, each.nullable) for each in columns], metadata=metadata)
 
 
-TILES, SCENES = _schema(TILE_COLUMNS, {"geo": json.dumps(GEO)}), _schema(SCENE_COLUMNS)
+GEO_METADATA = {"geo": json.dumps(GEO)}
+TILES, SCENES = _schema(TILE_COLUMNS, GEO_METADATA), _schema(SCENE_COLUMNS)
 
 
 def describe_columns() -> list[dict[str, str]]:

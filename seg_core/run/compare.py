@@ -1,0 +1,260 @@
+"""Compare two runs on the same ground, such as two dates, models or thresholds: building that is gained, lost or kept.
+
+Only pixels that are valid in both runs are compared. A tile that failed in one of them, or is not done, is unknown.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count, groupby
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from seg_core.chips import MISSING
+from seg_core.errors import SegError
+from seg_core.grid import Window, split
+from seg_core.imagery.geotiff import write_cog
+from seg_core.imagery.scene import Scene
+from seg_core.run.export_masks import Scale, decode_pixels, name_mask
+from seg_core.run.plan import Part, Plan
+from seg_core.run.rows import Row
+from seg_core.run.schema import BBOX, GEO_METADATA
+from seg_core.run.stored_plan import read_plan
+from seg_core.run.tables import part_path, published_parts, read_part
+from seg_core.storage.files import PARTIAL, make_folder
+
+NONE, KEPT, GAINED, LOST = range(4)  # pixels of a raster of change; MISSING is unknown
+CLASSES = {"kept": KEPT, "gained": GAINED, "lost": LOST}
+GRID_TOLERANCE = 0.01  # px by which the corners of an image may differ
+COLUMNS = (
+    *Window._fields,
+    *("scene_id", "tile_row", "tile_col", "status", "valid_px", "building_px", "area_m2"),
+    *("mask", "valid", "geometry", "bbox"),
+)
+CHANGES = pa.schema(
+    [
+        pa.field("scene_id", pa.string(), nullable=False),  # of the run before
+        *(pa.field(name, pa.int32(), nullable=False) for name in ("tile_row", "tile_col", *Window._fields)),
+        pa.field("compared_px", pa.int64()),  # valid in both runs; null if the tile is unknown in one of them
+        *(pa.field(f"{name}_px", pa.int64()) for name in CLASSES),
+        pa.field("compared_m2", pa.float64()),
+        *(pa.field(f"{name}_m2", pa.float64()) for name in CLASSES),
+        pa.field("geometry", pa.binary()),
+        pa.field("bbox", BBOX),
+    ],
+    metadata=GEO_METADATA,
+)
+
+
+class Pair(NamedTuple):
+    """A part of an image in both runs."""
+
+    before: Part
+    after: Part
+
+
+@dataclass
+class Change:
+    """What was compared in all: pixels and square metres, by class."""
+
+    tiles: int = 0
+    unknown: int = 0  # tiles
+    has_areas: bool = True  # whether all tiles with valid pixels have one
+    pixels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("compared", *CLASSES), 0))
+    areas: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("compared", *CLASSES), 0.0))
+
+    def add(self, row: Row) -> None:
+        """Add a tile."""
+        self.tiles += 1
+        if row["compared_px"] is None:
+            self.unknown += 1
+            return
+        for name in self.pixels:
+            self.pixels[name] += row[f"{name}_px"]
+            self.areas[name] += row[f"{name}_m2"] or 0.0
+        self.has_areas &= row["compared_m2"] is not None or not row["compared_px"]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the totals. The coverages before and after are of the compared pixels; areas are in km2."""
+        compared, kept, gained, lost = self.pixels.values()
+        shares = {
+            "coverage_before": (kept + lost) / compared if compared else None,
+            "coverage_after": (kept + gained) / compared if compared else None,
+        }
+        pixels = {f"{name}_px": number for name, number in self.pixels.items()}
+        areas = {f"{name}_km2": area / 1e6 if self.has_areas else None for name, area in self.areas.items()}
+        return {"tiles": self.tiles, "unknown": self.unknown, **pixels, **shares, **areas}
+
+
+def compare_runs(
+    before: str,
+    after: str,
+    out: str | None = None,
+    rasters: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Change:
+    """Compare two runs tile by tile. Returns the totals.
+
+    `out` is a GeoParquet file to write with a row for each tile: see CHANGES. `rasters` is a folder to write a GeoTIFF
+    to for each image of the run before: 0 is no building, 1 kept, 2 gained, 3 lost, and 255 unknown. `report` is called
+    with a text for each part. Memory depends on the size of a part. Raises SegError if the runs are not of the same
+    images and tiles, if `out` or a raster exists, and if a part is damaged.
+    """
+    plans = read_plan(before), read_plan(after)
+    pairs, total = pair_parts(*plans), Change()
+    images = plans[0].images
+    paths = {image.scene_id: os.path.join(rasters, name_mask(image)) for image in images} if rasters else {}
+    for path in filter(os.path.exists, [*paths.values(), *([out] if out else [])]):
+        raise SegError(f"{path}: already exists: choose another name")
+    reader = _Reader((before, after), tuple(plan.settings.scale for plan in plans), plans[0].settings.tile_size)
+    counter = count(1)
+
+    def compare(parts: Sequence[Pair], writer: _ChangesWriter) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        """Compare parts: add up and write their rows, and yield the pixels of each tile that is known."""
+        for pair in parts:
+            rows = []
+            for row, pixels in reader.compare(pair):
+                total.add(row)
+                rows.append(row)
+                if pixels is not None:
+                    yield Window.from_row(row), pixels
+            writer.write(rows)
+            report(f"{next(counter)} of {len(pairs)} parts")
+
+    with _ChangesWriter(out) as writer:
+        for scene_id, group in groupby(pairs, key=lambda pair: pair.before.scene.scene_id):
+            parts = list(group)
+            if raster := paths.get(scene_id):
+                make_folder(os.path.dirname(raster))
+                write_cog(raster, parts[0].before.scene, compare(parts, writer), MISSING)
+            else:
+                deque(compare(parts, writer), maxlen=0)
+    return total
+
+
+def pair_parts(before: Plan, after: Plan) -> list[Pair]:
+    """Return the parts of two runs that show the same ground.
+
+    The images are those of the same scene_id, or the only one of each run. A part of a mosaic that one run lacks holds
+    no data in it, and is left out. Raises SegError with what differs.
+    """
+    for name in ("tile_size", "part"):
+        one, two = (getattr(plan.settings, name) for plan in (before, after))
+        if one != two:
+            raise SegError(f"the runs have other tiles: {name} {one} and {two}: compare them by seg query --areas")
+    images = {image.scene_id: image for image in after.images}
+    alone = len(before.images) == len(after.images) == 1
+    partners: dict[str, str] = {}
+    for image in before.images:
+        partner = after.images[0] if alone else images.get(image.scene_id)
+        if partner is None:
+            raise SegError(f"{image.scene_id}: a scene of the first run alone: compare runs of the same scenes")
+        _check_grid(image, partner)
+        partners[image.scene_id] = partner.scene_id
+    if extra := images.keys() - set(partners.values()):
+        raise SegError(f"{min(extra)}: a scene of the second run alone: compare runs of the same scenes")
+    there = {(part.scene.scene_id, part.window): part for part in after.parts()}
+    found = [(part, there.get((partners[part.scene.scene_id], part.window))) for part in before.parts()]
+    return [Pair(one, two) for one, two in found if two is not None]
+
+
+def _check_grid(one: Scene, two: Scene) -> None:
+    """Raise SegError unless two images have the same pixel grid."""
+    ways_out = "compare them by seg query --areas"
+    if (one.height, one.width) != (two.height, two.width):
+        sizes = " and ".join(f"{each.width} x {each.height}" for each in (one, two))
+        raise SegError(f"{one.scene_id}: the runs have other grids, of {sizes} px: {ways_out}")
+    if one.crs != two.crs:
+        raise SegError(f"{one.scene_id}: the runs have other grids, in {one.crs} and {two.crs}: {ways_out}")
+    size = max(abs(one.transform[0]), abs(one.transform[1]))
+    corners = [
+        np.array([each.transform[2::3], np.dot(np.reshape(each.transform, (2, 3)), (each.width, each.height, 1))])
+        for each in (one, two)
+    ]
+    shift = float(np.abs(corners[0] - corners[1]).max() / size)
+    if not shift < GRID_TOLERANCE:
+        raise SegError(f"{one.scene_id}: the runs have other grids, {shift:.2f} px apart: {ways_out}")
+
+
+@dataclass
+class _Reader:
+    """Reads the tiles of a part in both runs."""
+
+    runs: tuple[str, str]
+    scales: tuple[Scale, ...]
+    tile_size: int
+
+    def __post_init__(self) -> None:
+        self.published = [set(published_parts(run)) for run in self.runs]
+
+    def compare(self, pair: Pair) -> Iterator[tuple[Row, NDArray[np.uint8] | None]]:
+        """Yield a row of CHANGES for each tile, and its raster of change; None if the tile is unknown."""
+        both = [self._read(run, part) for run, part in enumerate(pair)]
+        for tile in split(pair.before.window, self.tile_size):
+            one, two = (rows.get(tile.origin) for rows in both)
+            if one is None or two is None or {one["status"], two["status"]} != {"done"}:
+                yield _unknown(pair.before, tile, self.tile_size), None
+                continue
+            pixels = [
+                decode_pixels(row, part, scale) for row, part, scale in zip((one, two), pair, self.scales, strict=True)
+            ]
+            yield _compare_tile(one, pixels[0], pixels[1])
+
+    def _read(self, run: int, part: Part) -> dict[tuple[int, int], Row]:
+        path = part_path(self.runs[run], part.key)
+        rows = read_part(path, COLUMNS) if path in self.published[run] else []
+        return {(row["row_off"], row["col_off"]): row for row in rows}
+
+
+def _unknown(part: Part, tile: Window, tile_size: int) -> Row:
+    place = {"tile_row": tile.row_off // tile_size, "tile_col": tile.col_off // tile_size}
+    return {"scene_id": part.scene.scene_id, **place, **tile._asdict(), "compared_px": None}
+
+
+def _compare_tile(row: Row, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> tuple[Row, NDArray[np.uint8]]:
+    """Compare the pixels of a tile: 1 is building, 0 is not, MISSING is not valid. `row` is that of the run before."""
+    change = np.full(before.shape, NONE, np.uint8)
+    change[(before == 1) & (after == 1)] = KEPT
+    change[(before != 1) & (after == 1)] = GAINED
+    change[(before == 1) & (after != 1)] = LOST
+    change[(before == MISSING) | (after == MISSING)] = MISSING
+    counts = {"compared": int((change != MISSING).sum())}
+    counts |= {name: int((change == value).sum()) for name, value in CLASSES.items()}
+    known = row["area_m2"] is not None and row["valid_px"]
+    pixel_m2 = row["area_m2"] / row["valid_px"] if known else None
+    place = {name: row[name] for name in ("scene_id", "tile_row", "tile_col", *Window._fields, "geometry", "bbox")}
+    pixels = {f"{name}_px": number for name, number in counts.items()}
+    areas = {f"{name}_m2": None if pixel_m2 is None else number * pixel_m2 for name, number in counts.items()}
+    return {**place, **pixels, **areas}, change
+
+
+class _ChangesWriter:
+    """Writes rows of CHANGES to a new GeoParquet file, which appears whole or not at all."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.draft = "" if path is None else os.path.join(os.path.dirname(path), f"{PARTIAL}{os.path.basename(path)}")
+
+    def __enter__(self) -> Self:
+        self.file = None if self.path is None else pq.ParquetWriter(self.draft, CHANGES, compression="zstd")
+        return self
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows."""
+        if self.file is not None:
+            self.file.write_table(pa.Table.from_pylist(list(rows), CHANGES))
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        if self.file is None or self.path is None:
+            return
+        self.file.close()
+        if failure is None:
+            os.replace(self.draft, self.path)
+        with suppress(FileNotFoundError):
+            os.remove(self.draft)
