@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from seg_core.inference.recheck import Recheck
+    from seg_core.run.plan import Plan
     from seg_core.run.verify import VerifyReport
 
 TABLE_ROWS = 100  # rows to print at most
-SHOWN_LEVEL = 15  # of the 255 thresholds, every 15th is shown: 16 lines
+SHOWN_LEVEL = 15  # of the 255 thresholds, every 15th is shown: 17 lines
 
 T = TypeVar("T")
 
@@ -155,11 +156,11 @@ def compare(args: Namespace) -> int:
     return 0
 
 
-def _note_missing(run: str) -> None:
-    """Say if parts of a run are not done yet."""
+def _note_missing(run: str, plan: "Plan | None" = None) -> None:
+    """Say if parts of a run are not done yet. The plan is read unless it is given."""
     from seg_core.run.stored_plan import num_missing, read_plan
 
-    if missing := num_missing(absolute(run), read_plan(absolute(run))):
+    if missing := num_missing(absolute(run), plan or read_plan(absolute(run))):
         note(f"{run}: {missing:,} parts are not done yet and missing from this result (seg verify lists them)")
 
 
@@ -183,22 +184,22 @@ def query(args: Namespace) -> int:
     if args.format == "parquet" and sys.stdout.isatty():
         raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
     run = absolute(args.run)
-    read_plan(run)  # reports damage before a result is printed
+    planned = read_plan(run)  # reports damage before a result is printed
     if args.schema:
         return _print_schema(args)
     if args.areas is not None:
-        return _measure_areas(args)
+        return _measure_areas(args, planned)
     if args.id is not None or args.out is not None:
         raise SegError("--id, --out: are for --areas")
     if args.sql is None and args.format in {"table", "json"}:
         _print_summary(run, args.format == "json")
     else:
         _write_result(run, args)
-    _note_missing(args.run)
+    _note_missing(args.run, planned)
     return 0
 
 
-def _measure_areas(args: Namespace) -> int:
+def _measure_areas(args: Namespace, planned: "Plan") -> int:
     """Print or write what a run has found in each of some areas."""
     from pyarrow import Table
 
@@ -218,7 +219,7 @@ def _measure_areas(args: Namespace) -> int:
     else:
         table = Table.from_pandas(found.drop(columns="geometry"), preserve_index=False)
         write_result(table.to_reader(), args.format, sys.stdout.buffer, TABLE_ROWS)
-    _note_missing(args.run)
+    _note_missing(args.run, planned)
     return 0
 
 

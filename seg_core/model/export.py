@@ -11,8 +11,6 @@ treats a size of one as a constant. `model.json` is inside the file, as ONNX met
 
 import json
 import os
-import uuid
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,8 @@ from seg_core.errors import SegError
 from seg_core.model.bundle import HEADER, Bundle, describe, read_bundle, read_weights
 from seg_core.model.loading import load_model
 from seg_core.model.networks import normalise
-from seg_core.storage.files import PARTIAL, make_folder
+from seg_core.storage.disk import staged_file
+from seg_core.storage.files import make_folder
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # by kind
 
@@ -56,16 +55,12 @@ def export_model(path: str, kind: str, out: str) -> Bundle:
     bundle = read_bundle(path)
     program = _export_program(load_model(bundle, read_weights(path, bundle)), bundle)
     make_folder(os.path.dirname(out))
-    partial = Path(out).with_name(f"{PARTIAL}{uuid.uuid4().hex}{SUFFIXES[kind]}")
     header = json.dumps(describe(bundle))
-    try:
+    with staged_file(out, SUFFIXES[kind]) as draft:
         if kind == "onnx":
-            _save_onnx(program, header, str(partial))
+            _save_onnx(program, header, draft)
         else:
-            torch.export.save(program, partial, extra_files={HEADER: header})
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+            torch.export.save(program, draft, extra_files={HEADER: header})
     return bundle
 
 

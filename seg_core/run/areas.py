@@ -10,7 +10,6 @@ A pixel at the border of an area counts by the share of it that the area covers.
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from seg_core.run.plan import Part
 from seg_core.run.rows import Row
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part
-from seg_core.storage.files import PARTIAL
+from seg_core.storage.disk import staged_file
 from seg_core.threads import for_each
 
 DEFAULT_ID = "area"  # name of the column of numbers that areas have without --id
@@ -199,26 +198,21 @@ def write_areas(frame: geopandas.GeoDataFrame, path: str) -> None:
 
     Raises SegError for a suffix that is not known, if the file exists, or if it can't be written.
     """
-    folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
+    stem, suffix = os.path.splitext(os.path.basename(path))
     if suffix.lower() not in WRITERS:
         raise SegError(f"--out {path}: not a format that areas are written in: say {', '.join(WRITERS)}")
     if os.path.exists(path):
         raise SegError(f"--out {path}: already exists: choose another name")
-    partial_path = os.path.join(folder, f"{PARTIAL}{stem}{suffix}")
     try:
-        if suffix.lower() == ".csv":
-            frame.drop(columns="geometry").to_csv(partial_path, index=False)
-        elif suffix.lower() == ".parquet":
-            frame.to_parquet(partial_path, index=False, schema_version="1.1.0", write_covering_bbox=True)
-        else:
-            frame.to_file(partial_path, driver=WRITERS[suffix.lower()], layer=stem, engine="pyogrio")
-        os.replace(partial_path, path)
+        with staged_file(path) as draft:
+            if suffix.lower() == ".csv":
+                frame.drop(columns="geometry").to_csv(draft, index=False)
+            elif suffix.lower() == ".parquet":
+                frame.to_parquet(draft, index=False, schema_version="1.1.0", write_covering_bbox=True)
+            else:
+                frame.to_file(draft, driver=WRITERS[suffix.lower()], layer=stem, engine="pyogrio")
     except (OSError, DataSourceError, DataLayerError) as error:
         raise SegError(f"--out {path}: can't be written: {error}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(partial_path)
 
 
 class Pairs(NamedTuple):
@@ -253,8 +247,8 @@ def _measure_part(run: str, published: set[str], tile_size: int, scale: Scale, a
     if not len(pairs.tile):
         return sums
     path = part_path(run, part.key)
-    there = {_place(row): row for row in read_part(path, COLUMNS)} if path in published else {}
-    rows = [there.get((tile.row_off, tile.col_off)) for tile in tiles]
+    there = {Window.from_row(row).origin: row for row in read_part(path, COLUMNS)} if path in published else {}
+    rows = [there.get(tile.origin) for tile in tiles]
     sums.reached[pairs.area] = True
     status = np.array(["missing" if row is None else row["status"] for row in rows])[pairs.tile]
     np.add.at(sums.missing, pairs.area[status == "missing"], 1)
@@ -262,10 +256,6 @@ def _measure_part(run: str, published: set[str], tile_size: int, scale: Scale, a
     _add_whole_tiles(sums, pairs, rows)
     _add_borders(sums, pairs, rows, part, path, scale)
     return sums
-
-
-def _place(row: Row) -> tuple[int, int]:
-    return row["row_off"], row["col_off"]
 
 
 def _add_whole_tiles(sums: Sums, pairs: Pairs, rows: Sequence[Row | None]) -> None:
@@ -282,9 +272,9 @@ def _add_borders(sums: Sums, pairs: Pairs, rows: Sequence[Row | None], part: Par
     for tile, area, piece in zip(*(each[at_border] for each in pairs), strict=True):
         row = rows[tile]
         if row is not None and row["status"] == "done" and row["valid_px"]:
-            pieces[_place(row)].append((int(area), piece))
+            pieces[Window.from_row(row).origin].append((int(area), piece))
     for row in read_part(path, [*COLUMNS, *MASKS]) if pieces else ():
-        if near := pieces.get(_place(row)):
+        if near := pieces.get(Window.from_row(row).origin):
             _add_border(sums, row, part, scale, near)
 
 

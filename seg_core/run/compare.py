@@ -6,10 +6,10 @@ Only pixels that are valid in both runs are compared. A tile that failed in one 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, groupby
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,14 @@ from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.geotiff import write_cog
 from seg_core.imagery.scene import Scene
-from seg_core.run.export_masks import Scale, decode_pixels, name_mask
+from seg_core.run.export_masks import Scale, decode_pixels, new_files
 from seg_core.run.plan import Part, Plan
 from seg_core.run.rows import Row
 from seg_core.run.schema import BBOX, GEO_METADATA
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, published_parts, read_part
-from seg_core.storage.files import PARTIAL, make_folder
+from seg_core.storage.disk import staged_file
+from seg_core.storage.files import make_folder
 
 NONE, KEPT, GAINED, LOST = range(4)  # pixels of a raster of change; MISSING is unknown
 CLASSES = {"kept": KEPT, "gained": GAINED, "lost": LOST}
@@ -108,14 +109,15 @@ def compare_runs(
     """
     plans = read_plan(before), read_plan(after)
     pairs, total = pair_parts(*plans), Change()
-    images = plans[0].images
-    paths = {image.scene_id: os.path.join(rasters, name_mask(image)) for image in images} if rasters else {}
-    for path in filter(os.path.exists, [*paths.values(), *([out] if out else [])]):
-        raise SegError(f"{path}: already exists: choose another name")
+    paths = new_files(plans[0].images, rasters, "--rasters") if rasters else {}
+    if out and os.path.exists(out):
+        raise SegError(f"{out}: already exists: choose another --out")
     reader = _Reader((before, after), tuple(plan.settings.scale for plan in plans), plans[0].settings.tile_size)
     counter = count(1)
 
-    def compare(parts: Sequence[Pair], writer: _ChangesWriter) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    def compare(
+        parts: Sequence[Pair], write: Callable[[Sequence[Row]], None]
+    ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """Compare parts: add up and write their rows, and yield the pixels of each tile that is known."""
         for pair in parts:
             rows = []
@@ -124,17 +126,17 @@ def compare_runs(
                 rows.append(row)
                 if pixels is not None:
                     yield Window.from_row(row), pixels
-            writer.write(rows)
+            write(rows)
             report(f"{next(counter)} of {len(pairs)} parts")
 
-    with _ChangesWriter(out) as writer:
+    with _writing_changes(out) as write:
         for scene_id, group in groupby(pairs, key=lambda pair: pair.before.scene.scene_id):
             parts = list(group)
             if raster := paths.get(scene_id):
                 make_folder(os.path.dirname(raster))
-                write_cog(raster, parts[0].before.scene, compare(parts, writer), MISSING)
+                write_cog(raster, parts[0].before.scene, compare(parts, write), MISSING)
             else:
-                deque(compare(parts, writer), maxlen=0)
+                deque(compare(parts, write), maxlen=0)
     return total
 
 
@@ -209,7 +211,7 @@ class _Reader:
     def _read(self, run: int, part: Part) -> dict[tuple[int, int], Row]:
         path = part_path(self.runs[run], part.key)
         rows = read_part(path, COLUMNS) if path in self.published[run] else []
-        return {(row["row_off"], row["col_off"]): row for row in rows}
+        return {Window.from_row(row).origin: row for row in rows}
 
 
 def _unknown(part: Part, tile: Window, tile_size: int) -> Row:
@@ -234,27 +236,11 @@ def _compare_tile(row: Row, before: NDArray[np.uint8], after: NDArray[np.uint8])
     return {**place, **pixels, **areas}, change
 
 
-class _ChangesWriter:
-    """Writes rows of CHANGES to a new GeoParquet file, which appears whole or not at all."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = path
-        self.draft = "" if path is None else os.path.join(os.path.dirname(path), f"{PARTIAL}{os.path.basename(path)}")
-
-    def __enter__(self) -> Self:
-        self.file = None if self.path is None else pq.ParquetWriter(self.draft, CHANGES, compression="zstd")
-        return self
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Add rows."""
-        if self.file is not None:
-            self.file.write_table(pa.Table.from_pylist(list(rows), CHANGES))
-
-    def __exit__(self, failure: object, *_: object) -> None:
-        if self.file is None or self.path is None:
-            return
-        self.file.close()
-        if failure is None:
-            os.replace(self.draft, self.path)
-        with suppress(FileNotFoundError):
-            os.remove(self.draft)
+@contextmanager
+def _writing_changes(path: str | None) -> Iterator[Callable[[Sequence[Row]], None]]:
+    """Yield a function that adds rows of CHANGES to a new GeoParquet file; without a path it does nothing."""
+    if path is None:
+        yield lambda _: None
+        return
+    with staged_file(path) as draft, pq.ParquetWriter(draft, CHANGES, compression="zstd") as file:
+        yield lambda rows: file.write_table(pa.Table.from_pylist(list(rows), CHANGES))

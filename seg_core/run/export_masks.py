@@ -37,11 +37,7 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
     must not have changed. Memory does not grow with the scene. Raises SegError before writing if a file exists already.
     """
     plan, published = read_plan(run), set(published_parts(run))
-    paths = {image.scene_id: os.path.join(folder, name_mask(image)) for image in plan.images}
-    if existing := next(filter(os.path.exists, paths.values()), None):
-        raise SegError(f"{existing}: already exists: choose another --out")
-    if duplicates := [path for path, number in Counter(paths.values()).items() if number > 1]:
-        raise SegError(f"{duplicates[0]}: two scenes would be exported to this file: rename one, and segment it")
+    paths = new_files(plan.images, folder, "--out")
     for scene_id, group in groupby(plan.parts(), key=lambda part: part.scene.scene_id):
         parts, path, problem = list(group), paths[scene_id], None
         make_folder(os.path.dirname(path))
@@ -52,7 +48,20 @@ def export_masks(run: str, folder: str) -> Iterator[tuple[str, SegError | None]]
         yield path, problem
 
 
-def name_mask(image: Scene) -> str:
+def new_files(images: Sequence[Scene], folder: str, option: str) -> dict[str, str]:
+    """Return the path in a folder for a raster of each image, by scene_id. `option` names the folder to the user.
+
+    Raises SegError if a file exists already, or if two images would have the same one.
+    """
+    paths = {image.scene_id: os.path.join(folder, _file_name(image)) for image in images}
+    if existing := next(filter(os.path.exists, paths.values()), None):
+        raise SegError(f"{existing}: already exists: choose another {option}")
+    if duplicates := [path for path, number in Counter(paths.values()).items() if number > 1]:
+        raise SegError(f"{duplicates[0]}: two scenes would be exported to this file: rename one, and segment it")
+    return paths
+
+
+def _file_name(image: Scene) -> str:
     """Return the scene's own name, with `.tif` appended unless it ends so already."""
     is_tiff = posixpath.splitext(image.scene_id)[1].lower() in {".tif", ".tiff"}
     return image.scene_id if is_tiff else f"{image.scene_id}.tif"

@@ -20,6 +20,12 @@ from seg_core.run.imagery_fit import ImageryFit
 MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise SegError for a threshold that no pixel, or every pixel, reaches."""
+    if not 0 < threshold < 1:
+        raise SegError(f"--threshold {threshold}: use a probability between 0 and 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings that change the rows of a run. They are stored in `run.json`."""
@@ -73,8 +79,7 @@ class Settings:
                 )
         if self.part < self.tile_size or self.part % self.tile_size:
             raise SegError(f"--part {self.part}: use a multiple of the tile size, {self.tile_size}")
-        if not 0 < self.threshold < 1:
-            raise SegError(f"--threshold {self.threshold}: use a probability between 0 and 1")
+        check_threshold(self.threshold)
         if self.scale is not None and not -math.inf < self.scale[0] < self.scale[1] < math.inf:
             raise SegError(f"--scale {self.scale[0]:g} {self.scale[1]:g}: MIN must be less than MAX")
 

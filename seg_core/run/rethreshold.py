@@ -19,7 +19,7 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.grid import Window
 from seg_core.run.fence import Store
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Part, Plan
+from seg_core.run.plan import Part, Plan, check_threshold
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, now, read_record, write_record
 from seg_core.run.resume import find_run, open_run, parts_to_do
@@ -76,8 +76,7 @@ def rethreshold(run: str, threshold: float, out: str, report: Callable[[str], No
     the record of the new run. Raises SegError for a threshold that is none, if the run keeps no probabilities, if one
     of its parts is damaged, or if `out` holds something else.
     """
-    if not 0 < threshold < 1:
-        raise SegError(f"--threshold {threshold}: use a probability between 0 and 1")
+    check_threshold(threshold)
     plan, level = _read_plan(run), nearest_level(threshold)
     planned = replace(plan, settings=replace(plan.settings, threshold=threshold_of(level)))
     origin = read_record(run)

@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -133,6 +133,23 @@ def staged_folder(target: str) -> Iterator[str]:
         os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def staged_file(target: str, suffix: str | None = None) -> Iterator[str]:
+    """Yield the path of a file to write, which is renamed to `target` if the block ends well, and else is removed.
+
+    It has the suffix of `target`, or the one given, because libraries choose a format by it.
+    """
+    folder, name = os.path.split(target)
+    ending = os.path.splitext(name)[1] if suffix is None else suffix
+    partial = os.path.join(folder, f"{_partial_name()}{ending}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(partial)
 
 
 def check_writable(folder: str) -> None:
