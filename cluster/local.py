@@ -33,14 +33,14 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # The folder's name is short, for it is in the paths of sockets; a process that ends may still write into it.
     with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus, folder)}
+        # Ray writes the address of the cluster to a file here, and `ray.init()` reads it. In the folder that every Ray
+        # on this machine shares by default, a job would join another cluster, and other programs would join this one.
+        os.environ["RAY_TMPDIR"] = folder
+        head = {"include_dashboard": True, "dashboard_port": args.port, **node_options(args.cpus)}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            # A job is told the address that this file in its cluster's folder holds: in the folder that every Ray on
-            # this machine shares by default it may be another's, and without the file a job gets any of them.
-            Path(folder, "ray_current_cluster").write_text(cluster.address)
             for _ in range(args.nodes - 1):
-                cluster.add_node(**node_options(args.cpus, folder))
+                cluster.add_node(**node_options(args.cpus))
             cluster.wait_for_nodes()
             print(f"http://{cluster.head_node.webui_url}", flush=True)
             stopped.wait()
@@ -49,11 +49,11 @@ def main() -> None:
             cluster.shutdown()
 
 
-def node_options(cpus: int, folder: str) -> dict[str, Any]:
+def node_options(cpus: int) -> dict[str, Any]:
     """Options of a node. Its agent, which starts jobs, gets a port of its own: any Ray on this machine wants 52365."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return {"num_cpus": cpus, "dashboard_agent_listen_port": probe.getsockname()[1], "temp_dir": folder}
+        return {"num_cpus": cpus, "dashboard_agent_listen_port": probe.getsockname()[1]}
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from seg_core.imagery.raster import read_whole
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.plots.pictures import Panel, assemble_mask, assemble_panels, coverage_panel, paint_mask
+from seg_core.run.parts import find_parts, read_rows
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.query import query
 from seg_core.run.score import score_run
-from seg_core.run.tables import published_parts, read_part
 from seg_core.run.verify import verify
 from seg_core.storage.files import make_folder, publish
 from seg_core.synthetic import draw_town
@@ -113,7 +113,7 @@ def draw_picture(out: str) -> None:
     """Draw image, truth, prediction and coverage grid into `picture.png`."""
     image = np.asarray(read_whole(f"{out}/scene.tif"), np.uint8).transpose(1, 2, 0)
     truth = read_whole(f"{out}/truth.tif")[0] == 1
-    rows = [row for path in published_parts(f"{out}/run") for row in read_part(path)]
+    rows = [row for location in find_parts(f"{out}/run").values() for row in read_rows(location)]
     panels = [
         Panel("image", image),
         Panel("truth", paint_mask(image, truth)),

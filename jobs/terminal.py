@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 # rasterio warns at each read of a scene without georeference. The command line says so itself, once a scene.
 NOT_GEOREFERENCED = "Dataset has no geotransform|The given matrix is equal to Affine.identity"
 _owned: ContextVar[bool] = ContextVar("_owned", default=False)
+TABLE_ROWS = 100  # of a table, at most
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

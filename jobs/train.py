@@ -106,7 +106,7 @@ def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) ->
     segmenter = Segmenter(bundle, precision="bfloat16" if bfloat16 else "float32")
     with waiting("segmenting the images of val") as report:
         found = evaluate(segmenter, data, "val", report)
-    write_samples(found, segmenter, data, "val", path)
+    write_samples(found, segmenter, path)
 
 
 def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:

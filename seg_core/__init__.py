@@ -1,17 +1,20 @@
 """The library: imagery, models and tables. It knows nothing of Ray.
 
-Its public names are those of `seg_core.api`, which is imported when one of them is first asked for.
+Its public names are imported when one of them is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seg_core.api import Run, Segmentation, load_model, open_run, segment_array, segment_file
+    from seg_core.api import Segmentation, load_model, segment_array, segment_file
     from seg_core.errors import SegError
+    from seg_core.results import MaskWindow, Run, open_run
 
     __version__: str
 
-__all__ = ["Run", "SegError", "Segmentation", "load_model", "open_run", "segment_array", "segment_file"]
+__all__ = ["MaskWindow", "Run", "SegError", "Segmentation", "load_model", "open_run", "segment_array", "segment_file"]
+
+_RESULTS = ("MaskWindow", "Run", "open_run")
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from seg_core.version import code_version
 
         return code_version()
+    if name in _RESULTS:
+        from seg_core import results
+
+        return getattr(results, name)
     if name in __all__:
         from seg_core import api
 

@@ -1,4 +1,4 @@
-"""The public interface: segment an image without Ray, and read what a bulk run has found.
+"""The public interface: segment an image without Ray, and read what a bulk run has found (see `results`).
 
     import seg_core
 
@@ -11,40 +11,34 @@
 Regions are segmented by the command `seg segment`, which resumes, reports failures and spreads over a cluster.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grey_levels import count_levels
+from seg_core.grey_levels import Normalization, count_levels
 from seg_core.grid import Window, split
-from seg_core.imagery.georef import Transform, area_m2, footprints, position
+from seg_core.imagery.georef import Transform, area_m2, footprints, window_transform
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.scene import fit_to_model, read_scene
 from seg_core.inference.scenes import segment_pixels, segment_scene
 from seg_core.model.bundle import BUILT_IN
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
-from seg_core.run.export_masks import check_within, read_mask
+from seg_core.run.export_masks import check_within
 from seg_core.run.imagery_fit import choose_normalization
-from seg_core.run.normalization import normalization_of_scene
-from seg_core.run.query import query, summary
-from seg_core.run.record import read_record
-from seg_core.run.schema import TILES
-from seg_core.run.verify import VerifyReport, verify
+from seg_core.run.normalization import normalizations_of
 from seg_core.storage.files import absolute
 
-if TYPE_CHECKING:
-    import geopandas
-    import pandas as pd
-    import pyarrow as pa
+log = logging.getLogger(__name__)
 
 NORMALIZE_MODES = ("auto", "scene", "region", "model")
 AREA_TILE = 512  # px; ground areas are taken as even over a tile, as in a run
@@ -124,7 +118,8 @@ def segment_array(
     """Segment an image in memory, at the resolution that the model was trained at.
 
     `image` is `uint8 (height, width, bands)`, as Pillow and matplotlib have it. `valid` `bool (height, width)` says
-    which pixels hold data, by default all. `threshold` is the model's own by default. `normalize` is as for
+    which pixels hold data, by default all: then those of a nodata value count as imagery. With rasterio,
+    `dataset.dataset_mask() > 0` says it. `threshold` is the model's own by default. `normalize` is as for
     `segment_file`. Raises SegError for an array of another type or shape.
 
         found = seg_core.segment_array(np.asarray(Image.open("scene.png").convert("RGB")))
@@ -137,6 +132,7 @@ def segment_array(
         raise SegError(f"valid: is {_describe(valid)}: give bool {image.shape[:2]}, as the image has pixels")
     pixels = np.moveaxis(image, -1, 0)
     normalization = choose_normalization(_check_mode(normalize), count_levels(pixels, valid), segmenter.bundle)
+    _report_normalization("the image", normalization, normalize)
     with at_least_two_threads():
         found = segment_pixels(segmenter, pixels, valid, normalization)
     return Segmentation(*found, _choose_threshold(segmenter, threshold))
@@ -182,82 +178,17 @@ def segment_file(
     at = scene.window if window is None else Window(*window)
     check_within(at, scene)
     with at_least_two_threads():
-        normalization = normalization_of_scene(scene, bundle, _check_mode(normalize), scale)
+        (normalization,) = normalizations_of([scene], bundle, _check_mode(normalize), scale)
+        _report_normalization(path, normalization, normalize)
         found = segment_scene(segmenter, scene, at, scale, normalization)
-    a, b, _, d, e, _ = scene.transform
-    x, y = map(float, position(scene.transform, at.row_off, at.col_off))
-    return Segmentation(*found, _choose_threshold(segmenter, threshold), scene.crs, (a, b, x, d, e, y))
+    transform = window_transform(scene.transform, at)
+    return Segmentation(*found, _choose_threshold(segmenter, threshold), scene.crs, transform)
 
 
-class Run:
-    """The result of `seg segment`: a folder of tables, one row a tile.
-
-    run = seg_core.open_run("s3://bucket/run")
-    run.summary()["coverage"]
-    run.query("SELECT * FROM tiles WHERE coverage > 0.5").to_pandas()
-    """
-
-    def __init__(self, path: str) -> None:
-        """Open the run at an absolute path. Raises SegError where there is none."""
-        read_record(path)
-        self.path = path
-
-    def __repr__(self) -> str:
-        return f"Run({self.path!r})"
-
-    def summary(self) -> dict[str, Any]:
-        """Counts of scenes and tiles, coverage and areas of the whole run, as `seg query RUN --json` has them."""
-        return summary(self.path)
-
-    def query(self, sql: str) -> "pa.Table":
-        """All rows of the answer to a question in SQL, over `tiles` (done), `scenes` and `failures` (failed tiles).
-
-        Raises SegError with the first line of what is wrong with the SQL.
-        """
-        return query(self.path, sql)
-
-    @property
-    def tiles(self) -> "pd.DataFrame":
-        """The tiles that are done, without their images: a mask is read by `read_mask`, or by `query`."""
-        names = [field.name for field in TILES if str(field.type) != "binary" or field.name == "geometry"]
-        return self.query(f"SELECT {', '.join(names)} FROM tiles ORDER BY scene_id, row_off, col_off").to_pandas()
-
-    @property
-    def scenes(self) -> "pd.DataFrame":
-        """The scenes, as they were when the run was made."""
-        return self.query("SELECT * FROM scenes").to_pandas()
-
-    def verify(self) -> VerifyReport:
-        """Check the files: `ok` where each planned tile has one row and all adds up, else see `problems`."""
-        return verify(self.path)
-
-    def measure_areas(self, path: str, id_column: str | None = None) -> "geopandas.GeoDataFrame":
-        """Building area and coverage of each polygon of a local vector file, as `seg query RUN --areas` has them.
-
-        `id_column` is the attribute that names the areas; without it they are numbered from 1. The rows and the CRS are
-        those of the file. The columns are the id, `area_m2`, `valid_m2`, `building_m2`, `coverage`, `covered`,
-        `failed_tiles`, `missing_tiles` and the geometry. They are null for an area that no tile touches, but for its
-        own size. Raises SegError for a file that holds no areas, and for a run with scenes without a CRS.
-
-            run.measure_areas("districts.gpkg", "name").sort_values("coverage")
-        """
-        from seg_core.run.areas import measure_areas, read_areas
-
-        return measure_areas(self.path, read_areas(absolute(path), id_column))
-
-    def read_mask(self, scene_id: str, window: tuple[int, int, int, int] | None = None) -> NDArray[np.uint8]:
-        """The mask of a scene or a window `(row_off, col_off, height, width)` of it, `uint8 (height, width)`.
-
-        1 is building, 0 is not; 255 is where the scene holds no data, a tile failed, or is not done yet. The scene is
-        read only for runs of older versions, whose rows don't say which pixels of a tile hold data. Raises SegError
-        where there is no such scene, the window reaches beyond it, or the scene can't be read and is needed.
-        """
-        return read_mask(self.path, scene_id, None if window is None else Window(*window))
-
-
-def open_run(path: str) -> Run:
-    """The run at a local path or an `s3://` prefix. Raises SegError where there is none."""
-    return Run(absolute(path))
+def _report_normalization(image: str, normalization: Normalization | None, mode: str) -> None:
+    """Say that an image was normalized without being asked for."""
+    if normalization is not None and mode == "auto":
+        log.warning("%s looks unlike what the model was trained on: its brightness and contrast are adapted", image)
 
 
 def _as_segmenter(model: Model) -> Segmenter:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from runs import read_part
 
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segment import choose_watched
@@ -15,7 +16,7 @@ from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.resume import open_run
-from seg_core.run.tables import part_path, read_part
+from seg_core.run.tables import part_path
 
 SETTINGS = Settings(tile_size=64, part=256, halo=24, threshold=0.5)
 WINDOW = 128

@@ -16,6 +16,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
     Of the connections, the share `refused` is answered with 503; after each 64 kB the share `cut` is broken off. What
     is asked is passed on `delay` seconds later. Of the next `garbled` answers that have a body, a bit of it is wrong.
+    The next `refusals` connections are answered with 503.
     """
 
     daemon_threads = True
@@ -24,7 +25,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     def __init__(self, upstream: int, refused: float = 0.0, cut: float = 0.0, seed: int = 0) -> None:
         self.upstream, self.refused, self.cut = upstream, refused, cut
         self.random, self.delay = random.Random(seed), 0.0
-        self.garbled = 0
+        self.garbled = self.refusals = 0
         self.received = self.num_refused = self.num_cut = 0  # bytes from the server, connections
         super().__init__(("127.0.0.1", 0), _Connection)
         self.port: int = self.server_address[1]
@@ -49,7 +50,8 @@ class _Connection(socketserver.BaseRequestHandler):
         first = self.request.recv(CHUNK)
         if not first:
             return
-        if proxy.random.random() < proxy.refused:
+        if proxy.refusals or proxy.random.random() < proxy.refused:
+            proxy.refusals = max(0, proxy.refusals - 1)
             proxy.num_refused += 1
             self.request.sendall(BUSY)
             return

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeBundle, MakeScene
+from runs import read_part
 
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segment import share_out
@@ -28,7 +29,7 @@ from seg_core.run.attempts import Attempt, attempts_folder, claim_interrupted, m
 from seg_core.run.plan import Part, Plan, Settings, WindowTask, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
-from seg_core.run.tables import part_path, read_part
+from seg_core.run.tables import part_path
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
 # With as much memory as lets eight squares wait.

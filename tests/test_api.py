@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from runs import build_run, rows_of
 from seg_command import SMALL, seg
 
 import seg_core
-from seg_core.api import Run, Segmentation
+from seg_core.api import Segmentation
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window
 from seg_core.imagery.raster import read_whole
 from seg_core.inference import scenes
+from seg_core.results import Run
 from seg_core.run.rows import decode_mask
 
 HEIGHT, WIDTH = 300, 420
@@ -89,6 +91,22 @@ def test_the_threshold_is_the_models_unless_another_is_named(make_bundle: MakeBu
     assert (found.threshold, none.threshold) == (0.4, 1.1)
     assert found.coverage == pytest.approx((found.probability >= np.float32(0.4)).mean())
     assert none.coverage == 0
+
+
+def test_an_image_that_is_normalized_without_being_asked_for_is_named(
+    make_scene: MakeScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.random.default_rng(0).normal(200, 15, (300, 300, 3)).clip(0, 255).astype(np.uint8)
+    path = make_scene(pixels=np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+    calls = {"the image": partial(seg_core.segment_array, image), path: partial(seg_core.segment_file, path)}
+    for name, segment in calls.items():
+        adapted = segment()
+        said = f"{name} looks unlike what the model was trained on: its brightness and contrast are adapted"
+        assert [record.getMessage() for record in caplog.records] == [said]
+        caplog.clear()
+        assert np.array_equal(segment(normalize="region").probability, adapted.probability)
+        assert not np.array_equal(segment(normalize="model").probability, adapted.probability)
+        assert not caplog.records
 
 
 def test_an_image_without_data_has_no_coverage(make_bundle: MakeBundle) -> None:
@@ -254,5 +272,14 @@ def test_a_saved_mask_holds_what_it_is_given(tmp_path: Path) -> None:
 
 
 def test_the_surface_is_small() -> None:
-    public = ["Run", "SegError", "Segmentation", "load_model", "open_run", "segment_array", "segment_file"]
+    public = [
+        "MaskWindow",
+        "Run",
+        "SegError",
+        "Segmentation",
+        "load_model",
+        "open_run",
+        "segment_array",
+        "segment_file",
+    ]
     assert sorted(seg_core.__all__) == public

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,33 +14,24 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
+from areas import POLYGONS, X, Y, at, expected_sums, save
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, cut
 from rasterio.windows import Window as RasterWindow
-from runs import build_run, rows_of
+from runs import build_run, read_part
 from seg_command import SMALL, seg
 
 import seg_core
 from seg_core.errors import SegError
 from seg_core.imagery.georef import Transform
-from seg_core.run.areas import measure_areas, read_areas
-from seg_core.run.export_masks import read_mask
+from seg_core.run.area_files import read_areas
+from seg_core.run.areas import measure_areas
 from seg_core.run.query import summary
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, read_part, write_part
+from seg_core.run.tables import part_path, write_part
 
 Capture = pytest.CaptureFixture[str]
-X, Y = NORTH_UP[2], NORTH_UP[5]  # the corner of the first scene, whose pixels measure 1 m
 TURNED = (0.8, 0.6, 400_000.0, 0.6, -0.8, 5_800_000.0)
 SOUTH_UP = (1.0, 0.0, 400_000.0, 0.0, 1.0, 5_800_000.0)
-
-
-def at(left: float, top: float, right: float, bottom: float) -> shapely.Polygon:
-    """A rectangle of the first scene, in m from its corner."""
-    return shapely.box(X + left, Y - bottom, X + right, Y - top)
-
-
-def save(path: Path, polygons: Sequence[Any], crs: str = UTM) -> None:
-    geopandas.GeoDataFrame(geometry=list(polygons), crs=crs).to_file(path)
 
 
 def measure(run: str, polygons: Sequence[Any], folder: Path, crs: str = UTM) -> geopandas.GeoDataFrame:
@@ -50,50 +42,17 @@ def measure(run: str, polygons: Sequence[Any], folder: Path, crs: str = UTM) -> 
     return found
 
 
-def expected_sums(run: str, scene_id: str, transform: Transform, polygon: shapely.Polygon) -> dict[str, float]:
-    """Valid and building area in a polygon of the scene's CRS, from the mask and the share of each pixel within it."""
-    mask = read_mask(run, scene_id)
-    a, b, c, d, e, f = transform
-    rows, cols = np.indices(mask.shape, np.float64)
-    corners = [(cols + x, rows + y) for x, y in ((0, 0), (0, 1), (1, 1), (1, 0), (0, 0))]
-    outlines = np.stack([np.stack([a * x + b * y + c, d * x + e * y + f], -1) for x, y in corners], -2)
-    share = shapely.area(shapely.intersection(shapely.polygons(outlines), polygon)) / abs(a * e - b * d)
-    pixel_m2 = np.zeros(mask.shape)
-    for row in rows_of(run):
-        if row["scene_id"] == scene_id and row["status"] == "done" and row["valid_px"]:
-            tile = np.s_[
-                row["row_off"] : row["row_off"] + row["height"], row["col_off"] : row["col_off"] + row["width"]
-            ]
-            pixel_m2[tile] = row["area_m2"] / row["valid_px"]
-    return {
-        "valid_m2": float((share * pixel_m2 * (mask != 255)).sum()),
-        "building_m2": float((share * pixel_m2 * (mask == 1)).sum()),
-    }
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run of scenes of 100 x 120 px, with a block without data, and of 40 x 30 px, 10 km to the south."""
     return build_run(tmp_path_factory.mktemp("areas"))[0]
 
 
-POLYGONS = {
-    "one tile": at(0, 0, 32, 32),
-    "within a tile": at(3, 2, 21, 19),
-    "parts of pixels": at(10.25, 5.5, 70.125, 60.75),
-    "a triangle": shapely.Polygon([(X + 5, Y - 90), (X + 110, Y - 70.3), (X + 40.7, Y - 3)]),
-    "a hole": at(2, 2, 90, 90).difference(at(20.5, 20.5, 60, 70)),
-    "two parts": shapely.MultiPolygon([at(1, 1, 20, 20.5), at(80, 40, 100.5, 99)]),
-    "half outside": at(60.5, -50, 300, 50),
-    "no data": at(65, 35, 105, 65),
-}
-
-
 @pytest.mark.parametrize("name", POLYGONS)
 def test_an_area_is_the_sum_of_the_shares_of_its_pixels(run: str, tmp_path: Path, name: str) -> None:
     (found,) = measure(run, [POLYGONS[name]], tmp_path).to_dict("records")
     expected = expected_sums(run, "north/a.tif", NORTH_UP, POLYGONS[name])
-    assert {each: found[each] for each in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert {each: found[each] for each in expected} == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True)
     assert found["area_m2"] == pytest.approx(POLYGONS[name].area, rel=1e-3)  # UTM is true to 0.04 %
     assert found["covered"] == pytest.approx(expected["valid_m2"] / found["area_m2"])
     assert (found["failed_tiles"], found["missing_tiles"]) == (0, 0)
@@ -118,12 +77,20 @@ def test_areas_that_overlap_are_each_measured_and_those_outside_are_null(run: st
     assert 0 < found["building_m2"][0] < found["building_m2"][4]
 
 
+def test_where_no_pixel_is_valid_rounding_makes_none(run: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    within = zip(rng.uniform(60, 80, 100), rng.uniform(30, 45, 100), rng.uniform(5, 25, 100), strict=True)
+    found = measure(run, [at(left, top, left + side, top + side) for left, top, side in within], tmp_path)
+    assert (found["valid_m2"] == 0).all()
+    assert found["coverage"].isna().all()
+
+
 def test_areas_in_another_crs_are_the_same_ground(run: str, tmp_path: Path) -> None:
     expected = measure(run, list(POLYGONS.values()), tmp_path)
     lonlat = geopandas.GeoSeries(list(POLYGONS.values()), crs=UTM).to_crs("EPSG:4326")
     found = measure(run, list(lonlat), tmp_path, "EPSG:4326")
     for name in ("area_m2", "valid_m2", "building_m2"):
-        assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-3, abs=1)
+        assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-3, abs=1, nan_ok=True)
 
 
 @pytest.mark.usefixtures("without_actors")
@@ -257,15 +224,15 @@ def test_areas_that_are_none_are_refused_in_a_line(run: str, tmp_path: Path, cap
         "lines": ({}, [square, square.exterior], "areas are polygons, and 1 of 2 features are lines"),
         "points": ({}, [square.centroid], "areas are polygons, and 1 of 1 features are points"),
         "nothing": ({"n": [1, 2]}, [square, None], "1 of 2 features are without area"),
-        "twice": ({"n": [3, 3]}, [square, square], "--id n: two areas of"),
-        "absent": ({"n": [1.0, None]}, [square, square], "--id n: 1 areas of"),
-        "figure": ({"coverage": [1]}, [square], "--id coverage: the answer has a column of that name"),
+        "twice": ({"n": [3, 3]}, [square, square], "id n: two areas of"),
+        "absent": ({"n": [1.0, None]}, [square, square], "id n: 1 areas of"),
+        "figure": ({"coverage": [1]}, [square], "id coverage: the answer has a column of that name"),
         "other": ({"m": [1]}, [square], "has no such attribute: it has m"),
     }
     for name, (columns, shapes, message) in files.items():
         geopandas.GeoDataFrame(columns, geometry=list(shapes), crs=UTM).to_file(tmp_path / f"{name}.gpkg")
         column = "coverage" if name == "figure" else "n"
-        options = ["--id", column] if "--id" in message or name == "other" else []
+        options = ["--id", column] if "id " in message or name == "other" else []
         out, err = seg(capsys, "query", run, "--areas", tmp_path / f"{name}.gpkg", *options, code=2)
         assert (out, err.count("\n")) == ("", 1)
         assert message in err
@@ -273,9 +240,9 @@ def test_areas_that_are_none_are_refused_in_a_line(run: str, tmp_path: Path, cap
     for args, message in (
         (["--areas", tmp_path / "none.gpkg"], "none.gpkg: can't be read"),
         (["--areas", tmp_path / "good.txt"], "not a vector file"),
-        (["--areas", tmp_path / "good.gpkg", "--out", tmp_path / "none/a.csv"], "none/a.csv: can't be written"),
-        (["--id", "n"], "--id, --out: are for --areas"),
-        (["SELECT 1", "--areas", tmp_path / "good.gpkg"], "--areas: takes no SQL"),
+        (["--areas", tmp_path / "good.gpkg", "--out", tmp_path / "none/a.csv"], "none/a.csv: there is no such folder"),
+        (["--id", "n"], "--id: is for --areas"),
+        (["SELECT 1", "--areas", tmp_path / "good.gpkg"], "--areas, --grid, --h3, --bbox: take no SQL"),
         (["--areas", tmp_path / "good.gpkg", "--out", tmp_path / "a.txt"], "not a format that areas are written in"),
     ):
         assert message in seg(capsys, "query", run, *args, code=2)[1]
@@ -305,3 +272,13 @@ def test_masks_of_tiles_within_an_area_are_not_read(run: str, tmp_path: Path, mo
     monkeypatch.setattr("seg_core.run.areas.decode_pixels", lambda *args: asked.append(args))
     assert measure(run, [at(-10, -10, 300, 20_000)], tmp_path)["building_m2"][0] > 0
     assert asked == []
+
+
+def test_areas_that_all_miss_the_run_are_noted_with_both_extents(run: str, tmp_path: Path, capsys: Capture) -> None:
+    save(tmp_path / "far.geojson", [at(50_000, 0, 50_100, 100)])
+    out, err = seg(capsys, "query", run, "--areas", tmp_path / "far.geojson", "--format", "csv")
+    assert out.splitlines()[1].endswith(",,,,,,")
+    extent = r"longitude -?\d+\.\d+ to -?\d+\.\d+, latitude -?\d+\.\d+ to -?\d+\.\d+"
+    assert re.fullmatch(rf"no area touches a tile: areas are at {extent}, images at {extent}\n", err)
+    _, err = seg(capsys, "query", run, "--bbox", "1", "2", "3", "4")
+    assert "no area touches a tile: areas are at longitude 1.00000 to 3.00000, latitude 2.00000 to 4.00000" in err

@@ -29,7 +29,7 @@ from proxy import Proxy
 from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from runs import build_run
+from runs import build_run, published_parts, read_part
 from weed import put
 
 from aerial_seg.cli.main import main
@@ -47,7 +47,7 @@ from seg_core.run.plan import make_plan
 from seg_core.run.resume import open_run, parts_to_do
 from seg_core.run.rows import tile_rows
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part, read_states
+from seg_core.run.tables import part_path, read_states
 from seg_core.run.verify import verify
 from seg_core.storage import files as storage
 

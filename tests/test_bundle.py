@@ -32,7 +32,8 @@ BUNDLE = Bundle(
     metrics={"val_iou": 0.6, "f1": None},
     provenance={"epoch": 3, "settings": {"lr": 1e-3, "name": "größer"}},
 )
-OPTIONAL = {"min_chip", "levels", "spread", "confidence"}  # in model.json only where they are not their defaults
+# These are in model.json only where they are not their defaults.
+OPTIONAL = {"min_chip", "levels", "spread", "confidence", "temperature"}
 # Another value for each field; the weights' hash is not ours to choose.
 OTHER: dict[str, Any] = {
     "architecture": {**BUNDLE.architecture, "width": 8},
@@ -51,6 +52,7 @@ OTHER: dict[str, Any] = {
     "levels": ((0.25, 0.75), (1.0, 0.0), (0.5, 0.5)),
     "spread": 0.25,
     "confidence": (0.75, 0.25),
+    "temperature": 1.5,
     "threshold": 0.25,
     "metrics": {"val_iou": 0.6},
     "provenance": {"epoch": 4},

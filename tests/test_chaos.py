@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,14 +24,15 @@ import pytest
 from conftest import NORTH_UP, UTM, outside_environment, read_in_this_process, write_untrained
 from parts import segment_in_this_process
 from proxy import Proxy
+from runs import part_digests, published_parts, read_part
 from weed import Weed
 
 from aerial_seg.cli.main import main
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.run.attempts import attempts_folder
 from seg_core.run.fence import LEASE
-from seg_core.run.tables import published_parts, read_part
 from seg_core.run.verify import verify
-from seg_core.storage.files import publish, read_bytes, walk
+from seg_core.storage.files import publish, read_bytes, sha256, walk
 
 pytestmark = pytest.mark.chaos
 
@@ -86,10 +88,6 @@ def rows_of(run: object) -> Rows:
     return [row for path in published_parts(str(run)) for row in read_part(path)]
 
 
-def bytes_of(run: Path) -> dict[str, bytes]:
-    return {Path(path).name: Path(path).read_bytes() for path in published_parts(str(run))}
-
-
 def wait_for_parts(run: object, number: int, job: Driver) -> None:
     """Wait until so many parts are published, or the job has ended."""
     deadline = time.monotonic() + 200
@@ -130,20 +128,20 @@ def without_actors() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def expected(region: Path) -> dict[str, bytes]:
+def expected(region: Path) -> dict[str, str]:
     """The part files of a run that nobody disturbed."""
     go_on(region, region / "undisturbed")
-    found = bytes_of(region / "undisturbed")
+    found = part_digests(region / "undisturbed")
     assert len(found) == PARTS
     return found
 
 
-def assert_whole(run: Path, expected: dict[str, bytes]) -> None:
-    assert bytes_of(run) == expected
+def assert_whole(run: Path, expected: dict[str, str]) -> None:
+    assert part_digests(run) == expected
     assert verify(str(run)).ok
 
 
-def test_a_killed_driver(region: Path, expected: dict[str, bytes]) -> None:
+def test_a_killed_driver(region: Path, expected: dict[str, str]) -> None:
     run = region / "killed"
     job = start(region, run)
     wait_for_parts(run, 2, job)
@@ -154,7 +152,7 @@ def test_a_killed_driver(region: Path, expected: dict[str, bytes]) -> None:
     assert_whole(run, expected)
 
 
-def test_a_driver_that_is_told_to_end_says_how_to_go_on(region: Path, expected: dict[str, bytes]) -> None:
+def test_a_driver_that_is_told_to_end_says_how_to_go_on(region: Path, expected: dict[str, str]) -> None:
     run = region / "told"  # by Ctrl-C: tests/test_session.py has SIGTERM
     job = start(region, run)
     wait_for_parts(run, 1, job)
@@ -164,7 +162,7 @@ def test_a_driver_that_is_told_to_end_says_how_to_go_on(region: Path, expected: 
         time.sleep(0.2)
     assert finish(job, 130).splitlines()[-1] == "seg: stopped; the same command goes on from here"
     assert_nothing_is_left(run, below)
-    there = bytes_of(run)
+    there = part_digests(run)
     assert there
     assert there.items() <= expected.items()
 
@@ -175,7 +173,7 @@ def assert_nothing_is_left(run: Path, below: list[psutil.Process]) -> None:
     assert [process for process in below if process.is_running()] == []
 
 
-def test_a_killed_gcs_ends_the_run_at_once(region: Path, expected: dict[str, bytes]) -> None:
+def test_a_killed_gcs_ends_the_run_at_once(region: Path, expected: dict[str, str]) -> None:
     run = region / "gcs"
     job = start(region, run)
     wait_for_parts(run, 1, job)
@@ -185,10 +183,10 @@ def test_a_killed_gcs_ends_the_run_at_once(region: Path, expected: dict[str, byt
     last = finish(job, 1).splitlines()[-1]
     assert last == f"seg: gcs_server of Ray (process {gcs.pid}) ended unexpectedly; the same command goes on from here"
     assert_nothing_is_left(run, below)
-    assert bytes_of(run).items() <= expected.items()
+    assert part_digests(run).items() <= expected.items()
 
 
-def test_modules_in_the_current_folder_are_not_taken_for_libraries(region: Path, expected: dict[str, bytes]) -> None:
+def test_modules_in_the_current_folder_are_not_taken_for_libraries(region: Path, expected: dict[str, str]) -> None:
     # https://github.com/ray-project/ray/issues/43182
     assert (region / "numpy.py").exists()
     assert len(expected) == PARTS
@@ -199,6 +197,14 @@ def signal_all(job: Driver, number: int) -> None:
     for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def remote_digests(run: str) -> dict[str, str]:
+    """The digest of each object of a run, but for marks of parts in progress.
+
+    A driver frozen on the point of making one still makes it: see `seg_core.run.fence`.
+    """
+    return {path: sha256(read_bytes(path) or b"") for path in walk(run) if not path.startswith(attempts_folder(run))}
 
 
 def test_a_frozen_driver_that_has_been_superseded_changes_nothing(
@@ -218,18 +224,18 @@ def test_a_frozen_driver_that_has_been_superseded_changes_nothing(
         write_geotiff(str(scene), pixels, crs=UTM, transform=NORTH_UP)
         monkeypatch.setattr("seg_core.run.lease.LEASE_TIMEOUT", 1.0)
         go_on(region, run, scene.parent)
-        before = {path: read_bytes(path) for path in walk(run)}
+        before = remote_digests(run)
         assert len(before) == PARTS + 2
     finally:
         signal_all(frozen, signal.SIGCONT)
     err = finish(frozen, 1)
     assert err.splitlines()[-1] == f"seg: {run}: another driver has taken this run over: this one ends"
     assert "Traceback" not in err
-    assert {path: read_bytes(path) for path in walk(run)} == before
+    assert remote_digests(run) == before
     assert verify(run).ok
 
 
-def test_a_driver_that_was_frozen_goes_on_and_survives_its_actor(region: Path, expected: dict[str, bytes]) -> None:
+def test_a_driver_that_was_frozen_goes_on_and_survives_its_actor(region: Path, expected: dict[str, str]) -> None:
     run = region / "slept"
     job = start(region, run)
     wait_for_parts(run, 2, job)
@@ -257,7 +263,7 @@ if os.environ.get("DEADLY"):
 """
 
 
-def test_a_window_that_kills_its_process(region: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_window_that_kills_its_process(region: Path, expected: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(DEADLY)
     run, place = region / "deadly", f"{1024 - HALO} {256 - HALO}"
     err = finish(start(region, run, PYTHONPATH=str(tmp_path), DEADLY=place), code=1)
@@ -281,10 +287,12 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk(region: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_full_disk(region: Path, expected: dict[str, str], tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2) as disk:
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(2**21 - sum(map(len, expected.values())) // 2))
+        ballast.write_bytes(
+            bytes(2**21 - sum(os.path.getsize(path) for path in published_parts(str(region / "undisturbed"))) // 2)
+        )
         err = finish(start(region, disk / "run"), code=1)
         last = err.splitlines()[-1]
         assert re.fullmatch(
@@ -316,11 +324,13 @@ cluster.shutdown()
 """
 
 
-def test_a_lost_node(region: Path, expected: dict[str, bytes]) -> None:
+def test_a_lost_node(region: Path, expected: dict[str, str]) -> None:
     run = region / "lost"
+    # In the usual folder, each program on this machine that calls `ray.init()` would join the cluster.
+    folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=outside_environment(),
+        env=outside_environment(RAY_TMPDIR=folder.name),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -337,11 +347,12 @@ def test_a_lost_node(region: Path, expected: dict[str, bytes]) -> None:
         finish(job)
     finally:
         cluster.communicate("\n\n", timeout=60)
+        folder.cleanup()
     assert_whole(run, expected)
 
 
 def test_a_store_that_refuses_breaks_off_and_is_away_for_a_while(
-    region: Path, expected: dict[str, bytes], tmp_path: Path, other_environment: pytest.MonkeyPatch
+    region: Path, expected: dict[str, str], tmp_path: Path, other_environment: pytest.MonkeyPatch
 ) -> None:
     server, run = Weed(tmp_path), "s3://tests/run"
     server.start()

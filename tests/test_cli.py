@@ -18,7 +18,7 @@ import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from runs import build_run, write_light_bundle
+from runs import build_run, file_digests, write_light_bundle
 
 from aerial_seg.cli.main import main, make_parser
 from aerial_seg.cli.model_commands import train_settings
@@ -74,6 +74,7 @@ SETTINGS = [
     "--ema",
     "--encoder-weights",
     "--epochs",
+    "--equivariant",
     "--freeze-batchnorm",
     "--from",
     "--keep",
@@ -84,6 +85,7 @@ SETTINGS = [
     "--min-valid",
     "--min-workers",
     "--model",
+    "--no-equivariant",
     "--no-freeze-batchnorm",
     "--no-sync-batchnorm",
     "--optimizer",
@@ -104,6 +106,7 @@ SETTINGS = [
     "--width",
     "--workers",
 ]
+AREAS = ["--areas", "--bbox", "--crs", "--grid", "--h3", "--id"]
 OPTIONS = {
     "seg": ["--help", "--version", "-C", "COMMAND"],
     "seg dataset": ["--help", "make"],
@@ -134,6 +137,7 @@ OPTIONS = {
         "--figures",
         "--json",
         "--labels",
+        "--normalize",
         "--precision",
         "--per-image",
         "--split",
@@ -144,17 +148,44 @@ OPTIONS = {
     "seg segment": [*GENERAL, *REGION, *EXECUTION, "--json", "--max-failures", "--out", "--relocate"],
     "seg verify": [*GENERAL, "--deep", "--device", "--json", "--model", "--relocate", "RUN"],
     "seg repair": [*GENERAL, "--json", "RUN", "PART"],
-    "seg query": [*GENERAL, "--areas", "--format", "--id", "--json", "--out", "--schema", "RUN", "SQL"],
+    "seg query": [
+        *GENERAL,
+        *AREAS,
+        "--address",
+        "--explain",
+        "--format",
+        "--json",
+        "--out",
+        "--schema",
+        "RUN",
+        "SQL",
+    ],
     "seg rethreshold": [*GENERAL, "--json", "--out", "--threshold", "RUN"],
-    "seg compare": [*GENERAL, "--json", "--out", "--rasters", "BEFORE", "AFTER"],
+    "seg compact": [*GENERAL, "--json", "--size", "RUN"],
+    "seg compare": [*GENERAL, *AREAS, "--json", "--out", "--rasters", "BEFORE", "AFTER"],
+    "seg audit": [*GENERAL, *AREAS, "--aoi", "--json", "--labels", "--out", "--sample", "--seed", "RUN"],
+    "seg report": [*GENERAL, "--json", "--out", "--relocate", "RUN"],
     "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
     "seg logs": [*GENERAL, "--address", "ID"],
     "seg stop": [*GENERAL, "--address", "ID"],
     "seg models": ["--help", "show"],
     "seg models show": [*GENERAL, "--json", "BUNDLE"],
-    "seg export": ["--help", "masks|model"],
-    "seg export masks": [*GENERAL, "--json", "--out", "RUN"],
+    "seg export": ["--help", "masks|footprints|coverage|picture|model"],
+    "seg export masks": [*GENERAL, "--json", "--mosaic", "--out", "--probability", "RUN"],
+    "seg export footprints": [
+        *GENERAL,
+        "--address",
+        "--crs",
+        "--json",
+        "--min-area",
+        "--out",
+        "--regularize",
+        "--simplify",
+        "RUN",
+    ],
+    "seg export coverage": [*GENERAL, "--address", "--cell", "--crs", "--json", "--out", "RUN"],
+    "seg export picture": [*GENERAL, "--json", "--out", "--relocate", "RUN"],
     "seg export model": [*GENERAL, "--json", "--out", "--to", "BUNDLE"],
     "seg bench": ["--help", "segment|scale|train"],
     "seg bench segment": [*GENERAL, *REGION, *EXECUTION, *BENCH, "--rounds"],
@@ -351,7 +382,7 @@ def test_a_command_is_wanted_and_must_be_known(seg: Seg) -> None:
 
 
 def test_the_version_is_looked_up_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aerial_seg.cli.parser.code_version", lambda: pytest.fail("looked up"))
+    monkeypatch.setattr("aerial_seg.cli.command_parser.code_version", lambda: pytest.fail("looked up"))
     make_parser().parse_args(["jobs"])
 
 
@@ -362,19 +393,15 @@ def test_version_is_said(seg: Seg) -> None:
 # What is refused before anything is done
 
 
-def content(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 def refused_everywhere(seg: Seg, folder: Path, args: list[object], *named: object) -> None:
     """Assert that `seg segment` refuses those arguments in one line, writes nothing, and that `seg plan` agrees."""
-    before = content(folder)
+    before = file_digests(folder)
     refused(seg("segment", *args, "--out", folder / "run"), *named)
     outcome = seg("plan", *args, "--json")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     assert all(str(name) in outcome.out + outcome.err for name in named)
-    assert content(folder) == before
+    assert file_digests(folder) == before
 
 
 @pytest.mark.parametrize("source", ["nowhere.tif", "nowhere", "*.jp2", "nowhere.csv"])
@@ -571,9 +598,9 @@ def test_a_value_of_the_wrong_type_is_refused(
     seg: Seg, tmp_path: Path, bundle: str, make_scene: MakeScene, args: list[str], named: str
 ) -> None:
     scene = make_scene()
-    before = content(tmp_path)
+    before = file_digests(tmp_path)
     refused_by_parser(seg("segment", scene, "--model", bundle, "--out", tmp_path / "run", *args), named)
-    assert content(tmp_path) == before
+    assert file_digests(tmp_path) == before
 
 
 def test_a_window_that_is_no_multiple_of_the_tile_is_refused(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
@@ -612,13 +639,13 @@ def test_an_out_that_is_no_run_is_refused_and_left_alone(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     scene = make_scene()
-    before = content(tmp_path)
+    before = file_digests(tmp_path)
     refused(
         seg("segment", scene, "--model", bundle, "--out", out),
         f"{out}: exists and is not a run",
         "choose another folder",
     )
-    assert content(tmp_path) == before
+    assert file_digests(tmp_path) == before
 
 
 def test_an_out_that_cannot_be_written_is_refused(seg: Seg, bundle: str, make_scene: MakeScene) -> None:
@@ -634,13 +661,13 @@ def test_a_run_with_other_settings_is_refused(seg: Seg, tmp_path: Path) -> None:
 
 def test_a_whole_run_is_not_done_again(seg: Seg, tmp_path: Path) -> None:
     run, plan = build_run(tmp_path)
-    before = content(tmp_path)
+    before = file_digests(tmp_path)
     args = ["--model", tmp_path / "bundle", "--out", run, "--part", 64, "--tile-size", 32]
     outcome = seg("segment", tmp_path / "scenes", *args, "--json")
     assert outcome.code == 0
     assert outcome.err == f"{run}: nothing to do: all {plan.counts['tiles']} tiles are there\n"
     assert json.loads(outcome.out)["tiles"] == plan.counts["tiles"]
-    assert content(tmp_path) == before
+    assert file_digests(tmp_path) == before
 
 
 @pytest.mark.parametrize("failed", [{4}, range(5)])
@@ -960,9 +987,9 @@ def test_labels_of_a_run_must_fit_its_scenes(seg: Seg, tmp_path: Path, make_scen
 
 def train(seg: Seg, folder: Path, *args: object) -> Outcome:
     """`seg train` that must be refused before anything is written."""
-    before = content(folder)
+    before = file_digests(folder)
     outcome = seg("train", "--data", folder / "data", "--out", folder / "trained", *args)
-    assert content(folder) == before
+    assert file_digests(folder) == before
     return outcome
 
 
@@ -975,7 +1002,7 @@ def train(seg: Seg, folder: Path, *args: object) -> Outcome:
         (["--set", "batch=eight"], ["batch", "eight", "expected int"]),
         (["--set", "batch=8.5"], ["batch", "8.5", "expected int"]),
         (["--set", "augment=1"], ["augment", "1", "expected str"]),
-        (["--set", "augment=wild"], ["augment = wild", "none, exposure, light, strong"]),
+        (["--set", "augment=wild"], ["augment = wild", "none, exposure, light, colour, strong"]),
         (["--set", "sync_batchnorm=1"], ["sync_batchnorm", "1", "expected bool"]),
         (["--set", "epochs=true"], ["epochs", "true", "expected int"]),
         (["--set", "loss=focal"], ["loss = focal", "dice, bce+dice, cross-entropy"]),

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from conftest import MakeBundle
-from runs import SETTINGS, build_run, rows_of
+from runs import SETTINGS, build_run, read_part, rows_of
 from seg_command import SMALL, seg
 
 from seg_core.errors import SegError
-from seg_core.run.compare import CHANGES, GAINED, KEPT, LOST, NONE, compare_runs
+from seg_core.run.compare import CHANGES, COLOURS, GAINED, KEPT, LOST, NONE, compare_runs, describe_differences
 from seg_core.run.export_masks import read_mask
 from seg_core.run.plan import Settings
 from seg_core.run.query import summary
 from seg_core.run.rethreshold import rethreshold
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, read_part, write_part
+from seg_core.run.tables import part_path, write_part
 
 Capture = pytest.CaptureFixture[str]
 KEEPING = replace(SETTINGS, keep_probability=True)
@@ -68,6 +68,9 @@ def test_each_pixel_is_none_kept_gained_or_lost(before: str, after: str, tmp_pat
     each = {scene_id: expected_change(before, after, scene_id) for scene_id in SCENES}
     for scene_id, expected in each.items():
         with rasterio.open(rasters / scene_id) as file:
+            assert [file.colormap(1)[value][:3] for value in (KEPT, GAINED, LOST)] == [
+                COLOURS[value] for value in (KEPT, GAINED, LOST)
+            ]
             assert np.array_equal(file.read(1), expected)
             assert file.nodata == 255
     pixels = np.concatenate([expected.ravel() for expected in each.values()])
@@ -118,6 +121,21 @@ def test_tiles_that_one_run_lacks_are_unknown(before: str, tmp_path: Path, capsy
     assert seg(capsys, "compare", other, before, "--json")[0] != ""
 
 
+def test_runs_that_differ_in_more_than_their_imagery_are_noted(before: str, tmp_path: Path, capsys: Capture) -> None:
+    other, _ = build_run(tmp_path / "other", settings=replace(KEEPING, threshold=0.65))
+    for options in ([], ["--grid", "50"]):
+        _, err = seg(capsys, "compare", before, other, *options, "--json")
+        assert err == "the runs differ in threshold 0.5 and 0.65: part of the change may come from that\n"
+    assert seg(capsys, "compare", before, before, "--json")[1] == ""
+    record = json.loads(Path(other, "run.json").read_text())
+    model = record["model"]["hash"][:8]
+    record["model"]["hash"] = "0123456789"
+    record["settings"]["normalize"] = "scene"
+    Path(other, "run.json").write_text(json.dumps(record))
+    differences = ["threshold 0.5 and 0.65", f"model {model} and 01234567", "normalize model and scene"]
+    assert describe_differences(before, other) == differences
+
+
 @pytest.mark.usefixtures("without_actors")
 def test_two_images_of_other_names_on_one_grid_are_compared(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: Capture
@@ -149,7 +167,7 @@ def shift(run: str, **changes: Any) -> None:
 REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "shifted": (
         lambda run: shift(run, transform=(1.0, 0.0, 400_000.5, 0.0, -1.0, 5_800_000.0)),
-        r"north/a\.tif: the runs have other grids, 0\.50 px apart: compare them by seg query --areas",
+        r"north/a\.tif: the runs have other grids, 0\.50 px apart: compare them by areas",
     ),
     "another crs": (lambda run: shift(run, crs="EPSG:32634"), "other grids, in EPSG:32633 and EPSG:32634"),
     "another size": (lambda run: shift(run, width=119), "other grids, of 120 x 100 and 119 x 100 px"),

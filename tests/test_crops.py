@@ -61,7 +61,7 @@ def make_crops(samples: Sequence[Sample], **fields: Any) -> Crops:
     return Crops(samples=samples, **{**options, **fields})
 
 
-every_augmentation = pytest.mark.parametrize("augment", ["none", "exposure", "light", "strong"])
+every_augmentation = pytest.mark.parametrize("augment", ["none", "exposure", "light", "colour", "strong"])
 
 
 @every_augmentation
@@ -186,15 +186,41 @@ def test_crops_of_any_number_of_bands_are_augmented(augment: str, bands: int) ->
     assert (batch.image.dtype, batch.label.dtype) == (np.uint8, np.uint8)
 
 
-def test_each_of_four_bands_is_shifted_by_itself() -> None:
-    sample = Sample(np.full((SIDE, SIDE, 4), 128, np.uint8), np.ones((SIDE, SIDE), np.uint8))
-    shift = augmentation("strong", SIDE, 4).transforms[-1]
-    shift.p = 1.0
-    shift.set_random_seed(0)
-    shifts = np.array([shift(image=sample.image)["image"][0, 0] for _ in range(200)]).astype(int) - 128
-    assert np.abs(shifts).max() <= 20
-    assert (np.abs(shifts).max(axis=0) > 15).all()
-    assert np.abs(np.corrcoef(shifts.T) - np.eye(4)).max() < 0.3
+def test_colour_augmentation_changes_each_of_four_bands_by_a_factor_of_its_own() -> None:
+    image = np.full((SIDE, SIDE, 4), 128, np.uint8)
+    white_balance = augmentation("colour", SIDE, 4).transforms[-3]
+    white_balance.p = 1.0
+    white_balance.set_random_seed(0)
+    gains = np.array([white_balance(image=image)["image"][0, 0] for _ in range(200)]) / 128
+    assert 0.79 < gains.min() < 0.84
+    assert 1.21 < gains.max() < 1.26
+    assert np.abs(np.corrcoef(gains.T) - np.eye(4)).max() < 0.3
+
+
+def test_haze_makes_dark_pixels_brighter_and_takes_contrast_away() -> None:
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    image[:, ::2] = 100
+    haze = augmentation("colour", SIDE).transforms[-1]
+    haze.p = 1.0
+    haze.set_random_seed(0)
+    dark, bright = np.array([haze(image=image)["image"][0, :2, 0].astype(int)[::-1] for _ in range(100)]).T
+    assert (dark >= 0).all()
+    assert 55 < dark.max() <= 64
+    assert (bright - dark >= 69).all()
+    assert (bright - dark <= 101).all()
+
+
+def test_colour_augmentation_changes_grey_levels_by_their_order_and_no_label() -> None:
+    image = np.repeat(np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)[..., None], 3, axis=-1)
+    steps = augmentation("colour", SIDE).transforms[-3:]
+    for seed in range(30):
+        changed = image
+        for step in steps:
+            step.p = 1.0
+            step.set_random_seed(seed)
+            changed = step(image=changed)["image"]
+        order = np.argsort(image[..., 0], axis=None)
+        assert (np.diff(changed.reshape(-1, 3)[order].astype(int), axis=0) >= 0).all()
 
 
 def test_hue_is_changed_where_there_are_three_bands_alone() -> None:
@@ -326,12 +352,12 @@ def test_strong_crops_are_missing_beyond_the_borders_of_an_image() -> None:
 def test_transforms_draw_independent_random_numbers() -> None:
     sample = random_sample(0, 64, 64, missing=0.0)
     crops = make_crops([sample], batch=1, augment="strong")
-    warp, _, turn, bright, gamma, hue, shift = crops._pipeline.transforms
+    warp, _, turn, bright, hue, balance, gamma, haze = crops._pipeline.transforms
     drawn: list[list[float]] = []
     for step in range(300):
         crops(1, step, 0, 1)
-        at = [t.get_applied_params() for t in (warp, turn, bright, gamma, hue, shift)]
+        at = [t.get_applied_params() for t in (warp, turn, bright, hue, balance, gamma, haze)]
         drawn.append([float(bool(params)) for params in at])
-    together = np.corrcoef(np.array(drawn)[:, [0, 2, 3, 4, 5]].T)
-    assert np.abs(together - np.eye(5)).max() < 0.25
-    assert (np.abs(np.array(drawn).mean(axis=0) - [0.5, 1.0, 0.5, 0.5, 0.5, 0.5]) < 0.12).all()
+    together = np.corrcoef(np.array(drawn)[:, [0, 2, 3, 4, 5, 6]].T)
+    assert np.abs(together - np.eye(6)).max() < 0.25
+    assert (np.abs(np.array(drawn).mean(axis=0) - [0.5, 1.0, 0.5, 0.5, 0.5, 0.5, 0.3]) < 0.12).all()

@@ -1,6 +1,7 @@
 """`seg dataset make`: what is labelled is what seg train reads, ground is in one split, shifted labels are noticed."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -392,6 +393,42 @@ def test_unmapped_scenes_and_dropped_geometries_are_said(tmp_path: Path) -> None
         "repaired": 1,
         "dropped": 1,
     }
+
+
+def test_a_folder_holds_a_label_raster_for_each_scene(tmp_path: Path) -> None:
+    scenes, buildings = [], {}
+    (tmp_path / "labels").mkdir()
+    for seed, name in enumerate(("one", "two")):
+        image, buildings[name], _ = draw_town(SIDE, SIDE, seed)
+        scenes.append(f"{tmp_path}/{name}.tif")
+        write_geotiff(scenes[-1], np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+    write_geotiff(f"{tmp_path}/labels/one.tif", buildings["one"][None])
+    known = buildings["two"].astype(np.uint8)
+    known[:40] = 255  # of two.tif this is not known, as one.tif calls its buildings 1
+    write_geotiff(f"{tmp_path}/labels/two.tiff", known[None])
+    made = make(scenes, f"{tmp_path}/labels", tmp_path / "data")
+    found = assemble(tmp_path / "data", made)
+    assert np.array_equal(found["one"], buildings["one"])
+    assert np.array_equal(found["two"][40:], buildings["two"][40:])
+    assert figures(made)["missing_share"] == pytest.approx(40 / SIDE / 2)
+    Path(f"{tmp_path}/labels/one.tif").unlink()
+    message = "/labels: no label for scene one.tif in this folder (looked for one.tif, one.tiff)"
+    with pytest.raises(SegError, match=re.escape(message)):
+        make(scenes, f"{tmp_path}/labels", tmp_path / "other")
+
+
+def test_rasters_that_call_buildings_differently_are_refused(tmp_path: Path) -> None:
+    scenes = []
+    (tmp_path / "labels").mkdir()
+    for seed, (name, building) in enumerate({"one": 1, "two": 255}.items()):
+        image, truth, _ = draw_town(SIDE, SIDE, seed)
+        scenes.append(f"{tmp_path}/{name}.tif")
+        write_geotiff(scenes[-1], np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+        write_geotiff(f"{tmp_path}/labels/{name}.tif", (truth[None] * building).astype(np.uint8))
+    labels = f"{tmp_path}/labels"
+    message = f"{labels}: buildings are 1 in {labels}/one.tif and 255 in {labels}/two.tif: give all labels the same"
+    with pytest.raises(SegError, match=re.escape(message)):
+        make(scenes, labels, tmp_path / "data")
 
 
 def test_rasters_label_scenes_without_a_crs_by_row_and_column(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from conftest import MakeBundle, MakeScene
 from forks import exit_code
 from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, Rows, open_plan, rows_of, work
+from runs import published_parts
 
 from aerial_seg.resources import ExecutionOptions
 from aerial_seg.segmenting import reading, writers
@@ -25,7 +26,6 @@ from seg_core.model.segmenter import Pending, Segmenter
 from seg_core.model.window_results import WindowResult, WindowSpec
 from seg_core.run import attempts
 from seg_core.run.plan import ReadBlock
-from seg_core.run.tables import published_parts
 from seg_core.run.verify import verify
 from seg_core.storage.files import published
 

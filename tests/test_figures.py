@@ -88,7 +88,9 @@ ALL_BUILDING = histogram(np.array([0.2, 0.9], np.float32), np.ones(2, np.bool_),
     ids=["random", "empty", "no building", "all building"],
 )
 @pytest.mark.parametrize(
-    "draw", [lambda h: draw_thresholds(h, 0.5), draw_calibration], ids=["thresholds", "calibration"]
+    "draw",
+    [lambda h: draw_thresholds(h, 0.5), lambda h: draw_calibration(h, None), lambda h: draw_calibration(h, h)],
+    ids=["thresholds", "calibration", "calibration with temperature"],
 )
 def test_histograms_are_drawn(draw: Callable[[Histogram], bytes], pixels: Histogram) -> None:
     picture = decode(draw(pixels))

@@ -11,6 +11,7 @@ import torch
 from conftest import UTM
 from numpy.typing import NDArray
 from rasters import WINDOWS, decode, write_jpeg
+from runs import read_part
 
 from aerial_seg.resources import ActorResources, ExecutionOptions
 from aerial_seg.segmenting.actor import PartSegmenter
@@ -25,7 +26,7 @@ from seg_core.model.window_results import WindowResult, WindowSpec, pack, sum_ti
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Row
-from seg_core.run.tables import part_path, read_part
+from seg_core.run.tables import part_path
 from seg_core.synthetic import draw_town
 
 DEVICE = "cuda"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import BuiltRun, build_run
+from runs import BuiltRun, build_run, published_parts, read_part
 
 from seg_core.errors import ReadError, SegError
 from seg_core.run import isolated
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.plan import Part
 from seg_core.run.resume import parts_to_do
-from seg_core.run.tables import State, _read_state, part_path, published_parts, read_part
+from seg_core.run.tables import State, _read_state, part_path
 from seg_core.run.verify import VerifyReport, _verify_part, repair
 
 

@@ -160,6 +160,8 @@ try:
         if what == "remove":
             freeze()
             lease.remove(path)
+        elif what == "renew":
+            lease.renew(b'{"owner": "%s"}' % lease.owner.encode())
         else:
             lease.publish(path, b"old")
 except SegError as error:
@@ -176,7 +178,7 @@ def ended(process: "subprocess.Popen[Any]") -> Iterator[None]:
         process.kill()
 
 
-@pytest.mark.parametrize("what", ["write", "replace", "remove"])
+@pytest.mark.parametrize("what", ["write", "replace", "remove", "renew"])
 def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_been_superseded(
     run: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,23 @@ def test_a_driver_frozen_on_the_point_of_a_write_changes_nothing_once_it_has_bee
         assert err == f"seg: {run}: another driver has taken this run over: this one ends\n"
         assert read_bytes(f"{run}/tiles/a") == b"new"
     assert sorted(walk(run)) == [f"{run}/tiles/a"]
+
+
+def test_a_driver_frozen_within_a_renewal_leaves_the_lease_to_its_successor(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(run)
+    command = [sys.executable, "-c", FREEZER, run, "renew"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as frozen, ended(frozen):
+        os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
+        of_elsewhere(run)
+        monkeypatch.setattr(lease, "LEASE_TIMEOUT", 0.5)
+        with acquire_lease(run) as held:
+            frozen.send_signal(signal.SIGCONT)
+            _, err = frozen.communicate(timeout=60)
+            assert frozen.returncode == 1
+            assert err == f"seg: {run}: another driver has taken this run over: this one ends\n"
+            held.check()
 
 
 @pytest.mark.parametrize("run", ["local"], indirect=True)

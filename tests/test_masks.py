@@ -13,14 +13,14 @@ import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from rasterio.enums import ColorInterp
-from runs import rows_of
+from runs import published_parts, read_part, rows_of
 from seg_command import SMALL, seg
 
-from seg_core.imagery.geotiff import write_cog
+from seg_core.imagery.geotiff import Bands, write_cog
 from seg_core.imagery.scene import read_scene
 from seg_core.run.rows import decode_mask
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part, write_part
+from seg_core.run.tables import part_path, write_part
 
 pytestmark = pytest.mark.usefixtures("without_actors")
 
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.usefixtures("without_actors")
 FULL = """
 import resource, signal, sys
 import numpy as np
-from seg_core.imagery.geotiff import write_cog
+from seg_core.imagery.geotiff import Bands, write_cog
 from seg_core.imagery.scene import read_scene
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 scene = read_scene("{uri}", "scene.tif")
 noise = np.random.default_rng(0).integers(0, 2, (2048, 2048)).astype(np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-write_cog(sys.argv[2], scene, [(scene.window, noise)], 255)
+write_cog(sys.argv[2], scene, [(scene.window, noise)], Bands(nodata=255))
 """
 
 Capture = pytest.CaptureFixture[str]
@@ -131,13 +131,13 @@ def test_a_scene_that_is_not_as_it_was_is_named_where_a_run_of_an_older_version_
     out, err = seg(capsys, "export", "masks", run, "--out", tmp_path / "masks", "--json", code=1)
     assert f"{tmp_path}/masks/north.tif: not written: north.tif: has changed since it was segmented" in err
     assert json.loads(out)["files"] == [str(tmp_path / "masks" / "south" / "scene.tif")]
-    assert sorted(path.name for path in (tmp_path / "masks").rglob("*")) == ["scene.tif", "south"]
+    assert sorted(path.name for path in (tmp_path / "masks").rglob("*")) == ["scene.qml", "scene.tif", "south"]
 
 
 def test_a_disk_that_is_full_leaves_no_part_of_a_file(tmp_path: Path, make_scene: MakeScene) -> None:
     noise = np.random.default_rng(0).integers(0, 2, (2048, 2048)).astype(np.uint8)
     scene = read_scene(make_scene(height=2048, width=2048), "scene.tif")
-    write_cog(str(tmp_path / "whole.tif"), scene, [(scene.window, noise)], 255)
+    write_cog(str(tmp_path / "whole.tif"), scene, [(scene.window, noise)], Bands(nodata=255))
     size = (tmp_path / "whole.tif").stat().st_size
     script = FULL.format(uri=scene.uri)
     for room in (size - 80, size - 20_000, size // 2):

@@ -24,6 +24,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
+from runs import read_part
 
 from aerial_seg.cli.main import main
 from seg_core.errors import ReadError, SegError
@@ -38,7 +39,7 @@ from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import read_part, write_part
+from seg_core.run.tables import write_part
 from seg_core.storage.files import publish, sha256
 
 Pixels = NDArray[Any]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio.merge
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
-from runs import part_bytes, rows_of
+from runs import part_digests, rows_of
 from seg_command import SMALL, Json, seg
 
 from seg_core.grid import Window, chip_window
@@ -100,14 +100,14 @@ def test_a_changed_scene_of_a_mosaic_costs_the_parts_that_see_it(
     write_geotiff(str(far), pixels, crs=UTM, transform=moved(at.row_off, at.col_off))  # type: ignore[arg-type]
     command = ["segment", region, "--mosaic", "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
     seg(capsys, *command)
-    before = part_bytes(tmp_path / "run")
+    before = part_digests(tmp_path / "run")
     assert len(before) == 4 + 2  # none where no scene is; two of them hold the far one
     seg(capsys, "verify", tmp_path / "run")
     write_geotiff(str(far), pixels[::-1], crs=UTM, transform=moved(at.row_off, at.col_off))  # type: ignore[arg-type]
     _, err = seg(capsys, *command)
     assert "far.tif has changed since" in err
     assert "count twice" not in err
-    after = part_bytes(tmp_path / "run")
+    after = part_digests(tmp_path / "run")
     assert {name[-12:-8] for name in after if after[name] != before[name]} == {"1024", "1280"}
     far.unlink()
     _, err = seg(capsys, *command, code=2)

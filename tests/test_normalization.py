@@ -1,12 +1,14 @@
 """A run's normalization: what is sampled, what is decided, that a resume keeps it, and that unlike imagery is named."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from conftest import NORTH_UP, MakeBundle, MakeScene
 from rasters import write_jpeg
 from runs import write_light_bundle
@@ -251,7 +253,9 @@ def test_a_resume_has_the_statistics_of_its_run_and_another_mode_is_refused(
     record = open_run(out, begun, str(tmp_path / "bundle"))
     assert record.fit == begun.fit
     assert read_plan(out).scenes == begun.scenes
-    assert json.loads(Path(out, "run.json").read_text())["fit"]["distance"] == record.fit_figures()["imagery_distance"]
+    assert (
+        json.loads(Path(out, "run.json").read_text())["fit"]["distance"] == record.setting_figures()["imagery_distance"]
+    )
     monkeypatch.setattr(normalization, "sum_levels", None)  # nothing is read again
     for asked in ("auto", mode) if mode == "region" else (mode,):
         resumed = normalize_as_run(out, plan_of(paths, bundle, normalize=asked), bundle)
@@ -290,3 +294,43 @@ def test_a_region_that_looks_unlike_the_training_is_brought_to_it_and_named(
     summary, messages = seg(capsys, "query", run)
     assert "imagery_is_unlike  yes" in summary
     assert "looks unlike" in messages
+
+
+@pytest.fixture(scope="module")
+def hazy(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset with its images to validate on as if taken through haze, each through another one."""
+    folder = tmp_path_factory.mktemp("hazy")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    for number, path in enumerate(sorted((folder / "val").iterdir())):
+        with rasterio.open(path, "r+") as image:
+            pixels = image.read()
+            image.write(np.where(pixels > 0, 110 + 20 * number + pixels // 3, 0).astype(np.uint8))
+    return folder
+
+
+@pytest.mark.usefixtures("without_actors")
+@pytest.mark.parametrize(("mode", "decided"), [("auto", "region"), ("scene", "scene"), ("model", "model")])
+def test_a_bundle_is_scored_as_a_run_is_segmented(
+    hazy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, decided: str
+) -> None:
+    found, said = seg(capsys, "evaluate", "built-in", "--data", hazy, "--normalize", mode, "--json")
+    alone = json.loads(found)
+    assert alone["normalize"] == decided
+    assert alone["imagery_is_unlike"]
+    assert f"(--normalize {decided}), but nothing else\n" in said or "it is not adapted" in said
+    seg(capsys, "segment", hazy / "val", "--out", tmp_path / "run", "--normalize", mode, "--json")
+    labels = ["--labels", hazy / "val_labels", "--data", hazy]
+    of_run = json.loads(seg(capsys, "evaluate", tmp_path / "run", *labels, "--json")[0])
+    assert {name: alone[name] for name in ("tp", "fp", "fn", "tn")} == {
+        name: of_run[name] for name in ("tp", "fp", "fn", "tn")
+    }
+
+
+def test_haze_costs_less_if_it_is_normalized(hazy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modes = ("model", "region", "scene")
+    ious = [
+        json.loads(seg(capsys, "evaluate", "built-in", "--data", hazy, "--normalize", mode, "--json")[0])["iou"]
+        for mode in modes
+    ]
+    assert ious == sorted(ious)
+    assert ious[1] > ious[0] + 0.1

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import UTM, MakeBundle, MakeScene
-from runs import build_run
+from runs import build_run, file_digests, published_parts, read_part
 
 from aerial_seg.cli.main import main
 from seg_core.errors import SegError
@@ -24,7 +24,7 @@ from seg_core.run.plan import Plan
 from seg_core.run.query import query, run_sql, summary
 from seg_core.run.rows import Row
 from seg_core.run.schema import SCENES, TILES
-from seg_core.run.tables import part_path, published_parts, read_part, scenes_path
+from seg_core.run.tables import part_path, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]
 
@@ -89,7 +89,7 @@ def recomputed(rows: list[Row]) -> dict[str, Any]:
 
 
 # What is said of the imagery of a run that was made by hand, or before it was compared with that of the training.
-FIT = {"normalize": "model", "imagery_distance": None, "imagery_is_unlike": None}
+FIT = {"threshold": 0.5, "normalize": "model", "imagery_distance": None, "imagery_is_unlike": None}
 
 
 def test_the_summary_is_what_the_rows_add_up_to(ask: Ask, run: str, rows: list[Row]) -> None:
@@ -378,10 +378,6 @@ def test_sql_reads_no_file_outside_the_run(run: str, tmp_path: Path, ask: Ask, s
     assert "hunter2" not in line
 
 
-def content(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize(
     "sql",
     [
@@ -397,17 +393,26 @@ def content(folder: Path) -> dict[Path, bytes]:
         "ATTACH '{outside}/x.db'",
         "EXPORT DATABASE '{run}/export'",
         "EXPORT DATABASE '{outside}/export'",
+        "EXPORT DATABASE '{run}/../.tmp'",
+        "COPY (SELECT 1) TO '{run}/../.tmp/x.csv'",
+        "COPY (SELECT 1) TO 'run://own/x.csv'",
+        "COPY (SELECT 1) TO 'run://scenes/scenes.parquet'",
     ],
 )
-def test_sql_writes_no_file_anywhere(run: str, tmp_path: Path, ask: Ask, sql: str) -> None:
+def test_sql_writes_no_file_anywhere(
+    run: str, tmp_path: Path, ask: Ask, sql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = str(shutil.copytree(run, tmp_path / "run"))
     outside = tmp_path / "outside"
     outside.mkdir()
-    before = content(tmp_path)
+    monkeypatch.chdir(tmp_path)  # DuckDB's own folder for temporary files would be below it
+    (tmp_path / ".tmp").mkdir()
+    before = file_digests(tmp_path)
     part = Path(published_parts(copy)[0])
     line = refused(ask(sql.format(outside=outside, run=copy, part=part), run=copy))
     assert line.startswith("seg: SQL: ")
-    assert content(tmp_path) == before
+    assert "Traceback" not in line
+    assert file_digests(tmp_path) == before
     assert os.listdir(outside) == []
 
 
@@ -427,6 +432,77 @@ def test_sql_writes_no_file_anywhere(run: str, tmp_path: Path, ask: Ask, sql: st
 )
 def test_sql_changes_no_setting(ask: Ask, sql: str) -> None:
     assert refused(ask(sql)).startswith("seg: SQL: ")
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("DROP VIEW tiles", "DROP: a run is only read: say SELECT"),
+        ("CREATE TABLE x AS SELECT 1", "CREATE: a run is only read: say SELECT"),
+        ("INSERT INTO tiles SELECT * FROM tiles", "INSERT: a run is only read: say SELECT"),
+        (
+            "COPY tiles TO 'x.csv'",
+            "COPY: a run is only read: say SELECT ..., and write its result by --format csv > FILE",
+        ),
+        ("SET threads = 1", "SET: a run is only read"),
+        ("CHECKPOINT", "a run is only read"),
+        ("SELECT 1; SELECT 2", "SELECT 1; SELECT 2: holds several queries: say one of them"),
+        ("CREATE TABLE x AS SELECT 1; SELECT * FROM x", "holds several queries"),
+        ("", "is empty: say SELECT ..."),
+        (" ; ", "is empty: say SELECT ..."),
+        ("-- nothing", "is empty: say SELECT ..."),
+        ("SELECT * FROM tile", "tile does not exist"),
+        ("SELECT * FROM tile", ": the tables are tiles, scenes and failures"),
+        ("SELECT ST_Area(geometry) FROM tiles", "its extension is not loaded here: use geo_tiles of seg_core.open_run"),
+    ],
+)
+def test_what_is_no_query_of_the_tables_is_refused_with_the_way_out(ask: Ask, sql: str, message: str) -> None:
+    for options in ([], ["--explain"]):
+        error = refused(ask(sql, *options))
+        assert error.startswith("seg: SQL: ")
+        assert message in error
+        assert error.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("EXPLAIN ANALYZE DROP VIEW tiles", "DROP: a run is only read"),
+        ("explain CREATE TABLE x AS SELECT 1", "CREATE: a run is only read"),
+        ("SELECT nonsense(1)", "nonsense does not exist"),
+        ("SELECT * FROM my_extension", "my_extension does not exist"),
+    ],
+)
+def test_what_is_refused_is_named(ask: Ask, sql: str, message: str) -> None:
+    error = refused(ask(sql))
+    assert message in error
+    assert ("the tables are" in error) == ("my_extension" in sql)
+    assert "is not loaded here" not in error
+
+
+def test_only_a_query_is_explained(ask: Ask) -> None:
+    assert "leave out EXPLAIN: --explain says it" in refused(ask("EXPLAIN SELECT 1", "--explain"))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "FROM tiles SELECT count(*)",
+        "WITH a AS (SELECT * FROM tiles) SELECT count(*) FROM a",
+        "DESCRIBE tiles",
+        "SHOW TABLES",
+        "SUMMARIZE SELECT coverage FROM tiles",
+        "EXPLAIN SELECT * FROM tiles",
+        "PIVOT (SELECT scene_id, status FROM tiles) ON status",
+        "VALUES (1), (2)",
+        "SELECT 1;",
+        "EXPLAIN ANALYZE SELECT count(*) FROM tiles",
+    ],
+)
+def test_all_kinds_of_queries_are_answered(ask: Ask, sql: str) -> None:
+    code, out, err = ask(sql, "--format", "csv")
+    assert (code, err) == (0, "")
+    assert out
 
 
 @pytest.mark.parametrize(
@@ -517,7 +593,7 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
     sql = "SELECT * FROM tiles ORDER BY scene_id, tile_row, tile_col"
     monkeypatch.setattr("aerial_seg.cli.run_commands.TABLE_ROWS", 5)
     _, at_once, _ = ask(sql, "--format", form)
-    monkeypatch.setattr("seg_core.run.query.BATCH", 3)
+    monkeypatch.setattr("seg_core.run.sql.BATCH", 3)
     _, in_batches, _ = ask(sql, "--format", form)
     if form == "parquet":
         assert pq.read_table(io.BytesIO(in_batches)).equals(pq.read_table(io.BytesIO(at_once)))
@@ -526,7 +602,7 @@ def test_an_answer_in_batches_is_the_one_that_comes_at_once(
 
 
 def test_an_answer_comes_in_batches(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seg_core.run.query.BATCH", 3)
+    monkeypatch.setattr("seg_core.run.sql.BATCH", 3)
     sql = "SELECT tile_row FROM tiles"
     with run_sql(run, sql) as answer:
         sizes = [len(batch) for batch in answer]
@@ -569,3 +645,39 @@ def test_sql_may_come_after_options(run: str, ask: Ask) -> None:
     for args in (["--json", "SELECT 1", "SELECT 2"], ["--json", "--jso"]):
         with pytest.raises(SystemExit):
             main(["query", run, *args])
+
+
+def test_a_query_is_explained_by_what_it_reads(run: str, ask: Ask) -> None:
+    code, out, _ = ask("SELECT sum(building_px) FROM tiles", "--explain", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["bytes_read"] > 0 < found["bytes"]
+    assert 0 < found["row_groups_read"] <= found["row_groups"] == found["files"] == len(published_parts(run)) + 1
+    assert "READ_PARQUET" in found["plan"]
+    code, out, _ = ask("SELECT 1 AS x", "--explain")
+    assert code == 0
+    assert out.splitlines()[0].split() == [b"files", str(found["files"]).encode()]
+    assert "holds several queries" in refused(ask("SELECT 1; SELECT 2", "--explain"))
+    assert "needs a query" in refused(ask("--explain"))
+
+
+def test_tiles_of_a_rectangle_are_a_table(run: str) -> None:
+    (edge,) = query(run, "SELECT min(bbox.xmin) AS west, max(bbox.xmax) AS east FROM tiles").to_pylist()
+    sql = "SELECT count(*) AS n FROM tiles_in({west}, -90, {east}, 90)"
+    everything = query(run, sql.format(**edge)).to_pylist()[0]["n"]
+    assert everything == query(run, "SELECT count(*) AS n FROM tiles").to_pylist()[0]["n"]
+    middle = (edge["west"] + edge["east"]) / 2
+    assert 0 < query(run, sql.format(west=edge["west"], east=middle)).to_pylist()[0]["n"] < everything
+
+
+def test_damage_within_a_file_gives_a_line_with_a_way_out(made: tuple[str, Plan], tmp_path: Path, ask: Ask) -> None:
+    copy = Path(shutil.copytree(made[0], tmp_path / "run"))
+    for path in map(Path, published_parts(str(copy))):
+        content, columns = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0)
+        for at in range(columns.num_columns):
+            place = columns.column(at).data_page_offset
+            content[place : place + 12] = b"\x0f" * 12
+        path.write_bytes(content)
+    line = refused(ask("SELECT * FROM tiles", "--json", run=str(copy)))
+    assert line.endswith("if a file of the run is damaged, seg verify names it")
+    assert line.isprintable()

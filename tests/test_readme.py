@@ -131,8 +131,9 @@ def test_the_commands_and_snippets_run_in_their_order(name: str, folder: Path, s
         short = cheap(command, s3)
         if short not in TAKES_MINUTES and not short.startswith(". "):
             run(short)
+    outside = outside_environment(RAY_ADDRESS="local")  # not a cluster of another test, which may lose nodes
     for snippet in blocks(name, "python"):
-        subprocess.run([sys.executable, "-c", snippet], cwd=folder, env=outside_environment(), timeout=300, check=True)
+        subprocess.run([sys.executable, "-c", snippet], cwd=folder, env=outside, timeout=300, check=True)
 
 
 def test_commands_that_take_minutes_are_run_by_other_tests() -> None:

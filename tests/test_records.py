@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from conftest import UTM
-from runs import build_run
+from runs import build_run, file_digests
 from seg_command import seg
 
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import find_images
 from seg_core.run import attempts, lease
+from seg_core.run.parts import Location, read_versioned
 from seg_core.run.record import read_record
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import read_versioned
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -124,14 +124,14 @@ RECORDS = {
 def test_a_damaged_run_json_is_named_by_every_command(original: Path, run: Path, capsys: Capture, kind: str) -> None:
     damage, named = RECORDS[kind]
     damage(run / "run.json")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = file_digests(run)
     for command in commands(original, run).values():
         out, err = seg(capsys, *command, code=2)
         assert out == ""
         assert err.startswith(f"seg: {run}: ")
         assert named in err
         assert err.count("\n") == 1
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert file_digests(run) == before
 
 
 NEWER = {
@@ -147,7 +147,7 @@ def test_files_of_a_newer_version_are_named_by_every_command_and_left_alone(
 ) -> None:
     change_file, name, named = NEWER[kind]
     change_file(min(run.glob(name)))
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = file_digests(run)
     for command in commands(original, run).values():
         out, err = seg(capsys, *command, code=2)
         assert out == ""
@@ -156,7 +156,7 @@ def test_files_of_a_newer_version_are_named_by_every_command_and_left_alone(
         assert err.endswith("update aerial-seg\n")
         assert err.count("\n") == 1
         assert "damaged" not in err
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert file_digests(run) == before
 
 
 SCENES: dict[str, PartialFailure] = {
@@ -270,5 +270,5 @@ def test_a_manifest_may_hold_names_as_bytes(tmp_path: Path) -> None:
 
 def test_a_part_that_is_gone_meanwhile_is_not_taken_for_damaged(run: Path) -> None:
     with pytest.raises(SegError, match="no such file") as refusal:
-        read_versioned(f"{run}/tiles/part-gone.parquet")
+        read_versioned(Location(f"{run}/tiles/part-gone.parquet"))
     assert not isinstance(refusal.value, CorruptFileError)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene
 from parts import EXECUTION, RESOURCES
-from runs import SETTINGS, build_run, part_bytes, part_rows, replan, write_light_bundle
+from runs import SETTINGS, build_run, digest_of, part_digests, part_rows, replan, write_light_bundle
 from seg_command import seg
 
 from aerial_seg.cli.arguments import parse_relocation
@@ -61,7 +61,7 @@ def places_of(folder: Path) -> tuple[tuple[str, str], ...]:
 
 
 def test_the_refusal_of_scenes_that_have_moved_names_the_option_that_goes_on(moved: Path, capsys: Capture) -> None:
-    before = part_bytes(moved / "run"), Path(scenes_path(str(moved / "run"))).read_bytes()
+    before = part_digests(moved / "run"), digest_of(Path(scenes_path(str(moved / "run"))))
     _, err = seg(capsys, *command(moved), code=2)
     option = err.partition("if it has moved, add ")[2].partition("):")[0]
     assert option == f"--relocate {moved}/scenes={moved}/archive/2025"
@@ -69,7 +69,7 @@ def test_the_refusal_of_scenes_that_have_moved_names_the_option_that_goes_on(mov
     assert "nothing to do" in err
     _, err = seg(capsys, *command(moved))  # where they are is noted in the run
     assert "nothing to do" in err
-    assert (part_bytes(moved / "run"), Path(scenes_path(str(moved / "run"))).read_bytes()) == before
+    assert (part_digests(moved / "run"), digest_of(Path(scenes_path(str(moved / "run"))))) == before
 
 
 def test_a_relocated_run_is_verified_exported_and_scored(moved: Path, capsys: Capture) -> None:
@@ -82,14 +82,14 @@ def test_a_relocated_run_is_verified_exported_and_scored(moved: Path, capsys: Ca
 
 
 def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Path) -> None:
-    run, before = str(moved / "run"), part_bytes(moved / "run")
+    run, before = str(moved / "run"), part_digests(moved / "run")
     part = next(read_plan(run).parts())
     Path(part_path(run, part.key)).unlink()
     plan, notes = match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
     (todo,) = (Part.from_row(each.to_row()) for each in parts_to_do(run, plan))
     assert (todo.key, todo.version, notes) == (part.key, part.version, [])
     write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
-    assert part_bytes(moved / "run") == before
+    assert part_digests(moved / "run") == before
     assert verify(run).ok
 
 
@@ -257,7 +257,7 @@ def test_scenes_that_are_gone_are_no_problem_of_the_run(segmented: tuple[Path, P
     assert (figures["complete"], figures["problems"], figures["rechecked"]) == (True, [], 0)
     assert figures["not_rechecked"] == 4 * [f"{path}: no such file"]
     assert repair(str(run)).bad_parts == []
-    assert len(part_bytes(run)) == 4
+    assert len(part_digests(run)) == 4
     relocated = ["--relocate", f"{path.parent}={path.parents[1]}/moved", "--json"]
     assert json.loads(seg(capsys, "verify", run, "--deep", *relocated)[0])["rechecked"] == 4
     assert read_record(str(run)).relocated is None  # verify changes nothing

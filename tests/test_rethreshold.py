@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import MakeBundle, cut
 from rasterio.windows import Window
-from runs import build_run, rows_of
+from runs import build_run, published_parts, read_part, rows_of
 from seg_command import SMALL, seg
 
 from seg_core.errors import SegError
@@ -18,7 +18,7 @@ from seg_core.run.query import summary
 from seg_core.run.rethreshold import measure_curve, nearest_level, rethreshold, threshold_of
 from seg_core.run.rows import encode_png
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part, write_part
+from seg_core.run.tables import part_path, write_part
 from seg_core.run.verify import verify
 
 Capture = pytest.CaptureFixture[str]

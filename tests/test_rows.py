@@ -13,6 +13,7 @@ from conftest import NORTH_UP, UTM, window_figures
 from numpy.typing import NDArray
 from pyproj import Proj
 from rasterio.io import MemoryFile
+from runs import bare_scene
 
 from seg_core.errors import SegError
 from seg_core.grid import Window
@@ -27,26 +28,6 @@ FIGURES += ("mask", "valid", "probability")
 
 Probability = NDArray[np.float32]
 Valid = NDArray[np.bool_]
-
-
-def scene_of(height: int, width: int, crs: str | None = UTM, transform: Transform = NORTH_UP) -> Scene:
-    """A scene's header, with no file behind it: rows need none."""
-    return Scene(
-        scene_id="a.tif",
-        uri="/nowhere/a.tif",
-        size=1,
-        version="1",
-        height=height,
-        width=width,
-        bands=(1, 2, 3),
-        dtype="uint8",
-        nodata=None,
-        masked=False,
-        crs=crs,
-        transform=transform,
-        gsd_m=None,
-        source_gsd_m=None,
-    )
 
 
 def draw(height: int, width: int) -> tuple[Probability, Valid]:
@@ -79,7 +60,7 @@ def inside(row: Row) -> tuple[slice, slice]:
 
 def test_figures_recomputed_from_the_stored_masks_are_the_stored_ones() -> None:
     probability, valid = draw(100, 120)
-    for row in rows_of(scene_of(100, 120), probability, valid):
+    for row in rows_of(bare_scene(100, 120), probability, valid):
         mask = decode_mask(row["mask"], row["height"], row["width"])
         at = inside(row)
         assert np.array_equal(mask, (probability[at] >= 0.5) & valid[at])
@@ -107,7 +88,7 @@ def test_missing_pixels_count_neither_as_building_nor_as_background() -> None:
 def test_a_tile_of_missing_pixels_has_no_coverage_and_no_mask() -> None:
     nothing = np.zeros((32, 32), np.bool_)
     for probability in (np.zeros((32, 32), np.float32), np.ones((32, 32), np.float32)):
-        (row,) = rows_of(scene_of(32, 32), probability, nothing)
+        (row,) = rows_of(bare_scene(32, 32), probability, nothing)
         assert row["status"] == "done"
         assert (row["valid_px"], row["building_px"]) == (0, 0)
         assert (row["coverage"], row["mean_probability"], row["mask"]) == (None, None, None)
@@ -115,13 +96,13 @@ def test_a_tile_of_missing_pixels_has_no_coverage_and_no_mask() -> None:
 
 
 def test_a_tile_without_building_has_coverage_0_and_no_mask() -> None:
-    (row,) = rows_of(scene_of(32, 32), np.full((32, 32), 0.25, np.float32), np.ones((32, 32), np.bool_))
+    (row,) = rows_of(bare_scene(32, 32), np.full((32, 32), 0.25, np.float32), np.ones((32, 32), np.bool_))
     assert (row["valid_px"], row["building_px"], row["coverage"]) == (1024, 0, 0.0)
     assert (row["mask"], row["building_m2"], row["mean_probability"]) == (None, 0.0, 0.25)
 
 
 def test_tiles_are_numbered_on_the_scenes_grid_and_cut_short_at_its_edge() -> None:
-    scene = scene_of(100, 75)
+    scene = bare_scene(100, 75)
     probability, valid = draw(100, 75)
     rows = rows_of(scene, probability, valid)
     assert [(r["tile_row"], r["tile_col"]) for r in rows] == [(i, j) for i in range(4) for j in range(3)]
@@ -132,7 +113,7 @@ def test_tiles_are_numbered_on_the_scenes_grid_and_cut_short_at_its_edge() -> No
 
 
 def test_rows_of_a_window_are_those_of_the_whole_scene() -> None:
-    scene = scene_of(100, 120)
+    scene = bare_scene(100, 120)
     probability, valid = draw(100, 120)
     whole = {(r["tile_row"], r["tile_col"]): r for r in rows_of(scene, probability, valid, keep=True)}
     for window in (Window(64, 32, 36, 88), Window(32, 96, 64, 24)):
@@ -153,7 +134,7 @@ def band(south: float, north: float) -> float:
 
 
 def area_of_one_tile(crs: str, transform: Transform) -> float:
-    (row,) = rows_of(scene_of(32, 32, crs, transform), np.ones((32, 32), np.float32), np.ones((32, 32), np.bool_))
+    (row,) = rows_of(bare_scene(32, 32, crs, transform), np.ones((32, 32), np.float32), np.ones((32, 32), np.bool_))
     assert row["building_m2"] == row["area_m2"]
     return float(row["area_m2"])
 
@@ -203,18 +184,18 @@ def test_area_does_not_depend_on_how_the_image_lies(transform: Transform) -> Non
 def test_area_is_that_of_valid_pixels_only() -> None:
     probability = np.ones((32, 32), np.float32)
     valid = np.ones((32, 32), np.bool_)
-    (whole,) = rows_of(scene_of(32, 32), probability, valid)
+    (whole,) = rows_of(bare_scene(32, 32), probability, valid)
     valid[:8] = False
     probability[8:16] = 0
-    (row,) = rows_of(scene_of(32, 32), probability, valid)
+    (row,) = rows_of(bare_scene(32, 32), probability, valid)
     assert row["area_m2"] == pytest.approx(0.75 * whole["area_m2"])
     assert row["building_m2"] == pytest.approx(0.5 * whole["area_m2"])
 
 
 def test_areas_of_tiles_add_up_to_that_of_the_scene() -> None:
     ones = np.ones((100, 120), np.float32), np.ones((100, 120), np.bool_)
-    tiles = rows_of(scene_of(100, 120), *ones)
-    (whole,) = rows_of(scene_of(100, 120), *ones, tile_size=128)
+    tiles = rows_of(bare_scene(100, 120), *ones)
+    (whole,) = rows_of(bare_scene(100, 120), *ones, tile_size=128)
     assert sum(row["area_m2"] for row in tiles) == pytest.approx(whole["area_m2"], rel=1e-6)
 
 
@@ -222,7 +203,7 @@ def test_areas_of_tiles_add_up_to_that_of_the_scene() -> None:
 @pytest.mark.parametrize("crs", [UTM, "EPSG:3857"])
 def test_geometry_is_the_tile_in_lonlat_counter_clockwise_and_bbox_its_bounds(crs: str, down: float) -> None:
     proj = Proj(crs)
-    scene = scene_of(100, 120, crs, (1.0, 0.0, NORTH_UP[2], 0.0, down, NORTH_UP[5]))
+    scene = bare_scene(100, 120, crs, (1.0, 0.0, NORTH_UP[2], 0.0, down, NORTH_UP[5]))
     for row in rows_of(scene, *draw(100, 120)):
         polygon = shapely.from_wkb(row["geometry"])
         assert polygon.is_valid
@@ -235,14 +216,14 @@ def test_geometry_is_the_tile_in_lonlat_counter_clockwise_and_bbox_its_bounds(cr
 
 
 def test_neighbouring_tiles_share_their_corners_exactly() -> None:
-    rows = rows_of(scene_of(96, 96), *draw(96, 96))
+    rows = rows_of(bare_scene(96, 96), *draw(96, 96))
     corners = [point for row in rows for point in shapely.from_wkb(row["geometry"]).exterior.coords[:-1]]
     assert len(set(corners)) == 4 * 4
 
 
 def test_without_a_crs_geometry_and_areas_are_null_and_the_figures_are_not() -> None:
     probability, valid = draw(64, 64)
-    there, here = rows_of(scene_of(64, 64, None), probability, valid), rows_of(scene_of(64, 64), probability, valid)
+    there, here = rows_of(bare_scene(64, 64, None), probability, valid), rows_of(bare_scene(64, 64), probability, valid)
     for row, placed in zip(there, here, strict=True):
         assert (row["geometry"], row["bbox"], row["area_m2"], row["building_m2"]) == (None,) * 4
         same = ("valid_px", "building_px", "coverage", "mean_probability", "mask")
@@ -250,7 +231,7 @@ def test_without_a_crs_geometry_and_areas_are_null_and_the_figures_are_not() -> 
 
 
 def test_a_failed_row_says_where_and_why_and_has_no_figures() -> None:
-    scene = scene_of(100, 75)
+    scene = bare_scene(100, 75)
     failed = list(failed_rows(scene, scene.window, 32, Failure("ReadError", "the disk said no")))
     done = rows_of(scene, *draw(100, 75))
     for row, other in zip(failed, done, strict=True):
@@ -282,7 +263,7 @@ def test_a_mask_is_a_png_of_1_bit_grey_and_comes_back(height: int, width: int) -
 
 
 def test_the_stored_masks_are_of_1_bit() -> None:
-    rows = [row for row in rows_of(scene_of(100, 75), *draw(100, 75)) if row["mask"]]
+    rows = [row for row in rows_of(bare_scene(100, 75), *draw(100, 75)) if row["mask"]]
     assert len(rows) > 6
     for row in rows:
         assert png_header(row["mask"]) == (row["width"], row["height"], 1, 0)
@@ -314,8 +295,8 @@ def test_a_truncated_mask_is_refused() -> None:
 
 def test_the_probability_is_kept_in_8_bits_only_where_asked_for() -> None:
     probability, valid = draw(40, 40)
-    assert all(row["probability"] is None for row in rows_of(scene_of(40, 40), probability, valid))
-    for row in rows_of(scene_of(40, 40), probability, valid, keep=True):
+    assert all(row["probability"] is None for row in rows_of(bare_scene(40, 40), probability, valid))
+    for row in rows_of(bare_scene(40, 40), probability, valid, keep=True):
         assert png_header(row["probability"]) == (row["width"], row["height"], 8, 0)
         kept: NDArray[Any] = cv2.imdecode(np.frombuffer(row["probability"], np.uint8), cv2.IMREAD_UNCHANGED)
         held = np.where(valid, probability, 0.0)
@@ -324,5 +305,5 @@ def test_the_probability_is_kept_in_8_bits_only_where_asked_for() -> None:
 
 def test_the_same_window_gives_the_same_rows_again() -> None:
     probability, valid = draw(100, 75)
-    scene = scene_of(100, 75)
+    scene = bare_scene(100, 75)
     assert rows_of(scene, probability, valid, keep=True) == rows_of(replace(scene), probability, valid, keep=True)

@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import NORTH_UP, UTM, MakeScene
-from runs import SETTINGS, build_run, part_rows, replan, write_light_bundle, write_region
+from runs import (
+    SETTINGS,
+    build_run,
+    file_digests,
+    part_rows,
+    published_parts,
+    read_part,
+    replan,
+    write_light_bundle,
+    write_region,
+)
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, split
@@ -31,7 +41,7 @@ from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do,
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.sizing import READ_SIDE, choose_depth, choose_read_blocks, choose_window, read_blocks
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
+from seg_core.run.tables import part_path, read_scenes, scenes_path, write_part
 from seg_core.run.verify import verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -302,9 +312,9 @@ def test_the_plan_comes_back_from_the_runs_own_files(tmp_path: Path) -> None:
 
 def test_the_same_plan_opens_the_same_run_again(whole: Path) -> None:
     run = str(whole / "run")
-    before = {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()}
+    before = file_digests(run)
     assert open_run(run, replan(whole), "elsewhere/bundle") == read_record(run)
-    assert {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()} == before
+    assert file_digests(run) == before
 
 
 @pytest.mark.parametrize(
@@ -406,10 +416,10 @@ def test_the_changed_scene_is_found_though_anothers_nodata_is_nan(tmp_path: Path
 
 def refusal_of(run: str, plan: Plan) -> str:
     """What `open_run` says; it must leave the folder as it was."""
-    before = {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()}
+    before = file_digests(run)
     with pytest.raises(SegError) as refusal:
         open_run(run, plan, "bundle")
-    assert {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()} == before
+    assert file_digests(run) == before
     return str(refusal.value)
 
 

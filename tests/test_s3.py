@@ -5,14 +5,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import (
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
 from conftest import MakeBundle, MakeScene
 from parts import EXECUTION, RESOURCES
 from proxy import Proxy
-from runs import rows_of
+from runs import published_parts, rows_of
 from seg_command import SMALL, seg
 from weed import put
 
@@ -26,7 +34,6 @@ from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
-from seg_core.run.tables import published_parts
 from seg_core.storage import files as storage
 from seg_core.storage import retries
 from seg_core.storage import s3 as store
@@ -73,6 +80,59 @@ def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scen
         assert storage.read_bytes(f"{s3}/unreliable/{number}") == b"x" * 100_000
     assert proxied.num_refused > 3
     assert proxied.num_cut > 2
+
+
+def test_no_quota_ends_the_attempts_of_a_client(s3: str, proxied: Proxy, other_environment: pytest.MonkeyPatch) -> None:
+    other_environment.setattr(retries, "pause", lambda _: 0.0)
+    other_environment.setattr(retries, "ATTEMPTS", 100)
+    store._client.cache_clear()
+    proxied.refusals = 80
+    storage.publish(f"{s3}/refused", b"x")
+    assert (proxied.refusals, proxied.num_refused) == (0, 80)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "again"),
+    [
+        (503, None, True),
+        (500, "InternalError", True),
+        (429, None, True),
+        (400, "RequestTimeout", True),
+        (400, "ThrottlingException", True),
+        (403, "SlowDown", True),
+        (403, "AccessDenied", False),
+        (404, "NoSuchKey", False),
+        (412, "PreconditionFailed", False),
+        (200, None, False),
+    ],
+)
+def test_what_another_attempt_may_mend_is_asked_again(status: int, code: str | None, again: bool) -> None:
+    answer = SimpleNamespace(status_code=status), {"Error": {"Code": code}} if code else {}
+    found = store._retry(answer, SimpleNamespace(host="here"), 1, None)
+    assert (found is not None) == again
+    assert store._retry(answer, SimpleNamespace(host="here"), retries.ATTEMPTS, None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (EndpointConnectionError(endpoint_url="here"), True),
+        (ConnectTimeoutError(endpoint_url="here"), True),
+        (ReadTimeoutError(endpoint_url="here"), True),
+        (ConnectionClosedError(endpoint_url="here"), True),
+        (NoCredentialsError(), False),
+        (ValueError(), False),
+    ],
+)
+def test_a_connection_that_breaks_is_tried_again(error: Exception, again: bool) -> None:
+    assert (store._retry(None, SimpleNamespace(host="here"), 1, error) is not None) == again
+
+
+def test_the_pauses_of_a_request_make_about_two_minutes() -> None:
+    pauses = [[retries.pause(attempt) for attempt in range(1, retries.ATTEMPTS)] for _ in range(1000)]
+    assert 90 < min(map(sum, pauses)) < max(map(sum, pauses)) < 190
+    assert 110 < np.mean([sum(each) for each in pauses]) < 150
+    assert max(each[0] for each in pauses) <= 0.2
 
 
 def test_an_object_that_arrives_damaged_is_asked_for_again(

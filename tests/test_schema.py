@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import part_bytes, part_rows, rows_of
+from runs import file_digests, part_digests, part_rows, published_parts, read_part, rows_of
 from seg_command import seg
 
 from seg_core.errors import SegError
@@ -21,7 +21,7 @@ from seg_core.run.relocation import match_run
 from seg_core.run.resume import parts_to_do
 from seg_core.run.schema import SCENES, TILES, ColumnsError, UnknownColumnError, check_columns, with_columns
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part, read_scenes, scenes_path, write_part
+from seg_core.run.tables import part_path, read_scenes, scenes_path, write_part
 from seg_core.run.verify import repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -55,12 +55,8 @@ def add_column(path: str) -> None:
     pq.write_table(table.append_column("later", pa.nulls(len(table), pa.int32())), path)
 
 
-def files_of(run: str) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
-
-
 def test_a_run_of_an_older_version_is_sound_and_answers(older: Path, tmp_path: Path) -> None:
-    run, before = str(older / "run"), files_of(str(older / "run"))
+    run, before = str(older / "run"), file_digests(str(older / "run"))
     assert verify(run).describe() == "complete: all 6 tiles are done"
     assert repair(run).bad_parts == []
     counts = json.loads((older / "run/run.json").read_text())["counts"]
@@ -68,7 +64,7 @@ def test_a_run_of_an_older_version_is_sound_and_answers(older: Path, tmp_path: P
     assert query(run, "SELECT count(*) AS n, sum(building_px)::INT AS px FROM tiles").to_pylist() == [
         {"n": 6, "px": summary(run)["building_px"]}
     ]
-    assert files_of(run) == before
+    assert file_digests(run) == before
     assert parts_to_do(run, relocated_plan(older)) == []
     assert [problem for _, problem in export_masks(run, str(tmp_path / "masks"))] == [None]
 
@@ -78,14 +74,14 @@ def test_seg_segment_goes_on_with_a_run_of_an_older_version(older: Path, capsys:
     run = str(older / "run")
     command = ["segment", older / "region/a.tif", "--tile-size", 32, "--part", 64, "--model", older / "bundle"]
     command += ["--relocate", f"/data/region={older}/region", "--out", run]
-    keys, before = list(json.loads((older / "run/run.json").read_text())), part_bytes(older / "run")
+    keys, before = list(json.loads((older / "run/run.json").read_text())), part_digests(older / "run")
     assert "nothing to do" in seg(capsys, *command)[1]
     remove_first_part(read_plan(run), run)
     seg(capsys, *command)
     seg(capsys, "verify", run)
     first, second = sorted(before)
-    assert part_bytes(older / "run")[second] == before[second]
-    assert first in part_bytes(older / "run")
+    assert part_digests(older / "run")[second] == before[second]
+    assert first in part_digests(older / "run")
     assert list(json.loads((older / "run/run.json").read_text())) == [*keys, "relocated", "relocated_versions"]
 
 
@@ -93,7 +89,8 @@ def test_a_column_that_is_added_to_the_schema_is_all_that_a_later_version_needs(
     older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     run, plan = str(older / "run"), relocated_plan(older)
-    monkeypatch.setattr("seg_core.run.tables.TILES", LATER)
+    for module in ("tables", "parts", "sql"):
+        monkeypatch.setattr(f"seg_core.run.{module}.TILES", LATER)
     assert [row["later"] for row in rows_of(run)] == [None] * 6
     remove_first_part(plan, run)
     (todo,) = parts_to_do(run, plan)
@@ -118,7 +115,7 @@ def test_a_part_of_a_newer_version_is_refused_by_name_and_never_removed(
     with monkeypatch.context() as patch:
         patch.setattr("seg_core.run.tables.TILES", LATER)
         write_part(run, part.key, part_rows(part, plan.settings), plan.model, part.version)
-    path, before = part_path(run, part.key), files_of(run)
+    path, before = part_path(run, part.key), file_digests(run)
     refused = f"{path}: was written by a newer version: its column later is not known here: update aerial-seg"
     for ask in (
         lambda: verify(run),
@@ -133,7 +130,7 @@ def test_a_part_of_a_newer_version_is_refused_by_name_and_never_removed(
             ask()
         assert str(refusal.value) == refused
     assert [str(problem) for _, problem in export_masks(run, str(older / "masks"))] == [refused]
-    assert files_of(run) == before
+    assert file_digests(run) == before
 
 
 def test_a_part_that_only_a_newer_version_plans_is_not_removed_either(older: Path) -> None:
@@ -152,7 +149,7 @@ def test_scenes_of_a_newer_version_are_refused_by_name_and_not_rewritten(older: 
     run = str(older / "run")
     relocated_plan(older)
     add_column(scenes_path(run))
-    before = files_of(run)
+    before = file_digests(run)
     for ask in (
         lambda: verify(run),
         lambda: repair(run),
@@ -163,7 +160,7 @@ def test_scenes_of_a_newer_version_are_refused_by_name_and_not_rewritten(older: 
     ):
         with pytest.raises(SegError, match=r"scenes\.parquet: was written by a newer version: its column later is"):
             ask()
-    assert files_of(run) == before
+    assert file_digests(run) == before
 
 
 @pytest.mark.parametrize("table", [TILES, SCENES], ids=["tiles", "scenes"])

@@ -13,7 +13,7 @@ import pytest
 import ray
 from conftest import MakeBundle, MakeScene, window_figures
 from numpy.typing import NDArray
-from runs import part_bytes, rows_of
+from runs import part_digests, read_part, rows_of
 from seg_command import SMALL, Json, seg
 
 from aerial_seg.segment import _reason
@@ -24,7 +24,7 @@ from seg_core.imagery.scene import read_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, read_part, write_part
+from seg_core.run.tables import part_path, write_part
 from seg_core.run.verify import verify
 
 
@@ -67,7 +67,7 @@ def test_rows_do_not_depend_on_window_or_actors(
     for name, execution in {"one": ["--window", "64"], "two": ["--window", "256", "--actors", "1:2"]}.items():
         options = ["--tile-size", "64", "--part", "256", *execution, "--keep-probability"]
         seg(capsys, "segment", region, "--model", model, "--out", tmp_path / name, *options)
-    assert part_bytes(tmp_path / "one") == part_bytes(tmp_path / "two")
+    assert part_digests(tmp_path / "one") == part_digests(tmp_path / "two")
 
 
 @pytest.mark.usefixtures("without_actors")
@@ -88,25 +88,25 @@ def test_a_finished_run_is_left_alone(
 def test_a_run_of_other_settings_is_refused(
     command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = part_bytes(run)
+    before = part_digests(run)
     _, err = seg(capsys, *command, "--threshold", "0.4", code=2)
     assert "threshold 0.5 there, 0.4 now" in err
     other = [word if word != command[3] else make_bundle("other", seed=1) for word in command]
     _, err = seg(capsys, *other, code=2)
     assert "model" in err
-    assert part_bytes(run) == before
+    assert part_digests(run) == before
 
 
 @pytest.mark.usefixtures("without_actors")
 def test_what_is_missing_is_done_and_nothing_else(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = part_bytes(run)
+    whole = part_digests(run)
     lost = sorted(whole)[1]
     (run / "tiles" / lost).unlink()
     kept = {p: p.stat().st_mtime_ns for p in (run / "tiles").iterdir()}
     seg(capsys, *command)
-    assert part_bytes(run) == whole
+    assert part_digests(run) == whole
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
@@ -134,14 +134,14 @@ def test_an_unreadable_window_is_a_recorded_failure_and_the_rest_is_finished(
 def test_the_next_run_redoes_the_parts_that_hold_a_failed_tile(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = part_bytes(run)
+    whole = part_digests(run)
     plan = read_plan(str(run))
     part = next(iter(plan.parts()))
     rows = failed_rows(part.scene, part.window, 64, Failure("ReadError", "a lost disk"))
     write_part(str(run), part.key, rows, plan.model, part.version)
-    assert part_bytes(run) != whole
+    assert part_digests(run) != whole
     seg(capsys, *command)
-    assert part_bytes(run) == whole
+    assert part_digests(run) == whole
 
 
 def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> None:
@@ -159,7 +159,7 @@ def remake_masks(run: Path, encode: Callable[[NDArray[np.bool_]], bytes]) -> Non
 def test_windows_segmented_again_say_what_is_stored(
     command: list[object], run: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = len(part_bytes(run))
+    number = len(part_digests(run))
     assert json.loads(seg(capsys, "verify", run, "--deep", "--json")[0])["rechecked"] == number
     assert json.loads(seg(capsys, "verify", run, "--deep", "2", "--json")[0])["rechecked"] == 2
     _, err = seg(capsys, "verify", run, "--deep", "--model", make_bundle("other", seed=1), code=2)
@@ -210,7 +210,7 @@ def test_a_run_of_the_built_in_model_is_segmented_again_where_the_package_lies_e
 def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_again(
     command: list[object], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, plan = part_bytes(run), read_plan(str(run))
+    whole, plan = part_digests(run), read_plan(str(run))
     assert json.loads(seg(capsys, "repair", run, "--json")[0])["removed"] == []
     part = list(plan.parts())[1]
     rows = read_part(part_path(str(run), part.key))
@@ -222,9 +222,9 @@ def test_repair_removes_the_parts_that_do_not_hold_and_the_next_run_makes_them_a
     assert "seg repair" in err
     removed = json.loads(seg(capsys, "repair", run, "--json")[0])["removed"]
     assert removed == [part_path(str(run), part.key), str(foreign)]
-    assert set(part_bytes(run)) == set(whole) - {Path(removed[0]).name}
+    assert set(part_digests(run)) == set(whole) - {Path(removed[0]).name}
     seg(capsys, *command)
-    assert part_bytes(run) == whole
+    assert part_digests(run) == whole
 
 
 @pytest.mark.usefixtures("without_actors")

@@ -17,20 +17,13 @@ import pytest
 import shapely
 from conftest import NORTH_UP, UTM, window_figures
 from pyproj import CRS
+from runs import published_parts, read_part
 
 from seg_core.errors import SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
 from seg_core.run.schema import SCENES, TILES
-from seg_core.run.tables import (
-    part_path,
-    published_parts,
-    read_part,
-    read_scenes,
-    scenes_path,
-    write_part,
-    write_scenes,
-)
+from seg_core.run.tables import part_path, read_scenes, scenes_path, write_part, write_scenes
 from seg_core.storage.files import make_folder, publish, published
 
 SCENE = Scene(
@@ -123,6 +116,9 @@ def test_the_scenes_table_has_these_columns() -> None:
         ("normalize_mean", pa.list_(pa.float64()), True),
         ("normalize_std", pa.list_(pa.float64()), True),
         ("sidecars", pa.list_(pa.string()), True),
+        ("captured", pa.timestamp("ms"), True),
+        ("gdal_version", pa.string(), True),
+        ("decoder_version", pa.string(), True),
     ]
     assert [(f.name, f.type, f.nullable) for f in SCENES] == expected
 

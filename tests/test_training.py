@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from seg_core.errors import JobError
 from seg_core.model.networks import class_probability, normalise
 from seg_core.model.unet import UNet
+from seg_core.training.calibration import scale_probability
 from seg_core.training.loop import (
     CHECK_EVERY,
     Batch,
     Learner,
+    _scale_threshold,
     epochs,
     evaluate,
     make_average,
@@ -448,9 +450,38 @@ def test_without_a_threshold_the_best_one_is_chosen() -> None:
     learner = make_learner(threshold=None)
     for figures in epochs(learner, batches(), validation, steps=STEPS, first=1, last=2):
         found = evaluate(learner, validation())
-        assert figures["threshold"] == found.best_threshold()
+        assert figures["temperature"] == found.temperature() != 1
+        scaled = scale_probability(np.float64(found.best_threshold()), figures["temperature"])
+        assert figures["threshold"] == round(float(scaled), 4)
         assert figures["val_iou"] == found.ious()[1:].max()
+        assert learner.confidence == found.calibrated(figures["temperature"]).confidence() != found.confidence()
     assert figures["threshold"] != 0.5
+
+
+@pytest.mark.parametrize(("classes", "calibrated"), [(1, True), (2, True), (3, False)])
+def test_networks_of_up_to_two_outputs_are_calibrated(classes: int, calibrated: bool) -> None:
+    learner = make_learner(lambda: UNet(classes=classes, width=4, depth=2))
+    (figures,) = train(learner, 1, 1)
+    assert (figures["temperature"] != 1) == calibrated
+    network = learner.network.eval()
+    with torch.no_grad():
+        network.head.weight.mul_(1e20)  # so sure that bins overflow
+    found = evaluate(learner, validation())
+    assert found.logits is not None
+    if calibrated:
+        assert found.logits.sum() == found.pixels.sum()
+        assert found.logits[:, 0].sum() == found.pixels[:, 0].sum()
+        assert found.logits[:, -1].sum() == found.pixels[:, -1].sum()
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 3.0, 16.0])
+def test_the_scaled_threshold_gives_the_mask_of_the_one_before(temperature: float) -> None:
+    probability = np.linspace(0.01, 0.99, 99)
+    assert 0 < _scale_threshold(1 / 256, temperature) < _scale_threshold(255 / 256, temperature) < 1
+    for threshold in (0.25, 0.5, 0.75):
+        scaled = _scale_threshold(threshold, temperature)
+        mask = scale_probability(probability, temperature) >= scaled
+        assert np.count_nonzero(mask != (probability >= threshold)) <= 1
 
 
 def test_a_threshold_that_is_given_is_used() -> None:
@@ -458,9 +489,10 @@ def test_a_threshold_that_is_given_is_used() -> None:
     (figures,) = train(learner, 1, 1)
     probability, truth, valid = probabilities(learner.network, validation(), 1)
     assert figures["threshold"] == 0.75
-    expected = scores(histogram(probability, truth, valid).counts(0.75))
-    assert figures["val_precision"] == pytest.approx(expected["precision"], abs=1e-3)
-    assert figures["val_recall"] == pytest.approx(expected["recall"], abs=1e-3)
+    calibrated = scale_probability(probability, figures["temperature"])
+    expected = scores(histogram(calibrated, truth, valid).counts(0.75))
+    assert figures["val_precision"] == pytest.approx(expected["precision"], abs=4e-3)  # of bins of logits
+    assert figures["val_recall"] == pytest.approx(expected["recall"], abs=4e-3)
 
 
 def test_validation_changes_neither_weights_nor_batch_norms() -> None:

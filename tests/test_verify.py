@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from runs import SETTINGS, build_run
+from runs import SETTINGS, build_run, read_part
 from runs import BuiltRun as Made
 
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
+from seg_core.run.parts import Location, read_versioned
 from seg_core.run.resume import parts_to_do
 from seg_core.run.rows import Failure, Row, decode_valid, encode_mask, failed_rows
 from seg_core.run.schema import TILES
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, read_part, read_versioned, scenes_path
+from seg_core.run.tables import part_path, scenes_path
 from seg_core.run.verify import VerifyReport, repair, verify
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -351,10 +352,10 @@ def refuse(*_: object) -> None:
 
 
 def test_a_part_that_arrow_cannot_fetch_is_fetched_in_another_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = read_versioned(str(made.path()))
+    expected = read_versioned(Location(str(made.path())))
     closed = SimpleNamespace(open_input_file=refuse)
-    monkeypatch.setattr("seg_core.run.tables.filesystem", lambda path: (closed, path))
-    assert read_versioned(str(made.path())) == expected
+    monkeypatch.setattr("seg_core.run.parquet.filesystem", lambda path: (closed, path))
+    assert read_versioned(Location(str(made.path()))) == expected
 
 
 def test_parts_that_cannot_be_read_are_not_taken_for_damaged(made: Made) -> None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser, scene_help: str) -> None:
     """Add the options of `seg dataset make`."""
     parser.add_argument("scenes", nargs="+", metavar="SCENE", help=scene_help)
-    text = "polygons (.gpkg, .geojson, .shp, .fgb, .parquet), or a raster of one band: 0 background, 1 or 255 building"
+    text = (
+        "polygons (.gpkg, .geojson, .shp, .fgb, .parquet), or a raster of one band, or a folder with one for each "
+        "scene: 0 background, 1 or 255 building"
+    )
     parser.add_argument("--labels", required=True, metavar="FILE", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     text = "polygons outside of which nothing is labelled: it is neither trained on nor scored"

@@ -1,4 +1,4 @@
-"""The commands that train, score, describe and export models.
+"""The commands that train, score and describe models.
 
 Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
@@ -80,15 +80,15 @@ def evaluate(args: Namespace) -> int:
     figures_folder = output_folder("--figures", args.figures) if args.figures else None
     segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local_path(args.data)
     with waiting(f"segmenting the images of {args.split}") as report:
-        evaluation = evaluate_model(segmenter, data, args.split, report)
+        evaluation = evaluate_model(segmenter, data, args.split, report, args.normalize)
     _note_warps(evaluation.labels_off_px)
     if table_path:
-        _write_table(evaluation.images, table_path)
+        _write_table(evaluation.table, table_path)
     if figures_folder:
         write_figures(evaluation, figures_folder)
-        write_samples(evaluation, segmenter, data, args.split, f"{figures_folder}/samples.png")
-    if difference := evaluation.fit.describe_difference():
-        note(f"{difference}: it is scored as it is, while seg segment adapts it (--normalize)")
+        write_samples(evaluation, segmenter, f"{figures_folder}/samples.png")
+    if difference := evaluation.fit.describe_difference(evaluation.normalize):
+        note(difference)
     print_figures({"class": segmenter.bundle.class_name, **evaluation.figures()}, args.json)
     return 0
 
@@ -102,7 +102,14 @@ def _evaluate_run(args: Namespace, run: str) -> int:
     from seg_core.training.shapes import score_figures
 
     record = read_record(run)  # refuses what is not a run before options are checked
-    defaults = {"tta": False, "figures": None, "precision": "auto", "device": "auto", "split": "val"}
+    defaults = {
+        "tta": False,
+        "figures": None,
+        "precision": "auto",
+        "device": "auto",
+        "split": "val",
+        "normalize": "auto",
+    }
     for option, default in defaults.items():
         if getattr(args, option) != default:
             raise SegError(f"--{option.replace('_', '-')}: is for a bundle, {args.target} is a run")
@@ -206,18 +213,9 @@ def models_show(args: Namespace) -> int:
         return 0
     for name in ("architecture", "metrics", "provenance"):
         figures[name] = "\n".join(f"{key} {format_value(value)}" for key, value in figures[name].items())
+    for name in ("levels", "confidence"):
+        if name in figures:
+            figures[name] = "a histogram: see --json"
     indent = " " * (max(map(len, figures)) + 2)
     print_figures({k: format_value(v).replace("\n", f"\n{indent}") for k, v in figures.items()}, as_json=False)
-    return 0
-
-
-def export_model(args: Namespace) -> int:
-    """Run `seg export model`: write a bundle as one ONNX or torch.export file."""
-    from seg_core.model.export import SUFFIXES, export_model
-
-    source = absolute(args.model)
-    out = local_path(args.out or source + SUFFIXES[args.to])
-    bundle = export_model(source, args.to, out)
-    figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}
-    print_figures(figures, args.json)
     return 0

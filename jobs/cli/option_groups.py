@@ -68,12 +68,7 @@ def add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> No
     group.add_argument("--bands", type=parse_bands, metavar="B,B,B", help="bands to read, numbered from 1")
     text = "alpha band, which marks the pixels that hold data (default: the band that the file labels alpha)"
     group.add_argument("--alpha", type=parse_alpha, metavar="N|none", help=text)
-    text = (
-        "which mean and deviation of the pixels become 0 and 1: model: those of the training; region: those of a "
-        "sample of the region; scene: those of each scene; auto: region if it looks unlike the training, else model "
-        "(default)"
-    )
-    group.add_argument("--normalize", choices=("auto", "scene", "region", "model"), default="auto", help=text)
+    add_normalize(group)
     add_precision(group)
     text = (
         "decoder of JPEG inside GeoTIFFs: cpu: GDAL (default); device: the model's device, on a GPU its JPEG engine; "
@@ -93,6 +88,16 @@ def add_region_options(parser: argparse.ArgumentParser, number: str = "+") -> No
     parser.add_argument(
         "--window", type=parse_positive_int_or_auto, metavar="PX|auto", help="side of what is inferred at once (auto)"
     )
+
+
+def add_normalize(parser: argparse._ActionsContainer) -> None:
+    """Add the statistics by which pixels are normalized."""
+    text = (
+        "which mean and deviation of the pixels become 0 and 1: model: those of the training; region: those of a "
+        "sample of the region; scene: those of each scene; auto: region if it looks unlike the training, else model "
+        "(default)"
+    )
+    parser.add_argument("--normalize", choices=("auto", "scene", "region", "model"), default="auto", help=text)
 
 
 def add_precision(parser: argparse._ActionsContainer) -> None:

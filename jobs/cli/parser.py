@@ -1,59 +1,38 @@
 """The commands of `seg` with their options. The function of each command is in one of the `*_commands` modules."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any, TypeAlias
 
-from seg_core.version import code_version
-
-from . import bench_commands, cluster_commands, dataset_commands, model_commands, region_commands, run_commands
+from . import (
+    audit_command,
+    bench_commands,
+    cluster_commands,
+    dataset_commands,
+    export_commands,
+    model_commands,
+    region_commands,
+    report_command,
+    run_commands,
+)
+from .area_options import add_areas
 from .arguments import (
     parse_device,
     parse_nonnegative_int,
     parse_positive_int,
     parse_positive_ints,
 )
+from .command_parser import Commands, Parser, ShowVersion, add_command
 from .option_groups import (
     SCENE_HELP,
     add_address,
     add_bench_options,
     add_dashboard,
+    add_normalize,
     add_precision,
     add_region_options,
     add_relocate,
     add_speed_options,
     add_train_settings,
 )
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no public name
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that shows the command's usage for an unknown option. argparse would show the whole program's usage."""
-
-    def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments as argparse does, and exit with a usage error if some are unknown.
-
-        An optional argument may also come after options, as SQL in `seg query RUN --json SQL`. argparse takes it to be
-        absent there (https://github.com/python/cpython/issues/59317).
-        """
-        parsed, unknown = super().parse_known_args(*args, **options)
-        for action in self._get_positional_actions():  # there is no public way
-            is_absent = action.nargs == "?" and getattr(parsed, action.dest, None) == action.default
-            if is_absent and unknown and (unknown[0] == "-" or not unknown[0].startswith("-")):
-                setattr(parsed, action.dest, unknown.pop(0))
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return parsed, unknown
-
-
-class ShowVersion(argparse.Action):
-    """Prints the version, which is looked up only then: in a checkout it takes a call of git."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print the version and exit."""
-        print(f"seg {code_version()}")
-        parser.exit()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,30 +54,20 @@ def make_parser() -> argparse.ArgumentParser:
         _add_repair,
         _add_query,
         _add_rethreshold,
+        _add_compact,
         _add_compare,
+        _add_audit,
+        _add_report,
         _add_submit,
         _add_jobs,
         _add_logs,
         _add_stop,
         _add_models,
-        _add_export,
+        export_commands.add_export,
         _add_bench,
         _add_demo,
     ):
         add(commands)
-    return parser
-
-
-def _add_command(
-    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str, json: bool = True
-) -> argparse.ArgumentParser:
-    """Add a command with its function, which takes the parsed arguments and returns the exit code."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(carry_out=function)
-    if json:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
-    parser.add_argument("--debug", action="store_true", help="show Ray's messages, and the traceback of an error")
     return parser
 
 
@@ -108,11 +77,11 @@ def _add_dataset(commands: Commands) -> None:
         required=True, metavar="make"
     )
     text = "Cut scenes and their labels into blocks, and split these by ground, as seg train reads them."
-    dataset_commands.add_options(_add_command(kinds, "make", dataset_commands.make, text), SCENE_HELP)
+    dataset_commands.add_options(add_command(kinds, "make", dataset_commands.make, text), SCENE_HELP)
 
 
 def _add_train(commands: Commands) -> None:
-    parser = _add_command(commands, "train", model_commands.train, "Train a model with Ray Train.")
+    parser = add_command(commands, "train", model_commands.train, "Train a model with Ray Train.")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to write the trained model to")
     parser.add_argument(
         "--work", metavar="DIR", help="folder or s3:// prefix for checkpoints and metrics (default: BUNDLE.train)"
@@ -122,11 +91,17 @@ def _add_train(commands: Commands) -> None:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "evaluate",
         model_commands.evaluate,
         "Score a bundle on a labelled split, or a run's masks against labels.",
+    )
+    parser.epilog = (
+        "Figures: iou, f1, precision, recall and accuracy are of pixels; building_* of whole buildings, found if their "
+        "IoU is 0.5 or more; boundary_* of pixels within 3 px of an outline. best_threshold has the best IoU. "
+        "calibration_error is the mean distance between probability and truth, and uncalibrated_error that without the "
+        "bundle's temperature."
     )
     parser.add_argument("target", metavar="BUNDLE|RUN")
     parser.add_argument(
@@ -144,12 +119,13 @@ def _add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="class of --data that a run's masks show (its model's)"
     )
+    add_normalize(parser)
     add_precision(parser)
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
 
 
 def _add_plan(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "plan", region_commands.plan, "Show what a run would do, without running or writing anything."
     )
     add_region_options(parser)
@@ -163,7 +139,7 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _add_segment(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "segment", region_commands.segment, "Segment a region with Ray Data: masks and coverage of each tile."
     )
     add_region_options(parser)
@@ -176,7 +152,7 @@ def _add_segment(commands: Commands) -> None:
 
 
 def _add_verify(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "verify", run_commands.verify, "Prove that no tile of a run is missing, from its files."
     )
     parser.add_argument("run", metavar="RUN")
@@ -188,7 +164,7 @@ def _add_verify(commands: Commands) -> None:
 
 
 def _add_repair(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "repair", run_commands.repair, "Remove the damaged parts of a run, which seg verify lists."
     )
     parser.add_argument("run", metavar="RUN")
@@ -198,41 +174,65 @@ def _add_repair(commands: Commands) -> None:
 
 def _add_query(commands: Commands) -> None:
     text = "Query a run in SQL (DuckDB) with the tables tiles, scenes and failures. Without SQL, print a summary."
-    parser = _add_command(commands, "query", run_commands.query, text, json=False)
+    parser = add_command(commands, "query", run_commands.query, text, json=False)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("sql", nargs="?", metavar="SQL", help="a query; -: read it from standard input")
-    text = "polygons to measure: a row with building area and coverage for each (.gpkg, .geojson, .shp, ...)"
-    parser.add_argument("--areas", metavar="FILE", help=text)
-    parser.add_argument("--id", metavar="COLUMN", help="attribute of --areas that names them (default: their number)")
+    add_areas(parser)
     text = "write the areas and their figures to this file (.gpkg, .parquet, .geojson, .fgb or .csv)"
     parser.add_argument("--out", metavar="FILE", help=text)
     parser.add_argument("--schema", action="store_true", help="say what each column means, and its unit")
+    text = "say which files, row groups and bytes SQL reads, instead of its result"
+    parser.add_argument("--explain", action="store_true", help=text)
+    text = "Ray cluster to measure the areas of a large run on (default: this machine)"
+    parser.add_argument("--address", metavar="HOST:PORT", help=text)
     parser.add_argument("--format", default="table", choices=["table", "csv", "json", "parquet"])
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
 
 
 def _add_rethreshold(commands: Commands) -> None:
     text = "Show the coverage of a run at other thresholds, or make a run at one, without segmenting again."
-    parser = _add_command(commands, "rethreshold", run_commands.rethreshold, text)
+    parser = add_command(commands, "rethreshold", run_commands.rethreshold, text)
     parser.add_argument("run", metavar="RUN", help="a run that was segmented with --keep-probability")
     parser.add_argument("--threshold", type=float, metavar="P", help="probability from which a pixel is building")
     parser.add_argument("--out", metavar="RUN", help="folder or s3:// prefix for the new run")
 
 
+def _add_compact(commands: Commands) -> None:
+    text = "Merge the many files of a large run into a few. Others may read it meanwhile."
+    parser = add_command(commands, "compact", run_commands.compact, text)
+    parser.add_argument("run", metavar="RUN")
+    text = "about how large a file becomes, in megabytes (256)"
+    parser.add_argument("--size", type=parse_positive_int, default=256, metavar="MB", help=text)
+
+
 def _add_compare(commands: Commands) -> None:
     text = "Compare two runs on the same ground: building that is gained, lost or kept."
-    parser = _add_command(commands, "compare", run_commands.compare, text)
+    parser = add_command(commands, "compare", run_commands.compare, text)
     parser.add_argument("before", metavar="BEFORE", help="a run")
     parser.add_argument(
         "after", metavar="AFTER", help="another run of the same scenes, or of one image on the same grid"
     )
-    parser.add_argument("--out", metavar="FILE", help="write a row for each tile to this GeoParquet file")
+    text = "write a row for each tile to this GeoParquet file; or for each area, also to .gpkg, .geojson, .fgb or .csv"
+    parser.add_argument("--out", metavar="FILE", help=text)
     text = "write a raster of change for each image: 0 none, 1 kept, 2 gained, 3 lost, 255 (nodata) unknown"
     parser.add_argument("--rasters", metavar="DIR", help=text)
+    add_areas(parser)
+
+
+def _add_audit(commands: Commands) -> None:
+    text = "Draw random places of a run to be judged, and estimate from judged ones how much building there is."
+    audit_command.add_options(add_command(commands, "audit", audit_command.audit, text))
+
+
+def _add_report(commands: Commands) -> None:
+    text = "Write a run as one HTML page to look at: map, histogram, scenes, failures and facts. It opens offline."
+    parser = add_command(commands, "report", report_command.report, text)
+    report_command.add_options(parser)
+    add_relocate(parser)
 
 
 def _add_submit(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "submit",
         cluster_commands.submit,
@@ -245,11 +245,11 @@ def _add_submit(commands: Commands) -> None:
 
 
 def _add_jobs(commands: Commands) -> None:
-    add_dashboard(_add_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
+    add_dashboard(add_command(commands, "jobs", cluster_commands.jobs, "List the jobs submitted to a cluster."))
 
 
 def _add_logs(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "logs", cluster_commands.logs, "Follow the log of a job, and exit with its code.", json=False
     )
     parser.add_argument("id", metavar="ID")
@@ -257,7 +257,7 @@ def _add_logs(commands: Commands) -> None:
 
 
 def _add_stop(commands: Commands) -> None:
-    parser = _add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
+    parser = add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
     parser.add_argument("id", metavar="ID")
     add_dashboard(parser)
 
@@ -267,7 +267,7 @@ def _add_bench(commands: Commands) -> None:
     kinds = commands.add_parser("bench", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="segment|scale|train"
     )
-    parser = _add_command(
+    parser = add_command(
         kinds,
         "segment",
         bench_commands.bench_segment,
@@ -276,7 +276,7 @@ def _add_bench(commands: Commands) -> None:
     add_bench_options(parser, "minimum time to measure each stage, in each round (20)", 20.0)
     text = "number of rounds; medians are shown (3)"
     parser.add_argument("--rounds", type=parse_positive_int, default=3, metavar="N", help=text)
-    parser = _add_command(
+    parser = add_command(
         kinds,
         "scale",
         bench_commands.bench_scale,
@@ -290,7 +290,7 @@ def _add_bench(commands: Commands) -> None:
     text = "window sizes (default: the value of --window)"
     parser.add_argument("--windows", type=parse_positive_ints, default=[], metavar="PX,PX", help=text)
     parser.add_argument("--out", metavar="FILE", help="write a plot to this PNG file")
-    parser = _add_command(
+    parser = add_command(
         kinds,
         "train",
         bench_commands.bench_train,
@@ -304,34 +304,14 @@ def _add_models(commands: Commands) -> None:
     kinds = commands.add_parser("models", help=text, description=text, allow_abbrev=False).add_subparsers(
         required=True, metavar="show"
     )
-    parser = _add_command(
+    parser = add_command(
         kinds, "show", model_commands.models_show, "Show a bundle's architecture, training and scores."
     )
     parser.add_argument("model", nargs="?", metavar="BUNDLE", help="folder of a trained model (default: the built-in)")
 
 
-def _add_export(commands: Commands) -> None:
-    text = "Write results and models for other programs."
-    kinds = commands.add_parser("export", help=text, description=text, allow_abbrev=False).add_subparsers(
-        required=True, metavar="masks|model"
-    )
-    text = "Write a run's masks as one GeoTIFF per scene: 1 is building, 0 is background, 255 (nodata) is unknown."
-    parser = _add_command(kinds, "masks", run_commands.export_masks, text)
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
-    parser = _add_command(
-        kinds,
-        "model",
-        model_commands.export_model,
-        "Write a bundle as one file, which maps imagery to building probabilities.",
-    )
-    parser.add_argument("model", metavar="BUNDLE", help="folder of a trained model")
-    parser.add_argument("--to", required=True, choices=["onnx", "torch-export"], help="kind of file")
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: BUNDLE.onnx or BUNDLE.pt2)")
-
-
 def _add_demo(commands: Commands) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "demo",
         region_commands.demo,

@@ -187,7 +187,7 @@ def segment(args: Namespace) -> int:
     seams, counts = record.seams, record.counts
     assert counts is not None  # which a run has when it is finished
     disagreement = seams.differing / seams.pixels if seams and seams.pixels else None
-    print_figures({"run": out, **counts, "seam_disagreement": disagreement, **record.fit_figures()}, args.json)
+    print_figures({"run": out, **counts, "seam_disagreement": disagreement, **record.setting_figures()}, args.json)
     for line in record.fit_warnings(counts):
         note(line)
     failed = counts["failed"]

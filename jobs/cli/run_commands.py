@@ -7,27 +7,23 @@ import shlex
 import sys
 from argparse import Namespace
 from contextlib import nullcontext
-from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from seg_core.errors import SegError
 from seg_core.storage.files import absolute
 
 from ..progress import waiting
-from ..terminal import note, print_figures, print_table
+from ..terminal import TABLE_ROWS, note, print_figures, print_table
+from . import area_commands
+from .area_options import has_areas
 from .arguments import absolute_places, local_path, output_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from seg_core.inference.recheck import Recheck
     from seg_core.run.plan import Plan
     from seg_core.run.verify import VerifyReport
 
-TABLE_ROWS = 100  # rows to print at most
 SHOWN_LEVEL = 15  # of the 255 thresholds, every 15th is shown: 17 lines
-
-T = TypeVar("T")
 
 
 def verify(args: Namespace) -> int:
@@ -52,16 +48,6 @@ def verify(args: Namespace) -> int:
             print(f"  {line}")
         _advise(args, report, list(differing), len(unread))
     return 0 if report.ok and not report.num_failed and not unread else 1
-
-
-def _show_waiting(results: "Iterator[T]", what: str) -> "Iterator[T]":
-    """Yield the results, and show a progress line while the next result is computed."""
-    for number in count(1):
-        with waiting(f"{what}: number {number}"):
-            result = next(results, None)
-        if result is None:
-            return
-        yield result
 
 
 def _recheck(args: Namespace) -> "Recheck":
@@ -125,7 +111,7 @@ def rethreshold(args: Namespace) -> int:
             print_figures({"curve": rows}, as_json=True)
         else:
             print_table(rows[SHOWN_LEVEL - 1 :: SHOWN_LEVEL])
-        _note_missing(args.run)
+        note_missing(args.run)
         return 0
     out = output_folder("--out", args.out)
     with waiting("writing the parts of the new run") as report:
@@ -136,14 +122,29 @@ def rethreshold(args: Namespace) -> int:
             "that at others some pixels are not known"
         )
     _print_summary(out, args.json)
-    _note_missing(args.out)
+    note_missing(args.out)
+    return 0
+
+
+def compact(args: Namespace) -> int:
+    """Run `seg compact`: merge the files of a run into a few."""
+    from seg_core.run.compact import compact_run
+
+    with waiting("compacting the parts of the run") as report:
+        found = compact_run(absolute(args.run), args.size, report)
+    print_figures(found._asdict(), args.json)
     return 0
 
 
 def compare(args: Namespace) -> int:
-    """Run `seg compare`: compare two runs on the same ground."""
-    from seg_core.run.compare import compare_runs
+    """Run `seg compare`: compare two runs on the same ground, tile by tile or by areas."""
+    from seg_core.run.compare import compare_runs, describe_differences
 
+    differences = describe_differences(absolute(args.before), absolute(args.after))
+    if differences:
+        note(f"the runs differ in {' and in '.join(differences)}: part of the change may come from that")
+    if has_areas(args):
+        return area_commands.compare(args)
     if args.out is not None and not args.out.lower().endswith(".parquet"):
         raise SegError(f"--out {args.out}: is written as GeoParquet: name a file that ends in .parquet")
     out = None if args.out is None else local_path(args.out)
@@ -156,7 +157,7 @@ def compare(args: Namespace) -> int:
     return 0
 
 
-def _note_missing(run: str, plan: "Plan | None" = None) -> None:
+def note_missing(run: str, plan: "Plan | None" = None) -> None:
     """Say if parts of a run are not done yet. The plan is read unless it is given."""
     from seg_core.run.stored_plan import num_missing, read_plan
 
@@ -171,7 +172,7 @@ def _print_summary(run: str, as_json: bool) -> None:
     with waiting("adding up the parts of the run"):
         figures = summary(run)
     record = read_record(run)
-    figures |= record.fit_figures()
+    figures |= record.setting_figures()
     for line in record.fit_warnings(figures):
         note(line)
     print_figures(figures if as_json else {"run": describe(figures), **figures}, as_json)
@@ -187,39 +188,21 @@ def query(args: Namespace) -> int:
     planned = read_plan(run)  # reports damage before a result is printed
     if args.schema:
         return _print_schema(args)
-    if args.areas is not None:
-        return _measure_areas(args, planned)
-    if args.id is not None or args.out is not None:
-        raise SegError("--id, --out: are for --areas")
+    if has_areas(args):
+        code = area_commands.measure(args)
+        note_missing(args.run, planned)
+        return code
+    if args.address is not None:
+        raise SegError("--address: is for --areas, --grid, --h3 and --bbox: other questions take seconds")
+    if args.explain:
+        return _explain(run, args)
+    if args.out is not None:
+        raise SegError("--out: is for --areas, --grid, --h3 and --bbox")
     if args.sql is None and args.format in {"table", "json"}:
         _print_summary(run, args.format == "json")
     else:
         _write_result(run, args)
-    _note_missing(args.run, planned)
-    return 0
-
-
-def _measure_areas(args: Namespace, planned: "Plan") -> int:
-    """Print or write what a run has found in each of some areas."""
-    from pyarrow import Table
-
-    from seg_core.run.areas import measure_areas, read_areas, write_areas
-    from seg_core.run.query import write_result
-
-    if args.sql is not None:
-        raise SegError("--areas: takes no SQL: its table has one row for each area")
-    areas = read_areas(local_path(args.areas), args.id)
-    if areas.num_repaired:
-        note(f"{args.areas}: {areas.num_repaired:,} areas were invalid, and have been repaired")
-    with waiting("measuring the areas") as report:
-        found = measure_areas(absolute(args.run), areas, report)
-    if args.out is not None:
-        write_areas(found, local_path(args.out))
-        note(args.out)
-    else:
-        table = Table.from_pandas(found.drop(columns="geometry"), preserve_index=False)
-        write_result(table.to_reader(), args.format, sys.stdout.buffer, TABLE_ROWS)
-    _note_missing(args.run, planned)
+    note_missing(args.run, planned)
     return 0
 
 
@@ -236,33 +219,25 @@ def _print_schema(args: Namespace) -> int:
     return 0
 
 
+def _explain(run: str, args: Namespace) -> int:
+    """Print what a query reads."""
+    from seg_core.run.sql import explain
+
+    sql = sys.stdin.read() if args.sql == "-" else args.sql
+    if sql is None:
+        raise SegError("--explain: needs a query in SQL: without SQL, the summary reads six columns of all rows")
+    found = explain(run, sql)
+    plan = found.pop("plan")
+    print_figures(found | {"plan": plan} if args.format == "json" else found, args.format == "json")
+    if args.format != "json":
+        print(f"\n{plan}")
+    return 0
+
+
 def _write_result(run: str, args: Namespace) -> None:
-    from seg_core.run.query import run_sql, summary, to_table, write_result
+    from seg_core.run.query import summary, to_table, write_result
+    from seg_core.run.sql import run_sql
 
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     with nullcontext(to_table(summary(run)).to_reader()) if sql is None else run_sql(run, sql) as result:
         write_result(result, args.format, sys.stdout.buffer, TABLE_ROWS)
-
-
-def export_masks(args: Namespace) -> int:
-    """Run `seg export masks`: write the masks of a run as GeoTIFFs."""
-    from seg_core.run.export_masks import export_masks as write_masks
-    from seg_core.run.query import describe, summary
-
-    run, out, files, problems = absolute(args.run), local_path(output_folder("--out", args.out)), [], 0
-    with waiting("adding up the parts of the run"):
-        known = summary(run)
-    for path, problem in _show_waiting(write_masks(run, out), "writing masks"):
-        files += [] if problem else [path]
-        problems += bool(problem)
-        note(f"{path}: not written: {problem}" if problem else path)
-    unknown = {name: known[name] for name in ("failed", "missing")}
-    print_figures(
-        {"files": files, **unknown} if args.json else {"run": describe(known), "files": len(files), **unknown},
-        args.json,
-    )
-    if any(unknown.values()):
-        note(f"{sum(unknown.values()):,} tiles failed or are not done yet: they are nodata in the masks (exit code 1)")
-    if problems:
-        note(f"{problems:,} files could not be written (exit code 1)")
-    return 1 if problems or any(unknown.values()) else 0

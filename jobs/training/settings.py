@@ -42,6 +42,9 @@ class TrainSettings:
     width: int = _setting(96, "channels of the U-Net's first block; 32 suits a laptop")
     depth: int = _setting(3, "how often the U-Net halves its input")
     patch: int = _setting(2, "side in px of the squares that the U-Net takes for its pixels")
+    equivariant: bool = _setting(
+        False, "a U-Net whose answer turns with the image, as eight orientations share their weights"
+    )
     encoder_weights: str = _setting(
         "none",
         "pretrained weights of an smp encoder: imagenet, a FILE.safetensors, or installed: those of the package "
@@ -69,8 +72,9 @@ class TrainSettings:
     min_valid: float = _setting(0.5, "share of a crop that must hold data, where an image offers that")
     augment: str = _setting(
         "strong",
-        "exposure: brightness, contrast; light: also flips, quarter turns; strong: also scale, rotation, gamma, colour",
-        ("none", "exposure", "light", "strong"),
+        "exposure: brightness, contrast; light: also flips, quarter turns; colour: also white balance, gamma, haze; "
+        "strong: also hue, scale, rotation",
+        ("none", "exposure", "light", "colour", "strong"),
     )
     pad_multiple: int = _setting(0, "validation images are padded to a multiple of it in px; 0: of the model's stride")
     threshold: float = _setting(0.0, "probability from which on a pixel is of the class; 0: the best on validation")
@@ -246,6 +250,8 @@ def _check(settings: TrainSettings) -> None:
     }
     if settings.model == "unet" and settings.encoder_weights != "none":
         raise SegError(f"encoder_weights = {settings.encoder_weights}: are for smp models, and model = unet")
+    if settings.equivariant:
+        _check_equivariant(settings)
     if settings.freeze_batchnorm and not settings.begin_from:
         raise SegError(
             "freeze_batchnorm = true: there are no statistics to keep yet: begin --from a bundle, or leave it out"
@@ -255,6 +261,17 @@ def _check(settings: TrainSettings) -> None:
     for why, names in wrong.items():
         if names:
             raise SegError(f"{names[0]} = {values[names[0]]}: {why}")
+
+
+def _check_equivariant(settings: TrainSettings) -> None:
+    from seg_core.model.equivariance import ORIENTATIONS  # it loads torch
+
+    if settings.model != "unet":
+        raise SegError(f"equivariant = true: is the U-Net's, and model = {settings.model}")
+    if settings.begin_from:
+        raise SegError("equivariant = true: is for random weights: leave out --from, whose weights have an orientation")
+    if settings.width % ORIENTATIONS:
+        raise SegError(f"equivariant = true: width = {settings.width}: use a multiple of {ORIENTATIONS}")
 
 
 def difference(before: Mapping[str, Any], settings: TrainSettings) -> str:

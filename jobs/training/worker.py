@@ -16,7 +16,9 @@ from torch import nn
 from seg_core.errors import JobError, SegError
 from seg_core.grid import round_up
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
+from seg_core.model.equivariance import make_equivariant
 from seg_core.model.networks import build_model, training_bytes_per_px
+from seg_core.model.unet import UNet
 from seg_core.run.record import now
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
@@ -163,6 +165,9 @@ def make_learner(
     memory = _free_memory(device) // (workers_here if device.type == "cpu" else 1)
     each = training_bytes_per_px(network, header["bands"]) * settings.crop**2 // (2 if bfloat16 else 1)
     micro_batch = choose_micro_batch(settings, share, int(MEMORY_SHARE * memory), each)
+    if settings.equivariant:
+        assert isinstance(network, UNet)
+        make_equivariant(network)
     if settings.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device).to(memory_format=torch.channels_last)
@@ -185,6 +190,7 @@ def make_learner(
         max_norm=settings.max_norm or None,
         micro_batch=micro_batch,
         seed=settings.seed,
+        equivariant=settings.equivariant,
         freeze_batchnorm=settings.freeze_batchnorm,
         average=average,
     )
@@ -266,7 +272,8 @@ def _save(figures: dict[str, Any], learner: Learner, header: dict[str, Any], fol
     provenance = {**header["provenance"], "epoch": figures["epoch"], "created": now()}
     arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in learner.kept.state_dict().items()}
     metrics = {k: v for k, v in figures.items() if k.startswith("val_") or k == "loss"}
-    found = {"threshold": figures["threshold"], "confidence": learner.confidence, "metrics": metrics}
+    found = {name: figures[name] for name in ("threshold", "temperature")}
+    found |= {"confidence": learner.confidence, "metrics": metrics}
     described = {**header, **found, "provenance": provenance}
     write_bundle(f"{folder}/bundle", Bundle(**described), arrays)
     torch.save({"epoch": figures["epoch"], **learner.state()}, f"{folder}/state.pt")

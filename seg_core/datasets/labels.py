@@ -1,4 +1,4 @@
-"""Labels of scenes as people have them, vectors or a raster, as class indices on each scene's own grid."""
+"""Labels of scenes as people have them, vectors or rasters, as class indices on each scene's own grid."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,31 +8,29 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pyproj import CRS, Transformer
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
-from seg_core.imagery.labels import AlignedLabel, open_label, overlaps
+from seg_core.imagery.extents import describe_bounds, describe_extent
+from seg_core.imagery.labels import AlignedLabel, find_label, open_label, overlaps
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.imagery.vector_formats import is_vector
 from seg_core.imagery.vectors import (
-    Bounds,
     PolygonIndex,
     Source,
     Tally,
     index_polygons,
     open_vectors,
     read_bounds,
-    transformed_bounds,
 )
+from seg_core.storage.files import exists, stat
 
 BACKGROUND = "background"
 BUILDING = "building"
 ONE, WHITE = 1, 255  # what buildings are in a label raster
 BLOCK = 1024  # px: side of what is read of a label raster at once, to see what it holds
-LONLAT = CRS.from_user_input("OGC:CRS84")
 
 
 class Labels(Protocol):
@@ -71,7 +69,7 @@ class VectorLabels:
 
 @dataclass(frozen=True)
 class RasterLabels:
-    """A raster of one band: 0 is background, `building` is building, `missing` and what holds no data is unknown."""
+    """Rasters of one band: 0 is background, `building` is building, `missing` and what holds no data is unknown."""
 
     aligned: dict[str, AlignedLabel]  # by the URI of the scene
     building: int
@@ -130,7 +128,7 @@ def open_labels(path: str, scenes: Sequence[Scene], settings: LabelSettings) -> 
     """
     with TemporaryDirectory(prefix="seg-labels-") as folder:
         labels: Labels = (
-            _open_vectors(path, scenes, settings, folder) if is_vector(path) else _open_raster(path, scenes, settings)
+            _open_vectors(path, scenes, settings, folder) if is_vector(path) else _open_rasters(path, scenes, settings)
         )
         if settings.area is not None:
             labels = AreaLabels(labels, _index(settings.area, scenes, folder, None))
@@ -181,8 +179,8 @@ def _describe_miss(tally: Tally, source: Source, scenes: Sequence[Scene]) -> str
     if tally.read:
         dropped = describe_dropped(tally)
         return f"holds no polygon on the scenes, only {dropped}: buffer lines and points, or close the lines"
-    here = _describe_bounds(read_bounds(source), source.crs)
-    return f"no polygon lies on a scene: labels are at {here}, scenes at {_describe_extent(scenes)}"
+    here = describe_bounds(read_bounds(source), source.crs)
+    return f"no polygon lies on a scene: labels are at {here}, scenes at {describe_extent(scenes)}"
 
 
 def describe_dropped(tally: Tally) -> str:
@@ -190,45 +188,48 @@ def describe_dropped(tally: Tally) -> str:
     return ", ".join(f"{number:,} {kind}" for kind, number in sorted(tally.dropped.items()) if number)
 
 
-def _describe_extent(images: Sequence[Scene]) -> str:
-    """Return the extent of images in longitude and latitude."""
-    boxes = [box for image in images for box in transformed_bounds(image, image.window, LONLAT)]
-    left, bottom, right, top = zip(*boxes, strict=True) if boxes else [(np.nan,)] * 4
-    return _describe_bounds((min(left), min(bottom), max(right), max(top)), LONLAT)
-
-
-def _describe_bounds(bounds: Bounds, crs: CRS) -> str:
-    """Return an extent in longitude and latitude; in its own CRS if it is nowhere on Earth."""
-    try:
-        west, south, east, north = Transformer.from_crs(crs, LONLAT, always_xy=True).transform_bounds(*bounds)
-    except ValueError:
-        west = south = east = north = np.nan
-    if not (np.isfinite([west, south, east, north]).all() and abs(south) <= 90 and abs(north) <= 90):
-        left, bottom, right, top = bounds
-        return f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g} of {crs.name}, which is nowhere on Earth"
-    return f"longitude {west:.5f} to {east:.5f}, latitude {south:.5f} to {north:.5f}"
-
-
-def _open_raster(path: str, scenes: Sequence[Scene], settings: LabelSettings) -> RasterLabels:
+def _open_rasters(path: str, scenes: Sequence[Scene], settings: LabelSettings) -> RasterLabels:
     if settings.class_column is not None or settings.classes or settings.all_touched:
         raise SegError(f"{path}: a raster: --class-column, --classes and --all-touched are for vector labels")
+    if stat(path) is None and exists(path):
+        found = {scene.uri: find_label(path, scene.scene_id) for scene in scenes}
+        headers = {label: _read_header(label) for label in found.values()}
+    else:
+        headers = {path: _read_header(path)}
+        found = {scene.uri: path for scene in _find_touched(headers[path], scenes)}
+    aligned = {scene.uri: open_label(found[scene.uri], scene, (0, ONE)) for scene in scenes if scene.uri in found}
+    by_file = {label: _values_of(header) for label, header in headers.items()}
+    for label, values in by_file.items():
+        if unknown := values - {0, ONE, WHITE}:
+            raise SegError(f"{label}: holds {min(unknown)}: in a label raster 0 is background, 1 or 255 building")
+    present = set().union(*by_file.values())
+    both = any({ONE, WHITE} <= values for values in by_file.values())
+    if {ONE, WHITE} <= present and not both:
+        one, white = (next(label for label, values in by_file.items() if value in values) for value in (ONE, WHITE))
+        raise SegError(f"{path}: buildings are {ONE} in {one} and {WHITE} in {white}: give all labels the same value")
+    return RasterLabels(aligned, ONE if both or WHITE not in present else WHITE, WHITE if both else None)
+
+
+def _read_header(path: str) -> Scene:
     header = read_scene(path, path)
     if len(header.bands) != 1:
         raise SegError(f"{path}: {len(header.bands)} bands: a label raster has one, 0 background, 1 or 255 building")
+    return header
+
+
+def _find_touched(header: Scene, scenes: Sequence[Scene]) -> list[Scene]:
+    """Find the scenes that a label raster touches."""
+    path = header.uri
     touched = [scene for scene in scenes if scene.crs is None or header.crs is None or overlaps(header, scene)]
     if not touched:
-        here, there = _describe_extent([header]), _describe_extent(scenes)
+        here, there = describe_extent([header]), describe_extent(scenes)
         raise SegError(f"{path}: does not touch a scene: labels are at {here}, scenes at {there}")
     if len(touched) > 1 and (header.crs is None or any(scene.crs is None for scene in touched)):
         raise SegError(
-            f"{path}: one raster for {len(touched)} scenes, which no georeference places: do them one by one"
+            f"{path}: one raster for {len(touched)} scenes, which no georeference places: name a folder with a label "
+            f"for each"
         )
-    aligned = {scene.uri: open_label(path, scene, (0, ONE)) for scene in touched}
-    values = _values_of(header)
-    if unknown := values - {0, ONE, WHITE}:
-        raise SegError(f"{path}: holds {min(unknown)}: in a label raster 0 is background, 1 or 255 building")
-    both = {ONE, WHITE} <= values
-    return RasterLabels(aligned, ONE if both or WHITE not in values else WHITE, WHITE if both else None)
+    return touched
 
 
 def _values_of(header: Scene) -> set[int]:

@@ -26,8 +26,9 @@ from seg_core.datasets.samples import write_samples
 from seg_core.datasets.splits import SPLITS, assign_splits
 from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, translated
+from seg_core.imagery.georef import window_transform
 from seg_core.imagery.geotiff import write_masked
-from seg_core.imagery.raster import read_chip, window_transform
+from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene
 from seg_core.storage.disk import staged_folder
 from seg_core.storage.files import PARTIAL, exists

@@ -17,6 +17,7 @@ from pyproj.exceptions import ProjError
 from shapely.affinity import translate
 
 from seg_core.errors import SegError
+from seg_core.grid import Window
 
 Transform = tuple[float, float, float, float, float, float]
 
@@ -42,6 +43,13 @@ def pixel_at(transform: Transform, x: float, y: float) -> tuple[float, float]:
     a, b, c, d, e, f = transform
     area = a * e - b * d
     return (a * (y - f) - d * (x - c)) / area, (e * (x - c) - b * (y - f)) / area
+
+
+def window_transform(transform: Transform, window: Window) -> Transform:
+    """Return the transform of a window of an image."""
+    a, b, _, d, e, _ = transform
+    x, y = position(transform, window.row_off, window.col_off)
+    return a, b, float(x), d, e, float(y)
 
 
 def pixel_size(transform: Transform) -> tuple[float, float]:
@@ -94,13 +102,13 @@ def footprints(crs: str, transform: Transform, windows: Sequence[tuple[int, int,
     lon, lat = lonlat(crs, transform, rows, cols)
     there = _on_earth(lon, lat).all(axis=1)
     found = np.full(len(box), None)
-    ring = np.stack([_unwrap(lon[there]), lat[there]], axis=-1)
+    ring = np.stack([unwrap(lon[there]), lat[there]], axis=-1)
     # A transform that mirrors the image reverses the ring, but GeoParquet expects counter-clockwise shells.
     found[there] = shapely.orient_polygons(shapely.polygons(ring))
     return found
 
 
-def _unwrap(lon: NDArray[np.float64]) -> NDArray[np.float64]:
+def unwrap(lon: NDArray[np.float64]) -> NDArray[np.float64]:
     """Remove jumps from the longitudes of rings `(number, corners)`. Each starts between -180 and 180 degrees."""
     first = lon[:, :1]
     continuous = np.where(np.abs(lon - first) > 180, lon - 360 * np.round((lon - first) / 360), lon)
@@ -128,8 +136,9 @@ def _split(polygon: shapely.Polygon) -> shapely.Geometry:
     """Split a polygon that reaches beyond 180 degrees at that meridian, and move its eastern half to -180."""
     east = translate(shapely.clip_by_rect(polygon, 180, -90, 540, 90), -360.0)
     west = shapely.clip_by_rect(polygon, -180, -90, 180, 90)
-    both = [shapely.orient_polygons(half) for half in (west, east) if half.area]
-    return both[0] if len(both) == 1 else shapely.multipolygons(both)
+    # Of a polygon that merely touches a side, clipping leaves lines and points, too.
+    pieces = [shapely.orient_polygons(each) for each in shapely.get_parts([west, east]) if each.area]
+    return pieces[0] if len(pieces) == 1 else shapely.multipolygons(pieces)
 
 
 def area_m2(polygon: shapely.Polygon) -> float:

@@ -1,19 +1,21 @@
 """Write images as GeoTIFF."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetWriter
+from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.shutil import copy as copy_image
 from rasterio.transform import Affine
+from rasterio.windows import Window as RasterioWindow
 
 from seg_core.chips import Pixels, Valid
 from seg_core.errors import ReadError, SegError
@@ -77,34 +79,69 @@ def _create(
     block: int,
     **options: Any,
 ) -> Iterator[DatasetWriter]:
-    """Open a new GeoTIFF of a shape `(bands, height, width)`, in square blocks, to be written."""
+    """Open a new GeoTIFF of a shape `(bands, height, width)`, in square blocks, to be written and read back."""
     bands, height, width = shape
     options |= {"tiled": True, "blockxsize": block, "blockysize": block}
     options |= {"height": height, "width": width, "count": bands, "dtype": dtype}
     with (
         gdal_environment(),
-        rasterio.open(path, "w", driver="GTiff", crs=crs, transform=Affine(*transform), **options) as dataset,
+        rasterio.open(path, "w+", driver="GTiff", crs=crs, transform=Affine(*transform), **options) as dataset,
     ):
         yield dataset
 
 
-def write_cog(path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.uint8]]], nodata: int) -> None:
-    """Write one band on a scene's grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
+class PixelGrid(NamedTuple):
+    """The pixel grid of a raster that belongs to no scene. `crs` and `transform` are those of `Scene`."""
 
-    What no piece holds is nodata. It appears whole or not at all; memory is bounded. Raises SegError where it can't be
-    written.
+    height: int
+    width: int
+    crs: str | None
+    transform: Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bands:
+    """What the bands of a raster hold, all of the same kind."""
+
+    nodata: float | None  # None: each value is one of data, and an internal mask says which pixels are nodata
+    dtype: str = "uint8"
+    names: tuple[str, ...] = ()  # the bands' descriptions; without, there is one band that has none
+    scale: float = 1.0  # a pixel's value times this is what it stands for
+    colours: Mapping[int, tuple[int, int, int]] | None = None  # red, green and blue by value, as viewers show them
+    overviews: str = "nearest"  # how pixels are merged
+
+
+def write_cog(
+    path: str,
+    grid: Scene | PixelGrid,
+    tiles: Iterable[tuple[Window, NDArray[Any]]],
+    bands: Bands,
+    keep_first: bool = False,
+) -> None:
+    """Write a raster on a grid, from pieces of it, as a cloud-optimised GeoTIFF with overviews.
+
+    A piece is a window and its pixels, `(height, width)`, or `(bands, height, width)` if there are several bands. If
+    `bands` have no nodata value, it is a masked array. What no piece holds is nodata. Pieces may overlap: the last one
+    counts, or with `keep_first`, the first that holds data. The file appears whole or not at all; memory is bounded.
+    Raises SegError where it can't be written.
     """
     options = {"compress": "deflate", "bigtiff": "if_safer"}
     with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
         draft, done = f"{folder}/draft.tif", f"{folder}/done.tif"
         try:
-            shape = 1, grid.height, grid.width
-            sparse = {"nodata": nodata, "sparse_ok": True, **options}
-            with _create(draft, shape, "uint8", grid.crs, grid.transform, BLOCK, **sparse) as dataset:
+            shape = len(bands.names) or 1, grid.height, grid.width
+            sparse = {"nodata": bands.nodata, "sparse_ok": True, **options}
+            with (
+                gdal_environment({"GDAL_TIFF_INTERNAL_MASK": "YES"}),
+                _create(draft, shape, bands.dtype, grid.crs, grid.transform, BLOCK, **sparse) as dataset,
+            ):
+                if bands.nodata is None:  # without a mask, all pixels would count as valid, also those not written yet
+                    dataset.write_mask(np.zeros((1, 1), np.bool_), window=RasterioWindow(0, 0, 1, 1))
                 for window, pixels in tiles:
-                    dataset.write(pixels, 1, window=as_rasterio(window))
+                    _write_piece(dataset, window, pixels, keep_first)
+                _describe_bands(dataset, bands)
             with gdal_environment():
-                copy_image(draft, done, driver="COG", blocksize=BLOCK, overview_resampling="nearest", **options)
+                copy_image(draft, done, driver="COG", blocksize=BLOCK, overview_resampling=bands.overviews, **options)
         except (RasterioError, CPLE_BaseError) as error:
             raise SegError(f"{path}: can't be written: {error}") from error
         if not _is_whole(done, draft):  # of a full disk GDAL may say nothing, for it is noticed at the end
@@ -112,24 +149,50 @@ def write_cog(path: str, grid: Scene, tiles: Iterable[tuple[Window, NDArray[np.u
         os.replace(done, path)
 
 
+def _write_piece(dataset: DatasetWriter, window: Window, pixels: NDArray[Any], keep_first: bool) -> None:
+    """Write a piece of a raster; its mask too if the raster has no nodata value."""
+    at = as_rasterio(window)
+    pixels = pixels.reshape(-1, window.height, window.width)
+    values, missing = np.ma.getdata(pixels), np.ma.getmaskarray(pixels)
+    if keep_first:
+        there = dataset.read(window=at, masked=True)
+        is_empty = np.ma.getmaskarray(there)
+        values, missing = np.where(is_empty, values, there.data), missing & is_empty
+    dataset.write(values, window=at)
+    if dataset.nodata is None:
+        dataset.write_mask(~missing[0], window=at)
+
+
+def _describe_bands(dataset: DatasetWriter, bands: Bands) -> None:
+    for number, name in enumerate(bands.names, 1):
+        dataset.set_band_description(number, name)
+    if bands.scale != 1.0:
+        dataset.scales = [bands.scale] * dataset.count
+    if bands.colours is not None:
+        dataset.write_colormap(1, dict(bands.colours))
+
+
 def _is_whole(path: str, draft: str) -> bool:
     """Whether an image holds the pixels of its draft, and overviews that can be read."""
     try:
         with open_image(path) as dataset, open_image(draft) as drafted:
             levels = range(len(dataset.overviews(1)))
-            same = (
-                np.array_equal(dataset.read(1, window=at), drafted.read(1, window=at))
-                for _, at in dataset.block_windows(1)
-            )
-            if not all(same):
+            if not all(_is_same(dataset, drafted, at) for _, at in dataset.block_windows(1)):
                 return False
         for level in levels:
             with open_image(path, overview=level) as overview:
                 for _, at in overview.block_windows(1):
-                    overview.read(1, window=at)
+                    overview.read(window=at)
     except ReadError:
         return False
     return True
+
+
+def _is_same(one: DatasetReader, other: DatasetReader, at: RasterioWindow) -> bool:
+    """Whether two images have the same values and valid pixels in a window."""
+    if not np.array_equal(one.read_masks(1, window=at), other.read_masks(1, window=at)):
+        return False
+    return np.array_equal(one.read(window=at), other.read(window=at), equal_nan=True)
 
 
 def write_repeated(path: str, pixels: Pixels, side: int, codec: str, *, crs: str, gsd_m: float) -> None:

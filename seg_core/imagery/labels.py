@@ -10,6 +10,7 @@ Labels are warped by nearest neighbour: a pixel of the image takes the pixel of 
 Pixels of the image outside the label are not labelled.
 """
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,6 +25,7 @@ from seg_core.grid import Window, split
 from seg_core.imagery.georef import pixel_at, position
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
+from seg_core.storage.files import stat
 
 SAME_GRID_TOLERANCE = 0.01  # px; grids of equal size are the same if their corners are within this distance
 NEGLIGIBLE_OFFSET = 0.5  # px; a smaller offset changes nothing if resolution and orientation are the same
@@ -82,6 +84,16 @@ class AlignedLabel:
                 f"{self.file.uri}: this label holds no data where its image, {self.image.uri}, does: "
                 f"replace it with the label of this image, or correct its georeference ({GEOREFERENCE})"
             )
+
+
+def find_label(folder: str, scene_id: str) -> str:
+    """Find the label of a scene in a folder, by its name. Raises SegError if there is none."""
+    stem = posixpath.splitext(scene_id)[0]
+    names = list(dict.fromkeys([scene_id, f"{stem}.tif", f"{stem}.tiff"]))
+    path = next((path for path in (f"{folder}/{name}" for name in names) if stat(path) is not None), None)
+    if path is None:
+        raise SegError(f"{folder}: no label for scene {scene_id} in this folder (looked for {', '.join(names)})")
+    return path
 
 
 def open_label(path: str, image: Scene, class_values: Sequence[int]) -> AlignedLabel:

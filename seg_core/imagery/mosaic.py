@@ -26,7 +26,7 @@ from seg_core.grid import (
     reflect_window,
     translated,
 )
-from seg_core.imagery.georef import pixel_at, pixel_size, position
+from seg_core.imagery.georef import pixel_at, pixel_size, position, window_transform
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, mean_gsd
 from seg_core.storage.files import folder_of
@@ -43,18 +43,16 @@ def make_mosaic(scenes: Sequence[Scene]) -> tuple[Scene, list[Scene], list[str]]
     first = next((scene for scene in scenes if scene.crs is not None), scenes[0])
     reasons = {scene.scene_id: _why_off_grid(scene, first) for scene in scenes}
     pieces = [scene for scene in scenes if reasons[scene.scene_id] is None]
-    top, left, height, width = bounding_window([place_on_grid(scene, first) for scene in pieces] or [first.window])
-    a, b, _, d, e, _ = first.transform
-    x, y = position(first.transform, top, left)
-    transform = (a, b, float(x), d, e, float(y))
-    gsd_m = mean_gsd(first.crs, transform, height, width)
+    frame = bounding_window([place_on_grid(scene, first) for scene in pieces] or [first.window])
+    transform = window_transform(first.transform, frame)
+    gsd_m = mean_gsd(first.crs, transform, frame.height, frame.width)
     whole = Scene(
         scene_id=MOSAIC,
         uri=posixpath.commonpath([folder_of(scene.uri) for scene in scenes]),
         size=0,
         version="",  # see Scene.is_mosaic
-        height=height,
-        width=width,
+        height=frame.height,
+        width=frame.width,
         bands=first.bands,
         dtype=first.dtype,
         nodata=None,

@@ -26,7 +26,7 @@ from seg_core.grid import (
     unreflected_view,
 )
 from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
-from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position
+from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position, window_transform
 from seg_core.imagery.open import as_rasterio, files_beside, open_image
 from seg_core.imagery.scene import Scene
 from seg_core.imagery.valid import drop_nodata, find_stored, read_masks
@@ -80,7 +80,7 @@ def _read_chip(
         chip = new((len(scene.bands), len(rows), len(cols)))
         into = unreflected_view(chip, rows, cols)
         raw, valid = _read(dataset, box, scene, grid, into if scale is None and scene.dtype == "uint8" else None)
-    pixels = np.asarray(raw, np.uint8) if scale is None else _to_uint8(raw, scale, into)
+    pixels = np.asarray(raw, np.uint8) if scale is None else to_uint8(raw, scale, into)
     return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)
 
 
@@ -204,13 +204,6 @@ def _source_window(own: Transform, shape: tuple[int, int], block: Window, grid: 
     return intersection(Window(top, left, bottom - top, right - left), Window(0, 0, *shape))
 
 
-def window_transform(transform: Transform, window: Window) -> Transform:
-    """Return the transform of a window of an image."""
-    a, b, _, d, e, _ = transform
-    x, y = position(transform, window.row_off, window.col_off)
-    return a, b, float(x), d, e, float(y)
-
-
 def _read_native(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDArray[Any]) -> Valid:
     """Read a box of the file into `pixels`, and return which pixels hold data, `bool (height, width)`.
 
@@ -251,7 +244,7 @@ def _divide_by_alpha(pixels: NDArray[Any], alpha: NDArray[Any]) -> None:
     pixels[:, partly] = colors.round().clip(0, opaque) if opaque > 1 else colors
 
 
-def _to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float], into: Pixels | None) -> Pixels:
+def to_uint8(pixels: NDArray[np.generic], scale: tuple[float, float], into: Pixels | None) -> Pixels:
     """Map the values of `scale` to 0 and 255, clip beyond them, and turn NaN into 0."""
     low, high = scale
     found = np.empty(pixels.shape, np.uint8) if into is None else into

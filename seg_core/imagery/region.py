@@ -8,19 +8,23 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from fnmatch import fnmatch
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from seg_core.errors import ReadError, SegError
+from seg_core.imagery.captured import parse_date
 from seg_core.imagery.georef import position
 from seg_core.imagery.open import SUFFIXES, TIFF_SUFFIXES
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.storage.files import absolute, exists, expand, folder_of, is_remote, read_bytes, stat, walk
 
 MANIFESTS = (".csv", ".parquet", ".txt")
+DATE_COLUMNS = ("captured", "datetime", "acquired", "date")  # of a manifest
 NUM_THREADS = 16  # for reading headers
 # Words for a preview in the name of a file beside a scene.
 PREVIEW_WORD = re.compile(r"[._ -]*(thumb|preview|quick-?_?look|browse|overview|[._-]ql\b|_small)")
@@ -33,15 +37,16 @@ def read_region(
     """Return the scenes of a region in the order of their ids, and one line for each unreadable file.
 
     A source is a file, a folder (searched with its subfolders) or a glob, on disk or in S3, or a manifest (`.txt`: a
-    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`). With `as_given`, scenes are in the order of
-    the sources, and scenes of a folder are in the order of their names. `alpha` is the argument of
-    `seg_core.imagery.scene.read_scene`.
+    path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`, and perhaps one of DATE_COLUMNS that says
+    when it was taken). With `as_given`, scenes are in the order of the sources, and scenes of a folder are in the order
+    of their names. `alpha` is the argument of `seg_core.imagery.scene.read_scene`.
 
     A preview that was found beside its scene is left out, unless its name matches a pattern in `include`. The scene's
     doubts name it. Raises SegError if nothing is found.
     """
     found = [find_images(source) for source in sources]
     named = dict.fromkeys(uri for source in found for uri in source.images)
+    dates = {uri: date for source in found for uri, date in source.captured.items()}
     uris = list(named) if as_given else sorted(named)
     if len({is_remote(uri) for uri in uris}) > 1:
         raise SegError("some scenes are on disk, some in S3: segment them in two runs")
@@ -49,7 +54,8 @@ def read_region(
 
     def read(uri: str) -> Scene | str:
         try:
-            return read_scene(uri, posixpath.relpath(uri, root), alpha)
+            scene = read_scene(uri, posixpath.relpath(uri, root), alpha)
+            return replace(scene, captured=dates.get(uri, scene.captured))
         except ReadError as error:
             return str(error)
 
@@ -80,13 +86,14 @@ class FoundImages(NamedTuple):
 
     images: list[str]  # absolute paths
     searched: bool  # whether they were found in a folder or by a glob, rather than named one by one
+    captured: Mapping[str, datetime] = MappingProxyType({})  # when they were taken, by path, as a manifest says
 
 
 def find_images(source: str) -> FoundImages:
     """Return the images that a source names. Raises SegError if it names none."""
     path = absolute(source)
     if stat(path) is not None:
-        return FoundImages(_read_manifest(path) if path.lower().endswith(MANIFESTS) else [path], searched=False)
+        return _read_manifest(path) if path.lower().endswith(MANIFESTS) else FoundImages([path], searched=False)
     if any(letter in path for letter in "*?[") and not exists(path):
         images = [name for name in expand(path) if name.lower().endswith(SUFFIXES)]
         if not images:
@@ -181,23 +188,28 @@ def _is_included(path: str, include: Sequence[str]) -> bool:
     return any(fnmatch(path, pattern) or fnmatch(path, f"*/{pattern}") for pattern in include)
 
 
-def _read_manifest(path: str) -> list[str]:
-    uris = [absolute(uri, folder_of(path)) for uri in _manifest_entries(path)]
+def _read_manifest(path: str) -> FoundImages:
+    entries = _manifest_entries(path)
+    uris = [absolute(uri, folder_of(path)) for uri, _ in entries]
     if not uris:
         raise SegError(f"{path}: this manifest names no scene: add one")
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         missing = next((uri for uri, status in zip(uris, pool.map(stat, uris), strict=True) if status is None), None)
     if missing:
         raise SegError(f"{path}: it names {missing}, which is not a file: correct or remove it")
-    return uris
+    dates = {uri: date for uri, (_, date) in zip(uris, entries, strict=True) if date is not None}
+    return FoundImages(uris, searched=False, captured=dates)
 
 
-def _manifest_entries(path: str) -> list[str]:
+Entry = tuple[str, datetime | None]  # a path of a manifest, and when the image was taken
+
+
+def _manifest_entries(path: str) -> list[Entry]:
     content = read_bytes(path) or b""
     try:
         if path.lower().endswith(".txt"):
             lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
-            return [line for line in lines if line and not line.startswith("#")]
+            return [(line, None) for line in lines if line and not line.startswith("#")]
         return _column_entries(path, _read_table(path, content))
     except UnicodeDecodeError as error:
         raise SegError(f"{path}: this manifest is not UTF-8: save it as UTF-8") from error
@@ -215,7 +227,7 @@ def _read_table(path: str, content: bytes) -> pd.DataFrame:
         raise SegError(f"{path}: this manifest can't be read: {str(error).strip()}") from error
 
 
-def _column_entries(path: str, table: pd.DataFrame) -> list[str]:
+def _column_entries(path: str, table: pd.DataFrame) -> list[Entry]:
     column = next((name for name in table.columns if str(name).lower() in {"uri", "path", "scene"}), None)
     if column is None:
         names = ", ".join(map(str, table.columns))
@@ -225,7 +237,23 @@ def _column_entries(path: str, table: pd.DataFrame) -> list[str]:
     if "" in entries:
         number = rows.index[entries.index("")] + 1
         raise SegError(f"{path}: row {number} below the header names no scene: fill in its {column}, or delete it")
-    return entries
+    return list(zip(entries, _column_dates(path, rows), strict=True))
+
+
+def _column_dates(path: str, rows: pd.DataFrame) -> list[datetime | None]:
+    """Return the dates of a manifest's column of dates, None where there is none."""
+    column = next((name for name in rows.columns if str(name).lower() in DATE_COLUMNS), None)
+    if column is None:
+        return [None] * len(rows)
+    found = []
+    for number, value in zip(rows.index, rows[column], strict=True):
+        date = None if pd.isna(value) else parse_date(value)
+        if date is None and not pd.isna(value):
+            raise SegError(
+                f"{path}: row {number + 1} below the header: {column} is {value!r}: say 2013-07-01, or nothing"
+            )
+        found.append(date)
+    return found
 
 
 def _text(value: object) -> str:

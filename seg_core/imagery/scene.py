@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from seg_core.imagery.bands import (
     is_inverted,
     is_premultiplied,
 )
+from seg_core.imagery.captured import read_capture_date
 from seg_core.imagery.georef import Transform, ground_size
 from seg_core.imagery.open import MASK, choose_sidecars, files_beside, open_image
 from seg_core.storage.files import stat, stat_beside
@@ -33,6 +35,7 @@ GSD_TOLERANCE = 0.1  # a model segments scenes whose GSD is within 10 % of its o
 NOT_LISTED = "its folder can't be listed: files beside it (.aux.xml, .msk, world files) are not used"
 RESAMPLE_TOLERANCE = 0.01  # a smaller difference of GSD is not resampled
 NOT_STORED = {"stored": False}  # metadata of the fields of a scene that are not stored in a run
+NOT_IN_VERSION = {"in_version": False}  # and of those that are, but that change no row, and so no version of a part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,7 @@ class Scene:
     # Mean and deviation of each band, if the run normalizes each scene by its own; None: those of the run.
     normalize_mean: tuple[float, ...] | None = None
     normalize_std: tuple[float, ...] | None = None
+    captured: datetime | None = field(default=None, metadata=NOT_IN_VERSION)  # when it was taken: UTC, or camera's time
     # The fields below are not stored in a run.
     # Whether blocks that a sparse file leaves out are 0, as in a label, rather than missing.
     blank_is_data: bool = field(default=False, metadata=NOT_STORED)
@@ -70,11 +74,12 @@ class Scene:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Scene":
-        """Return the scene from the values of `to_plain`.
+        """Return the scene from the values of `to_plain`, or from a row of the scenes table.
 
         JSON or Parquet may have made lists of its tuples, and null of fields that were left out.
         """
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        names = {each.name for each in fields(cls)}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
         return cls(**{k: v for k, v in known.items() if v is not None or k not in ADDED_FIELDS})
 
     def to_plain(self) -> dict[str, Any]:
@@ -82,8 +87,16 @@ class Scene:
 
         A run that is older than a field therefore keeps its fingerprint.
         """
-        left_out = {f.name for f in fields(self) if f.metadata == NOT_STORED or getattr(self, f.name) == f.default}
+        left_out = {
+            f.name
+            for f in fields(self)
+            if f.metadata in (NOT_STORED, NOT_IN_VERSION) or getattr(self, f.name) == f.default
+        }
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the scene's row of the scenes table."""
+        return {**self.to_plain(), "captured": self.captured}
 
     @property
     def window(self) -> Window:
@@ -160,6 +173,7 @@ def read_scene(uri: str, scene_id: str, alpha: int | None = None) -> Scene:
             premultiplied=alpha in {None, alpha_band(dataset, None)} and is_premultiplied(uri, dataset),
             bits=bits_per_sample(dataset),
             sidecars=sidecars,
+            captured=read_capture_date(uri, dataset, neighbours or ()),
             maybe_alpha=find_unlabelled_alpha(uri, dataset) if alpha is None else None,
             doubts=(*find_doubts(uri, dataset, alpha), *([NOT_LISTED] if neighbours is None else [])),
         )
@@ -233,9 +247,9 @@ def fit_to_model(
     num_bands: int,
     dtype: str,
     gsd_m: float | None,
-    bands: Sequence[int] | None,
-    scale: tuple[float, float] | None,
-    resample: bool,
+    bands: Sequence[int] | None = None,
+    scale: tuple[float, float] | None = None,
+    resample: bool = False,
 ) -> Scene:
     """Return the scene with the bands and the grid that a model needs.
 

@@ -41,7 +41,7 @@ def check_format(path: str) -> str:
     """Return the name of the driver for a file, by its suffix. Raises SegError unless its content is of that format."""
     known = FORMATS.get(Path(path).suffix.lower())
     if known is None:
-        raise SegError(f"{path}: not a vector file (read: {', '.join(SUFFIXES)}): convert it (ogr2ogr labels.gpkg)")
+        raise SegError(f"{path}: not a vector file (read: {', '.join(SUFFIXES)}): convert it (ogr2ogr polygons.gpkg)")
     try:
         with open(path, "rb") as file:
             head = file.read(1024)

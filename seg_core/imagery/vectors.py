@@ -151,7 +151,7 @@ def open_vectors(path: str) -> Source:
     driver = check_format(path)
     source = _open_parquet(path) if driver == PARQUET else _open_layer(path, driver)
     if source is None:
-        raise SegError(f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE labels.gpkg {path})")
+        raise SegError(f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE polygons.gpkg {path})")
     return source
 
 
@@ -171,7 +171,7 @@ def _open_layer(path: str, driver: str) -> Source | None:
         layers = [str(layer) for layer, kind in pyogrio.list_layers(name) if kind is not None]
         if len(layers) != 1:
             listed = ", ".join(layers) or "none"
-            way_out = f"ogr2ogr labels.gpkg {path} LAYER"
+            way_out = f"ogr2ogr polygons.gpkg {path} LAYER"
             raise SegError(f"{path}: needs one layer with geometries, it has {listed}: write one alone ({way_out})")
         info = pyogrio.read_info(name, layer=layers[0])
         if info["driver"] != driver:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,29 +12,49 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grey_levels import NUM_LEVELS, Levels, count_levels
-from seg_core.imagery.scene import fit_to_model
+from seg_core.grey_levels import NUM_LEVELS, Levels, Normalization, count_levels
+from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.inference.scenes import segment_scene
+from seg_core.model.bundle import Bundle
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
 from seg_core.plots.pictures import Panel, as_rgb, assemble_panels, paint_errors, paint_mask
-from seg_core.run.imagery_fit import ImageryFit, compare
+from seg_core.run.imagery_fit import ImageryFit, compare, decide_mode
+from seg_core.run.normalization import normalizations_of
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
-from seg_core.training.dataset import Pair, Sample, find_pairs, read_classes, read_pair
+from seg_core.training.calibration import scale_probability
+from seg_core.training.dataset import Classes, Pair, Sample, find_pairs, read_classes, read_header, read_pair
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 from seg_core.training.shapes import ShapeCounts, count_shapes, score_figures
 
 
-@dataclass(frozen=True)
+class LabelledImage(NamedTuple):
+    """An image of a split, and how it is normalized."""
+
+    pair: Pair
+    scene: Scene
+    normalization: Normalization | None  # None: the model's
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return Path(self.pair.image).name
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of a model on the images of a split."""
 
-    images: pd.DataFrame  # one row per image: image, valid_px, scores and counts at the threshold
+    classes: Classes
+    images: Sequence[LabelledImage]
+    table: pd.DataFrame  # one row per image: image, valid_px, scores and counts at the threshold
     histogram: Histogram  # of the probabilities of all images
+    uncalibrated: Histogram | None  # of what they would be without the bundle's temperature; None if it has none
     counts: Counts  # pixels of all images at the threshold
     shapes: ShapeCounts  # buildings and boundary pixels of all images at the threshold
     threshold: float
+    normalize: str  # model, region or scene, as it was decided
     labels_off_px: dict[str, float]  # AlignedLabel.off_px by label file
     fit: ImageryFit  # how the images compare with those of the training
 
@@ -48,64 +68,82 @@ class Evaluation:
             "best_threshold": best,
             "best_iou": scores(self.histogram.counts(best))["iou"],
             "calibration_error": self.histogram.calibration_error(),
+            "uncalibrated_error": self.uncalibrated and self.uncalibrated.calibration_error(),
+            "normalize": self.normalize,
             **self.fit.figures(),
         }
 
 
 def evaluate(
-    segmenter: Segmenter, data: str, split_name: str, report: Callable[[str], None] = lambda _: None
+    segmenter: Segmenter,
+    data: str,
+    split_name: str,
+    report: Callable[[str], None] = lambda _: None,
+    normalize: str = "model",
 ) -> Evaluation:
     """Segment all images of a split as in a run, and score the positive class over their valid pixels.
 
-    `data` is the folder of the dataset. `report` is called with a text for each image that is done. Raises SegError if
-    the classes of the dataset are not those of the model, or if images and labels can't be read.
+    `data` is the folder of the dataset. `report` is called with a text for each image that is done. `normalize` is
+    `auto`, `scene`, `region` or `model`, as for a run over the images. Raises SegError if the classes of the dataset
+    are not those of the model, or if images and labels can't be read.
     """
+    classes, images = _open_split(segmenter.bundle, data, split_name, normalize)
     threshold, positive = segmenter.bundle.threshold, segmenter.bundle.building
     rows: list[dict[str, Any]] = []
     levels: Levels = np.zeros((segmenter.bundle.bands, NUM_LEVELS), np.int64)
-    pixels, total, total_shapes = np.zeros_like(Histogram.empty().pixels), Counts(), ShapeCounts()
+    pixels, uncalibrated = np.zeros((2, *Histogram.empty().pixels.shape), np.int64)
+    total, total_shapes = Counts(), ShapeCounts()
     labels_off_px: dict[str, float] = {}
-    for pair, sample, off_px, probability in _segment(segmenter, data, split_name):
+    for image, sample, off_px, probability in _segment(segmenter, classes, images):
         report(f"{len(rows)} done")
-        labels_off_px[pair.label] = off_px
+        labels_off_px[image.pair.label] = off_px
         valid, truth = sample.label != MISSING, sample.label == positive
         predicted = probability >= threshold
         counts, shapes = count(predicted, truth, valid), count_shapes(predicted & valid, truth)
         levels += count_levels(np.moveaxis(sample.image, -1, 0), valid)
         pixels += histogram(probability, truth, valid).pixels
+        if segmenter.bundle.temperature != 1:
+            before = scale_probability(probability, 1 / segmenter.bundle.temperature)
+            uncalibrated += histogram(before, truth, valid).pixels
         total, total_shapes = total.plus(counts), total_shapes.plus(shapes)
-        rows.append({"image": Path(pair.image).name, "valid_px": sum(counts), **score_figures(counts, shapes)})
+        rows.append({"image": image.name, "valid_px": sum(counts), **score_figures(counts, shapes)})
     fit = compare(levels, segmenter.bundle)
-    return Evaluation(pd.DataFrame(rows), Histogram(pixels), total, total_shapes, threshold, labels_off_px, fit)
+    return Evaluation(
+        classes=classes,
+        images=images,
+        table=pd.DataFrame(rows),
+        histogram=Histogram(pixels),
+        uncalibrated=None if segmenter.bundle.temperature == 1 else Histogram(uncalibrated),
+        counts=total,
+        shapes=total_shapes,
+        threshold=threshold,
+        normalize=decide_mode(normalize, images[0].normalization),
+        labels_off_px=labels_off_px,
+        fit=fit,
+    )
 
 
-def _segment(
-    segmenter: Segmenter, data: str, split_name: str, only: Sequence[str] | None = None
-) -> Iterator[tuple[Pair, Sample, float, NDArray[np.float32]]]:
-    """Yield each pair of a split, its sample, label offset in px, and probability `float32 (height, width)`.
-
-    `only` gives the names of the images to segment instead of all.
-    """
-    bundle, classes = segmenter.bundle, read_classes(data)
+def _open_split(bundle: Bundle, data: str, split_name: str, normalize: str) -> tuple[Classes, list[LabelledImage]]:
+    classes = read_classes(data)
     if classes.names != bundle.classes:
         raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
     pairs = find_pairs(data, split_name)
-    if only is not None:
-        by_name = {Path(pair.image).name: pair for pair in pairs}
-        pairs = [by_name[name] for name in only]
+    scenes = [
+        fit_to_model(read_header(pair), num_bands=bundle.bands, dtype=bundle.dtype, gsd_m=bundle.gsd_m)
+        for pair in pairs
+    ]
+    return classes, list(map(LabelledImage, pairs, scenes, normalizations_of(scenes, bundle, normalize)))
+
+
+def _segment(
+    segmenter: Segmenter, classes: Classes, images: Sequence[LabelledImage]
+) -> Iterator[tuple[LabelledImage, Sample, float, NDArray[np.float32]]]:
+    """Yield each image, its sample, label offset in px, and probability `float32 (height, width)`."""
     with ThreadPoolExecutor(1) as pool:
-        decoded = prefetch(pool, lambda pair: read_pair(pair, classes), pairs, 2)
-        for pair, (sample, header, off_px) in zip(pairs, decoded, strict=True):
-            scene = fit_to_model(
-                header,
-                num_bands=bundle.bands,
-                dtype=bundle.dtype,
-                gsd_m=bundle.gsd_m,
-                bands=None,
-                scale=None,
-                resample=False,
-            )
-            yield pair, sample, off_px, segment_scene(segmenter, scene)[0]
+        decoded = prefetch(pool, lambda image: read_pair(image.pair, classes), images, 2)
+        for image, (sample, _, off_px) in zip(images, decoded, strict=True):
+            found, _ = segment_scene(segmenter, image.scene, normalization=image.normalization)
+            yield image, sample, off_px, found
 
 
 def write_figures(evaluation: Evaluation, folder: str) -> None:
@@ -114,20 +152,20 @@ def write_figures(evaluation: Evaluation, folder: str) -> None:
     curve = [{"threshold": i / STEPS, **scores(evaluation.histogram.counts(i / STEPS))} for i in range(STEPS)]
     publish(f"{folder}/thresholds.csv", pd.DataFrame(curve).to_csv(index=False).encode())
     publish(f"{folder}/thresholds.png", draw_thresholds(evaluation.histogram, evaluation.threshold))
-    publish(f"{folder}/calibration.png", draw_calibration(evaluation.histogram))
+    publish(f"{folder}/calibration.png", draw_calibration(evaluation.histogram, evaluation.uncalibrated))
 
 
-def write_samples(evaluation: Evaluation, segmenter: Segmenter, data: str, split_name: str, path: str) -> None:
+def write_samples(evaluation: Evaluation, segmenter: Segmenter, path: str) -> None:
     """Publish a PNG with image, truth, prediction and errors of the images with the best, median and worst IoU."""
-    ranked = evaluation.images.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
-    chosen = [ranked.iloc[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else []
+    ranked = evaluation.table.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
+    chosen = ranked.iloc[sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else ranked
     panels = []
-    segmented = _segment(segmenter, data, split_name, [row["image"] for row in chosen])
-    for row, (_, sample, _, probability) in zip(chosen, segmented, strict=True):
+    segmented = _segment(segmenter, evaluation.classes, [evaluation.images[i] for i in chosen.index])
+    for iou, (image, sample, _, probability) in zip(chosen["iou"], segmented, strict=True):
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
         predicted, picture = (probability >= evaluation.threshold) & valid, as_rgb(sample.image)
         panels += [
-            Panel(f"{row['image']}: IoU {row['iou']:.3f}", picture),
+            Panel(f"{image.name}: IoU {iou:.3f}", picture),
             Panel("truth", paint_mask(picture, truth)),
             Panel("prediction", paint_mask(picture, predicted)),
             Panel("errors: false green, missed red", paint_errors(picture, predicted, truth)),

@@ -1,6 +1,5 @@
 """Segment a sample of a run's windows again, in this process, and compare the results with the stored rows."""
 
-import posixpath
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +13,13 @@ from seg_core.inference.windows import infer_window, may_be_partial
 from seg_core.model.bundle import BUILT_IN, read_bundle
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
+from seg_core.run.parts import find_parts, read_rows
 from seg_core.run.plan import Part, Places, Settings
 from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask, decode_valid, tile_rows
 from seg_core.run.sizing import choose_window
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, read_part
+from seg_core.run.tables import part_name
 from seg_core.storage.files import exists
 
 WINDOW_MEMORY = 2**31  # bytes that segmenting a window may take
@@ -59,16 +59,19 @@ def recheck(
         )
     rounded = not segmenter.exact or record.exact is False
     side = choose_window(None, plan.settings, segmenter.bundle, WINDOW_MEMORY)
-    parts, result = list(plan.parts()), Recheck()
+    parts, there, result = list(plan.parts()), find_parts(run), Recheck()
     chosen = random.Random().sample(range(len(parts)), min(number, len(parts)))
     for done, part in enumerate(parts[i] for i in sorted(chosen)):
         report(f"{done} of {len(chosen)} windows")
         window = random.choice(list(split(part.window, side)))
-        path = part_path(run, part.key)
+        if part.key not in there:
+            raise SegError(f"{run}: part {part.key} is gone: seg verify says more")
         with at_least_two_threads():
-            differing, reason = _recheck_window(part, window, read_part(path), plan.settings, segmenter, rounded)
+            differing, reason = _recheck_window(
+                part, window, read_rows(there[part.key]), plan.settings, segmenter, rounded
+            )
         if differing:
-            result.differing[posixpath.basename(path)] = differing
+            result.differing[part_name(part.key)] = differing
         elif reason is not None:
             result.unread.append(reason)
         else:

@@ -45,9 +45,22 @@ def adapt_weights(weights: Mapping[str, Tensor], model: nn.Module, change: Chang
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    """Names of the weights that give a value per class: those of the last convolution."""
-    *_, (name, conv) = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d))
+    """Names of the weights that give a value per class."""
+    name, conv = find_head(model)
     return {f"{name}.{parameter}" for parameter, _ in conv.named_parameters()}
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return the name of the head and the head, which is the last convolution."""
+    *_, head = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d))
+    return head
+
+
+@torch.no_grad()
+def divide_logits(model: nn.Module, temperature: float) -> None:
+    """Change the head of a network so that its logits are divided by a temperature."""
+    for parameter in find_head(model)[1].parameters():
+        parameter.div_(temperature)
 
 
 def check_names(weights: Iterable[str], expected: Iterable[str]) -> None:

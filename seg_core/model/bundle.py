@@ -62,6 +62,7 @@ class Bundle:
     levels: Shares = ()  # histogram of each band of the training images: see seg_core.grey_levels
     spread: float | None = None  # distance from it within which 95 % of the training images lie
     confidence: tuple[float, ...] = ()  # share of the validation pixels by probability, in equal bins from 0 to 1
+    temperature: float = 1.0  # what the logits are divided by, so that probabilities are true on validation
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +99,8 @@ def _plain(bundle: Bundle) -> dict[str, Any]:
 
 
 # Fields that came after the first bundles.
-OPTIONAL = [each for each in fields(Bundle) if each.name in {"min_chip", "levels", "spread", "confidence"}]
+LATER = {"min_chip", "levels", "spread", "confidence", "temperature"}
+OPTIONAL = [each for each in fields(Bundle) if each.name in LATER]
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

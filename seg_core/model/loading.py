@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from seg_core.errors import SegError
+from seg_core.model.adapt import divide_logits
 from seg_core.model.bundle import Bundle, Weights
 from seg_core.model.networks import build_model, check_sizes
 
@@ -25,7 +26,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(bundle: Bundle, weights: Weights) -> torch.nn.Module:
-    """Build the network of a bundle on the CPU, in eval mode and with these weights.
+    """Build the network of a bundle on the CPU, in eval mode and with these weights. Its logits are calibrated.
 
     Raises SegError if the weights do not fit, or if the network does not accept the sizes of chips.
     """
@@ -35,4 +36,6 @@ def load_model(bundle: Bundle, weights: Weights) -> torch.nn.Module:
     except RuntimeError as error:
         raise SegError(f"the weights are not those of {bundle.architecture}: {error}") from error
     check_sizes(bundle.architecture["name"], model, bundle.bands)
+    if bundle.temperature != 1:
+        divide_logits(model, bundle.temperature)
     return model.eval()

@@ -326,3 +326,13 @@ def class_probability(logits: Tensor, index: int) -> Tensor:
         positive = logits.double().sigmoid().squeeze(1)
         return (positive if index == 1 else 1 - positive).float()
     return logits.double().softmax(dim=1)[:, index].float()
+
+
+def class_logit(logits: Tensor, index: int) -> Tensor:
+    """Return the logit of one of two classes, `float32 (n, h, w)`, from logits of one output or two `(n, 1|2, h, w)`.
+
+    Its sigmoid is `class_probability`.
+    """
+    if logits.shape[1] == 1:
+        return logits.float().squeeze(1) * (1 if index == 1 else -1)
+    return logits[:, index].float() - logits[:, 1 - index].float()

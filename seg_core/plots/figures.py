@@ -46,13 +46,19 @@ def draw_thresholds(histogram: Histogram, threshold: float) -> bytes:
     return to_png(figure)
 
 
-def draw_calibration(histogram: Histogram) -> bytes:
-    """How often a pixel of a predicted probability is building, and how many pixels there are of each."""
+def draw_calibration(histogram: Histogram, uncalibrated: Histogram | None) -> bytes:
+    """How often a pixel of a predicted probability is building, and below, how many pixels there are of each.
+
+    `uncalibrated` are the probabilities without the temperature of the bundle, if it has one.
+    """
     figure = Figure(figsize=(6, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     predicted, observed, pixels = histogram.reliability()
     above.plot((0, 1), (0, 1), color=GREY, linestyle="--")
-    above.plot(predicted, observed, color=BLUE, marker="o")
+    if uncalibrated is not None:
+        above.plot(*uncalibrated.reliability()[:2], color=ORANGE, marker=".", label="without temperature")
+    above.plot(predicted, observed, color=BLUE, marker="o", label="as it is")
+    above.legend(loc="upper left")
     error = histogram.calibration_error()
     title = "no valid pixel" if error is None else f"expected calibration error {error:.4f}"
     above.set(ylabel="share that is building", xlim=(0, 1), ylim=(0, 1), title=title)

@@ -1,6 +1,7 @@
 """Compare two runs on the same ground, such as two dates, models or thresholds: building that is gained, lost or kept.
 
 Only pixels that are valid in both runs are compared. A tile that failed in one of them, or is not done, is unknown.
+See `compare_areas` for the same by area.
 """
 
 import os
@@ -19,19 +20,26 @@ from numpy.typing import NDArray
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
-from seg_core.imagery.geotiff import write_cog
+from seg_core.imagery.geotiff import Bands, write_cog
+from seg_core.imagery.qgis_style import Entry, write_class_style
 from seg_core.imagery.scene import Scene
 from seg_core.run.export_masks import Scale, decode_pixels, new_files
+from seg_core.run.parts import find_parts, read_rows
 from seg_core.run.plan import Part, Plan
+from seg_core.run.record import read_record
 from seg_core.run.rows import Row
 from seg_core.run.schema import BBOX, GEO_METADATA
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_part
 from seg_core.storage.disk import staged_file
 from seg_core.storage.files import make_folder
 
 NONE, KEPT, GAINED, LOST = range(4)  # pixels of a raster of change; MISSING is unknown
 CLASSES = {"kept": KEPT, "gained": GAINED, "lost": LOST}
+# As viewers show them: grey, blue and orange can be told apart by people who are colour-blind.
+COLOURS = {NONE: (255, 255, 255), KEPT: (120, 120, 120), GAINED: (0, 114, 178), LOST: (213, 94, 0)}
+LEGEND = [Entry(value, COLOURS[value], name) for name, value in {"none": NONE, **CLASSES}.items()]
+CHANGE = Bands(nodata=MISSING, colours=COLOURS)
+WAY_OUT = "compare them by areas (--areas, --grid, --h3 or --bbox)"
 GRID_TOLERANCE = 0.01  # px by which the corners of an image may differ
 COLUMNS = (
     *Window._fields,
@@ -51,6 +59,10 @@ CHANGES = pa.schema(
     ],
     metadata=GEO_METADATA,
 )
+
+
+class OtherGridError(SegError):
+    """Two runs can't be compared pixel by pixel, as their images or tiles are not the same."""
 
 
 class Pair(NamedTuple):
@@ -112,7 +124,7 @@ def compare_runs(
     paths = new_files(plans[0].images, rasters, "--rasters") if rasters else {}
     if out and os.path.exists(out):
         raise SegError(f"{out}: already exists: choose another --out")
-    reader = _Reader((before, after), tuple(plan.settings.scale for plan in plans), plans[0].settings.tile_size)
+    reader = PairReader((before, after), plans)
     counter = count(1)
 
     def compare(
@@ -132,48 +144,59 @@ def compare_runs(
     with _writing_changes(out) as write:
         for scene_id, group in groupby(pairs, key=lambda pair: pair.before.scene.scene_id):
             parts = list(group)
-            if raster := paths.get(scene_id):
+            for raster in paths.get(scene_id, ()):
                 make_folder(os.path.dirname(raster))
-                write_cog(raster, parts[0].before.scene, compare(parts, write), MISSING)
-            else:
+                write_cog(raster, parts[0].before.scene, compare(parts, write), CHANGE)
+                write_class_style(raster, LEGEND)
+            if not paths:
                 deque(compare(parts, write), maxlen=0)
     return total
+
+
+def describe_differences(before: str, after: str) -> list[str]:
+    """Return in what two runs differ besides their imagery, which changes their buildings too."""
+    records = read_record(before), read_record(after)
+    values = {
+        "threshold": [f"{record.settings.threshold:.4g}" for record in records],
+        "model": [record.model.hash[:8] for record in records],
+        "normalize": [record.settings.normalize for record in records],
+    }
+    return [f"{name} {one} and {two}" for name, (one, two) in values.items() if one != two]
 
 
 def pair_parts(before: Plan, after: Plan) -> list[Pair]:
     """Return the parts of two runs that show the same ground.
 
     The images are those of the same scene_id, or the only one of each run. A part of a mosaic that one run lacks holds
-    no data in it, and is left out. Raises SegError with what differs.
+    no data in it, and is left out. Raises OtherGridError with what differs.
     """
-    for name in ("tile_size", "part"):
-        one, two = (getattr(plan.settings, name) for plan in (before, after))
-        if one != two:
-            raise SegError(f"the runs have other tiles: {name} {one} and {two}: compare them by seg query --areas")
     images = {image.scene_id: image for image in after.images}
     alone = len(before.images) == len(after.images) == 1
     partners: dict[str, str] = {}
     for image in before.images:
         partner = after.images[0] if alone else images.get(image.scene_id)
         if partner is None:
-            raise SegError(f"{image.scene_id}: a scene of the first run alone: compare runs of the same scenes")
+            raise OtherGridError(f"{image.scene_id}: a scene of the first run alone: {WAY_OUT}")
         _check_grid(image, partner)
         partners[image.scene_id] = partner.scene_id
     if extra := images.keys() - set(partners.values()):
-        raise SegError(f"{min(extra)}: a scene of the second run alone: compare runs of the same scenes")
+        raise OtherGridError(f"{min(extra)}: a scene of the second run alone: {WAY_OUT}")
+    for name in ("tile_size", "part"):
+        one, two = (getattr(plan.settings, name) for plan in (before, after))
+        if one != two:
+            raise OtherGridError(f"the runs have other tiles: {name} {one} and {two}: {WAY_OUT}")
     there = {(part.scene.scene_id, part.window): part for part in after.parts()}
     found = [(part, there.get((partners[part.scene.scene_id], part.window))) for part in before.parts()]
     return [Pair(one, two) for one, two in found if two is not None]
 
 
 def _check_grid(one: Scene, two: Scene) -> None:
-    """Raise SegError unless two images have the same pixel grid."""
-    ways_out = "compare them by seg query --areas"
+    """Raise OtherGridError unless two images have the same pixel grid."""
     if (one.height, one.width) != (two.height, two.width):
         sizes = " and ".join(f"{each.width} x {each.height}" for each in (one, two))
-        raise SegError(f"{one.scene_id}: the runs have other grids, of {sizes} px: {ways_out}")
+        raise OtherGridError(f"{one.scene_id}: the runs have other grids, of {sizes} px: {WAY_OUT}")
     if one.crs != two.crs:
-        raise SegError(f"{one.scene_id}: the runs have other grids, in {one.crs} and {two.crs}: {ways_out}")
+        raise OtherGridError(f"{one.scene_id}: the runs have other grids, in {one.crs} and {two.crs}: {WAY_OUT}")
     size = max(abs(one.transform[0]), abs(one.transform[1]))
     corners = [
         np.array([each.transform[2::3], np.dot(np.reshape(each.transform, (2, 3)), (each.width, each.height, 1))])
@@ -181,19 +204,17 @@ def _check_grid(one: Scene, two: Scene) -> None:
     ]
     shift = float(np.abs(corners[0] - corners[1]).max() / size)
     if not shift < GRID_TOLERANCE:
-        raise SegError(f"{one.scene_id}: the runs have other grids, {shift:.2f} px apart: {ways_out}")
+        raise OtherGridError(f"{one.scene_id}: the runs have other grids, {shift:.2f} px apart: {WAY_OUT}")
 
 
-@dataclass
-class _Reader:
+class PairReader:
     """Reads the tiles of a part in both runs."""
 
-    runs: tuple[str, str]
-    scales: tuple[Scale, ...]
-    tile_size: int
-
-    def __post_init__(self) -> None:
-        self.published = [set(published_parts(run)) for run in self.runs]
+    def __init__(self, runs: tuple[str, str], plans: tuple[Plan, Plan]) -> None:
+        """List the parts of both runs."""
+        self.tile_size = plans[0].settings.tile_size
+        self.scales: list[Scale] = [plan.settings.scale for plan in plans]
+        self.there = [find_parts(run) for run in runs]
 
     def compare(self, pair: Pair) -> Iterator[tuple[Row, NDArray[np.uint8] | None]]:
         """Yield a row of CHANGES for each tile, and its raster of change; None if the tile is unknown."""
@@ -209,8 +230,8 @@ class _Reader:
             yield _compare_tile(one, pixels[0], pixels[1])
 
     def _read(self, run: int, part: Part) -> dict[tuple[int, int], Row]:
-        path = part_path(self.runs[run], part.key)
-        rows = read_part(path, COLUMNS) if path in self.published[run] else []
+        there = self.there[run]
+        rows = read_rows(there[part.key], COLUMNS) if part.key in there else []
         return {Window.from_row(row).origin: row for row in rows}
 
 

@@ -8,7 +8,9 @@ fail (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
   owner of the lease deletes all other staging folders, and a rename out of a deleted folder fails. A file is removed
   by a rename into the staging folder, which fails if that folder has been deleted.
 - In S3 a file is put on the condition that it doesn't exist yet, or still has the etag that it had before the lease
-  was last checked. A file that a later owner has published has another etag.
+  was last checked. A file that a later owner has published has another etag. The lease's own file is never created
+  by its renewal. One change remains possible: a driver that was frozen just before it marked a part as in progress
+  creates that mark (see `attempts`), which every later driver ignores.
 """
 
 import errno
@@ -145,6 +147,20 @@ class Lease:
         self.publish(self.path, content)
         self._delete_other_staging()
         return True
+
+    def renew(self, content: bytes) -> None:
+        """Replace the content of the lease's file. Raises JobError if the lease is lost.
+
+        A later owner may have finished and removed the file. It is not created then: this driver would hold the lease
+        again, and could change a run that is finished.
+        """
+        if not is_remote(self.run):
+            self.publish(self.path, content)
+            return
+        state = files.stat(self.path)
+        self.check()
+        if state is not None and not files.replace(self.path, content, state.version):
+            self.check()  # a put whose response was lost is retried, and then finds another etag
 
     def release(self) -> None:
         """Delete the lease's file, unless another driver holds the lease now."""

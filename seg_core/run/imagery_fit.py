@@ -46,25 +46,24 @@ class ImageryFit:
         """Return what commands print of it."""
         return {"imagery_distance": self.distance, "imagery_is_unlike": self.is_unlike}
 
-    def describe_difference(self) -> str | None:
-        """Return in what the imagery looks unlike that of the training; None if it is alike."""
+    def describe_difference(self, normalize: str) -> str | None:
+        """Return in what the imagery looks unlike that of the training, and what is done; None if it is alike."""
         if not self.is_unlike or self.mean is None or self.std is None:
-            return None
-        return (
-            f"the imagery looks unlike what the model was trained on: distance {self.distance:.2f} (limit "
-            f"{self.limit:.2f}), mean {_text(self.mean)} instead of {_text(self.trained_mean)}, deviation "
-            f"{_text(self.std)} instead of {_text(self.trained_std)}"
-        )
-
-    def describe(self, normalize: str) -> str | None:
-        """Return a line that warns of unlike imagery and says what to do; None if it is alike."""
-        if (difference := self.describe_difference()) is None:
             return None
         if normalize == "model":
             done = "it is not adapted: try --normalize region"
         else:
             done = f"its brightness and contrast are adapted (--normalize {normalize}), but nothing else"
-        return f"{difference}: {done}: check a labelled part with seg evaluate, or train on such imagery"
+        return (
+            f"the imagery looks unlike what the model was trained on: distance {self.distance:.2f} (limit "
+            f"{self.limit:.2f}), mean {_text(self.mean)} instead of {_text(self.trained_mean)}, deviation "
+            f"{_text(self.std)} instead of {_text(self.trained_std)}: {done}"
+        )
+
+    def describe(self, normalize: str) -> str | None:
+        """Return a line that warns of unlike imagery and says what to do; None if it is alike."""
+        difference = self.describe_difference(normalize)
+        return difference and f"{difference}: check a labelled part with seg evaluate, or train on such imagery"
 
     def describe_probability(self, mean_probability: float | None) -> str | None:
         """Return a line if the mean probability over a run is far from that on validation; None if not."""
@@ -106,6 +105,13 @@ def choose_normalization(mode: str, levels: Levels, bundle: "Bundle") -> Normali
     fit = compare(levels, bundle)
     wanted = fit.is_unlike if mode == "auto" else mode != "model"
     return carry_over(normalization_of(levels), bundle) if wanted and fit.sampled_px else None
+
+
+def decide_mode(mode: str, found: Normalization | None) -> str:
+    """Return what `auto` has become by the normalization of a region; another mode stays."""
+    if mode != "auto":
+        return mode
+    return "model" if found is None else "region"
 
 
 def carry_over(found: Normalization, bundle: "Bundle") -> Normalization:

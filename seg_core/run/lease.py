@@ -88,9 +88,8 @@ def _acquire(lease: Lease, content: dict[str, Any]) -> None:
 def _renew(lease: Lease, content: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(RENEWAL_INTERVAL):
         try:
-            lease.check()
             content["renewals"] += 1
-            lease.publish(lease.path, json.dumps(content).encode())
+            lease.renew(json.dumps(content).encode())
         except JobError:
             _interrupt()
             return

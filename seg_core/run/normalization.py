@@ -22,7 +22,7 @@ from seg_core.grid import Window, num_splits
 from seg_core.imagery.mosaic import place_on_grid, read_image
 from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import Bundle
-from seg_core.run.imagery_fit import MIN_PIXELS, choose_normalization, compare
+from seg_core.run.imagery_fit import MIN_PIXELS, choose_normalization, compare, decide_mode
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.plan import Places, Plan, relocate
 from seg_core.run.record import read_record
@@ -75,8 +75,8 @@ def normalize_plan(plan: Plan, bundle: Bundle, report: Callable[[str], None] = l
         return replace(plan, settings=plan.settings.normalized("model", None))
     levels = sum_levels(draw_blocks(frames_of(plan, plan.images), NUM_BLOCKS, scale), bundle.bands, report)[0]
     found = choose_normalization(mode, levels, bundle)
-    decided = ("model" if found is None else "region") if mode == "auto" else mode
-    return replace(plan, settings=plan.settings.normalized(decided, found), fit=compare(levels, bundle))
+    settings = plan.settings.normalized(decide_mode(mode, found), found)
+    return replace(plan, settings=settings, fit=compare(levels, bundle))
 
 
 def _normalize_scenes(plan: Plan, bundle: Bundle, report: Callable[[str], None]) -> Plan:
@@ -170,10 +170,20 @@ def _no_levels(_: Block) -> Levels | None:
     return None
 
 
-def normalization_of_scene(
-    scene: Scene, bundle: Bundle, mode: str, scale: tuple[float, float] | None
+def normalizations_of(
+    scenes: Sequence[Scene], bundle: Bundle, mode: str, scale: tuple[float, float] | None = None
+) -> list[Normalization | None]:
+    """Return the normalization that each scene has in a run over them all, read in this process; None: the model's."""
+    if mode == "scene":
+        return [_normalization_of([scene], BLOCKS_PER_SCENE, bundle, mode, scale) for scene in scenes]
+    return [_normalization_of(scenes, NUM_BLOCKS, bundle, mode, scale)] * len(scenes)
+
+
+def _normalization_of(
+    scenes: Sequence[Scene], number: int, bundle: Bundle, mode: str, scale: tuple[float, float] | None
 ) -> Normalization | None:
-    """Return the normalization that a run over this scene alone has, read in this process; None: the model's own."""
-    blocks = draw_blocks([Frame(scene, (), scene.window)], BLOCKS_PER_SCENE if mode == "scene" else NUM_BLOCKS, scale)
-    found = [levels for levels in map(read_levels, blocks) if levels is not None] if mode != "model" else []
+    if mode == "model":
+        return None
+    blocks = draw_blocks([Frame(scene, (), scene.window) for scene in scenes], number, scale)
+    found = [levels for levels in map(read_levels, blocks) if levels is not None]
     return choose_normalization(mode, np.sum(found, axis=0), bundle) if found else None

@@ -48,13 +48,23 @@ def _parse_file(path: str, parse: Callable[[Any], T]) -> T:
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
-def read_table(file: Any, expected: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of an open file, with all columns of its table, or those of these names. Raises as `check_columns`."""
-    parquet = pq.ParquetFile(file)
+def read_table(
+    file: Any,
+    expected: pa.Schema,
+    columns: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
+    footer: pq.FileMetaData | None = None,
+) -> pa.Table:
+    """The rows of an open file, or of some row groups of it, with all columns of its table, or those of these names.
+
+    `footer` is that of the file, if it was read before. Raises as `check_columns`.
+    """
+    parquet = pq.ParquetFile(file, metadata=footer)
     check_columns(parquet.schema_arrow, expected)
     wanted = pa.schema([expected.field(name) for name in columns or expected.names])
     there = [name for name in wanted.names if name in parquet.schema_arrow.names]
-    return with_columns(parquet.read(columns=there), wanted)
+    table = parquet.read(columns=there) if groups is None else parquet.read_row_groups(groups, columns=there)
+    return with_columns(table, wanted)
 
 
 @contextmanager

@@ -1,116 +1,30 @@
-"""Query a run in SQL with DuckDB. Queries can read the run's own tables and nothing else."""
+"""What a run says: its summary, and results of queries in the formats that people ask for."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import chain
 from typing import Any, BinaryIO
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.dataset import field
 
-from seg_core.errors import SegError
+from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.record import read_record
-from seg_core.run.schema import BBOX, GEO, SPLIT
-from seg_core.run.tables import open_scenes, open_tiles, published_parts, read_part, read_scenes
-from seg_core.threads import for_each
+from seg_core.run.sql import check_not_empty, run_sql
+from seg_core.run.tables import read_scenes
 from seg_core.training.dataset import is_building
 
-BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
-
-
-def connect(run: str) -> duckdb.DuckDBPyConnection:
-    """Open a connection with the tables `tiles` (done), `scenes` and `failures`.
-
-    SQL in it can neither read nor write any file, and can't change the settings that forbid it. Raises SegError if
-    `run` is not a run, holds no rows yet, or can't be read.
-    """
-    read_record(run)
-    rows, scenes = open_tiles(run, _parts(run)), open_scenes(run)
-    connection = duckdb.connect()
-    connection.register("tiles", rows.filter(field("status") == "done"))
-    connection.register("failures", rows.filter(field("status") == "failed"))
-    connection.register("scenes", scenes)
-    connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def _parts(run: str) -> list[str]:
-    parts = published_parts(run)
-    if not parts:
-        raise SegError(f"{run}: holds no rows yet: run seg segment to the end first")
-    return parts
-
-
-@contextmanager
-def run_sql(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
-    """Run a query, and yield its result batch by batch. Columns with the name of an earlier one get a number.
-
-    Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read.
-    """
-    with _translated_errors():
-        connection = connect(run)
-    with connection:
-        with _translated_errors():
-            result = connection.sql(sql)
-            if result is None:
-                raise SegError(f"SQL: {sql}: has no result: say SELECT ...")
-            reader = result.to_arrow_reader(BATCH)
-        yield _number_names(reader)
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Raise SegError, with one line, for errors of DuckDB, Arrow and files."""
-    try:
-        yield
-    except duckdb.BinderException as error:  # mostly a name that is none
-        text = " ".join(line for line in str(error).partition("\n\n")[0].splitlines() if line)
-        raise SegError(f"SQL: {text}: seg query RUN --schema lists the columns") from error
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise SegError(f"SQL: {str(error).splitlines()[0]}") from error
 
 
 def query(run: str, sql: str) -> pa.Table:
     """Run a query, and return all rows of its result. Raises SegError as `run_sql` does."""
     with run_sql(run, sql) as result:
         return result.read_all()
-
-
-def _number_names(result: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """Add a number to the names of columns that an earlier column has too."""
-    seen: Counter[str] = Counter()
-    fields = []
-    for each in result.schema:
-        fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
-        seen[each.name] += 1
-    schema = pa.schema(fields, _geo(fields))
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        with _translated_errors():
-            for batch in result:
-                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-
-    return pa.RecordBatchReader.from_batches(schema, batches())
-
-
-def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
-    """Return the metadata that makes a table GeoParquet if it has the geometry column, else None."""
-    types = {each.name: each.type for each in fields}
-    if types.get("geometry") != pa.binary():
-        return None
-    column = dict(SPLIT)
-    if types.get("bbox") != BBOX:
-        del column["covering"]
-    return {"geo": json.dumps({**GEO, "columns": {"geometry": column}})}
 
 
 def summary(run: str) -> dict[str, Any]:
@@ -122,8 +36,10 @@ def summary(run: str) -> dict[str, Any]:
     coverage would be about different ground. This does not use SQL, which would keep the footers of all parts in memory
     at once. Raises SegError as `connect` does.
     """
-    record = read_record(run)
-    each = list(for_each(_sum_up, _parts(run)))
+    record, index = read_record(run), index_parts(run)
+    check_not_empty(index)
+    columns = ["status", "mean_probability", *SUMMED_COLUMNS]
+    each = list(map_live_tables(_sum_up, index, columns))
     found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
     valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
@@ -162,18 +78,24 @@ def to_table(figures: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([dict(figures)])
 
 
-def _sum_up(path: str) -> dict[str, Any]:
-    """Add up the tiles of a part that are done, and count those that are done and those that failed."""
-    rows = read_part(path, ["status", "mean_probability", *SUMMED_COLUMNS])
-    done = [row for row in rows if row["status"] == "done"]
-    without_area = sum(row["area_m2"] is None and row["valid_px"] > 0 for row in done)
-    sums: dict[str, Any] = {"tiles": len(done), "failed": len(rows) - len(done), "without_area": without_area}
-    sums["probability_px"] = math.fsum(row["mean_probability"] * row["valid_px"] for row in done if row["valid_px"])
+def _sum_up(table: pa.Table) -> dict[str, Any]:
+    """Add up the tiles that are done, and count those that are done and those that failed."""
+    done = table.filter(pc.equal(table["status"], "done"))
+    has_data = pc.greater(done["valid_px"], 0)
+    without_area = pc.sum(pc.and_(pc.is_null(done["area_m2"]), has_data)).as_py() or 0
+    weighted = pc.if_else(has_data, pc.multiply(done["mean_probability"], done["valid_px"]), 0.0)
+    sums: dict[str, Any] = {"tiles": len(done), "failed": len(table) - len(done), "without_area": without_area}
+    sums["probability_px"] = _add_exactly(weighted)
     for name in SUMMED_COLUMNS:
-        values = [row[name] for row in done if row[name] is not None]
-        add = math.fsum if name.endswith("_m2") else sum  # fsum does not depend on the order of floats
-        sums[name] = add(values) if values else None
+        values = done[name].drop_null()
+        add = _add_exactly if name.endswith("_m2") else lambda column: pc.sum(column).as_py()
+        sums[name] = add(values) if len(values) else None
     return sums
+
+
+def _add_exactly(values: pa.ChunkedArray) -> float:
+    """Add up floats. The sum does not depend on their order, as a plain one would."""
+    return math.fsum(values.to_numpy().tolist())
 
 
 def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:

@@ -78,10 +78,13 @@ class RunRecord:
         noted = ((old, relocate(new, given)) for old, new in (self.relocated or {}).items())
         return (*given, *noted)
 
-    def fit_figures(self) -> dict[str, Any]:
-        """Return how the imagery was normalized and whether it looks like that of the training; null if not known."""
+    def setting_figures(self) -> dict[str, Any]:
+        """Return the threshold, how the imagery was normalized, and whether it looks like that of the training.
+
+        What is not known is null.
+        """
         known = self.fit.figures() if self.fit else {"imagery_distance": None, "imagery_is_unlike": None}
-        return {"normalize": self.settings.normalize, **known}
+        return {"threshold": self.settings.threshold, "normalize": self.settings.normalize, **known}
 
     def fit_warnings(self, counts: Mapping[str, Any]) -> list[str]:
         """Return a line for each reason to doubt that the model knows the imagery. `counts` is the run's summary."""

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.attempts import attempts_folder
+from seg_core.run.compact import remove_parts
 from seg_core.run.fence import LEASE, PLAIN, Store
+from seg_core.run.parts import find_parts, index_parts, read_states
 from seg_core.run.plan import Part, Plan, image_key
 from seg_core.run.record import PlanFigures, RunRecord, new_record, read_record, write_record
-from seg_core.run.tables import part_path, published_parts, read_scenes, read_states, scenes_path, write_scenes
+from seg_core.run.tables import read_scenes, scenes_path, write_scenes
 from seg_core.storage.files import PARTIAL, check_writable, make_folder, stat, walk
 
 
@@ -49,7 +51,7 @@ def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunR
         make_folder(folder)
     if stat(scenes_path(out)) is None:
         make_folder(f"{out}/scenes")
-        write_scenes(out, plan.scenes, store)
+        write_scenes(out, plan.scenes, store, plan.settings.decode)
     elif record.plan.fingerprint != plan.fingerprint:
         _replace_changed_scenes(out, plan, store)
         record.plan = PlanFigures.of(plan)
@@ -61,12 +63,11 @@ def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunR
 def _replace_changed_scenes(out: str, plan: Plan, store: Store) -> None:
     """Replace the scenes table where scenes have changed since, and remove what is no part of them any more."""
     images = plan.images if plan.settings.mosaic else changed_scenes(out, plan)
-    changed = tuple(f"part-{image_key(image)}-" for image in images)
-    planned = {part_path(out, part.key) for part in plan.parts()}
-    for path in published_parts(out):
-        if path not in planned and posixpath.basename(path).startswith(changed):
-            store.remove(path)
-    write_scenes(out, plan.scenes, store)
+    changed = tuple(f"{image_key(image)}-" for image in images)
+    planned = {part.key for part in plan.parts()}
+    index = index_parts(out)
+    remove_parts(index, [key for key in index.find() if key not in planned and key.startswith(changed)], store)
+    write_scenes(out, plan.scenes, store, plan.settings.decode)
 
 
 def changed_scenes(out: str, plan: Plan) -> list[Scene]:
@@ -88,10 +89,10 @@ def parts_to_do(run: str, plan: Plan) -> list[Part]:
 
     Raises SegError where one can't be read, or a newer version wrote it.
     """
-    planned = {part_path(run, part.key) for part in plan.parts()}
-    there = sorted(planned.intersection(published_parts(run)))  # what else lies there is for verify to name
-    read = read_states(there)
-    return [part for part in plan.parts() if read.get(part_path(run, part.key)) != (True, part.version)]
+    planned = {part.key for part in plan.parts()}
+    there = find_parts(run)
+    states = read_states({key: there[key] for key in sorted(planned & there.keys())})  # verify names what else is there
+    return [part for part in plan.parts() if states.get(part.key) != (True, part.version)]
 
 
 def _refuse_differences(out: str, record: RunRecord, plan: Plan) -> None:

@@ -19,13 +19,14 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.grid import Window
 from seg_core.run.fence import Store
 from seg_core.run.lease import acquire_lease
+from seg_core.run.parts import Locations, find_parts, read_versioned
 from seg_core.run.plan import Part, Plan, check_threshold
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, now, read_record, write_record
 from seg_core.run.resume import find_run, open_run, parts_to_do
 from seg_core.run.rows import Row, decode_probability, tile_rows
 from seg_core.run.stored_plan import read_plan
-from seg_core.run.tables import part_path, published_parts, read_versioned, write_part
+from seg_core.run.tables import write_part
 from seg_core.storage.files import make_folder
 from seg_core.threads import for_each
 
@@ -87,12 +88,12 @@ def rethreshold(run: str, threshold: float, out: str, report: Callable[[str], No
         record.fit, record.exact = origin.fit, origin.exact
         record.relocated, record.relocated_versions = origin.relocated, origin.relocated_versions
         write_record(out, record, lease)
-        there = set(published_parts(run))
-        todo = [part for part in parts_to_do(out, planned) if part_path(run, part.key) in there]
-        write = partial(_rewrite_part, run, out, level, planned, lease)
+        there = find_parts(run)
+        todo = [part for part in parts_to_do(out, planned) if part.key in there]
+        write = partial(_rewrite_part, run, there, out, level, planned, lease)
         for number, _ in enumerate(for_each(write, todo, os.cpu_count()), 1):
             report(f"{number} of {len(todo)} parts")
-        if len(published_parts(out)) == planned.counts["parts"]:
+        if len(find_parts(out)) == planned.counts["parts"]:
             record.finished, record.counts = now(), summary(out)
         write_record(out, record, lease)
     return record
@@ -106,17 +107,17 @@ def _read_plan(run: str) -> Plan:
     return plan
 
 
-def _rewrite_part(run: str, out: str, level: int, plan: Plan, store: Store, part: Part) -> None:
-    changed = (_apply_level(row, part, plan.settings.tile_size, level) for row in _read_rows(run, part))
+def _rewrite_part(run: str, there: Locations, out: str, level: int, plan: Plan, store: Store, part: Part) -> None:
+    changed = (_apply_level(row, part, plan.settings.tile_size, level) for row in _read_rows(run, there, part))
     write_part(out, part.key, changed, plan.model, part.version, store)
 
 
-def _read_rows(run: str, part: Part) -> list[Row]:
+def _read_rows(run: str, there: Locations, part: Part) -> list[Row]:
     """Read the rows of a part. Raises SegError if they are damaged, or of another state of the scene."""
-    rows, version = read_versioned(part_path(run, part.key))
+    table, version = read_versioned(there[part.key])
     if version != part.version:
         raise SegError(f"{part.scene.scene_id}: has changed since: repeat the seg segment command of {run} first")
-    return rows
+    return list(table.to_pylist())
 
 
 def _apply_level(row: Row, part: Part, tile_size: int, level: int) -> Row:
@@ -147,11 +148,11 @@ def measure_curve(run: str, report: Callable[[str], None] = lambda _: None) -> C
 
     `report` is called with a text for each part. Raises SegError as `rethreshold` does.
     """
-    plan, there = _read_plan(run), set(published_parts(run))
-    parts = [part for part in plan.parts() if part_path(run, part.key) in there]
+    plan, there = _read_plan(run), find_parts(run)
+    parts = [part for part in plan.parts() if part.key in there]
     pixels, areas = np.zeros(LEVELS + 1, np.int64), np.zeros(LEVELS + 1)
     valid_px, has_areas = 0, True
-    count = partial(_count_part, run)
+    count = partial(_count_part, run, there)
     for number, found in enumerate(for_each(count, parts, os.cpu_count()), 1):
         for levels, valid, pixel_m2 in found:
             pixels += levels
@@ -163,9 +164,9 @@ def measure_curve(run: str, report: Callable[[str], None] = lambda _: None) -> C
     return Curve(thresholds, building_px, building_m2 if has_areas else None, valid_px)
 
 
-def _count_part(run: str, part: Part) -> list[tuple[NDArray[np.int64], int, float | None]]:
+def _count_part(run: str, there: Locations, part: Part) -> list[tuple[NDArray[np.int64], int, float | None]]:
     """Count the levels of each tile of a part. Returns counts `int64 (256,)`, valid pixels and m2 of a pixel."""
-    return list(_count_tiles(_read_rows(run, part), part))
+    return list(_count_tiles(_read_rows(run, there, part), part))
 
 
 def _count_tiles(rows: list[Row], part: Part) -> Iterator[tuple[NDArray[np.int64], int, float | None]]:

@@ -101,6 +101,9 @@ SCENE_COLUMNS = (
     Column("normalize_mean", pa.list_(pa.float64()), "grey levels: mean of each band, if scenes have their own"),
     Column("normalize_std", pa.list_(pa.float64()), "grey levels: deviation of each band, if scenes have their own"),
     Column("sidecars", pa.list_(pa.string()), "files beside a remote image that belong to it"),
+    Column("captured", pa.timestamp("ms"), "when it was taken, if known: UTC from STAC, else the camera's time"),
+    Column("gdal_version", pa.string(), "GDAL's version when the run was planned"),
+    Column("decoder_version", pa.string(), "what decodes JPEG in GDAL's place, with its version; null: GDAL does"),
 )
 
 

@@ -1,6 +1,5 @@
 """Score the stored masks of a run against labels, over the pixels that are valid in both."""
 
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, buffered, intersection, split
-from seg_core.imagery.labels import AlignedLabel, open_label
+from seg_core.imagery.labels import AlignedLabel, find_label, open_label
 from seg_core.imagery.scene import Scene
 from seg_core.run.export_masks import join_tiles
+from seg_core.run.parts import Locations, find_parts, read_rows
 from seg_core.run.plan import Part, Plan
-from seg_core.run.stored_plan import num_missing, read_plan
-from seg_core.run.tables import part_path, published_parts, read_part
+from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import exists, stat
 from seg_core.training.dataset import Classes, read_label
 from seg_core.training.metrics import Counts, count
@@ -64,13 +63,14 @@ def score_run(
     """
     plan = read_plan(run)
     parts = list(plan.parts())
-    if missing := num_missing(run, plan):
+    there = find_parts(run)
+    if missing := sum(part.key not in there for part in parts):
         raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
     readers = _open_readers(labels, plan.images, classes)
     scorers = {
         image.scene_id: ImageScorer(readers[image.scene_id], ShapeCounter(image.window)) for image in plan.images
     }
-    for number, (part, frame, mask) in enumerate(_read_masks(run, plan, parts)):
+    for number, (part, frame, mask) in enumerate(_read_masks(there, plan, parts)):
         report(f"{number} of {len(parts)} parts done")
         scorers[part.scene.scene_id].add(mask, frame, part.window)
     rasters = [reader for reader in readers.values() if isinstance(reader, LabelReader)]
@@ -78,7 +78,7 @@ def score_run(
     found = {scene_id: (scorer.counts, scorer.shapes.finish()) for scene_id, scorer in scorers.items()}
     return RunScore(
         reduce(Counts.plus, (counts for counts, _ in found.values()), Counts()),
-        sum(row["status"] == "failed" for part in parts for row in read_part(part_path(run, part.key), ["status"])),
+        sum(row["status"] == "failed" for part in parts for row in read_rows(there[part.key], ["status"])),
         {reader.label.file.uri: reader.label.off_px for reader in rasters},
         reduce(ShapeCounts.plus, (shapes for _, shapes in found.values()), ShapeCounts()),
         [{"image": each, "valid_px": sum(both[0]), **score_figures(*both)} for each, both in found.items()],
@@ -104,28 +104,25 @@ def _check_labels(labels: object, readers: "Sequence[LabelReader]") -> None:
         reader.label.check_labelled(reader.num_valid, reader.num_labelled)
 
 
-def _read_masks(run: str, plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[Part, Window, NDArray[np.uint8]]]:
+def _read_masks(
+    there: Locations, plan: Plan, parts: Sequence[Part]
+) -> Iterator[tuple[Part, Window, NDArray[np.uint8]]]:
     """Yield each part, a frame of BOUNDARY_PX around it within its image, and the mask of that frame."""
-    size, published = plan.settings.part, set(published_parts(run))
+    size = plan.settings.part
     at = {(part.scene.scene_id, *part.window.origin): part for part in parts}
     for part in parts:
         image, (top, left) = part.scene, part.window.origin
         frame = intersection(buffered(part.window, BOUNDARY_PX), image.window)
         places = product([image.scene_id], (top - size, top, top + size), (left - size, left, left + size))
         near = [at[place] for place in places if place in at]
-        yield part, frame, join_tiles(run, near, published, plan.settings.scale, frame)
+        yield part, frame, join_tiles(near, there, plan.settings.scale, frame)
 
 
 def _find_label(labels: str, scene: Scene, num_scenes: int, classes: Classes | None) -> AlignedLabel:
     if stat(labels) is None:
-        stem = posixpath.splitext(scene.scene_id)[0]
-        names = [scene.scene_id, f"{stem}.tif", f"{stem}.tiff"]
-        path = next((p for p in (f"{labels}/{n}" for n in names) if stat(p) is not None), None)
-        if path is None and not exists(labels):
+        if not exists(labels):
             raise SegError(f"--labels {labels}: no such file or folder")
-        if path is None:
-            tried = ", ".join(dict.fromkeys(names))
-            raise SegError(f"{labels}: no label for scene {scene.scene_id} in this folder (looked for {tried})")
+        path = find_label(labels, scene.scene_id)
     elif num_scenes == 1:
         path = labels
     else:

@@ -1,9 +1,10 @@
 """The plan of a run, from the run's own files."""
 
 from seg_core.errors import CorruptFileError
+from seg_core.run.parts import find_parts
 from seg_core.run.plan import Places, Plan
 from seg_core.run.record import PlanFigures, read_record
-from seg_core.run.tables import part_path, published_parts, read_scenes
+from seg_core.run.tables import read_scenes
 
 
 def read_plan(run: str, given: Places = ()) -> Plan:
@@ -29,5 +30,5 @@ def read_plan(run: str, given: Places = ()) -> Plan:
 
 def num_missing(run: str, plan: Plan) -> int:
     """How many of a run's planned parts are not published yet: what is asked of it says nothing of their tiles."""
-    there = set(published_parts(run))
-    return sum(part_path(run, part.key) not in there for part in plan.parts())
+    there = find_parts(run)
+    return sum(part.key not in there for part in plan.parts())

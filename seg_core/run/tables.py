@@ -1,4 +1,4 @@
-"""Write and read the tables of a run, which are the only truth about it.
+"""Write and read the tables of a run, which are the only truth about it; compacted parts are read by `parts`.
 
 RUN/scenes/scenes.parquet      one row per scene
 RUN/tiles/part-<key>.parquet   one row per planned tile (GeoParquet 1.1), one file per part
@@ -7,30 +7,37 @@ RUN/tiles/part-<key>.parquet   one row per planned tile (GeoParquet 1.1), one fi
 import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.dataset import Dataset, Fragment, dataset
+import rasterio
 
 from seg_core.errors import CorruptFileError
 from seg_core.imagery.scene import Scene
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.isolated import for_each_isolated
-from seg_core.run.parquet import advised, named_columns, read_file, read_table
+from seg_core.run.parquet import read_file, read_table
 from seg_core.run.rows import Row
 from seg_core.run.schema import GEO, SCENES, SPLIT, TILES, check_columns
-from seg_core.storage.files import filesystem, published, stat
-from seg_core.threads import NUM_FILE_THREADS, for_each
+from seg_core.storage.files import stat
+from seg_core.threads import NUM_FILE_THREADS
 
+OWN, SUFFIX = "part-", ".parquet"  # how the name of a part's file begins and ends
 VERSION = b"scene_version"  # key in the metadata of a part's file
 REWRITE_ADVICE = "the seg segment command of the run rewrites it"
 REPAIR_ADVICE = f": seg repair removes it, and {REWRITE_ADVICE}"
 
 
+def part_name(key: str) -> str:
+    """Return the name of a part's file, which also names the part within a compacted file."""
+    return f"{OWN}{key}{SUFFIX}"
+
+
 def part_path(run: str, key: str) -> str:
     """Return the path of a part's file."""
-    return f"{run}/tiles/part-{key}.parquet"
+    return f"{run}/tiles/{part_name(key)}"
 
 
 def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = PLAIN) -> None:
@@ -76,7 +83,7 @@ def _state_of(file: Any) -> State:
     check_columns(footer.schema.to_arrow_schema(), TILES)
     index = footer.schema.names.index("status")
     groups = [footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups)]
-    return all(group is not None and group.max == "done" for group in groups), _version(footer.metadata)
+    return all(group is not None and group.max == "done" for group in groups), version_of(footer.metadata)
 
 
 def crashes_its_reader(path: str) -> CorruptFileError:
@@ -84,11 +91,14 @@ def crashes_its_reader(path: str) -> CorruptFileError:
     return CorruptFileError(f"{posixpath.basename(path)}: can't be read: it crashes the process that reads it")
 
 
-def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN) -> None:
-    """Publish the scenes table."""
-    store.publish(
-        scenes_path(run), _parquet(pa.Table.from_pylist([scene.to_plain() for scene in scenes], schema=SCENES))
-    )
+def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN, decode: str = "cpu") -> None:
+    """Publish the scenes table. `decode` is the setting of the run."""
+    versions = {
+        "gdal_version": rasterio.__gdal_version__,
+        "decoder_version": f"torchvision {version('torchvision')}" if decode == "device" else None,
+    }
+    rows = [{**scene.to_row(), **versions} for scene in scenes]
+    store.publish(scenes_path(run), _parquet(pa.Table.from_pylist(rows, schema=SCENES)))
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -122,58 +132,6 @@ def _scenes_of(file: Any) -> list[Scene]:
     return [Scene.from_plain(row) for row in read_table(file, SCENES).to_pylist()]
 
 
-def read_part(path: str, columns: Sequence[str] | None = None) -> list[Row]:
-    """Read the rows of a part, with all columns or these ones. Columns that an older version did not write are null.
-
-    Raises CorruptFileError if the file is damaged. Raises SegError if the store is unavailable, or if a newer version
-    of this program wrote the file.
-    """
-    with advised(REPAIR_ADVICE):
-        return read_file(path, lambda file: list(read_table(file, TILES, columns).to_pylist()))
-
-
-def read_versioned(path: str) -> tuple[list[Row], str]:
-    """Read the rows of a part and its version (see `Part.version`). Raises SegError as `read_part` does."""
-
-    def parse(file: Any) -> tuple[list[Row], str]:
-        table = read_table(file, TILES)
-        return list(table.to_pylist()), _version(table.schema.metadata)
-
-    return read_file(path, parse)
-
-
-def _version(metadata: Mapping[bytes, bytes] | None) -> str:
+def version_of(metadata: Mapping[bytes, bytes] | None) -> str:
+    """Return the version of a part (see `Part.version`) from the metadata of its file."""
     return (metadata or {}).get(VERSION, b"").decode()
-
-
-def open_tiles(run: str, paths: Sequence[str]) -> Dataset:
-    """Open the rows of parts as a dataset, which reads them when they are needed.
-
-    Raises SegError as `read_part` does if the columns are wrong, and Arrow's errors if a file can't be read.
-    """
-    uris = {filesystem(path)[1]: path for path in paths}  # by path in the file system
-    rows = dataset(list(uris), schema=TILES, filesystem=filesystem(run)[0])
-
-    def check(fragment: Fragment) -> None:
-        with named_columns(uris[fragment.path]):
-            check_columns(fragment.physical_schema, TILES)
-
-    # The dataset keeps the footers that this reads, and does not read them again.
-    with advised(REPAIR_ADVICE):
-        for _ in for_each(check, rows.get_fragments()):
-            pass
-    return rows
-
-
-def open_scenes(run: str) -> Dataset:
-    """Open the scenes table of a run as a dataset. Raises the errors of `open_tiles`."""
-    system, path = filesystem(scenes_path(run))
-    rows = dataset(path, schema=SCENES, filesystem=system)
-    with named_columns(scenes_path(run)):
-        check_columns(next(iter(rows.get_fragments())).physical_schema, SCENES)
-    return rows
-
-
-def published_parts(run: str) -> list[str]:
-    """Return the paths of the published parts of a run, sorted by name."""
-    return published(f"{run}/tiles", ".parquet")

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -150,6 +150,19 @@ def staged_file(target: str, suffix: str | None = None) -> Iterator[str]:
     finally:
         with suppress(FileNotFoundError):
             os.remove(partial)
+
+
+def check_new_file(path: str, suffixes: Collection[str], what: str, *beside: str) -> None:
+    """Raise SegError unless `path`, the absolute value of --out, is a new file with one of the suffixes.
+
+    Files that are written `beside` it must be new, too. `what` is for the message, such as "areas are".
+    """
+    if os.path.splitext(path)[1].lower() not in suffixes:
+        raise SegError(f"--out {path}: not a format that {what} written in: say {', '.join(suffixes)}")
+    if existing := next(filter(os.path.exists, (path, *beside)), None):
+        raise SegError(f"--out {existing}: already exists: choose another name")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise SegError(f"--out {path}: there is no such folder: create it first")
 
 
 def check_writable(folder: str) -> None:

@@ -253,7 +253,7 @@ def _client() -> Any:
 
     options: dict[str, Any] = {"signature_version": UNSIGNED} if _anonymous() else {}
     config = Config(
-        retries={"mode": "standard", "max_attempts": retries.ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1},  # see _retry
         connect_timeout=retries.CONNECT_TIMEOUT,
         read_timeout=retries.READ_TIMEOUT,
         **options,
@@ -261,7 +261,7 @@ def _client() -> Any:
     session = boto3.Session()
     client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     client.meta.events.register("before-send.s3", _dont_expect)
-    client.meta.events.register("needs-retry.s3", _report_retry)
+    client.meta.events.register("needs-retry.s3", _retry)
     return client
 
 
@@ -273,12 +273,27 @@ def _dont_expect(request: Any, **_: Any) -> None:
     request.headers.pop("Expect", None)
 
 
-def _report_retry(response: Any, endpoint: Any, attempts: int, **_: Any) -> None:
-    """Tell whoever waits, after some attempts of a request that is not answered or throttled."""
-    if attempts == retries.REPORTED_ATTEMPT and (response is None or response[0].status_code in retries.THROTTLED):
+def _retry(response: Any, endpoint: Any, attempts: int, caught_exception: Exception | None, **_: Any) -> float | None:
+    """Return the seconds until a request is sent again, None if it is not. After some attempts, say so.
+
+    botocore's own retries share a quota among all requests of a client: after some 35 of them, while a store is away
+    for seconds, they end at once (botocore 1.44). These do not.
+    """
+    from botocore.exceptions import ConnectionError as NoConnectionError
+    from botocore.exceptions import HTTPClientError
+
+    if response is None:
+        transient = isinstance(caught_exception, NoConnectionError | HTTPClientError)
+    else:
+        code = response[1].get("Error", {}).get("Code")
+        transient = response[0].status_code in retries.THROTTLED or code in retries.THROTTLED_CODES
+    if not transient or attempts >= retries.ATTEMPTS:
+        return None
+    if attempts == retries.REPORTED_ATTEMPT:
         _warn_once(
             f"S3 at {endpoint.host} {'asks to slow down' if response else 'does not answer'}: trying for two minutes"
         )
+    return retries.pause(attempts)
 
 
 @cache

@@ -16,7 +16,7 @@ from seg_core.training.dataset import Label, Sample
 
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
 MAX_TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
-MAX_SHIFT = 20.0  # and makes each band brighter or darker by up to so many grey levels
+MAX_GAIN = 1.25  # colour augmentation multiplies or divides each band by up to this factor
 
 
 def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: float) -> tuple[int, int]:
@@ -59,11 +59,12 @@ def iter_windows(sample: Sample, size: int, halo: int) -> Iterator[Sample]:
 
 
 def augmentation(kind: str, size: int, num_bands: int = 3) -> Any:
-    """An albumentations pipeline that ends in crops of `size` px; `kind` is `none`, `exposure`, `light` or `strong`.
+    """An albumentations pipeline that ends in crops of `size` px; `kind` is one of those below.
 
-    `exposure`: brightness and contrast. `light`: further, flips and quarter turns. `strong`: further, for half of the
-    crops, scale and rotation, for which it takes a source of `source_size` px, and gamma, hue, saturation and a shift
-    of each band. Hue and saturation are left out unless there are three bands, which are taken for red, green, blue.
+    `none`: nothing. `exposure`: brightness and contrast. `light`: further, flips and quarter turns. `colour`: further,
+    white balance (a factor for each band), gamma, and haze (added light that takes contrast away). `strong`: further,
+    hue and saturation, and for half of the crops scale and rotation, for which it takes a source of `source_size` px.
+    Hue and saturation are left out unless there are three bands, which are taken for red, green, blue.
     """
     with environment({"NO_ALBUMENTATIONS_UPDATE": "1"}):  # it asks the package index at import otherwise
         import albumentations as alb
@@ -74,16 +75,16 @@ def augmentation(kind: str, size: int, num_bands: int = 3) -> Any:
             scale=(1 / SCALE, SCALE), keep_ratio=True, rotate=(-MAX_TURN, MAX_TURN), fill_mask=MISSING, p=0.5
         )
         steps += [warp, alb.CenterCrop(size, size)]
-    if kind in {"light", "strong"}:
+    if kind in {"light", "colour", "strong"}:
         steps += [alb.D4(p=1)]
     if kind != "none":
         steps += [alb.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)]
-    if kind == "strong":
-        colour = [alb.HueSaturationValue(8, 25, 0, p=0.5)] if num_bands == 3 else []
-        # As alb.RGBShift, which is for three bands alone.
-        ranges = {"ranges": [(-MAX_SHIFT / 255, MAX_SHIFT / 255)] * num_bands}
-        shift = alb.AdditiveNoise(noise_type="uniform", spatial_mode="constant", noise_params=ranges, p=0.5)
-        steps += [alb.RandomGamma((75, 135), p=0.5), *colour, shift]
+    if kind == "strong" and num_bands == 3:
+        steps += [alb.HueSaturationValue(8, 25, 0, p=0.5)]
+    if kind in {"colour", "strong"}:
+        white_balance = alb.MultiplicativeNoise((1 / MAX_GAIN, MAX_GAIN), per_channel=True, p=0.5)
+        haze = alb.RandomBrightnessContrast(brightness_limit=(0, 0.25), contrast_limit=(-0.3, 0), p=0.3)
+        steps += [white_balance, alb.RandomGamma((75, 135), p=0.5), haze]
     return alb.Compose(steps)
 
 

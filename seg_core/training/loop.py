@@ -20,7 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from seg_core.chips import MISSING
 from seg_core.errors import JobError
-from seg_core.model.networks import class_probability, normalise
+from seg_core.model.equivariance import average_statistics
+from seg_core.model.networks import class_logit, class_probability, normalise
+from seg_core.training.calibration import BINS_PER_LOGIT, MAX_LOGIT, NUM_BINS, scale_probability
 from seg_core.training.losses import Loss
 from seg_core.training.metrics import STEPS as THRESHOLDS
 from seg_core.training.metrics import Histogram, scores
@@ -53,11 +55,12 @@ class Learner:
     max_norm: float | None  # gradients are clipped to it
     micro_batch: int  # crops that go through the network at once; gradients of a step's are added up
     seed: int
+    equivariant: bool = False  # whether the answer turns with the image: see seg_core.model.equivariance
     freeze_batchnorm: bool = False  # whether batch norm keeps the statistics that it begins with
     average: AveragedModel | None = None  # what is validated and kept, instead of the network
     share: float = 1.0  # weight of this process's gradients: its share of a batch over the mean share of all processes
     rank: int = 0
-    confidence: tuple[float, ...] = ()  # Histogram.confidence of the last validation
+    confidence: tuple[float, ...] = ()  # Histogram.confidence of the last validation, calibrated
     history: list[dict[str, Any]] = field(default_factory=list)  # the figures of each epoch, kept by `epochs`
 
     @property
@@ -170,14 +173,21 @@ def epochs(
         except torch.OutOfMemoryError as error:
             error.add_note(VALIDATING)
             raise
-        threshold = learner.threshold if learner.threshold is not None else histogram.best_threshold()
-        figures = scores(histogram.counts(threshold))
-        learner.confidence = histogram.confidence()
+        temperature = histogram.temperature()
+        calibrated = histogram.calibrated(temperature)
+        if learner.threshold is None:
+            best = histogram.best_threshold()
+            threshold, counts = _scale_threshold(best, temperature), histogram.counts(best)
+        else:
+            threshold, counts = learner.threshold, calibrated.counts(learner.threshold)
+        figures = scores(counts)
+        learner.confidence = calibrated.confidence()
         learner.history.append(
             {
                 "epoch": epoch,
                 "loss": loss,
                 **{f"val_{name}": value for name, value in figures.items()},
+                "temperature": temperature,
                 "threshold": threshold,
                 "lr": learner.optimizer.param_groups[0]["lr"],
                 "train_mpx_s": pixels / (trained - started) / 1e6,
@@ -185,6 +195,11 @@ def epochs(
             }
         )
         yield learner.history[-1]
+
+
+def _scale_threshold(threshold: float, temperature: float) -> float:
+    """Return the threshold of calibrated probabilities that gives the mask of one of uncalibrated ones."""
+    return min(max(round(float(scale_probability(threshold, temperature)), 4), 0.0001), 0.9999)
 
 
 def _epochs_since_best(history: Sequence[dict[str, Any]]) -> int:
@@ -260,25 +275,33 @@ def _gradient_sync(learner: Learner, last: bool) -> AbstractContextManager[Any]:
 def evaluate(learner: Learner, batches: Iterable[Batch], epoch: int = 0) -> Histogram:
     """Histogram of the positive class's probabilities over the valid pixels that all processes were given.
 
-    Raises JobError where a probability is no number, so that no checkpoint is made of weights that have overflown.
+    It also holds their logits if the network has one output or two. Raises JobError where a probability is no number,
+    so that no checkpoint is made of weights that have overflown.
     """
     # Not through the wrapper: it talks to the other processes at each call, and they may have fewer images.
     network = learner.kept.eval()
     _share_buffers(network)
+    if learner.equivariant:
+        average_statistics(network)
     cells = torch.zeros(2 * THRESHOLDS + 1, dtype=torch.int64, device=learner.device)  # the last: no numbers
+    logit_cells = torch.zeros(2 * NUM_BINS, dtype=torch.int64, device=learner.device)
     for batch in batches:
         images, labels = _to_device(learner, batch)
         with _autocast(learner):
-            probability = class_probability(network(images), learner.positive)
-        valid = labels != MISSING
+            logits = network(images)
+        probability, valid = class_probability(logits, learner.positive), labels != MISSING
         probability, truth = probability[valid], labels[valid] == learner.positive
         level = (probability.nan_to_num(0.0) * THRESHOLDS).long().clamp(max=THRESHOLDS - 1) + THRESHOLDS * truth
         level = torch.where(probability.isnan(), 2 * THRESHOLDS, level)
         cells += torch.bincount(level, minlength=2 * THRESHOLDS + 1)
-    found = _sum_over_processes(cells).cpu().numpy()
+        if logits.shape[1] <= 2:  # the logit of a class against several others is none that a temperature divides
+            bins = (class_logit(logits, learner.positive)[valid].nan_to_num(0.0) + MAX_LOGIT) * BINS_PER_LOGIT
+            bins = bins.clamp(0, NUM_BINS - 1).long() + NUM_BINS * truth
+            logit_cells += torch.bincount(bins, minlength=2 * NUM_BINS)
+    found, of_logits = (_sum_over_processes(each).cpu().numpy() for each in (cells, logit_cells))
     if found[-1]:
         raise JobError(f"epoch {epoch}: on validation the network's answer is not finite: {REMEDY}")
-    return Histogram(found[:-1].reshape(2, THRESHOLDS))
+    return Histogram(found[:-1].reshape(2, THRESHOLDS), of_logits.reshape(2, NUM_BINS))
 
 
 def _to_device(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seg_core.training.calibration import fit_temperature, scale_histogram
+
 STEPS = 256  # of probability: a power of two, so that a float32 falls exactly on its step
 
 
@@ -55,6 +57,7 @@ class Histogram:
     """
 
     pixels: NDArray[np.int64]
+    logits: NDArray[np.int64] | None = None  # the same pixels by truth and logit: see seg_core.training.calibration
 
     @staticmethod
     def empty() -> "Histogram":
@@ -98,13 +101,23 @@ class Histogram:
         per_bin = self.pixels.reshape(2, bins, -1).sum(axis=(0, 2))
         return tuple((per_bin / per_bin.sum()).round(5).tolist()) if per_bin.any() else ()
 
+    def temperature(self) -> float:
+        """Return the temperature that calibrates the probabilities; 1 if the logits are not known."""
+        return 1.0 if self.logits is None else fit_temperature(self.logits)
+
+    def calibrated(self, temperature: float) -> "Histogram":
+        """Return the histogram of the probabilities after their logits are divided by a temperature."""
+        if temperature == 1 or self.logits is None:
+            return self
+        return Histogram(scale_histogram(self.logits, temperature, STEPS))
+
     def calibration_error(self) -> float | None:
         """Expected calibration error over 16 bins (Naeini et al. 2015); None without a pixel."""
         predicted, observed, per_bin = self.reliability()
         return float((np.abs(predicted - observed) * per_bin).sum() / per_bin.sum()) if len(per_bin) else None
 
 
-def histogram(probability: NDArray[np.float32], truth: NDArray[np.bool_], valid: NDArray[np.bool_]) -> Histogram:
+def histogram(probability: NDArray[np.floating], truth: NDArray[np.bool_], valid: NDArray[np.bool_]) -> Histogram:
     """Sort the valid pixels of arrays of the same shape."""
     level = (probability[valid] * STEPS).astype(np.int64).clip(max=STEPS - 1)
     return Histogram(np.bincount(level + STEPS * truth[valid], minlength=2 * STEPS).reshape(2, STEPS))

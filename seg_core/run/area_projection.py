@@ -1,0 +1,112 @@
+"""Areas in the CRS of scenes, and their size on the ground, also where they are wider than a CRS can describe."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import geopandas
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
+from shapely.affinity import translate
+
+from seg_core.errors import SegError
+from seg_core.imagery.georef import GEOD, footprints, position, split_at_antimeridian
+from seg_core.imagery.scene import Scene
+from seg_core.imagery.vectors import Geometries
+
+LONLAT = "OGC:CRS84"
+WIDE = 30.0  # degrees; wider areas are cut to the surroundings of the scenes before they are projected
+MARGIN = 1.0  # degrees of these surroundings
+STEP = 0.05  # degrees between the vertices of an area that was cut
+ANTIMERIDIAN = 180 - 1e-12  # degrees: PROJ changes the sign of 180 itself
+STRIP = 60.0  # degrees of longitude: the size of wider polygons is added up over strips of them
+
+
+def parse_crs(crs: str) -> CRS:
+    """Return the coordinate reference system that the option --crs names. Raises SegError if PROJ knows none such."""
+    try:
+        return CRS.from_user_input(crs)
+    except CRSError as error:
+        raise SegError(f"--crs {crs}: not a coordinate reference system that PROJ knows, such as EPSG:3035") from error
+
+
+def require_crs(scene: Scene) -> str:
+    """Return the CRS of a scene. Raises SegError if it has none."""
+    if scene.crs is None:
+        raise SegError(f"{scene.scene_id}: has no CRS, so that it is not known in which area it lies")
+    return scene.crs
+
+
+def ground_area(polygon: shapely.Geometry) -> float:
+    """Return the geodesic area in square metres of a polygon, or of several, in longitude and latitude."""
+    parts = shapely.get_parts(polygon)
+    return sum(map(_part_area, parts, _widths(parts)))
+
+
+def _part_area(polygon: shapely.Polygon, width: float) -> float:
+    if width > STRIP:  # otherwise PROJ may take it for the rest of the Earth
+        west, south, east, north = shapely.bounds(polygon)
+        edges = [*np.arange(west, east, STRIP), east]
+        return sum(ground_area(shapely.clip_by_rect(polygon, a, south, b, north)) for a, b in pairwise(edges))
+    return abs(float(GEOD.geometry_area_perimeter(shapely.orient_polygons(polygon))[0]))
+
+
+def _widths(polygons: Geometries) -> NDArray[np.float64]:
+    """Return the widths of polygons in degrees of longitude; the vertices may jump at the antimeridian."""
+    plain, turned = polygons, shapely.transform(polygons, lambda points: points % [360, 720])
+    west, _, east, _ = shapely.bounds(plain).T
+    turned_west, _, turned_east, _ = shapely.bounds(turned).T
+    return np.asarray(np.minimum(east - west, turned_east - turned_west))
+
+
+def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene]) -> Geometries:
+    """Return areas in the CRS of some scenes.
+
+    Wide areas are cut to the surroundings of the scenes, because the CRS may not describe all of them. If a scene
+    reaches beyond the antimeridian in a CRS that ends there, the areas are repeated on the other side.
+    """
+    lonlat = areas.to_crs(LONLAT).to_numpy()
+    _, south, _, north = shapely.bounds(lonlat).T
+    is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
+    polygons = np.full(len(areas), None, object)
+    polygons[~is_wide] = areas[~is_wide].to_crs(crs).to_numpy()
+    if is_wide.any():
+        near = shapely.intersection(lonlat[is_wide], _surroundings(scenes))
+        polygons[is_wide] = geopandas.GeoSeries(shapely.segmentize(near, STEP), crs=LONLAT).to_crs(crs).to_numpy()
+    return _repeat(polygons, crs, scenes)
+
+
+def _surroundings(scenes: Sequence[Scene]) -> shapely.Geometry:
+    """Return what is near scenes in longitude and latitude, as a polygon or several."""
+    outlines = [footprints(str(scene.crs), scene.transform, [scene.window])[0] for scene in scenes]
+    known = np.array([each for each in outlines if each is not None], object)
+    boxes = shapely.box(*shapely.bounds(np.concatenate([shapely.get_parts(split_at_antimeridian(known)[0]), []])).T)
+    return shapely.union_all(shapely.buffer(boxes, MARGIN, join_style="mitre"))
+
+
+def _repeat(polygons: Geometries, crs: str, scenes: Sequence[Scene]) -> Geometries:
+    """Repeat areas on the other side of the antimeridian, if scenes reach there in a CRS that ends there."""
+    half = antimeridian_x(crs)
+    if half is None:
+        return polygons
+    corners = [
+        float(position(scene.transform, row, col)[0])
+        for scene in scenes
+        for row in (0, scene.height)
+        for col in (0, scene.width)
+    ]
+    for shift, reaches in ((2 * half, max(corners) > half), (-2 * half, min(corners) < -half)):
+        if reaches:
+            polygons = shapely.union(polygons, np.array([translate(each, shift) for each in polygons], object))
+    return polygons
+
+
+@lru_cache(maxsize=64)
+def antimeridian_x(crs: str) -> float | None:
+    """Return x at 180 degrees, if the CRS shows the Earth from -x to x; None if the antimeridian is no edge of it."""
+    to_crs = Transformer.from_crs(LONLAT, CRS.from_user_input(crs), always_xy=True)
+    (east, west), _ = to_crs.transform([ANTIMERIDIAN, -ANTIMERIDIAN], [0.0, 0.0])
+    return float(east) if np.isfinite(east) and east > 0 and abs(east + west) < 1e-6 * east else None

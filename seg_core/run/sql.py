@@ -1,0 +1,271 @@
+"""Query a run in SQL with DuckDB. Queries can read the run's own tables and nothing else."""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seg_core.errors import SegError
+from seg_core.run.parquet import advised, read_file
+from seg_core.run.parts import PartIndex, index_parts
+from seg_core.run.record import read_record
+from seg_core.run.schema import BBOX, GEO, SCENES, SPLIT, TILES, check_columns
+from seg_core.run.sql_files import SCHEME, RunFiles
+from seg_core.run.stored_plan import read_plan
+from seg_core.run.tables import REPAIR_ADVICE, scenes_path
+from seg_core.threads import for_each
+
+# Tiles that touch a rectangle in degrees. Files and row groups that lie elsewhere are not read.
+TILES_IN = """
+CREATE MACRO tiles_in(west, south, east, north) AS TABLE SELECT * FROM tiles
+WHERE bbox.ymin <= north AND bbox.ymax >= south AND bbox.xmin <= east AND bbox.xmax >= west
+"""
+READING = {"SELECT", "EXPLAIN", "MULTI"}  # types of statements; PIVOT is of the last
+EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b", re.IGNORECASE)
+# Where parts lie that don't count, in a compacted file.
+DEAD_PARTS = pa.schema(
+    {"filename": pa.string(), "scene_id": pa.string(), "row_off": pa.int32(), "col_off": pa.int32()},
+)
+BATCH = 2**10  # rows of a result that are in memory at once, with their masks
+
+
+@dataclass(frozen=True)
+class Connection:
+    """DuckDB with the tables of a run, and the files that it reads."""
+
+    duckdb: duckdb.DuckDBPyConnection
+    files: RunFiles
+    row_groups: int  # of all files
+
+
+def connect(run: str) -> Connection:
+    """Open a connection with the tables `tiles` (done), `scenes` and `failures`.
+
+    SQL in it can neither read nor write any other file, and can't change the settings that forbid it. Raises SegError
+    if `run` is not a run, holds no rows yet, or can't be read.
+    """
+    read_record(run)
+    index = index_parts(run)
+    check_not_empty(index)
+    own = FileSet("own", {location.name: location.path for location in index.own.values()}, TILES)
+    compacted = FileSet("compacted", {file.name: file.path for file in index.compacted}, TILES)
+    scenes = FileSet("scenes", {"scenes.parquet": scenes_path(run)}, SCENES)
+    sets = [each for each in (own, compacted, scenes) if each.paths]
+    files = RunFiles({f"{each.folder}/{name}": path for each in sets for name, path in each.paths.items()})
+    connection = duckdb.connect()
+    connection.register_filesystem(files)
+    connection.execute("SET enable_geoparquet_conversion = false")  # geometries stay WKB
+    # DuckDB lets SQL read and write its folder for temporary files, which is in the current folder.
+    connection.execute("SET temp_directory = ''")
+    sources = [own.select()] if own.paths else []
+    if compacted.paths:
+        sources.append(_select_live(connection, index, compacted))
+    for view, status in (("tiles", "done"), ("failures", "failed")):
+        selected = " UNION ALL ".join(f"SELECT * FROM ({source}) WHERE status = '{status}'" for source in sources)
+        connection.execute(f"CREATE VIEW {view} AS {selected}")
+    connection.execute(f"CREATE VIEW scenes AS {scenes.select()}")
+    connection.execute(TILES_IN)
+    connection.execute(f"SET allowed_directories = ['{SCHEME}://']; SET enable_external_access = false")
+    connection.execute("SET python_enable_replacements = false; SET lock_configuration = true")
+    return Connection(connection, files, sum(number for each in sets for _, number in each.footers))
+
+
+def check_not_empty(index: PartIndex) -> None:
+    """Raise SegError if a run holds no rows."""
+    if not index.own and not index.compacted:
+        raise SegError(f"{index.run}: holds no rows yet: run seg segment to the end first")
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Files that together hold the rows of a table."""
+
+    folder: str
+    paths: Mapping[str, str]  # by name
+    schema: pa.Schema
+
+    @cached_property
+    def footers(self) -> list[tuple[tuple[str, ...], int]]:
+        """Columns and number of row groups of each file.
+
+        Raises SegError for a file that is damaged, or that a newer version wrote.
+        """
+        with advised(REPAIR_ADVICE):
+            return list(for_each(self._read_footer, self.paths.values()))
+
+    def _read_footer(self, path: str) -> tuple[tuple[str, ...], int]:
+        def parse(file: Any) -> tuple[tuple[str, ...], int]:
+            parquet = pq.ParquetFile(file)
+            check_columns(parquet.schema_arrow, self.schema)
+            return tuple(parquet.schema_arrow.names), parquet.num_row_groups
+
+        return read_file(path, parse)
+
+    def select(self, with_filename: bool = False) -> str:
+        """Return a query of all columns of the table, null where a file lacks them, and perhaps of the file's name."""
+        names = {columns for columns, _ in self.footers}
+        there = set().union(*names)
+        columns = [
+            each.name if each.name in there else f"NULL::{_sql_type(each.type)} AS {each.name}" for each in self.schema
+        ]
+        options = {"union_by_name": len(names) > 1, "hive_partitioning": False, "filename": with_filename}
+        arguments = ", ".join(f"{name} = {str(value).lower()}" for name, value in options.items())
+        selected = ", ".join([*columns, *(["filename"] if with_filename else [])])
+        return f"SELECT {selected} FROM read_parquet('{SCHEME}://{self.folder}/*', {arguments})"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """Return the type that DuckDB has for a column."""
+    return str(duckdb.from_arrow(pa.table({"x": pa.nulls(0, kind)})).types[0])
+
+
+def _select_live(connection: duckdb.DuckDBPyConnection, index: PartIndex, compacted: FileSet) -> str:
+    """Return a query of compacted files without the rows that don't count."""
+    dead = index.dead_parts()
+    if not dead:
+        return compacted.select()
+    plan = read_plan(index.run)
+    parts = {part.key: part for part in plan.parts()}
+    rows = [
+        {"filename": f"{SCHEME}://{compacted.folder}/{name}", "scene_id": part.scene.scene_id, **part.window._asdict()}
+        for name, keys in dead.items()
+        for part in (parts[key] for key in keys & parts.keys())
+    ]
+    # Not a table of DuckDB, which SQL could delete from.
+    connection.register("dead_parts", pa.Table.from_pylist(rows, DEAD_PARTS))
+    size = plan.settings.part
+    return (
+        f"SELECT tile.* EXCLUDE (filename) FROM ({compacted.select(with_filename=True)}) AS tile "
+        "ANTI JOIN dead_parts AS dead ON tile.filename = dead.filename AND tile.scene_id = dead.scene_id "
+        f"AND tile.row_off // {size} * {size} = dead.row_off AND tile.col_off // {size} * {size} = dead.col_off"
+    )
+
+
+@contextmanager
+def run_sql(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
+    """Run a query, and yield its result batch by batch. Columns with the name of an earlier one get a number.
+
+    Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read.
+    """
+    with _translated_errors():
+        connection = connect(run)
+    with connection.duckdb:
+        with _translated_errors(connection.files):
+            _check_query(connection, sql)
+            result = connection.duckdb.sql(sql)
+            if result is None:
+                raise SegError(f"SQL: {sql}: has no result: say SELECT ...")
+            reader = result.to_arrow_reader(BATCH)
+        yield _number_names(reader, connection.files)
+
+
+def _check_query(connection: Connection, sql: str, explained: bool = False) -> None:
+    """Raise SegError for what is not a single query, or would change something.
+
+    `explained` is whether the query is to be explained.
+    """
+    statements = connection.duckdb.extract_statements(sql)
+    if not statements:
+        raise SegError("SQL: is empty: say SELECT ...")
+    if len(statements) > 1:
+        raise SegError(f"SQL: {sql}: holds several queries: say one of them")
+    kind = statements[0].type.name
+    if kind == "EXPLAIN":
+        if explained:
+            raise SegError(f"SQL: {sql}: leave out EXPLAIN: --explain says it")
+        _check_query(connection, EXPLAIN.sub("", statements[0].query, count=1))
+    elif kind not in READING:
+        raise SegError(f"SQL: {kind}: a run is only read: say SELECT ..., and write its result by --format csv > FILE")
+
+
+def explain(run: str, sql: str) -> dict[str, Any]:
+    """Run a query, and return what it has read instead of its result.
+
+    That is files and bytes, of all that there are, and DuckDB's plan with the row groups and rows of each step. Raises
+    SegError as `run_sql` does.
+    """
+    with _translated_errors():
+        connection = connect(run)
+    files = connection.files
+    with connection.duckdb, _translated_errors(files):
+        _check_query(connection, sql, explained=True)
+        before = time.perf_counter()
+        plan = connection.duckdb.execute(f"EXPLAIN ANALYZE {sql}").fetchall()[0][1]
+        seconds = time.perf_counter() - before
+        read = dict(files.bytes_read)
+        groups = [int(each) for each in re.findall(r"Row Groups Scanned: (\d+) /", plan)]
+        total = {name: int(files.info(name)["size"]) for name in files.paths}
+    return {
+        "files": len(total),
+        "files_opened": len(read),
+        "row_groups": connection.row_groups,
+        "row_groups_read": sum(groups),
+        "bytes": sum(total.values()),
+        "bytes_read": sum(read.values()),
+        "seconds": seconds,
+        "plan": plan,
+    }
+
+
+@contextmanager
+def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
+    """Raise SegError, with one line, for errors of DuckDB, Arrow and files."""
+    try:
+        yield
+    except duckdb.BinderException as error:  # mostly a name that is none
+        text = " ".join(line for line in str(error).partition("\n\n")[0].splitlines() if line)
+        raise SegError(f"SQL: {text}: seg query RUN --schema lists the columns") from error
+    except duckdb.CatalogException as error:
+        text = " ".join(str(error).partition("\n\n")[0].splitlines())
+        if " exists in the " in text:
+            text = f"{text.partition(', but')[0]}: its extension is not loaded here: use geo_tiles of seg_core.open_run"
+        elif "Table with name" in text:
+            text += ": the tables are tiles, scenes and failures"
+        raise SegError(f"SQL: {text}") from error
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if files is not None and files.error is not None:
+            changed = "if the run is being compacted or worked on, ask again"
+            raise SegError(f"{str(files.error).splitlines()[0]}: {changed}") from error
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        # An error of Python within DuckDB has its own words in the last line.
+        line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        is_of_query = isinstance(error, duckdb.ProgrammingError | duckdb.DataError | duckdb.PermissionException)
+        advice = "" if is_of_query or files is None else ": if a file of the run is damaged, seg verify names it"
+        raise SegError(f"SQL: {''.join(filter(str.isprintable, line))}{advice}") from error
+
+
+def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBatchReader:
+    """Add a number to the names of columns that an earlier column has too."""
+    seen: Counter[str] = Counter()
+    fields = []
+    for each in result.schema:
+        fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
+        seen[each.name] += 1
+    schema = pa.schema(fields, _geo(fields))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _translated_errors(files):
+            for batch in result:
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
+    """Return the metadata that makes a table GeoParquet if it has the geometry column, else None."""
+    types = {each.name: each.type for each in fields}
+    if types.get("geometry") != pa.binary():
+        return None
+    column = dict(SPLIT)
+    if types.get("bbox") != BBOX:
+        del column["covering"]
+    return {"geo": json.dumps({**GEO, "columns": {"geometry": column}})}
