@@ -17,7 +17,7 @@ from seg_command import seg
 
 from aerial_seg.benchmarks.scenes import make_scene as make_town
 from aerial_seg.benchmarks.scenes import scratch_folder
-from aerial_seg.benchmarks.segmenting import bench_scale, steady_rate
+from aerial_seg.benchmarks.segmenting import Bench, bench_scale, bench_segment, steady_rate
 from aerial_seg.benchmarks.stages import Stages
 from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.terminal import print_figures
@@ -58,6 +58,24 @@ def test_all_stages_a_loop_and_the_pipe_are_measured_in_one_run(
     # parts of 128 px, of which the last column and row are cut to 44
     assert found["windows"] >= 2
     assert found["pixels"] <= found["windows"] * 64**2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_slower_stage_is_the_slower_one_before_and_after_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages are measured twice. A machine that changes its speed in between may swap them."""
+    halves = iter(
+        [
+            {"decode": 3.0, "model": 4.0, "loop": 2.0, "copy": None},
+            {"decode": 9.0, "model": 6.0, "loop": 2.0, "copy": None},
+        ]
+    )
+    monkeypatch.setattr(Bench, "__init__", lambda *_: None)
+    monkeypatch.setattr(Bench, "describe", lambda _: {})
+    monkeypatch.setattr(Bench, "measure_stages", lambda *_: next(halves))
+    monkeypatch.setattr(Bench, "measure_pipe", lambda *_, **__: {"pipe_mpx_s": 4.0, "start_up_s": 1.0})
+    found = bench_segment(None, "", "", EXECUTION, 1.0, rounds=1)  # type: ignore[arg-type]
+    assert found["slower"] == "model"
+    assert (found["decode_mpx_s"], found["model_mpx_s"], found["efficiency"]) == (6.0, 5.0, 0.8)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -52,12 +52,12 @@ def bench_segment(
                 report(f"round {number + 1} of {rounds}")
                 results.append(_measure_round(bench, seconds))
     start_up = round(results[0]["start_up_s"] + session_seconds, 3)  # only the first round starts Ray
-    medians = {
+    medians: Figures = {
         name: None if None in (values := [figures[name] for figures in results]) else median(values)
         for name in results[0]
-        if name not in {"slower", "start_up_s"}
+        if name != "start_up_s"
     }
-    slower = Counter(figures["slower"] for figures in results).most_common(1)[0][0]
+    slower = _slower({name: medians[f"{name}_mpx_s"] for name in STAGES})
     return {**medians, "start_up_s": start_up, "slower": slower, "rounds": rounds, **bench.describe()}
 
 
@@ -67,17 +67,22 @@ def _measure_round(bench: "Bench", seconds: float) -> Figures:
     A machine that gets faster or slower during the round thus favours none of them.
     """
     before = bench.measure_stages(STAGES, seconds / 2)
-    slower = min(("decode", "model"), key=before.__getitem__)
-    pipe = bench.measure_pipe(pixels=seconds * before[slower] * 1e6)
+    pipe = bench.measure_pipe(pixels=seconds * before[_slower(before)] * 1e6)
     after = bench.measure_stages(STAGES[::-1], seconds / 2)
-    rates = {name: None if before[name] is None else round((before[name] + after[name]) / 2, 3) for name in STAGES}
+    rates: Figures = {
+        name: None if before[name] is None else round((before[name] + after[name]) / 2, 3) for name in STAGES
+    }
     return {
         **{f"{name}_mpx_s": rate for name, rate in rates.items()},
         **pipe,
-        "efficiency": round(pipe["pipe_mpx_s"] / rates[slower], 3),
+        "efficiency": round(pipe["pipe_mpx_s"] / rates[_slower(rates)], 3),
         "pipe_to_loop": round(pipe["pipe_mpx_s"] / rates["loop"], 3),
-        "slower": slower,
     }
+
+
+def _slower(rates: Figures) -> str:
+    """Return the slower of the two stages that a pipeline runs at once: decode or model."""
+    return min(("decode", "model"), key=rates.__getitem__)
 
 
 def bench_scale(
@@ -106,7 +111,7 @@ def bench_scale(
                 measured = replace(plan, settings=settings)
                 bench = Bench(measured, model, folder, replace(execution, actors=bounds, window=window))
                 rates = bench.measure_stages(("decode", "model"), seconds)
-                slower = min(rates, key=lambda name: rates[name])
+                slower = _slower(rates)
                 for size in sizes:
                     report(f"{size} windows of {bench.window} px with {bench.resources.max_actors} actors")
                     pipe = bench.measure_pipe(windows=size)
