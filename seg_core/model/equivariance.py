@@ -10,7 +10,7 @@ it is trained, too, if its gradients are averaged over the orientations, because
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,8 @@ def average_statistics(network: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             assert module.running_mean is not None
             assert module.running_var is not None
-            mean = _average_groups(module.running_mean, ORIENTATIONS)
-            square = _average_groups(module.running_var + module.running_mean**2, ORIENTATIONS)
+            mean = _average_channels(module.running_mean)
+            square = _average_channels(module.running_var + module.running_mean**2)
             module.running_mean.copy_(mean)
             module.running_var.copy_(square - mean**2)
 
@@ -56,20 +56,18 @@ def average_statistics(network: nn.Module) -> None:
 def _averages(network: UNet) -> Iterator[tuple[Tensor, Average]]:
     """Yield each parameter of a network, with the function that averages a tensor of its kind over the orientations."""
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    of_group = partial(_average_groups, size=ORIENTATIONS)
-    of_patch = partial(_average_groups, size=network.patch**2)
     for module in network.modules():
         averages: tuple[Average, Average]
         if module is first:
-            averages = partial(_average_first, patch=network.patch), of_group
+            averages = partial(_average_first, patch=network.patch), _average_channels
         elif module is network.head:
-            averages = partial(_average_last, patch=network.patch), of_patch
+            averages = partial(_average_last, patch=network.patch), partial(_average_last_bias, patch=network.patch)
         elif isinstance(module, nn.ConvTranspose2d):
-            averages = _average_transposed, of_group
+            averages = _average_transposed, _average_channels
         elif isinstance(module, nn.Conv2d):
-            averages = _average_kernels, of_group
+            averages = _average_kernels, _average_channels
         elif isinstance(module, nn.BatchNorm2d):
-            averages = of_group, of_group
+            averages = _average_channels, _average_channels
         else:
             continue
         for parameter, average in zip((module.weight, module.bias), averages, strict=True):
@@ -77,25 +75,15 @@ def _averages(network: UNet) -> Iterator[tuple[Tensor, Average]]:
                 yield parameter, average
 
 
-def _average_groups(values: Tensor, size: int) -> Tensor:
-    return values.reshape(-1, size).mean(dim=1).repeat_interleave(size)
+def _average_channels(values: Tensor) -> Tensor:
+    """Average a value for each channel `(channels,)` over the orientations."""
+    return _average(values.reshape(-1, ORIENTATIONS, 1, 1)).reshape(values.shape)
 
 
 def _average_kernels(weight: Tensor) -> Tensor:
     """Average the weights `(out, in, k, k)` of a convolution between two layers of orientations."""
-    out, inside, k, _ = weight.shape
-    kernels = weight.reshape(out // ORIENTATIONS, ORIENTATIONS, inside // ORIENTATIONS, ORIENTATIONS, k, k)
-    upright = torch.stack(
-        [
-            _turn(kernels[:, turn][:, :, [_product(turn, of) for of in range(ORIENTATIONS)]], _inverse(turn))
-            for turn in range(ORIENTATIONS)
-        ]
-    ).mean(dim=0)
-    turned = [
-        _turn(upright[:, :, [_product(_inverse(turn), of) for of in range(ORIENTATIONS)]], turn)
-        for turn in range(ORIENTATIONS)
-    ]
-    return torch.stack(turned, dim=1).reshape(weight.shape)
+    kernels = weight.unflatten(1, (-1, ORIENTATIONS)).unflatten(0, (-1, ORIENTATIONS)).transpose(1, 2)
+    return _average(kernels, num_axes=2).transpose(1, 2).reshape(weight.shape)
 
 
 def _average_transposed(weight: Tensor) -> Tensor:
@@ -104,28 +92,45 @@ def _average_transposed(weight: Tensor) -> Tensor:
 
 def _average_first(weight: Tensor, patch: int) -> Tensor:
     """Average the weights `(out, bands * patch**2, k, k)` of a convolution of an image, as a kernel of its pixels."""
-    kernels = pixel_shuffle(weight, patch)
-    return pixel_unshuffle(_average_turned(kernels.unflatten(0, (-1, ORIENTATIONS)), dim=1).flatten(0, 1), patch)
+    kernels = pixel_shuffle(weight, patch).unflatten(0, (-1, ORIENTATIONS)).transpose(1, 2)
+    return pixel_unshuffle(_average(kernels).transpose(1, 2).flatten(0, 1), patch)
 
 
 def _average_last(weight: Tensor, patch: int) -> Tensor:
     """Average the weights `(classes * patch**2, in, 1, 1)` of the head, as a kernel of the pixels of its answer."""
-    pixels = pixel_shuffle(weight.transpose(0, 1), patch)
-    return pixel_unshuffle(
-        _average_turned(pixels.unflatten(0, (-1, ORIENTATIONS)), dim=1).flatten(0, 1), patch
-    ).transpose(0, 1)
+    kernels = pixel_shuffle(weight.transpose(0, 1), patch).unflatten(0, (-1, ORIENTATIONS)).transpose(1, 2)
+    return pixel_unshuffle(_average(kernels).transpose(1, 2).flatten(0, 1), patch).transpose(0, 1)
 
 
-def _average_turned(kernels: Tensor, dim: int) -> Tensor:
-    """Average kernels of the orientations, which are along a dimension."""
-    each = kernels.unbind(dim)
-    upright = torch.stack([_turn(kernel, _inverse(turn)) for turn, kernel in enumerate(each)]).mean(dim=0)
-    return torch.stack([_turn(upright, turn) for turn in range(ORIENTATIONS)], dim)
+def _average_last_bias(bias: Tensor, patch: int) -> Tensor:
+    return _average(bias.reshape(-1, patch, patch), num_axes=0).reshape(bias.shape)
 
 
-def _turn(pixels: Tensor, orientation: int) -> Tensor:
-    """Bring the last two dimensions into an orientation."""
-    flipped = pixels.flip(-1) if orientation >= 4 else pixels
+def _average(values: Tensor, num_axes: int = 1) -> Tensor:
+    """Average over the orientations; the last dimensions are `num_axes` of orientations, then square pixels."""
+    members, orbit = _orbits(num_axes, values.shape[-1], values.device)
+    flat = values.flatten(-num_axes - 2).movedim(-1, 0).contiguous()  # whole rows are picked faster than numbers
+    return flat[members].mean(dim=1)[orbit].movedim(0, -1).reshape(values.shape)
+
+
+@cache
+def _orbits(num_axes: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return which positions change places as an image turns, `(orbits, 8)`, and the orbit of each position.
+
+    Positions are counted through all axes of orientations and pixels.
+    """
+    positions = torch.arange(ORIENTATIONS**num_axes * side**2).reshape(*[ORIENTATIONS] * num_axes, side, side)
+    turned = torch.stack([_turn_all(positions, turn, num_axes).flatten() for turn in range(ORIENTATIONS)])
+    first, orbit = turned.amin(dim=0).unique(return_inverse=True)
+    return turned[:, first].T.to(device), orbit.to(device)
+
+
+def _turn_all(values: Tensor, orientation: int, num_axes: int) -> Tensor:
+    """Turn pixels, and give each orientation the values of the one that comes to it."""
+    origins = torch.tensor([_product(_inverse(orientation), of) for of in range(ORIENTATIONS)])
+    for axis in range(num_axes):
+        values = values.index_select(axis, origins)
+    flipped = values.flip(-1) if orientation >= 4 else values
     return torch.rot90(flipped, orientation % 4, (-2, -1))
 
 
