@@ -88,7 +88,7 @@ def train(
     try:
         _draw_samples(out, settings, data, f"{work}/samples.png")
     except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
-        note(f"samples.png is not drawn: {error or type(error).__name__}")
+        note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
     return bundle
 
 

@@ -168,9 +168,9 @@ def test_settings_are_those_for_fine_tuning_unless_they_are_set(tmp_path: Path) 
     built_in = {"from": "built-in"}
     settings = make_settings("small", None, [built_in])
     assert {name: getattr(settings, name) for name in FINE_TUNING} == FINE_TUNING
-    assert (settings.width, settings.depth, settings.patch, settings.crop) == (32, 3, 2, PRESETS["small"]["crop"])
+    assert (settings.width, settings.depth, settings.patch, settings.crop) == (40, 3, 2, PRESETS["small"]["crop"])
     (tmp_path / "mine.toml").write_text("steps = 7\nlr = 0.5\n")
-    explicit = make_settings("small", str(tmp_path / "mine.toml"), [built_in, {"lr": 0.25, "width": 32}])
+    explicit = make_settings("small", str(tmp_path / "mine.toml"), [built_in, {"lr": 0.25, "width": 40}])
     assert (explicit.steps, explicit.lr, explicit.epochs) == (7, 0.25, FINE_TUNING["epochs"])
     assert explicit.threshold == read_bundle(BUILT_IN).threshold
     assert make_settings("small", None, [built_in, {"threshold": 0.0}]).threshold == 0.0  # the best on validation
@@ -180,7 +180,7 @@ def test_settings_are_those_for_fine_tuning_unless_they_are_set(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"from": "built-in", "width": 64}, r"^width = 64: --from built-in is of width = 32: leave it out$"),
+        ({"from": "built-in", "width": 64}, r"^width = 64: --from built-in is of width = 40: leave it out$"),
         ({"from": "built-in", "model": "smp:Unet/resnet18"}, r"^model = smp:Unet/resnet18: --from built-in is of"),
         ({"from": "built-in", "encoder_weights": "imagenet"}, r"^encoder_weights = imagenet: --from built-in has"),
         ({"from": "built-in", "sync_batchnorm": True}, r"^sync_batchnorm = true: freeze_batchnorm leaves nothing"),

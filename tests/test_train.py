@@ -267,17 +267,23 @@ def test_labels_in_other_frames_are_the_same_data_and_named(
 def test_a_run_does_not_go_on_with_other_data(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: Any) -> None:
-        raise SegError("there is no paper")
-
     settings = settings_of(steps=1, epochs=1)
+    problems = iter([SegError("there is no paper"), KeyboardInterrupt()])
+
+    def broken(*_: Any) -> None:
+        raise next(problems)
+
     with monkeypatch.context() as patch:
         patch.setattr(aerial_seg.train, "write_samples", broken)
         made = train(settings, str(dataset), str(tmp_path / "a"), str(tmp_path / "work"))
     assert "samples.png is not drawn: there is no paper" in capsys.readouterr().err  # and yet there is a model
     (tmp_path / "work" / "metrics.jsonl").write_text("{")
-    again = train(settings, str(dataset), str(tmp_path / "again"), str(tmp_path / "work"))
-    assert "all 1 epochs are trained: the best one is published" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(aerial_seg.train, "write_samples", broken)
+        again = train(settings, str(dataset), str(tmp_path / "again"), str(tmp_path / "work"))
+    said = capsys.readouterr().err
+    assert "all 1 epochs are trained: the best one is published" in said
+    assert "samples.png is not drawn: KeyboardInterrupt" in said
     assert again.hash == made.hash
     assert [line["epoch"] for line in epochs_of(tmp_path / "work")] == [1]
     for change in ("one less", "moved", "twice"):
