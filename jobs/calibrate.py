@@ -38,8 +38,8 @@ def calibrate(
     """
     on_gpu, cpus = choose_device(device).type == "cuda", os.cpu_count() or 1
     compiling = "yes" if on_gpu else "no"  # on a GPU most of a run is compiled
+    plan = plan.for_device(on_gpu)
     segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)
-    plan = plan.with_decoder(on_gpu)
     window = fit_window(window, wanted, plan.settings, segmenter.bundle, gpu_share(segmenter.memory, 1.0))
     local_devices = torch.cuda.device_count() if on_gpu else -(-cpus // CPUS_PER_ACTOR)
     threads, readers = split_cores(cpus // local_devices, on_gpu)

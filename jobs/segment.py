@@ -20,7 +20,7 @@ from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, SeamCounts, now, write_record
-from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
+from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
 from seg_core.run.sizing import choose_window
 from seg_core.storage.files import make_folder
 
@@ -54,21 +54,22 @@ def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tu
 
     Raises SegError where `out` holds something else than this run, JobError where it can't be finished.
     """
-    with _decided(with_decoder_of_run(out, plan), out, execution) as decided:
+    with _choose_settings(with_choices_of_run(out, plan), out, execution) as decided:
         return _segment(decided, model, out, execution)
 
 
 @contextmanager
-def _decided(plan: Plan, out: str, execution: ExecutionOptions) -> Iterator[Plan]:
-    """The plan with `decode auto` decided by whether it will have GPUs: only Ray, which then runs, knows."""
-    if plan.settings.decode != "auto":
+def _choose_settings(plan: Plan, out: str, execution: ExecutionOptions) -> Iterator[Plan]:
+    """The plan of a run that begins with `auto` settings resolved, by whether it has GPUs: only Ray, which runs, knows.
+
+    The precision on CPUs follows the processor of this machine. Other nodes compute in the same.
+    """
+    if find_run(out, plan) or "auto" not in (plan.settings.decode, plan.settings.precision):
         yield plan
         return
-    find_run(out, plan)  # what is refused is refused before
     with ray_session(execution.address, verbose=execution.verbose):
-        yield plan.with_decoder(
-            on_gpu=size_actors(execution.actors, execution.gpus_per_actor, execution.device).num_gpus > 0
-        )
+        resources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+        yield plan.for_device(on_gpu=resources.num_gpus > 0)
 
 
 def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tuple[RunRecord, int]:

@@ -29,6 +29,8 @@ from seg_core.training.dataset import MISSING, Sample
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# And so that no processor computes in bfloat16 unless a test asks for it: float32 gives the same bits on all of them.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 
 # Whoever runs the tests in the background has them ignore Ctrl-C, and all that they start, which is to be tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,7 +14,7 @@ from seg_core import api, results
 
 # Each floor imports from those above it in this list, and from itself.
 LIBRARY = (
-    ("errors", "environment", "version", "grid", "chips", "grey_levels", "threads", "synthetic"),
+    ("errors", "environment", "version", "grid", "chips", "grey_levels", "threads", "processor", "synthetic"),
     ("storage",),
     ("imagery", "model"),
     ("training",),

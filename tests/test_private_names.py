@@ -10,16 +10,12 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 NAMES = {
     "torch._foreach_copy_": "seg_core/training/loop.py",
     "torch._foreach_sub": "seg_core/training/loop.py",
     "torch._foreach_mul_": "seg_core/training/loop.py",
     "torch._foreach_add_": "seg_core/training/loop.py",
-    "torch.cpu._is_avx512_bf16_supported": "jobs/training/worker.py",
-    "torch.cpu._is_amx_tile_supported": "jobs/training/worker.py",
     "rasterio._err": "seg_core/imagery/raster.py, open.py, bands.py",
     "rasterio._env": "seg_core/imagery/data_files.py",
     "argparse._SubParsersAction": "jobs/cli/parser.py",
@@ -84,14 +80,6 @@ def test_torch_changes_many_tensors_at_once() -> None:
     assert [each.tolist() for each in tensors] == [[2.0, 2.0], [0.5, 0.5, 0.5]]
     torch._foreach_copy_(tensors, others)
     assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
-
-
-@pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_torch_says_whether_a_processor_computes_in_bfloat16(name: str) -> None:
-    """Without these, training on a CPU would not know whether bfloat16 is faster: see jobs/training/worker.py."""
-    import torch
-
-    assert isinstance(getattr(torch.cpu, name)(), bool)
 
 
 def test_rasterio_raises_gdals_own_errors_where_it_has_no_name_for_them() -> None:

@@ -37,7 +37,7 @@ from seg_core.run.plan import (
     make_plan,
 )
 from seg_core.run.record import read_record
-from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_decoder_of_run
+from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.sizing import READ_SIDE, choose_depth, choose_read_blocks, choose_window, read_blocks
 from seg_core.run.stored_plan import read_plan
@@ -573,15 +573,23 @@ def test_a_run_from_before_scenes_had_a_column_goes_on(tmp_path: Path) -> None:
     assert verify(run).ok
 
 
-def test_who_decodes_is_decided_when_a_run_begins(tmp_path: Path) -> None:
-    run, plan = build_run(tmp_path)  # decoded by the CPU
-    assert plan.with_decoder(on_gpu=True) == plan
+def test_decoder_and_precision_are_chosen_when_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, plan = build_run(tmp_path)  # decoded by the CPU, and of a version that recorded precision auto
+    chosen = replace(plan, settings=replace(plan.settings, precision="float32"))
+    assert chosen.for_device(on_gpu=True) == chosen
     left_open = replace(plan, settings=replace(plan.settings, decode="auto"))
     new = str(tmp_path / "new")
-    assert with_decoder_of_run(new, left_open) == left_open
-    for on_gpu, decode in ((True, "device"), (False, "cpu")):
-        assert left_open.with_decoder(on_gpu).settings.decode == decode
-    open_run(new, left_open.with_decoder(on_gpu=True), "model")
-    assert with_decoder_of_run(new, left_open).settings.decode == "device"
-    assert with_decoder_of_run(run, left_open) == plan
-    assert with_decoder_of_run(new, plan) == plan  # which is then refused
+    assert with_choices_of_run(new, left_open) == left_open
+    for on_gpu, native, expected in (
+        (True, False, ("device", "bfloat16")),
+        (False, True, ("cpu", "bfloat16")),
+        (False, False, ("cpu", "float32")),
+    ):
+        monkeypatch.setattr("seg_core.processor.computes_bfloat16", lambda native=native: native)
+        settings = left_open.for_device(on_gpu).settings
+        assert (settings.decode, settings.precision) == expected
+    open_run(new, left_open.for_device(on_gpu=True), "model")
+    settings = with_choices_of_run(new, left_open).settings
+    assert (settings.decode, settings.precision) == ("device", "bfloat16")
+    assert with_choices_of_run(run, left_open) == plan
+    assert with_choices_of_run(new, chosen) == chosen  # which is then refused

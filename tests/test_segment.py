@@ -293,8 +293,9 @@ def test_bfloat16_is_a_setting_of_the_run(
     assert read_plan(str(tmp_path / "run")).settings.precision == "bfloat16"
     out, _ = seg(capsys, "verify", tmp_path / "run", "--deep", "--json")
     assert json.loads(out)["rechecked"] > 1
-    _, err = seg(capsys, *command, code=2)
-    assert "precision bfloat16 there, auto now" in err
+    seg(capsys, *command)  # goes on in the precision that it began with
+    _, err = seg(capsys, *command, "--precision", "float32", code=2)
+    assert "precision bfloat16 there, float32 now" in err
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -127,7 +127,7 @@ class Bench:
 
     def __init__(self, plan: Plan, model: str, folder: str, execution: ExecutionOptions) -> None:
         self.resources: ActorResources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
-        self.plan, self.model, self.folder = plan.with_decoder(on_gpu=self.resources.num_gpus > 0), model, folder
+        self.plan, self.model, self.folder = plan.for_device(on_gpu=self.resources.num_gpus > 0), model, folder
         compile_first = execution.compiling == "auto" and self.resources.num_gpus > 0  # before the time is taken
         self.execution = replace(execution, compiling="yes") if compile_first else execution
         self.window = choose_window(execution.window, plan.settings, read_bundle(model), self.resources.window_memory)

@@ -74,11 +74,14 @@ def evaluate(args: Namespace) -> int:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
     from seg_core.inference.evaluate import evaluate as evaluate_model
     from seg_core.inference.evaluate import write_figures, write_samples
+    from seg_core.model.loading import choose_device
     from seg_core.model.segmenter import Segmenter
+    from seg_core.processor import choose_precision
 
     table_path = _make_table_path(args)
     figures_folder = output_folder("--figures", args.figures) if args.figures else None
-    segmenter, data = Segmenter(target, args.device, args.tta, args.precision), local_path(args.data)
+    precision = choose_precision(args.precision, choose_device(args.device).type == "cuda")
+    segmenter, data = Segmenter(target, args.device, args.tta, precision), local_path(args.data)
     with waiting(f"segmenting the images of {args.split}") as report:
         evaluation = evaluate_model(segmenter, data, args.split, report, args.normalize)
     _note_warps(evaluation.labels_off_px)

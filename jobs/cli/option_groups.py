@@ -102,7 +102,10 @@ def add_normalize(parser: argparse._ActionsContainer) -> None:
 
 def add_precision(parser: argparse._ActionsContainer) -> None:
     """Add the precision to compute in."""
-    text = "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, else float32"
+    text = (
+        "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, and on a CPU with "
+        "instructions for it, else float32"
+    )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
 
 

@@ -19,6 +19,7 @@ from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundl
 from seg_core.model.equivariance import make_equivariant
 from seg_core.model.networks import build_model, training_bytes_per_px
 from seg_core.model.unet import UNet
+from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
@@ -211,8 +212,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # There is no public name for these. Without the instructions it works, but slower than float32.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001
+    return computes_bfloat16()
 
 
 def _free_memory(device: torch.device) -> int:

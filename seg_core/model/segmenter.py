@@ -43,7 +43,8 @@ NOT_FINITE = "the network's output is not finite"
 class Segmenter:
     """A model on a device.
 
-    Precision: `auto` is bfloat16 on a GPU and float32 on a CPU. Float32 on a CPU is `exact`: a pixel's probability is
+    Precision: `auto` is bfloat16 on a GPU and float32 on a CPU, as in older runs; `choose_precision` resolves it for
+    new ones. Float32 on a CPU is `exact`: a pixel's probability is
     the same to the last bit, whatever window it is in. This needs channels-first arrays and at least two threads. With
     channels-last arrays, which are twice as fast, oneDNN uses routines that add up in an order that depends on the
     chip's size. bfloat16 is not exact. It is three times as fast on processors that support it (AVX-512 BF16, AMX).

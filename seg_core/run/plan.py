@@ -15,6 +15,7 @@ from seg_core.grid import MIN_CHIP, Window, align, buffered, intersection, inter
 from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
+from seg_core.processor import choose_precision
 from seg_core.run.imagery_fit import ImageryFit
 
 MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
@@ -38,8 +39,8 @@ class Settings:
     scale: tuple[float, float] | None = None
     bands: tuple[int, ...] | None = None
     keep_probability: bool = False
-    precision: str = "auto"  # see Segmenter
-    decode: str = "cpu"  # or `device`: the model's device decodes JPEG streams; or `auto`: see Plan.with_decoder
+    precision: str = "auto"  # see Segmenter and Plan.for_device
+    decode: str = "cpu"  # or `device`: the model's device decodes JPEG streams; or `auto`: see Plan.for_device
     mosaic: bool = False  # treat the scenes as one image
     window: int | None = None  # px; set only if the context exceeds the halo, because rows then depend on it
     alpha: int | None = None  # number of the alpha band; 0: there is none; None: the band that the file labels alpha
@@ -183,11 +184,13 @@ class Plan:
         """The images that are divided into tiles: the scenes, or the one image that they form together."""
         return self.scenes[:1] if self.settings.mosaic else self.scenes
 
-    def with_decoder(self, on_gpu: bool) -> "Plan":
-        """Return the plan with `decode auto` resolved: `device` on a GPU, else `cpu`."""
-        if self.settings.decode != "auto":
-            return self
-        return replace(self, settings=replace(self.settings, decode="device" if on_gpu else "cpu"))
+    def for_device(self, on_gpu: bool) -> "Plan":
+        """Return the plan with the settings that are `auto` resolved: who decodes, and the precision."""
+        decode, precision = self.settings.decode, self.settings.precision
+        if decode == "auto":
+            decode = "device" if on_gpu else "cpu"
+        settings = replace(self.settings, decode=decode, precision=choose_precision(precision, on_gpu))
+        return replace(self, settings=settings)
 
     def parts(self) -> Iterator[Part]:
         """Yield all parts, image by image. Parts of a mosaic that hold no pixel of any scene are left out."""

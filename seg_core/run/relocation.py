@@ -10,7 +10,7 @@ from seg_core.imagery.scene import Scene
 from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Places, Plan, relocate
 from seg_core.run.record import RunRecord, read_record, write_record
-from seg_core.run.resume import find_run, is_same_scene, known_scenes, with_decoder_of_run
+from seg_core.run.resume import find_run, is_same_scene, known_scenes, with_choices_of_run
 from seg_core.run.tables import read_scenes, scenes_path, write_scenes
 from seg_core.storage.files import is_remote, make_folder, stat
 
@@ -40,7 +40,7 @@ def match_run(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]
     record = read_record(out)
     places, accepted = record.places(given), record.relocated_versions or {}
     moved = _relocate(plan, known_scenes(out), places, accepted) if places else RelocatedPlan(plan, [], accepted)
-    begun = with_decoder_of_run(out, moved.plan)
+    begun = with_choices_of_run(out, moved.plan)
     find_run(out, begun)
     if record.places() != moved.plan.places or moved.accepted != accepted:
         _record_places(out, moved)

@@ -4,7 +4,7 @@ import json
 import posixpath
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import Scene
@@ -33,11 +33,19 @@ def find_run(out: str, plan: Plan) -> RunRecord | None:
     return None
 
 
-def with_decoder_of_run(out: str, plan: Plan) -> Plan:
-    """The plan with `decode auto` decided as it was when the run at `out` began, where there is one."""
-    if plan.settings.decode != "auto" or stat(f"{out}/run.json") is None:
+CHOSEN = ("decode", "precision")  # settings that may be `auto` until a run begins
+
+
+def with_choices_of_run(out: str, plan: Plan) -> Plan:
+    """The plan with the settings that are `auto` as they were chosen when the run at `out` began, where there is one.
+
+    An older run may have recorded `auto`: it stays so.
+    """
+    open_settings = [name for name in CHOSEN if getattr(plan.settings, name) == "auto"]
+    if not open_settings or stat(f"{out}/run.json") is None:
         return plan
-    return plan.with_decoder(on_gpu=read_record(out).settings.decode == "device")
+    chosen = read_record(out).settings
+    return replace(plan, settings=replace(plan.settings, **{name: getattr(chosen, name) for name in open_settings}))
 
 
 def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunRecord:
