@@ -94,7 +94,7 @@ class TrainSettings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "large": {},  # for a GPU
-    # What two cores can train in an hour. The built-in model was trained so, with `augment = light`.
+    # What two cores can train in an hour.
     "small": {
         "width": 32,
         "lr": 3e-3,
