@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ from seg_core.run.tables import read_scenes
 from seg_core.training.dataset import is_building
 
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
+COLUMNS = ["status", "mean_probability", *SUMMED_COLUMNS]
 
 
 def query(run: str, sql: str) -> pa.Table:
@@ -38,29 +39,42 @@ def summary(run: str) -> dict[str, Any]:
     """
     record, index = read_record(run), index_parts(run)
     check_not_empty(index)
-    columns = ["status", "mean_probability", *SUMMED_COLUMNS]
-    each = list(map_live_tables(_sum_up, index, columns))
-    found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
+    found = add_sums(list(map_live_tables(sum_table, index, COLUMNS)))
+    area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
+    counts = {name: found.pop(name) for name in ("tiles", "failed")}
+    name = record.class_name
+    return {
+        **({} if name is None or is_building(name) else {"class": name}),
+        "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
+        "planned": record.plan.tiles,
+        **counts,
+        "missing": max(0, record.plan.tiles - sum(counts.values())),
+        **found,
+        "area_km2": None if area_m2 is None else area_m2 / 1e6,
+        "building_km2": None if building_m2 is None else building_m2 / 1e6,
+    }
+
+
+def add_sums(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what `sum_table` returns: the numbers of tiles, their pixels and areas (m2), coverage and probability.
+
+    A figure is None if no tile has it. Areas are also None if any tile with valid pixels has no area.
+    """
     total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
     valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
     without_area = sum(part["without_area"] for part in each)
     area_m2, building_m2 = (
         math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
     )
-    name = record.class_name
     probability_px = [part["probability_px"] for part in each if part["valid_px"]]
     return {
-        **({} if name is None or is_building(name) else {"class": name}),
-        "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
-        "planned": record.plan.tiles,
-        **found,
-        "missing": max(0, record.plan.tiles - sum(found.values())),
+        **{name: sum(part[name] for part in each) for name in ("tiles", "failed")},
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,
         "mean_probability": math.fsum(probability_px) / valid_px if valid_px else None,
-        "area_km2": None if area_m2 is None else area_m2 / 1e6,
-        "building_km2": None if building_m2 is None else building_m2 / 1e6,
+        "area_m2": area_m2,
+        "building_m2": building_m2,
     }
 
 
@@ -78,8 +92,8 @@ def to_table(figures: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([dict(figures)])
 
 
-def _sum_up(table: pa.Table) -> dict[str, Any]:
-    """Add up the tiles that are done, and count those that are done and those that failed."""
+def sum_table(table: pa.Table) -> dict[str, Any]:
+    """Add up COLUMNS of the tiles that are done, and count those that are done and those that failed."""
     done = table.filter(pc.equal(table["status"], "done"))
     has_data = pc.greater(done["valid_px"], 0)
     without_area = pc.sum(pc.and_(pc.is_null(done["area_m2"]), has_data)).as_py() or 0
