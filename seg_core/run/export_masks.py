@@ -30,7 +30,7 @@ from seg_core.run.rows import Row, decode_mask, decode_probability, decode_valid
 from seg_core.run.stac import name_items, write_collection
 from seg_core.run.stac_item import Catalogue, item_path, write_item
 from seg_core.run.stored_plan import read_plan
-from seg_core.storage.files import find_existing, local_copy, make_folder
+from seg_core.storage.files import find_existing, local_draft, make_folder
 
 Scale = tuple[float, float] | None
 COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask", "valid")
@@ -187,7 +187,7 @@ def _write(path: str, kind: Kind, export: Export, item: ImageParts) -> SegError 
     """Write a raster and its style. Returns the error if that can't be done."""
     pieces = _read_pieces(item.image, item.parts, item.there, export.settings.scale, kind)
     try:
-        with local_copy(path) as local:
+        with local_draft(path) as local:
             write_cog(local, item.image, pieces, kind.bands, export.keep_first)
             kind.write_style(local)
     except SegError as error:

@@ -60,7 +60,8 @@ def _check_places(images: Sequence[Scene]) -> None:
     if len(bare) == len(images):
         raise SegError("--stac: the scenes have no CRS, so that a catalogue can't say where they are: leave it out")
     if bare:
-        log.warning("--stac: %s and %d more have no CRS: their items say no place", bare[0], len(bare) - 1)
+        numbers = f"{len(bare):,} of {len(images):,} scenes have no CRS"
+        log.warning("--stac: %s, such as %s: their items say no place", numbers, bare[0])
 
 
 def _common_properties(record: RunRecord) -> dict[str, Any]:

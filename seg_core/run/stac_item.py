@@ -27,6 +27,7 @@ from seg_core.run.stac_terms import (
     JSON,
     Period,
     Result,
+    check_library,
     date_fields,
     extension,
     find_period,
@@ -94,14 +95,22 @@ def write_item(
 
     Returns its path, and the error if that can't be done.
     """
+    try:
+        check_library()  # in this process, which may be on another node
+        properties = {"title": image.scene_id, **catalogue.properties, **_place(image)}
+        item = _make_item(catalogue, path, image, properties | _add_up(catalogue, parts, there))
+    except SegError as error:
+        return path, error
+    for name, asset in _assets(catalogue, path, rasters).items():
+        item.add_asset(name, asset)
+    return write_json(path, item.to_dict(include_self_link=False, transform_hrefs=False))
+
+
+def _make_item(catalogue: Catalogue, path: str, image: Scene, properties: dict[str, Any]) -> "pystac.Item":
+    """Return the item of an image, without its assets."""
     import pystac
 
     geometry, box = find_outline(image)
-    try:
-        properties = {"title": image.scene_id, **catalogue.properties, **_place(image)}
-        properties |= _add_up(catalogue, parts, there)
-    except SegError as error:
-        return path, error
     item = pystac.Item(
         catalogue.item_id(path),
         geometry,
@@ -111,10 +120,8 @@ def write_item(
         stac_extensions=list(EXTENSIONS),
         collection=catalogue.name,
     )
-    for name, asset in _assets(catalogue, path, rasters).items():
-        item.add_asset(name, asset)
     item.add_links(_links(catalogue, path))
-    return write_json(path, item.to_dict(include_self_link=False, transform_hrefs=False))
+    return item
 
 
 def find_outline(image: Scene) -> tuple[dict[str, Any] | None, Box | None]:

@@ -182,7 +182,7 @@ def publish(path: str | Path, content: bytes, staging: str | None = None) -> Non
 
 
 @contextmanager
-def local_copy(path: str) -> Iterator[str]:
+def local_draft(path: str) -> Iterator[str]:
     """Yield a local path to write a file at, for libraries that write to a disk only.
 
     On disk it is the path itself, in a folder that is made. For a remote path it is one of the same name in a temporary
