@@ -1,6 +1,7 @@
 """Masks that are exported straight to S3, and by the tasks of a Ray cluster: the files are the same anywhere."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -95,6 +96,19 @@ def test_a_large_file_is_sent_in_parts_and_nothing_if_it_is_not_whole(prefix: st
         raise ZeroDivisionError
     assert not Path(local).parent.exists()
     assert not storage.exists(f"{prefix}/other.tif")
+
+
+def test_a_temporary_folder_that_is_not_there_is_named_for_each_scene(
+    prefix: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = build_run(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    _, err = seg(capsys, "export", "masks", run, "--out", prefix, code=1)
+    first, second, last = err.splitlines()
+    why = "no temporary folder for it: No such file or directory: name one by TMPDIR"
+    assert first == f"{prefix}/north/a.tif: not written: {prefix}/north/a.tif: {why}"
+    assert second.startswith(f"{prefix}/south/b.tif: not written: ")
+    assert last == "2 files could not be written (exit code 1)"
 
 
 @pytest.fixture

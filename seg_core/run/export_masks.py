@@ -29,6 +29,7 @@ from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.rows import Row, decode_mask, decode_probability, decode_valid
 from seg_core.run.stac import name_items, write_collection
 from seg_core.run.stac_item import Catalogue, item_path, write_item
+from seg_core.run.stac_terms import Result
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import find_existing, local_draft, make_folder
 
@@ -79,10 +80,6 @@ PROBABILITY = Kind(
     (*COLUMNS, "probability"),
     _decode_levels,
 )
-
-
-Result = tuple[str, SegError | None]
-"""The path of a file, and why it could not be written."""
 
 
 class ImageParts(NamedTuple):

@@ -2,24 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import chain
 from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.record import read_record
 from seg_core.run.sql import check_not_empty, run_sql
+from seg_core.run.sums import COLUMNS, add_sums, sum_table
 from seg_core.run.tables import read_scenes
 from seg_core.training.dataset import is_building
-
-SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
-COLUMNS = ["status", "mean_probability", *SUMMED_COLUMNS]
 
 
 def query(run: str, sql: str) -> pa.Table:
@@ -55,29 +52,6 @@ def summary(run: str) -> dict[str, Any]:
     }
 
 
-def add_sums(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what `sum_table` returns: the numbers of tiles, their pixels and areas (m2), coverage and probability.
-
-    A figure is None if no tile has it. Areas are also None if any tile with valid pixels has no area.
-    """
-    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
-    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
-    without_area = sum(part["without_area"] for part in each)
-    area_m2, building_m2 = (
-        math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
-    )
-    probability_px = [part["probability_px"] for part in each if part["valid_px"]]
-    return {
-        **{name: sum(part[name] for part in each) for name in ("tiles", "failed")},
-        "valid_px": valid_px,
-        "building_px": building_px,
-        "coverage": building_px / valid_px if valid_px and building_px is not None else None,
-        "mean_probability": math.fsum(probability_px) / valid_px if valid_px else None,
-        "area_m2": area_m2,
-        "building_m2": building_m2,
-    }
-
-
 def describe(figures: Mapping[str, Any]) -> str:
     """Return the state of a run in a few words, from its summary. A complete run may still contain failed tiles."""
     planned, failed, missing = (figures[name] for name in ("planned", "failed", "missing"))
@@ -90,26 +64,6 @@ def describe(figures: Mapping[str, Any]) -> str:
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
     """Return figures as a table of one row."""
     return pa.Table.from_pylist([dict(figures)])
-
-
-def sum_table(table: pa.Table) -> dict[str, Any]:
-    """Add up COLUMNS of the tiles that are done, and count those that are done and those that failed."""
-    done = table.filter(pc.equal(table["status"], "done"))
-    has_data = pc.greater(done["valid_px"], 0)
-    without_area = pc.sum(pc.and_(pc.is_null(done["area_m2"]), has_data)).as_py() or 0
-    weighted = pc.if_else(has_data, pc.multiply(done["mean_probability"], done["valid_px"]), 0.0)
-    sums: dict[str, Any] = {"tiles": len(done), "failed": len(table) - len(done), "without_area": without_area}
-    sums["probability_px"] = _add_exactly(weighted)
-    for name in SUMMED_COLUMNS:
-        values = done[name].drop_null()
-        add = _add_exactly if name.endswith("_m2") else lambda column: pc.sum(column).as_py()
-        sums[name] = add(values) if len(values) else None
-    return sums
-
-
-def _add_exactly(values: pa.ChunkedArray) -> float:
-    """Add up floats. The sum does not depend on their order, as a plain one would."""
-    return math.fsum(values.to_numpy().tolist())
 
 
 def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:

@@ -20,7 +20,6 @@ from seg_core.imagery.qgis_style import style_path
 from seg_core.imagery.scene import Scene
 from seg_core.run.parts import Locations, read_part_table
 from seg_core.run.plan import Part
-from seg_core.run.query import COLUMNS, add_sums, sum_table
 from seg_core.run.stac_model import Model
 from seg_core.run.stac_terms import (
     GEOJSON,
@@ -35,6 +34,7 @@ from seg_core.run.stac_terms import (
     relative_link,
     write_json,
 )
+from seg_core.run.sums import COLUMNS, add_sums, sum_table
 
 if TYPE_CHECKING:
     import pystac

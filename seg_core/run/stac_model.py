@@ -15,7 +15,6 @@ from seg_core.imagery.captured import parse_date
 from seg_core.model.bundle import BUILT_IN, BUILT_IN_NAME, HEADER, WEIGHTS, Bundle, read_bundle
 from seg_core.run.record import RunRecord
 from seg_core.run.stac_terms import JSON, date_fields, extension, find_period, plain_name
-from seg_core.storage.files import exists
 
 if TYPE_CHECKING:
     import pystac
@@ -43,13 +42,17 @@ def find_model(record: RunRecord, created: datetime, given: str | None) -> Model
 
     Returns None, with a warning, if it has moved. Raises SegError if `given` is another bundle, or none.
     """
-    uri, wanted = given or record.model.uri, record.model.hash
-    if given is None and not exists(uri):
-        uri = BUILT_IN
-    bundle = read_bundle(uri)
-    if bundle.hash == wanted:
-        return Model(_name(uri), uri, bundle, created)
-    if given is not None:
+    wanted = record.model.hash
+    for uri in [given] if given else [record.model.uri, BUILT_IN]:
+        try:
+            bundle = read_bundle(uri)
+        except SegError:
+            if given:
+                raise
+            continue
+        if bundle.hash == wanted:
+            return Model(_name(uri), uri, bundle, created)
+    if given:
         raise SegError(f"--model: is {bundle.hash[:8]}, but the run was made with {wanted[:8]}: name that model")
     log.warning("--stac: the model is not at %s: it is left out: name its folder with --model", record.model.uri)
     return None

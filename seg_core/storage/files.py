@@ -193,10 +193,18 @@ def local_draft(path: str) -> Iterator[str]:
         disk.make_folder(os.path.dirname(path))
         yield path
         return
-    with TemporaryDirectory(prefix=PARTIAL) as folder:
+    with _temporary_folder(path) as folder:
         yield os.path.join(folder, name)
         for each in sorted(os.listdir(folder), key=lambda found: (found == name, found)):
             remote.upload_file(f"{folder_of(path)}/{each}", os.path.join(folder, each))
+
+
+def _temporary_folder(path: str) -> "TemporaryDirectory[str]":
+    """A local folder for what becomes a remote file. Raises SegError where there can be none."""
+    try:
+        return TemporaryDirectory(prefix=PARTIAL)
+    except OSError as error:
+        raise SegError(f"{path}: no temporary folder for it: {error.strerror}: name one by TMPDIR") from error
 
 
 def find_existing(folder: str, paths: Collection[str]) -> str | None:
