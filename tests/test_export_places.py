@@ -12,6 +12,7 @@ import pystac
 import pytest
 import rasterio
 from conftest import MakeBundle, cut
+from proxy import Proxy
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from rio_cogeo.cogeo import cog_validate
@@ -21,6 +22,7 @@ from weed import BUCKET
 
 from aerial_seg import spread
 from seg_core.storage import files as storage
+from seg_core.storage import retries
 
 Capture = pytest.CaptureFixture[str]
 KEEPING = replace(SETTINGS, keep_probability=True)
@@ -96,6 +98,18 @@ def test_a_large_file_is_sent_in_parts_and_nothing_if_it_is_not_whole(prefix: st
         raise ZeroDivisionError
     assert not Path(local).parent.exists()
     assert not storage.exists(f"{prefix}/other.tif")
+
+
+def test_an_upload_outlives_a_store_that_refuses(
+    prefix: str, proxied: Proxy, other_environment: pytest.MonkeyPatch
+) -> None:
+    other_environment.setattr(retries, "pause", lambda _: 0.0)
+    content = bytes(range(256)) * 40_000
+    proxied.refusals = 5
+    with storage.local_draft(f"{prefix}/large.tif") as local:
+        Path(local).write_bytes(content)
+    assert (proxied.refusals, proxied.num_refused) == (0, 5)
+    assert storage.read_bytes(f"{prefix}/large.tif") == content
 
 
 def test_a_temporary_folder_that_is_not_there_is_named_for_each_scene(

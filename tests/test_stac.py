@@ -23,7 +23,7 @@ from shapely.geometry import box, shape
 from seg_core.run.export_masks import export_masks
 from seg_core.run.query import query
 from seg_core.run.stac import open_catalogue
-from seg_core.run.stac_terms import find_period, plain_name
+from seg_core.run.stac_terms import find_period, plain_id, plain_name
 
 Capture = pytest.CaptureFixture[str]
 KEEPING = replace(SETTINGS, keep_probability=True)
@@ -360,7 +360,7 @@ def test_no_file_of_a_catalogue_is_replaced(tmp_path: Path, capsys: Capture, nam
         (["a.tif", "a.tiff"], "seg: --stac: two scenes would have the id a: rename one, and segment it\n"),
         (
             ["a.tif", "model.tif"],
-            "seg: --stac: {out}/model.json: would be of the catalogue and of a scene: rename that, and segment it\n",
+            "seg: --stac: {out}/model.json: is both the catalogue's and a scene's: rename the scene, and segment it\n",
         ),
     ],
 )
@@ -414,7 +414,13 @@ def test_a_raster_that_cannot_be_written_is_no_asset(tmp_path: Path, capsys: Cap
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a/b c.d", "a-b-c-d"), ("Gebäude", "Geb-ude"), ("...", "run"), ("a_1-B", "a_1-B")]
+    ("text", "as_id", "as_name"),
+    [
+        ("a/b c.d", "a-b-c.d", "a-b-c-d"),
+        ("Gebäude", "Gebäude", "Geb-ude"),
+        ("建物", "建物", "class-1"),
+        ("a_1-B", "a_1-B", "a_1-B"),
+    ],
 )
-def test_names_are_those_of_urls(text: str, expected: str) -> None:
-    assert plain_name(text) == expected
+def test_ids_and_names_are_as_plain_as_they_must_be(text: str, as_id: str, as_name: str) -> None:
+    assert (plain_id(text), plain_name(text, "class-1")) == (as_id, as_name)

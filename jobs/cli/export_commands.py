@@ -132,10 +132,12 @@ def _choose_catalogue(args: Namespace, run: str, out: str) -> dict[str, Any]:
     from seg_core.model.bundle import find_bundle
     from seg_core.run.stac import open_catalogue
 
-    if args.model and not args.stac:
-        raise SegError("--model: is for --stac")
+    if not args.stac:
+        if args.model:
+            raise SegError("--model: is for --stac")
+        return {}
     model = find_bundle(args.model) if args.model else None
-    return {"catalogue": open_catalogue(run, out, mosaic=args.mosaic, model=model)} if args.stac else {}
+    return {"catalogue": open_catalogue(run, out, mosaic=args.mosaic, model=model)}
 
 
 def _print_result(args: Namespace, known: dict[str, Any], figures: dict[str, Any], meaning: str) -> int:

@@ -21,7 +21,7 @@ from seg_core.imagery.scene import Scene
 from seg_core.run.record import RunRecord, read_record
 from seg_core.run.stac_item import Box, Catalogue, find_outline, item_path, model_links
 from seg_core.run.stac_model import find_model, make_model_item
-from seg_core.run.stac_terms import GEOJSON, Result, check_library, find_period, plain_name, relative_link, write_json
+from seg_core.run.stac_terms import GEOJSON, Result, check_library, find_period, plain_id, relative_link, write_json
 from seg_core.run.stored_plan import read_plan
 
 WORLD = (-180.0, -90.0, 180.0, 90.0)
@@ -44,7 +44,7 @@ def open_catalogue(run: str, folder: str, *, mosaic: bool = False, model: str | 
     is_one = mosaic or plan.settings.mosaic
     return Catalogue(
         folder=folder,
-        name=plain_name(posixpath.basename(run)),
+        name=plain_id(posixpath.basename(run)),
         class_name=plan.class_name or "building",
         model=find_model(record, created, model),
         properties=_common_properties(record),
@@ -85,7 +85,7 @@ def name_items(catalogue: Catalogue, rasters: Sequence[str]) -> list[str]:
     items = [item_path(each) for each in rasters]
     own = [catalogue.model_item, catalogue.collection]
     if taken := set(own) & set(items):
-        raise SegError(f"--stac: {min(taken)}: would be of the catalogue and of a scene: rename that, and segment it")
+        raise SegError(f"--stac: {min(taken)}: is both the catalogue's and a scene's: rename the scene, and segment it")
     numbers = Counter(catalogue.item_id(path) for path in items)
     if double := next((name for name, number in numbers.items() if number > 1), None):
         raise SegError(f"--stac: two scenes would have the id {double}: rename one, and segment it")

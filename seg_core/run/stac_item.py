@@ -30,6 +30,7 @@ from seg_core.run.stac_terms import (
     date_fields,
     extension,
     find_period,
+    plain_id,
     plain_name,
     relative_link,
     write_json,
@@ -75,8 +76,8 @@ class Catalogue:
         return f"{self.folder}/model.json"
 
     def item_id(self, path: str) -> str:
-        """Return the id of the item at a path: that within the folder, of characters that a URL need not escape."""
-        return plain_name(os.path.splitext(posixpath.relpath(path, self.folder))[0])
+        """Return the id of the item at a path, which follows from where it is in the folder."""
+        return plain_id(os.path.splitext(posixpath.relpath(path, self.folder))[0])
 
     def period_of(self, image: Scene) -> Period:
         """Return from when to when an image was taken."""
@@ -186,7 +187,7 @@ def _describe(catalogue: Catalogue, kind: str, bands: Bands) -> dict[str, Any]:
 
 def _classes(class_name: str) -> dict[str, Any]:
     """Return the values of a mask as the classification extension has them."""
-    values = ((0, f"not {class_name}", "background"), (1, class_name, plain_name(class_name)))
+    values = ((0, f"not {class_name}", "background"), (1, class_name, plain_name(class_name, "class-1")))
     classes = [{"value": value, "name": name, "description": text} for value, text, name in values]
     return {"classification:classes": classes}
 

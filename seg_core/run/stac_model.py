@@ -63,7 +63,7 @@ def _name(uri: str) -> str:
 
     It is that of its folder.
     """
-    name = BUILT_IN_NAME if uri == BUILT_IN else plain_name(posixpath.basename(uri.rstrip("/")))
+    name = BUILT_IN_NAME if uri == BUILT_IN else plain_name(posixpath.basename(uri.rstrip("/")), "bundle")
     return name if re.match(r"[A-Za-z].+[0-9A-Za-z]$", name) else f"model-{name.strip('_')}"
 
 
@@ -128,11 +128,12 @@ def _input(bundle: Bundle) -> dict[str, Any]:
 
 
 def _output(bundle: Bundle) -> dict[str, Any]:
-    """Return what the network gives: logits of the positive class alone, or of each class."""
+    """Return what the network gives: logits of the second of two classes alone, or of each class."""
     number = int(bundle.architecture["classes"])
-    what = f"logit of the class {bundle.class_name}" if number == 1 else "logit of each class"
+    what = f"logit of the class {bundle.classes[1]}" if number == 1 else "logit of each class"
     classes = [
-        {"value": value, "name": plain_name(name), "description": name} for value, name in enumerate(bundle.classes)
+        {"value": value, "name": plain_name(name, f"class-{value}"), "description": name}
+        for value, name in enumerate(bundle.classes)
     ]
     shape = {"shape": [-1, number, -1, -1], "dim_order": ["batch", "class", "height", "width"]}
     return {

@@ -32,9 +32,14 @@ def extension(name: str) -> str:
     return f"{SCHEMAS}/{name}/schema.json"
 
 
-def plain_name(text: str) -> str:
-    """Return a text as an id: letters, digits, `_` and `-`, which need no escape in a URL."""
-    return re.sub(r"[^0-9A-Za-z_-]+", "-", text).strip("-") or "run"
+def plain_id(text: str) -> str:
+    """Return a text as an id, which is a single step of a URL: its letters, digits, `_`, `.` and `-`."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def plain_name(text: str, otherwise: str) -> str:
+    """Return a text as a name of ASCII letters, digits, `_` and `-`, or another one if it has none of these."""
+    return re.sub(r"[^0-9A-Za-z_-]+", "-", text).strip("-") or otherwise
 
 
 def relative_link(path: str, start: str) -> str:
