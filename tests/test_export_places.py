@@ -73,6 +73,14 @@ def test_a_bucket_that_is_not_there_is_named(s3: str, tmp_path: Path, capsys: Ca
     assert err == f"seg: {out}: no such bucket\n"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_any_scene(tmp_path: Path, capsys: Capture) -> None:
+    run, _ = build_run(tmp_path)
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "masks"
+    _, err = seg(capsys, "export", "masks", run, "--out", out, code=2)
+    assert err == f"seg: {out}: can't be written to (Not a directory): choose another folder\n"
+
+
 def test_a_scene_that_fails_leaves_nothing_in_the_bucket_and_the_others_are_written(
     prefix: str, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -171,8 +179,8 @@ def test_masks_of_real_imagery_in_a_bucket_are_cloud_optimised_and_where_the_cat
     shared: Path, make_bundle: MakeBundle, prefix: str, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "scenes").mkdir()
-    cut(shared / "brookline/region.tif", tmp_path / "scenes/brookline.tif", Window(430, 0, 800, 600))
-    cut(shared / "joplin/tile_337-9136.tif", tmp_path / "scenes/joplin.tif", Window(0, 0, 700, 900))
+    cut(shared / "brookline/region.tif", tmp_path / "scenes/brookline.tif", Window(430, 0, 600, 520))
+    cut(shared / "joplin/tile_337-9136.tif", tmp_path / "scenes/joplin.tif", Window(0, 0, 520, 600))
     options = ["--keep-probability", "--model", make_bundle(gsd_m=None), "--out", tmp_path / "run", "--tile-size", 256]
     seg(capsys, "segment", tmp_path / "scenes", *options)
     seg(capsys, "export", "masks", tmp_path / "run", *EVERYTHING, "--out", prefix)
