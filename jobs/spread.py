@@ -16,19 +16,24 @@ R = TypeVar("R")
 
 
 def spread_over_cluster(
-    address: str | None, function: Callable[[T], R], items: Sequence[T], verbose: bool = False
+    address: str | None,
+    function: Callable[[T], R],
+    items: Sequence[T],
+    verbose: bool = False,
+    items_per_task: int | None = None,
 ) -> Iterator[R]:
     """Yield `map(function, items)`, computed by tasks on the cluster at `address`, or as `ray_session` chooses one.
 
     The function must be picklable, and so must its results. Its exceptions are raised here.
     """
+    size = items_per_task or ITEMS_PER_TASK
     with ray_session(address, verbose=verbose):
         shared: Any = ray.put(function)
         task: Any = ray.remote(_apply)
         most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting: deque[Any] = deque()
-        for first in range(0, len(items), ITEMS_PER_TASK):
-            waiting.append(task.remote(shared, items[first : first + ITEMS_PER_TASK]))
+        for first in range(0, len(items), size):
+            waiting.append(task.remote(shared, items[first : first + size]))
             if len(waiting) >= most:
                 yield from ray.get(waiting.popleft())
         while waiting:

@@ -172,7 +172,17 @@ OPTIONS = {
     "seg models": ["--help", "show"],
     "seg models show": [*GENERAL, "--json", "BUNDLE"],
     "seg export": ["--help", "masks|footprints|coverage|picture|model"],
-    "seg export masks": [*GENERAL, "--json", "--mosaic", "--out", "--probability", "RUN"],
+    "seg export masks": [
+        *GENERAL,
+        "--address",
+        "--json",
+        "--model",
+        "--mosaic",
+        "--out",
+        "--probability",
+        "--stac",
+        "RUN",
+    ],
     "seg export footprints": [
         *GENERAL,
         "--address",

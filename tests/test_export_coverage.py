@@ -218,7 +218,7 @@ REFUSED = {
     "--cell 20 --out there.parquet": "--out {folder}/there.parquet: already exists: choose another name",
     "--cell 20 --out styled.tif": "--out {folder}/styled.qml: already exists: choose another name",
     "--cell 20 --out s3://bucket/c.tif": (
-        "s3://bucket/c.tif: must be on a local disk: only scenes, models, runs and --work may be in S3"
+        "s3://bucket/c.tif: must be on a local disk: only scenes, models, runs, masks and --work may be in S3"
     ),
 }
 

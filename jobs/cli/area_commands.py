@@ -53,15 +53,18 @@ def _note_miss(areas: "Areas", run: str) -> None:
     note(f"no area touches a tile: areas are at {here}, images at {describe_extent(read_plan(absolute(run)).images)}")
 
 
-def choose_spread(args: Namespace) -> dict[str, Any]:
-    """Return the argument `spread` of a function of many parts, if there is a cluster to spread them over."""
-    return {"spread": partial(_spread, args)} if args.address or os.environ.get("RAY_ADDRESS") else {}
+def choose_spread(args: Namespace, items_per_task: int | None = None) -> dict[str, Any]:
+    """Return the argument `spread` of a function of many parts or images, if there is a cluster to spread them over."""
+    spread = partial(_spread, args, items_per_task)
+    return {"spread": spread} if args.address or os.environ.get("RAY_ADDRESS") else {}
 
 
-def _spread(args: Namespace, function: "Callable[[T], R]", items: "Sequence[T]") -> "Iterator[R]":
+def _spread(
+    args: Namespace, items_per_task: int | None, function: "Callable[[T], R]", items: "Sequence[T]"
+) -> "Iterator[R]":
     from ..spread import spread_over_cluster
 
-    return spread_over_cluster(args.address, function, items, args.debug)
+    return spread_over_cluster(args.address, function, items, args.debug, items_per_task)
 
 
 def give_areas(found: "GeoDataFrame", out: str | None, form: str) -> None:

@@ -24,7 +24,7 @@ def model_folder(args: Namespace) -> str:
 def local_path(path: str) -> str:
     """Return the absolute form of a local path. Raises SegError for a path in S3."""
     if is_remote(path):
-        raise SegError(f"{path}: must be on a local disk: only scenes, models, runs and --work may be in S3")
+        raise SegError(f"{path}: must be on a local disk: only scenes, models, runs, masks and --work may be in S3")
     return absolute(path)
 
 

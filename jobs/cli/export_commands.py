@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seg_core.errors import SegError
 from seg_core.storage.disk import check_new_file
 from seg_core.storage.files import absolute, publish
 
@@ -45,7 +46,14 @@ def _add_masks(kinds: Commands) -> None:
     parser.add_argument("--mosaic", action="store_true", help=text)
     text = "also write the probabilities of a run that was segmented with --keep-probability"
     parser.add_argument("--probability", action="store_true", help=text)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write them to")
+    text = "also describe them in a STAC collection, with an item for each scene and one of the model (needs pystac)"
+    parser.add_argument("--stac", action="store_true", help=text)
+    parser.add_argument(
+        "--model", metavar="BUNDLE", help="for --stac: folder of the model, if it has moved since the run"
+    )
+    text = "folder or s3:// prefix to write them to; with --address, a folder that all nodes share"
+    parser.add_argument("--out", required=True, metavar="DIR", help=text)
+    _add_address(parser, "write the files of a large run on, a scene in each task")
 
 
 def _add_footprints(kinds: Commands) -> None:
@@ -86,9 +94,8 @@ def _add_picture(kinds: Commands) -> None:
     add_relocate(parser)
 
 
-def _add_address(parser: ArgumentParser) -> None:
-    text = "Ray cluster to read the masks of a large run on (default: this machine)"
-    parser.add_argument("--address", metavar="HOST:PORT", help=text)
+def _add_address(parser: ArgumentParser, what: str = "read the masks of a large run on") -> None:
+    parser.add_argument("--address", metavar="HOST:PORT", help=f"Ray cluster to {what} (default: this machine)")
 
 
 def _add_model(kinds: Commands) -> None:
@@ -104,11 +111,12 @@ def export_masks(args: Namespace) -> int:
     from seg_core.run.export_masks import export_masks as write_masks
     from seg_core.run.query import summary
 
-    run, out, files, problems = absolute(args.run), local_path(output_folder("--out", args.out)), [], 0
+    run, out, files, problems = absolute(args.run), output_folder("--out", args.out), [], 0
+    options = {"mosaic": args.mosaic, "probability": args.probability, **_choose_catalogue(args, run, out)}
     with waiting("adding up the parts of the run"):
         known = summary(run)
-    results = write_masks(run, out, mosaic=args.mosaic, probability=args.probability)
-    for path, problem in _show_waiting(results, "writing masks"):
+    results = write_masks(run, out, **options, **choose_spread(args, items_per_task=1))
+    for path, problem in _show_waiting(results, "writing files"):
         files += [] if problem else [path]
         problems += bool(problem)
         note(f"{path}: not written: {problem}" if problem else path)
@@ -117,6 +125,19 @@ def export_masks(args: Namespace) -> int:
     if problems:
         note(f"{problems:,} files could not be written (exit code 1)")
     return 1 if problems else code
+
+
+def _choose_catalogue(args: Namespace, run: str, out: str) -> dict[str, Any]:
+    """Return the argument `catalogue` of what writes masks, if they are to be described."""
+    from seg_core.model.bundle import find_bundle
+    from seg_core.run.stac import open_catalogue
+
+    if not args.stac:
+        if args.model:
+            raise SegError("--model: is for --stac")
+        return {}
+    model = find_bundle(args.model) if args.model else None
+    return {"catalogue": open_catalogue(run, out, mosaic=args.mosaic, model=model)}
 
 
 def _print_result(args: Namespace, known: dict[str, Any], figures: dict[str, Any], meaning: str) -> int:

@@ -1,13 +1,15 @@
 """Export the masks of a run as GeoTIFFs for a GIS, and its probabilities.
 
+    plan ─▶ images ─▶ rasters of each, with a style for QGIS ─▶ with STAC: an item of each ─▶ a collection of all
+
 A mask has one band: 1 is building, 0 is background, and 255 is nodata. A pixel is nodata where the scene holds no data,
-or where its tile failed or is not done yet. Beside each file is a style for QGIS.
+or where its tile failed or is not done yet.
 """
 
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -23,10 +25,13 @@ from seg_core.imagery.mosaic import make_mosaic, place_on_grid, read_image
 from seg_core.imagery.qgis_style import BUILDING, Entry, share_stops, style_path, write_class_style, write_ramp_style
 from seg_core.imagery.scene import Scene
 from seg_core.run.parts import Locations, find_parts, read_rows
-from seg_core.run.plan import Part, Plan
+from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.rows import Row, decode_mask, decode_probability, decode_valid
+from seg_core.run.stac import name_items, write_collection
+from seg_core.run.stac_item import Catalogue, item_path, write_item
+from seg_core.run.stac_terms import Result
 from seg_core.run.stored_plan import read_plan
-from seg_core.storage.files import make_folder
+from seg_core.storage.files import find_existing, local_draft, make_folder
 
 Scale = tuple[float, float] | None
 COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "mask", "valid")
@@ -36,6 +41,7 @@ CLASSES = (Entry(1, BUILDING, "building"), Entry(0, (255, 255, 255), "background
 class Kind(NamedTuple):
     """A kind of raster that a run is exported as."""
 
+    name: str
     suffix: str  # of the file's name, before `.tif`
     bands: Bands
     write_style: Callable[[str], None]
@@ -64,9 +70,10 @@ def _decode_levels(row: Row, part: Part, scale: Scale) -> NDArray[Any]:
     return np.ma.array(decode_probability(row), mask=decode_pixels(row, part, scale) == MISSING)
 
 
-MASK = Kind("", Bands(nodata=MISSING), partial(write_class_style, classes=CLASSES), COLUMNS, decode_pixels)
+MASK = Kind("mask", "", Bands(nodata=MISSING), partial(write_class_style, classes=CLASSES), COLUMNS, decode_pixels)
 # Each of the 256 values is a probability, so that none is left to stand for nodata.
 PROBABILITY = Kind(
+    "probability",
     "_probability",
     Bands(nodata=None, names=("probability",), scale=1 / 255, overviews="average"),
     partial(write_ramp_style, stops=share_stops((0, 0.2, 0.4, 0.6, 0.8, 1)), is_masked=True),
@@ -75,30 +82,70 @@ PROBABILITY = Kind(
 )
 
 
+class ImageParts(NamedTuple):
+    """An image to export: all that is needed to write its rasters in another process."""
+
+    image: Scene
+    parts: Sequence[Part]
+    there: Locations  # of those parts
+    paths: Sequence[str]  # of its rasters, one for each kind
+
+
+class Export(NamedTuple):
+    """What the rasters of an export have in common."""
+
+    kinds: Sequence[Kind]
+    settings: Settings
+    keep_first: bool  # where pieces of an image overlap
+    catalogue: Catalogue | None  # to describe them in
+
+
+Write = Callable[[ImageParts], list[Result]]
+Spread = Callable[[Write, Sequence[ImageParts]], Iterable[list[Result]]]
+
+
 def export_masks(
-    run: str, folder: str, *, mosaic: bool = False, probability: bool = False
-) -> Iterator[tuple[str, SegError | None]]:
-    """Write a cloud-optimised GeoTIFF for each scene of a run, or for its mosaic, into a folder.
+    run: str,
+    folder: str,
+    *,
+    mosaic: bool = False,
+    probability: bool = False,
+    catalogue: Catalogue | None = None,
+    spread: Spread = map,
+) -> Iterator[Result]:
+    """Write a cloud-optimised GeoTIFF for each scene of a run, or for its mosaic, into a folder or an S3 prefix.
 
     With `mosaic`, all scenes are written as one image, `mosaic.tif`, also if they were segmented each by itself. Where
     they overlap, the first one that is known counts. With `probability`, the probabilities that the run has kept are
     written too, as `_probability.tif`: uint8 with a scale of 1/255, and an internal mask. Beside each file is a style
-    for QGIS.
+    for QGIS. With a `catalogue` from `open_catalogue`, STAC items describe them, and `collection.json` leads to all.
 
-    Yields the path of each file with None, or with the error if it could not be written. The scenes are not read, but
-    for tiles of a run of an older version of which only some pixels are valid: its rows don't say which. Then the scene
-    must not have changed. Memory does not grow with the scene. Raises SegError before writing if a file exists already,
-    if the run keeps no probabilities, and if scenes are not on one grid.
+    Yields the path of each file but the styles with None, or with the error if it could not be written. `spread` maps a
+    function to images, by default one after the other; the files are the same. The scenes are not read, but for tiles
+    of a run of an older version of which only some pixels are valid: its rows don't say which. Then the scene must not
+    have changed. Memory does not grow with the scene. Files for S3 are first written to the temporary folder, image by
+    image. Raises SegError before writing if a file exists already or the folder can't be written to, if the run keeps
+    no probabilities, if scenes are not on one grid, and as `name_items` does.
     """
     plan, there = read_plan(run), find_parts(run)
     if probability and not plan.settings.keep_probability:
         raise SegError(f"--probability: {run} keeps none: segment with --keep-probability into another folder")
     kinds = [MASK, PROBABILITY] if probability else [MASK]
-    images = [_join(plan.images)] if mosaic else plan.images
-    paths = new_files(images, folder, "--out", [kind.suffix for kind in kinds])
-    for image, parts in _images(plan, images[0] if mosaic else None):
-        for kind, path in zip(kinds, paths[image.scene_id], strict=True):
-            yield path, _write(path, kind, image, _read_pieces(image, parts, there, plan.settings.scale, kind), mosaic)
+    whole = _join(plan.images) if mosaic else None
+    images = [whole] if whole else plan.images
+    paths = _name_files(images, folder, [kind.suffix for kind in kinds])
+    described = name_items(catalogue, [each[0] for each in paths.values()]) if catalogue else []
+    _check_new(paths, folder, "--out", described)
+    make_folder(folder)
+    export = Export(kinds, plan.settings, mosaic, catalogue)
+    items = [_gather(image, parts, there, paths) for image, parts in _images(plan, whole)]
+    written: list[str] = []
+    for results in spread(partial(_write_image, export), items):
+        written += [path for path, problem in results if problem is None]
+        yield from results
+    if catalogue:
+        of_images = {item_path(paths[image.scene_id][0]): image for image in images}
+        yield from write_collection(catalogue, {path: of_images[path] for path in written if path in of_images})
 
 
 def _join(images: Sequence[Scene]) -> Scene:
@@ -116,14 +163,30 @@ def _images(plan: Plan, whole: Scene | None) -> Iterator[tuple[Scene, list[Part]
         yield whole or parts[0].scene, parts
 
 
-def _write(
-    path: str, kind: Kind, image: Scene, pieces: Iterator[tuple[Window, NDArray[Any]]], keep_first: bool
-) -> SegError | None:
+def _gather(image: Scene, parts: Sequence[Part], there: Locations, paths: dict[str, list[str]]) -> ImageParts:
+    own = {part.key: there[part.key] for part in parts if part.key in there}
+    return ImageParts(image, parts, own, paths[image.scene_id])
+
+
+def _write_image(export: Export, item: ImageParts) -> list[Result]:
+    """Write the rasters of an image, and their STAC item."""
+    results = [(path, _write(path, kind, export, item)) for kind, path in zip(export.kinds, item.paths, strict=True)]
+    if export.catalogue:
+        done = zip(export.kinds, results, strict=True)
+        rasters = {kind.name: (path, kind.bands) for kind, (path, problem) in done if problem is None}
+        if rasters:
+            path = item_path(item.paths[0])
+            results.append(write_item(export.catalogue, path, item.image, item.parts, item.there, rasters))
+    return results
+
+
+def _write(path: str, kind: Kind, export: Export, item: ImageParts) -> SegError | None:
     """Write a raster and its style. Returns the error if that can't be done."""
-    make_folder(os.path.dirname(path))
+    pieces = _read_pieces(item.image, item.parts, item.there, export.settings.scale, kind)
     try:
-        write_cog(path, image, pieces, kind.bands, keep_first)
-        kind.write_style(path)
+        with local_draft(path) as local:
+            write_cog(local, item.image, pieces, kind.bands, export.keep_first)
+            kind.write_style(local)
     except SegError as error:
         return error
     return None
@@ -147,13 +210,22 @@ def new_files(
     `option` names the folder to the user. Raises SegError if a file or its style exists already, or if two images would
     have the same one.
     """
-    paths = {image.scene_id: _file_names(os.path.join(folder, _file_name(image)), suffixes) for image in images}
+    paths = _name_files(images, folder, suffixes)
+    _check_new(paths, folder, option)
+    return paths
+
+
+def _name_files(images: Sequence[Scene], folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
+    return {image.scene_id: _file_names(os.path.join(folder, _file_name(image)), suffixes) for image in images}
+
+
+def _check_new(paths: dict[str, list[str]], folder: str, option: str, also: Sequence[str] = ()) -> None:
+    """Raise SegError if two rasters have one path, or if one of them, its style or another file is there already."""
     rasters = [path for each in paths.values() for path in each]
-    if existing := next(filter(os.path.exists, [*rasters, *map(style_path, rasters)]), None):
+    if existing := find_existing(folder, [*rasters, *map(style_path, rasters), *also]):
         raise SegError(f"{existing}: already exists: choose another {option}")
     if duplicates := [path for path, number in Counter(rasters).items() if number > 1]:
         raise SegError(f"{duplicates[0]}: two scenes would be exported to this file: rename one, and segment it")
-    return paths
 
 
 def _file_names(path: str, suffixes: Sequence[str]) -> list[str]:

@@ -9,16 +9,14 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.record import read_record
 from seg_core.run.sql import check_not_empty, run_sql
+from seg_core.run.sums import COLUMNS, add_sums, sum_table
 from seg_core.run.tables import read_scenes
 from seg_core.training.dataset import is_building
-
-SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
 
 
 def query(run: str, sql: str) -> pa.Table:
@@ -38,27 +36,17 @@ def summary(run: str) -> dict[str, Any]:
     """
     record, index = read_record(run), index_parts(run)
     check_not_empty(index)
-    columns = ["status", "mean_probability", *SUMMED_COLUMNS]
-    each = list(map_live_tables(_sum_up, index, columns))
-    found = {name: sum(part[name] for part in each) for name in ("tiles", "failed")}
-    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
-    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
-    without_area = sum(part["without_area"] for part in each)
-    area_m2, building_m2 = (
-        math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
-    )
+    found = add_sums(list(map_live_tables(sum_table, index, COLUMNS)))
+    area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
+    counts = {name: found.pop(name) for name in ("tiles", "failed")}
     name = record.class_name
-    probability_px = [part["probability_px"] for part in each if part["valid_px"]]
     return {
         **({} if name is None or is_building(name) else {"class": name}),
         "scenes": sum(not scene.is_mosaic for scene in read_scenes(run)),
         "planned": record.plan.tiles,
+        **counts,
+        "missing": max(0, record.plan.tiles - sum(counts.values())),
         **found,
-        "missing": max(0, record.plan.tiles - sum(found.values())),
-        "valid_px": valid_px,
-        "building_px": building_px,
-        "coverage": building_px / valid_px if valid_px and building_px is not None else None,
-        "mean_probability": math.fsum(probability_px) / valid_px if valid_px else None,
         "area_km2": None if area_m2 is None else area_m2 / 1e6,
         "building_km2": None if building_m2 is None else building_m2 / 1e6,
     }
@@ -76,26 +64,6 @@ def describe(figures: Mapping[str, Any]) -> str:
 def to_table(figures: Mapping[str, Any]) -> pa.Table:
     """Return figures as a table of one row."""
     return pa.Table.from_pylist([dict(figures)])
-
-
-def _sum_up(table: pa.Table) -> dict[str, Any]:
-    """Add up the tiles that are done, and count those that are done and those that failed."""
-    done = table.filter(pc.equal(table["status"], "done"))
-    has_data = pc.greater(done["valid_px"], 0)
-    without_area = pc.sum(pc.and_(pc.is_null(done["area_m2"]), has_data)).as_py() or 0
-    weighted = pc.if_else(has_data, pc.multiply(done["mean_probability"], done["valid_px"]), 0.0)
-    sums: dict[str, Any] = {"tiles": len(done), "failed": len(table) - len(done), "without_area": without_area}
-    sums["probability_px"] = _add_exactly(weighted)
-    for name in SUMMED_COLUMNS:
-        values = done[name].drop_null()
-        add = _add_exactly if name.endswith("_m2") else lambda column: pc.sum(column).as_py()
-        sums[name] = add(values) if len(values) else None
-    return sums
-
-
-def _add_exactly(values: pa.ChunkedArray) -> float:
-    """Add up floats. The sum does not depend on their order, as a plain one would."""
-    return math.fsum(values.to_numpy().tolist())
 
 
 def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:

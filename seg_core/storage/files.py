@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from seg_core.errors import CorruptFileError, ReadError, SegError, StoreUnavailableError
@@ -177,6 +179,40 @@ def publish(path: str | Path, content: bytes, staging: str | None = None) -> Non
         remote.publish(str(path), content)
     else:
         disk.publish(str(path), content, staging)
+
+
+@contextmanager
+def local_draft(path: str) -> Iterator[str]:
+    """Yield a local path to write a file at, for libraries that write to a disk only.
+
+    On disk it is the path itself, in a folder that is made. For a remote path it is one of the same name in a temporary
+    folder. If the block ends well, all files of that folder are uploaded beside each other, the named one last.
+    """
+    remote, name = _remote(path), os.path.basename(path)
+    if remote is None:
+        disk.make_folder(os.path.dirname(path))
+        yield path
+        return
+    with _temporary_folder(path) as folder:
+        yield os.path.join(folder, name)
+        for each in sorted(os.listdir(folder), key=lambda found: (found == name, found)):
+            remote.upload_file(f"{folder_of(path)}/{each}", os.path.join(folder, each))
+
+
+def _temporary_folder(path: str) -> "TemporaryDirectory[str]":
+    """A local folder for what becomes a remote file. Raises SegError where there can be none."""
+    try:
+        return TemporaryDirectory(prefix=PARTIAL)
+    except OSError as error:
+        raise SegError(f"{path}: no temporary folder for it: {error.strerror}: name one by TMPDIR") from error
+
+
+def find_existing(folder: str, paths: Collection[str]) -> str | None:
+    """The first of some paths below a folder where there is something already; None if there is none."""
+    if not is_remote(folder):
+        return next(filter(os.path.exists, paths), None)
+    wanted = set(paths)
+    return next((path for path in walk(folder) if path in wanted), None)
 
 
 def create(path: str, content: bytes) -> bool:

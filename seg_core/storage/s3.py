@@ -159,6 +159,16 @@ def publish(uri: str, content: bytes) -> None:
     _ask(uri, methodcaller("put_object", Bucket=bucket, Key=key, Body=content))
 
 
+def upload_file(uri: str, local: str) -> None:
+    """Write an object from a local file, at once or not at all. A large one is sent in parts of some MB."""
+    from boto3.s3.transfer import TransferConfig
+
+    bucket, key = _split(uri)
+    config = TransferConfig(use_threads=False)
+    with open(local, "rb") as file:
+        _ask(uri, lambda client: client.upload_fileobj(file, bucket, key, Config=config), none=())
+
+
 def create(uri: str, content: bytes) -> bool:
     """Write an object where there is none yet. Returns whether it was this call that did."""
     return _put_where(uri, content, IfNoneMatch="*")

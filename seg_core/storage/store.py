@@ -67,5 +67,8 @@ class ObjectStore(Store, Protocol):
     def stat_beside(self, path: str, /) -> tuple[Stat | None, list[str] | None]:
         """As `stat`, and the paths of files beside it that have its stem; None where the store does not list them."""
 
+    def upload_file(self, path: str, local: str, /) -> None:
+        """Write a file from a local one, at once or not at all. Memory does not depend on its size."""
+
     def replace(self, path: str, content: bytes, version: str, /) -> bool:
         """Write a file in the place of the one of this version. Returns False where that is no longer there."""
