@@ -144,10 +144,17 @@ def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease:
 
 
 def _finish(record: RunRecord, lease: Lease, started: float) -> None:
-    """Note in the record of a run that all of its parts are there."""
+    """Note in the record of a run that all of its parts are there. Raises JobError if some are not."""
     record.seconds = round((record.seconds or 0) + time.time() - started, 3)
-    record.finished, record.counts = now(), summary(lease.run)
+    record.counts = summary(lease.run)
+    missing = record.counts["missing"]
+    record.finished = None if missing else now()
     write_record(lease.run, record, lease)
+    if missing:
+        raise JobError(
+            f"{lease.run}: {missing:,} tiles are missing, though workers have segmented them: their files are on "
+            "another disk, or were removed: use an --out that all nodes share, or in S3; the same command goes on"
+        )
 
 
 def _watch(receipts: Iterable[Receipt], out: str, max_failures: int | None) -> Iterator[Receipt]:

@@ -37,12 +37,24 @@ def connect(address: str | None) -> JobSubmissionClient:
     address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
     try:
         with environment(dict.fromkeys(ADDRESS_VARIABLES)):  # they would override the given address
-            client = JobSubmissionClient(address)
+            client = JobSubmissionClient(_make_url(address))
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SegError(f"--address {address}: no Ray dashboard answers there") from error
     return client
+
+
+def _make_url(address: str) -> str:
+    """Return the URL of a dashboard whose scheme may be left out: Ray would try other protocols for half a minute."""
+    scheme, colon, _ = address.partition("://")
+    if not colon:
+        return f"http://{address}"
+    if scheme not in {"http", "https"}:
+        raise SegError(
+            f"--address {address}: not a Ray dashboard: use http://HOST:8265, which Ray names when it starts"
+        )
+    return address
 
 
 def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:

@@ -1,6 +1,7 @@
 """Bulk segmentation through the command line: on one Ray for the session, and what runs hold without it."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ import pytest
 import ray
 from conftest import MakeBundle, MakeScene, window_figures
 from numpy.typing import NDArray
+from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW
 from runs import part_digests, read_part, rows_of
 from seg_command import SMALL, Json, seg
 
+import aerial_seg.segment
 from aerial_seg.segment import _reason
+from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window
 from seg_core.imagery.raster import read_chip
@@ -282,6 +286,38 @@ def test_abutting_scenes_at_another_resolution_need_resampling(
     assert {(s["height"], s["width"], s["gsd_m"]) for s in scenes} == {(615, 615, 1.0)}
     assert verify(str(tmp_path / "run")).ok
     assert Path(part_path(str(tmp_path / "run"), next(read_plan(str(tmp_path / "run")).parts()).key)).exists()
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_a_run_whose_parts_the_driver_does_not_see_is_not_finished(
+    region: str,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So it is where a worker on another node has written them to a disk of its own."""
+    run, pipe = tmp_path / "run", aerial_seg.segment.run_pipe
+    command = ["segment", region, "--model", make_bundle(), "--out", run, *SMALL]
+
+    def lose_a_part(*arguments: Any) -> Iterator[Any]:
+        yield from pipe(*arguments)
+        next((run / "tiles").iterdir()).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aerial_seg.segment, "run_pipe", lose_a_part)
+        _, err = seg(capsys, *command, code=1)
+    assert re.search(r"run: \d+ tiles are missing, though workers have segmented them", err)
+    record = json.loads((run / "run.json").read_text())
+    assert record["finished"] is None
+    assert record["counts"]["missing"] > 0
+    seg(capsys, *command)
+    assert json.loads((run / "run.json").read_text())["counts"]["missing"] == 0
+
+
+def test_a_worker_that_does_not_see_the_run_ends(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"elsewhere: the run that began there isn't seen from .*: use an --out on a"):
+        PartSegmenter(make_bundle(), str(tmp_path / "elsewhere"), SETTINGS, WINDOW, RESOURCES, EXECUTION, "s")
 
 
 @pytest.mark.usefixtures("without_actors")

@@ -21,6 +21,7 @@ from aerial_seg.cli.main import main
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
 from aerial_seg.submit import connect, follow
 from seg_core.environment import environment
+from seg_core.errors import SegError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -182,6 +183,12 @@ def test_the_address_that_is_named_counts_before_the_environment(dashboard: str,
         assert f"--address {nowhere}: no Ray dashboard answers there" in found.stderr
     seg("jobs", "--address", dashboard, folder=tmp_path, RAY_API_SERVER_ADDRESS=nowhere)
     seg("jobs", folder=tmp_path, RAY_API_SERVER_ADDRESS=dashboard)
+
+
+def test_the_address_of_a_dashboard_needs_no_scheme(dashboard: str) -> None:
+    assert connect(dashboard.removeprefix("http://")).get_version()
+    with pytest.raises(SegError, match=r"^--address ray://127.0.0.1:10001: not a Ray dashboard: use http://HOST:8265"):
+        connect("ray://127.0.0.1:10001")
 
 
 def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:

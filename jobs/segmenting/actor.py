@@ -5,6 +5,7 @@ reading ─ chips ─▶ batches on the device ─ results ─▶ publishing: ro
 """
 
 import os
+import socket
 import sys
 import time
 import uuid
@@ -14,11 +15,13 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
+from seg_core.errors import JobError
 from seg_core.grid import num_splits
 from seg_core.run.attempts import Attempt
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.plan import Part, Settings
 from seg_core.run.sizing import fit_window, gpu_share
+from seg_core.storage.files import stat
 
 from ..resources import ActorResources, ExecutionOptions
 from .batches import BatchSegmenter
@@ -36,6 +39,15 @@ GPU_SWITCH_INTERVAL = 1e-4
 RECEIPTS_TOGETHER = 8
 
 
+def check_output_is_shared(out: str) -> None:
+    """Raise JobError unless this node sees the run that the driver has opened."""
+    if stat(f"{out}/run.json") is None:
+        raise JobError(
+            f"{out}: the run that began there isn't seen from {socket.gethostname()}: use an --out on a disk that all "
+            "nodes share, or in S3"
+        )
+
+
 class PartSegmenter:
     """An actor with a model. It reads windows of its parts ahead in threads, segments them, and publishes the rows."""
 
@@ -51,6 +63,7 @@ class PartSegmenter:
         watched: frozenset[str] = frozenset(),
         store: Store = PLAIN,
     ) -> None:
+        check_output_is_shared(out)
         # These are imported here, so that the driver does not load torch and OpenCV.
         import cv2
         import torch
