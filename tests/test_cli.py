@@ -165,6 +165,7 @@ OPTIONS = {
     "seg compare": [*GENERAL, *AREAS, "--json", "--out", "--rasters", "BEFORE", "AFTER"],
     "seg audit": [*GENERAL, *AREAS, "--aoi", "--json", "--labels", "--out", "--sample", "--seed", "RUN"],
     "seg report": [*GENERAL, "--json", "--out", "--relocate", "RUN"],
+    "seg view": [*GENERAL, "--json", "--open", "--port", "--relocate", "RUN"],
     "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
     "seg logs": [*GENERAL, "--address", "ID"],

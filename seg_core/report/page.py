@@ -18,6 +18,7 @@ from seg_core.report.tiles import Tally, add_up
 from seg_core.run.plan import Places
 from seg_core.run.query import describe
 from seg_core.run.record import RunRecord, now, read_record
+from seg_core.run.schema import describe_columns
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.verify import verify
 from seg_core.version import code_version
@@ -25,6 +26,7 @@ from seg_core.version import code_version
 MAX_ZOOMS = 200  # scenes to choose from on the map
 MAX_PROBLEMS = 10  # of seg verify that are shown
 TEMPLATE = "page.html"
+FIRST_SQL = "SELECT scene_id, tile_row, tile_col, coverage, building_m2\nFROM tiles ORDER BY coverage DESC LIMIT 20"
 BUILDING = "building"  # what runs of older versions find
 
 
@@ -38,19 +40,22 @@ class Page:
     problems: int  # that seg verify finds, other than missing parts
 
 
-def check_library() -> None:
-    """Raise SegError if Bokeh is not installed."""
+def check_library(command: str = "seg report") -> None:
+    """Raise SegError if Bokeh, which a command needs, is not installed."""
     try:
         import bokeh  # noqa: F401
     except ImportError as error:
-        raise SegError("seg report: needs the package bokeh: pip install 'aerial-seg[report]'") from error
+        raise SegError(f"{command}: needs the package bokeh: pip install 'aerial-seg[report]'") from error
 
 
-def make_page(run: str, given: Places = (), report: Callable[[str], None] = lambda _: None) -> Page:
+def make_page(
+    run: str, given: Places = (), report: Callable[[str], None] = lambda _: None, *, has_sql: bool = False
+) -> Page:
     """Make the page of a run, which may be unfinished. Scenes that have moved are at the given places, if any.
 
-    `report` is called with a text for each step. The page is smaller than 15 MB, and memory does not grow with the
-    imagery. Raises SegError where there is no run, if a file of it is damaged, and if Bokeh is not installed.
+    With `has_sql`, it has a box for SQL, which it sends to the path `query` beside its own. `report` is called with a
+    text for each step. The page is smaller than 15 MB, and memory does not grow with the imagery. Raises SegError where
+    there is no run, if a file of it is damaged, and if Bokeh is not installed.
     """
     check_library()
     plan, record = read_plan(run, given), read_record(run)
@@ -70,6 +75,7 @@ def make_page(run: str, given: Places = (), report: Callable[[str], None] = lamb
         state_kind="bad" if figures["failed"] or num_problems else "unfinished" if figures["missing"] else "",
         problems=proof.problems[:MAX_PROBLEMS] if num_problems else [],
         notes=_notes(frame, tally.cells, quicklook, crops),
+        sql=_sql_box() if has_sql else None,
         **_tables(run, record, tally),
         **_charts(record, tally, frame, quicklook, crops),
     )
@@ -119,8 +125,16 @@ def _render(**values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("seg_core.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(**values)
+    return environment.from_string(_read(TEMPLATE)).render(**values)
+
+
+def _read(name: str) -> str:
+    return files("seg_core.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _sql_box() -> dict[str, Any]:
+    """Return what the box for SQL holds at first, the columns that it may name, and its script."""
+    return {"first": FIRST_SQL, "columns": describe_columns(), "script": _read("ask.js")}
 
 
 def _headline(figures: dict[str, Any], class_name: str) -> dict[str, str]:
