@@ -7,14 +7,18 @@ import cv2
 import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, Browser, asked, browse, complaints, needs_browser, open_page, wait
+from conftest import NORTH_UP, UTM
 from numpy.typing import NDArray
-from runs import build_run, plan_scenes
+from runs import build_run, fill_run, plan_scenes
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.scene import read_scene
 from seg_core.report.page import make_page
+from seg_core.run.plan import Settings
 from seg_core.run.tables import part_path
 
 pytestmark = needs_browser
@@ -172,3 +176,50 @@ def test_a_scene_can_be_zoomed_to_and_all_be_seen_again(browser: Browser) -> Non
     assert bottom < -100
     assert top > 0
     assert (right - left) / (top - bottom) == pytest.approx((before[1] - before[0]) / (before[3] - before[2]))
+
+
+# Whether outlines are visible, and how strong colours over imagery are.
+OUTLINED = """
+const models = [...Bokeh.documents[0].roots()];
+const outlines = models.find((each) => each.name === "map").renderers.find((each) => each.name === "outlines");
+return [outlines.visible, models.find((each) => each.title?.startsWith?.("Colours")).value];
+"""
+
+
+def turn_wheel(browser: Browser, name: str, up: bool) -> None:
+    """Turn the wheel by a notch over a cell that is in view."""
+    left, top, width, height = browser.execute_script(CELL_BOX, name)
+    origin = ScrollOrigin.from_viewport(round(left + width / 2), round(top + height / 2))
+    ActionChains(browser).scroll_from_origin(origin, 0, -240 if up else 240).perform()
+
+
+def pink(browser: Browser) -> int:
+    """How many pixels of the window have the colour of outlines."""
+    shot = cv2.imdecode(np.frombuffer(browser.get_screenshot_as_png(), np.uint8), cv2.IMREAD_COLOR)
+    assert shot is not None
+    blue, green, red = np.moveaxis(shot.astype(int), -1, 0)
+    return int(((red > 200) & (green < 130) & (blue > 160)).sum())
+
+
+def test_outlines_are_drawn_when_the_map_is_zoomed_in(tmp_path: Path) -> None:
+    write_geotiff(str(tmp_path / "a.tif"), np.full((3, 2400, 2400), 100, np.uint8), crs=UTM, transform=NORTH_UP)
+    settings = Settings(tile_size=800, part=2400, halo=16, threshold=0.5)
+    run, plan = plan_scenes(tmp_path, [read_scene(str(tmp_path / "a.tif"), "a.tif")], settings)
+    rows, cols = np.mgrid[:800, :800]
+    fill_run(run, plan, lambda _: (rows % 40 < 20) & (cols % 40 < 20))
+    (tmp_path / "page.html").write_text(make_page(run).html, encoding="utf-8")
+    with browse(DESKTOP) as browser:
+        open_page(browser, (tmp_path / "page.html").as_uri())
+        middle = "a.tif, tile 1, 1"
+        before = picture_of(browser, middle)
+        assert browser.execute_script(OUTLINED) == [False, 0.65]
+        assert pink(browser) == 0
+        wait(browser, lambda: turn_wheel(browser, middle, up=True) or browser.execute_script(OUTLINED)[0])
+        assert browser.execute_script(OUTLINED) == [True, 0.15]
+        wait(browser, lambda: pink(browser) > 1000)
+        wait(browser, lambda: np.abs(np.median(picture_of(browser, middle), axis=(0, 1)) - 100).max() < 40)
+        assert np.abs(np.median(before, axis=(0, 1)) - 100).max() > 40  # the imagery is under strong colours
+        wait(browser, lambda: turn_wheel(browser, middle, up=False) or not browser.execute_script(OUTLINED)[0])
+        assert browser.execute_script(OUTLINED) == [False, 0.65]
+        wait(browser, lambda: pink(browser) == 0)
+        assert not complaints(browser)
