@@ -199,6 +199,7 @@ def draw_histogram(tiles: Numbers) -> Any:
     plot.quad(left="left", right="right", top="top", bottom=0, source=source, fill_color=BAR, line_color="white")
     plot.add_tools(HoverTool(tooltips=[("coverage", "@range"), ("tiles", "@number")]))
     plot.yaxis.axis_label = "tiles"
+    plot.yaxis.ticker.min_interval = 1  # a tile is the least
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.x_range.start = plot.y_range.start = 0
     plot.yaxis.minor_tick_line_color = None
