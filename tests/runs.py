@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from conftest import DATA_FIELDS, NORTH_UP, UTM, window_figures
+from numpy.typing import NDArray
 
+from seg_core.grid import Window, split
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_chip
@@ -19,10 +21,12 @@ from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.query import summary
 from seg_core.run.record import now, write_record
 from seg_core.run.resume import open_run
-from seg_core.run.rows import Failure, Row, failed_rows, tile_rows
+from seg_core.run.rows import Failure, Row, encode_mask, failed_rows, tile_rows
 from seg_core.run.tables import part_path, write_part
 from seg_core.run.verify import VerifyReport, verify
 from seg_core.storage.files import sha256
+
+Mask = NDArray[np.bool_]
 
 SETTINGS = Settings(tile_size=32, part=64, halo=16, threshold=0.5)
 
@@ -146,6 +150,24 @@ def plan_scenes(folder: Path, scenes: Sequence[Scene], settings: Settings = SETT
     assert not refused
     open_run(str(folder / "run"), plan, bundle)
     return str(folder / "run"), plan
+
+
+def fill_run(run: str, plan: Plan, mask: Callable[[Window], Mask]) -> None:
+    """Write rows of all tiles without imagery. All their pixels are valid, of a square metre each."""
+    size = plan.settings.tile_size
+    for part in plan.parts():
+        rows: list[Row] = []
+        for tile in split(part.window, size):
+            is_building = mask(tile)
+            building, number = int(is_building.sum()), tile.num_pixels
+            figures = {"valid_px": number, "building_px": building, "coverage": building / number}
+            areas = {"area_m2": float(number), "building_m2": float(building), "mean_probability": 0.25}
+            place = {"tile_row": tile.row_off // size, "tile_col": tile.col_off // size, **tile._asdict()}
+            encoded = {"mask": encode_mask(is_building) if building else None}
+            empty = dict.fromkeys(("geometry", "bbox"))
+            scene = {"status": "done", "scene_id": part.scene.scene_id}
+            rows.append({**scene, **place, **figures, **areas, **encoded, **empty})
+        write_part(run, part.key, rows, plan.model, part.version)
 
 
 def replan(folder: Path, **changes: Any) -> Plan:

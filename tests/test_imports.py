@@ -21,7 +21,9 @@ LIBRARY = (
     ("run",),
     ("plots",),
     ("inference", "datasets"),
-    ("audit", "footprints", "report"),
+    ("audit", "footprints"),
+    ("report",),
+    ("view",),
     ("results",),
     ("api",),
 )

@@ -43,7 +43,7 @@ REPLACED = (
     (r"--workers 8 --min-workers 4", "--workers 2 --min-workers 1"),
     (r"s3://(imagery|results|bucket)", r"{s3}/\1"),
 )
-TAKES_MINUTES = ("seg demo",)  # tests/test_demo.py runs it
+ELSEWHERE = ("seg demo", "seg view run")  # one takes minutes and the other serves: their own tests run them
 PREPARATION = {"seg_core/run/README.md": ["seg segment imagery/ --out run", "cp -r imagery moved"]}
 
 
@@ -129,16 +129,18 @@ def run(command: str) -> None:
 def test_the_commands_and_snippets_run_in_their_order(name: str, folder: Path, s3: str) -> None:
     for command in [*PREPARATION.get(name, []), *commands(name)]:
         short = cheap(command, s3)
-        if short not in TAKES_MINUTES and not short.startswith(". "):
+        if short not in ELSEWHERE and not short.startswith(". "):
             run(short)
     outside = outside_environment(RAY_ADDRESS="local")  # not a cluster of another test, which may lose nodes
     for snippet in blocks(name, "python"):
         subprocess.run([sys.executable, "-c", snippet], cwd=folder, env=outside, timeout=300, check=True)
 
 
-def test_commands_that_take_minutes_are_run_by_other_tests() -> None:
+def test_commands_that_take_minutes_or_serve_are_run_by_other_tests() -> None:
     assert cheap(commands(README)[0], "") == "seg demo"
-    assert '["seg", "demo"' in (ROOT / "tests/test_demo.py").read_text(encoding="utf-8")
+    assert '["seg", "demo"' in read("tests/test_demo.py")
+    assert "seg view run" in commands(README)
+    assert '"view", built.run' in read("tests/test_view.py")
 
 
 def test_ci_finds_the_command_that_installs_and_tests() -> None:

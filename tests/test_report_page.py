@@ -1,35 +1,27 @@
 """The page of a run in a real browser: it draws, answers pointers and fingers, and asks the network for nothing."""
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from browser import DESKTOP, PHONE, Browser, asked, browse, complaints, needs_browser, open_page, wait
+from conftest import NORTH_UP, UTM
 from numpy.typing import NDArray
-from runs import build_run, plan_scenes
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+from runs import build_run, fill_run, plan_scenes
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.scene import read_scene
 from seg_core.report.page import make_page
+from seg_core.run.plan import Settings
 from seg_core.run.tables import part_path
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium: apt-get install chromium-driver")
-
-SECONDS = 60
-# Without motion: a place that is looked up while the page scrolls is another one when it is clicked.
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--force-prefers-reduced-motion")
-DESKTOP, PHONE = (1440, 900), (390, 844)
+pytestmark = needs_browser
 
 # Where a cell of the map is in the window, in px: its left, top, width and height.
 CELL_BOX = """
@@ -52,28 +44,6 @@ const textOf = (node) => {
 };
 return textOf(document.body);
 """
-IDLE = "return window.Bokeh?.documents.length > 0 && Bokeh.documents.every((each) => each.is_idle)"
-
-Browser = webdriver.Chrome
-
-
-@contextmanager
-def browse(size: tuple[int, int]) -> Iterator[Browser]:
-    """A browser whose window has that size; a narrow one is a phone."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    width, height = size
-    for flag in (*FLAGS, f"--window-size={width},{height}"):
-        options.add_argument(flag)
-    if size == PHONE:
-        metrics = {"width": width, "height": height, "pixelRatio": 1, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +59,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def browser(page: Path, request: pytest.FixtureRequest) -> Iterator[Browser]:
     with browse(request.param) as found:
-        found.get(page.as_uri())
-        wait(found, lambda: found.execute_script(IDLE))
+        open_page(found, page.as_uri())
         yield found
-
-
-def wait(browser: Browser, condition: Callable[[], Any]) -> None:
-    WebDriverWait(browser, SECONDS, poll_frequency=0.05).until(lambda _: condition())
 
 
 def lines(browser: Browser) -> list[str]:
@@ -124,17 +89,13 @@ def picture_of(browser: Browser, name: str) -> NDArray[np.int64]:
 
 def test_it_draws_without_an_error(browser: Browser) -> None:
     wait(browser, lambda: picture_of(browser, "north/a.tif, tile 0, 1").std() > 5)
-    wrong = [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
-    assert not wrong
+    assert not complaints(browser)
 
 
 def test_it_asks_the_network_for_nothing(page: Path) -> None:
     with browse(DESKTOP) as browser:
-        browser.get(page.as_uri())
-        wait(browser, lambda: browser.execute_script(IDLE))
-        events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = {each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"}
-        assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page.as_uri()}
+        open_page(browser, page.as_uri())
+        assert asked(browser) == {page.as_uri()}
 
 
 def test_it_fits_the_width_of_the_window(browser: Browser) -> None:
@@ -165,8 +126,7 @@ def test_degrees_are_drawn_as_long_as_the_ground_is(tmp_path: Path) -> None:
     run, _ = plan_scenes(tmp_path, [read_scene(str(tmp_path / "a.tif"), "a.tif")])
     (tmp_path / "page.html").write_text(make_page(run).html, encoding="utf-8")
     with browse(DESKTOP) as browser:
-        browser.get((tmp_path / "page.html").as_uri())
-        wait(browser, lambda: browser.execute_script(IDLE))
+        open_page(browser, (tmp_path / "page.html").as_uri())
         _, _, width, height = browser.execute_script(CELL_BOX, "a.tif, tile 1, 1")
         assert width == pytest.approx(height, rel=0.02)  # at 60 degrees, two degrees of longitude are one of latitude
 
@@ -216,3 +176,50 @@ def test_a_scene_can_be_zoomed_to_and_all_be_seen_again(browser: Browser) -> Non
     assert bottom < -100
     assert top > 0
     assert (right - left) / (top - bottom) == pytest.approx((before[1] - before[0]) / (before[3] - before[2]))
+
+
+# Whether outlines are visible, and how strong colours over imagery are.
+OUTLINED = """
+const models = [...Bokeh.documents[0].roots()];
+const outlines = models.find((each) => each.name === "map").renderers.find((each) => each.name === "outlines");
+return [outlines.visible, models.find((each) => each.title?.startsWith?.("Colours")).value];
+"""
+
+
+def turn_wheel(browser: Browser, name: str, up: bool) -> None:
+    """Turn the wheel by a notch over a cell that is in view."""
+    left, top, width, height = browser.execute_script(CELL_BOX, name)
+    origin = ScrollOrigin.from_viewport(round(left + width / 2), round(top + height / 2))
+    ActionChains(browser).scroll_from_origin(origin, 0, -240 if up else 240).perform()
+
+
+def pink(browser: Browser) -> int:
+    """How many pixels of the window have the colour of outlines."""
+    shot = cv2.imdecode(np.frombuffer(browser.get_screenshot_as_png(), np.uint8), cv2.IMREAD_COLOR)
+    assert shot is not None
+    blue, green, red = np.moveaxis(shot.astype(int), -1, 0)
+    return int(((red > 200) & (green < 130) & (blue > 160)).sum())
+
+
+def test_outlines_are_drawn_when_the_map_is_zoomed_in(tmp_path: Path) -> None:
+    write_geotiff(str(tmp_path / "a.tif"), np.full((3, 2400, 2400), 100, np.uint8), crs=UTM, transform=NORTH_UP)
+    settings = Settings(tile_size=800, part=2400, halo=16, threshold=0.5)
+    run, plan = plan_scenes(tmp_path, [read_scene(str(tmp_path / "a.tif"), "a.tif")], settings)
+    rows, cols = np.mgrid[:800, :800]
+    fill_run(run, plan, lambda _: (rows % 40 < 20) & (cols % 40 < 20))
+    (tmp_path / "page.html").write_text(make_page(run).html, encoding="utf-8")
+    with browse(DESKTOP) as browser:
+        open_page(browser, (tmp_path / "page.html").as_uri())
+        middle = "a.tif, tile 1, 1"
+        before = picture_of(browser, middle)
+        assert browser.execute_script(OUTLINED) == [False, 0.65]
+        assert pink(browser) == 0
+        wait(browser, lambda: turn_wheel(browser, middle, up=True) or browser.execute_script(OUTLINED)[0])
+        assert browser.execute_script(OUTLINED) == [True, 0.15]
+        wait(browser, lambda: pink(browser) > 1000)
+        wait(browser, lambda: np.abs(np.median(picture_of(browser, middle), axis=(0, 1)) - 100).max() < 40)
+        assert np.abs(np.median(before, axis=(0, 1)) - 100).max() > 40  # the imagery is under strong colours
+        wait(browser, lambda: turn_wheel(browser, middle, up=False) or not browser.execute_script(OUTLINED)[0])
+        assert browser.execute_script(OUTLINED) == [False, 0.65]
+        wait(browser, lambda: pink(browser) == 0)
+        assert not complaints(browser)

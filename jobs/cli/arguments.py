@@ -94,6 +94,13 @@ def parse_positive_int(text: str) -> int:
     return int(text)
 
 
+def parse_port(text: str) -> int:
+    """Parse the number of a port, from 0 to 65535."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise ArgumentTypeError(f"{text}: expected a port from 0 to 65535")
+    return int(text)
+
+
 def parse_positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     try:

@@ -9,15 +9,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seg_core.errors import SegError
-from seg_core.storage.disk import check_new_file
-from seg_core.storage.files import absolute, publish
+from seg_core.storage.files import absolute
 
 from ..progress import waiting
 from ..terminal import note, print_figures
+from . import picture_command
 from .area_commands import choose_spread
-from .arguments import absolute_places, local_path, output_folder
+from .arguments import local_path, output_folder
 from .command_parser import Commands, add_command
-from .option_groups import add_relocate
+from .exported import print_exported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,11 +87,8 @@ def _add_coverage(kinds: Commands) -> None:
 
 
 def _add_picture(kinds: Commands) -> None:
-    text = "Draw a run as one picture: the coverage of its tiles over the imagery, with scale, north and legend."
-    parser = add_command(kinds, "picture", export_picture, text)
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write (.png)")
-    add_relocate(parser)
+    text = "Draw a run as one picture, with scale, north and legend; or chosen places of it beside their imagery."
+    picture_command.add_options(add_command(kinds, "picture", picture_command.export_picture, text))
 
 
 def _add_address(parser: ArgumentParser, what: str = "read the masks of a large run on") -> None:
@@ -121,7 +118,7 @@ def export_masks(args: Namespace) -> int:
         problems += bool(problem)
         note(f"{path}: not written: {problem}" if problem else path)
     shown: dict[str, Any] = {"files": files if args.json else len(files)}
-    code = _print_result(args, known, shown, "they are nodata in the masks")
+    code = print_exported(args, known, shown, "they are nodata in the masks")
     if problems:
         note(f"{problems:,} files could not be written (exit code 1)")
     return 1 if problems else code
@@ -138,21 +135,6 @@ def _choose_catalogue(args: Namespace, run: str, out: str) -> dict[str, Any]:
         return {}
     model = find_bundle(args.model) if args.model else None
     return {"catalogue": open_catalogue(run, out, mosaic=args.mosaic, model=model)}
-
-
-def _print_result(args: Namespace, known: dict[str, Any], figures: dict[str, Any], meaning: str) -> int:
-    """Print the figures of what was written, and how much of the run is not known. Returns the exit code.
-
-    `known` is the summary of the run. `meaning` says what became of tiles that failed or are missing.
-    """
-    from seg_core.run.query import describe
-
-    unknown = {name: known[name] for name in ("failed", "missing")}
-    print_figures((figures if args.json else {"run": describe(known), **figures}) | unknown, args.json)
-    number = sum(unknown.values())
-    if number:
-        note(f"{number:,} tiles failed or are not done yet: {meaning} (exit code 1)")
-    return 1 if number else 0
 
 
 def _show_waiting(results: "Iterator[T]", what: str) -> "Iterator[T]":
@@ -181,7 +163,7 @@ def export_footprints(args: Namespace) -> int:
         found = write_footprints(run, out, shape, report, **choose_spread(args))
     note(out)
     first = {"file": out} if args.json else {}
-    return _print_result(args, known, first | found, "the buildings beside them may be cut, see touches_gap")
+    return print_exported(args, known, first | found, "the buildings beside them may be cut, see touches_gap")
 
 
 def export_coverage(args: Namespace) -> int:
@@ -196,20 +178,7 @@ def export_coverage(args: Namespace) -> int:
         known = summary(run)
     note(out)
     first = {"file": out} if args.json else {}
-    return _print_result(args, known, {**first, "cells": len(cells)}, "their ground counts as not known")
-
-
-def export_picture(args: Namespace) -> int:
-    """Run `seg export picture`: draw a run as one picture."""
-    from seg_core.report.picture import draw_picture
-
-    run, out = absolute(args.run), local_path(args.out)
-    check_new_file(out, (".png",), "a picture is")
-    with waiting("drawing the run") as report:
-        picture, known = draw_picture(run, absolute_places(args.relocate), report)
-    publish(out, picture)
-    note(out)
-    return _print_result(args, known, {"file": out} if args.json else {}, "they are hatched")
+    return print_exported(args, known, {**first, "cells": len(cells)}, "their ground counts as not known")
 
 
 def export_model(args: Namespace) -> int:

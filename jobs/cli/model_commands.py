@@ -6,25 +6,20 @@ Each command is one function, which takes the parsed arguments, prints the resul
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from seg_core.errors import SegError
-from seg_core.storage.files import absolute, exists, make_folder
+from seg_core.storage.files import exists, make_folder
 
 from ..progress import waiting
 from ..terminal import format_value, note, print_figures
 from ..training.settings import TrainSettings, key_of, make_settings, parse_assignment
 from .arguments import local_path, model_folder, output_folder
+from .run_labels import class_of, open_run_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
-
-    from seg_core.run.record import RunRecord
-    from seg_core.run.score import SceneLabels
 
 
 def train_settings(args: Namespace) -> TrainSettings:
@@ -120,42 +115,18 @@ def _evaluate_run(args: Namespace, run: str) -> int:
         raise SegError(f"{args.target}: is a run: name its labels with --labels")
     if args.class_name and not args.data:
         raise SegError(f"--class {args.class_name}: name its label_class_dict.csv's folder with --data")
-    classes = read_classes(local_path(args.data), args.class_name or _class_of(record)) if args.data else None
+    classes = read_classes(local_path(args.data), args.class_name or class_of(record)) if args.data else None
     table_path = _make_table_path(args)
-    with _open_labels(args, run) as labels, waiting("comparing masks with labels") as report:
+    with (
+        open_run_labels(run, args.labels, args.data, args.aoi) as labels,
+        waiting("comparing masks with labels") as report,
+    ):
         score = score_run(run, labels, classes, report)
     _note_warps(score.labels_off_px)
     if table_path:
         _write_table(pd.DataFrame(score.images), table_path)
     print_figures({**score_figures(score.counts, score.shapes), "failed_tiles": score.num_failed}, args.json)
     return 1 if score.num_failed else 0
-
-
-@contextmanager
-def _open_labels(args: Namespace, run: str) -> "Iterator[str | SceneLabels]":
-    """Yield the polygons of a vector file as labels of a run's scenes, or the path of raster labels."""
-    from seg_core.imagery.vector_formats import is_vector
-    from seg_core.run.stored_plan import read_plan
-
-    if not is_vector(args.labels):
-        if args.aoi:
-            raise SegError(f"--aoi {args.aoi}: is for polygons, {args.labels} is none: mark what is missing by nodata")
-        yield absolute(args.labels)
-        return
-    if args.data:
-        raise SegError(f"--data: is for the colours of raster labels, {args.labels} holds polygons: leave it out")
-    from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
-
-    settings = LabelSettings(area=local_path(args.aoi) if args.aoi else None)
-    with ExitStack() as stack:
-        with waiting("reading polygons"):
-            labels = stack.enter_context(open_labels(local_path(args.labels), read_plan(run).images, settings))
-        assert labels.tally is not None
-        if labels.tally.repaired:
-            note(f"{args.labels}: {labels.tally.repaired:,} invalid polygons were repaired")
-        if dropped := describe_dropped(labels.tally):
-            note(f"{args.labels}: dropped, because they are no area: {dropped}")
-        yield labels
 
 
 def _make_table_path(args: Namespace) -> str | None:
@@ -170,29 +141,6 @@ def _make_table_path(args: Namespace) -> str | None:
 def _write_table(table: "pd.DataFrame", path: str) -> None:
     write = table.to_csv if path.lower().endswith(".csv") else table.to_parquet
     write(path, index=False)
-
-
-def _class_of(record: "RunRecord") -> str:
-    """Name of the class that a run's masks show, as `read_classes` takes it; empty for buildings.
-
-    Older records don't say it, but the run's model does. If that is gone, masks are taken for buildings, and a line
-    says so.
-    """
-    from seg_core.model.bundle import BUILT_IN, read_bundle
-    from seg_core.training.dataset import is_building
-
-    # Labels may call buildings by another name than the model does.
-    if record.class_name is not None:
-        return "" if is_building(record.class_name) else record.class_name
-    for path in (BUILT_IN, record.model.uri):
-        with suppress(SegError):
-            bundle = read_bundle(path)
-            if bundle.hash == record.model.hash:
-                return "" if is_building(bundle.class_name) else bundle.class_name
-    note(
-        f"{record.model.uri}: the run's model is not there: its masks are taken for buildings: if not, add --class NAME"
-    )
-    return ""
 
 
 def _note_warps(labels_off_px: Mapping[str, float]) -> None:

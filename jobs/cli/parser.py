@@ -12,6 +12,7 @@ from . import (
     region_commands,
     report_command,
     run_commands,
+    view_command,
 )
 from .area_options import add_areas
 from .arguments import (
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_compare,
         _add_audit,
         _add_report,
+        _add_view,
         _add_submit,
         _add_jobs,
         _add_logs,
@@ -228,6 +230,13 @@ def _add_report(commands: Commands) -> None:
     text = "Write a run as one HTML page to look at: map, histogram, scenes, failures and facts. It opens offline."
     parser = add_command(commands, "report", report_command.report, text)
     report_command.add_options(parser)
+    add_relocate(parser)
+
+
+def _add_view(commands: Commands) -> None:
+    text = "Show the page of a run in a browser on this machine, with a box for SQL, until Ctrl-C."
+    parser = add_command(commands, "view", view_command.view, text)
+    view_command.add_options(parser)
     add_relocate(parser)
 
 

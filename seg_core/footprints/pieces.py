@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 
 from seg_core.chips import MISSING
-from seg_core.grid import Window
+from seg_core.grid import Window, intersects
 from seg_core.imagery.georef import ground_size, window_transform
 from seg_core.run.export_masks import decode_pixels
 from seg_core.run.parts import Location, read_rows
@@ -56,6 +56,8 @@ class _Pixels:
 
 def find_buildings(settings: Settings, part: Part, location: Location | None) -> tuple[geopandas.GeoDataFrame, Pieces]:
     """Return the buildings of a part that are whole, and the others. Nothing is known if its location is None.
+
+    The window of the part may be some whole tiles of those that lie there.
 
     The columns are `building_px`; `building_m2`, null without a CRS; `level_sum`, of the probabilities in 255ths, null
     if they are not kept; `first`, the number of its first pixel in the image, row by row; `touches_gap`, whether it
@@ -98,15 +100,15 @@ def _at_edge(part: Part) -> dict[str, bool]:
 
 
 def _read_pixels(settings: Settings, part: Part, location: Location | None) -> _Pixels:
-    """Read the pixels of a part from its rows."""
+    """Read the pixels of a part, or of some tiles of it, from its rows."""
     window, size = part.window, settings.tile_size
     state = np.full(window.shape, MISSING, np.uint8)
     levels = np.zeros(window.shape, np.uint8) if settings.keep_probability else None
     pixel_m2 = np.full((-(-window.height // size), -(-window.width // size)), np.nan)
     for row in read_rows(location, COLUMNS) if location else ():
-        if row["status"] != "done" or not row["valid_px"]:
-            continue
         tile = Window.from_row(row)
+        if row["status"] != "done" or not row["valid_px"] or not intersects(tile, window):
+            continue
         at = tile.slices(window)
         state[at] = decode_pixels(row, part, settings.scale)
         if levels is not None:

@@ -18,7 +18,7 @@ from seg_core.inference.scenes import segment_scene
 from seg_core.model.bundle import Bundle
 from seg_core.model.segmenter import Segmenter
 from seg_core.plots.figures import draw_calibration, draw_thresholds
-from seg_core.plots.pictures import Panel, as_rgb, assemble_panels, paint_errors, paint_mask
+from seg_core.plots.pictures import Panel, as_rgb, assemble_panels, truth_panels
 from seg_core.run.imagery_fit import ImageryFit, compare, decide_mode
 from seg_core.run.normalization import normalizations_of
 from seg_core.storage.files import make_folder, publish
@@ -159,16 +159,12 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, path: str) -> No
     """Publish a PNG with image, truth, prediction and errors of the images with the best, median and worst IoU."""
     ranked = evaluation.table.dropna(subset="iou").sort_values("iou", ascending=False, kind="stable")
     chosen = ranked.iloc[sorted({0, len(ranked) // 2, len(ranked) - 1})] if len(ranked) else ranked
-    panels = []
+    panels: list[Panel] = []
+    threshold = evaluation.threshold
     segmented = _segment(segmenter, evaluation.classes, [evaluation.images[i] for i in chosen.index])
     for iou, (image, sample, _, probability) in zip(chosen["iou"], segmented, strict=True):
         valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
-        predicted, picture = (probability >= evaluation.threshold) & valid, as_rgb(sample.image)
-        panels += [
-            Panel(f"{image.name}: IoU {iou:.3f}", picture),
-            Panel("truth", paint_mask(picture, truth)),
-            Panel("prediction", paint_mask(picture, predicted)),
-            Panel("errors: false green, missed red", paint_errors(picture, predicted, truth)),
-        ]
+        states = (np.where(valid, cells, MISSING).astype(np.uint8) for cells in (probability >= threshold, truth))
+        panels += truth_panels(f"{image.name}: IoU {iou:.3f}", as_rgb(sample.image), *states)
     if panels:
         publish(path, assemble_panels(panels, 4))

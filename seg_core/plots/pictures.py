@@ -64,14 +64,27 @@ def paint_mask(image: Rgb, mask: NDArray[np.bool_]) -> Rgb:
     return painted
 
 
+def darken(image: Rgb, cells: NDArray[np.bool_]) -> Rgb:
+    """The image with these pixels at a third of their brightness."""
+    painted = image.copy()
+    painted[cells] //= 3
+    return painted
+
+
+def paint_state(image: Rgb, state: NDArray[np.uint8]) -> Rgb:
+    """The image with building in orange over it, and darker where nothing is known.
+
+    `state` is `uint8 (height, width)`: 1 is building, 0 is not, MISSING is not known.
+    """
+    return paint_mask(darken(image, state == MISSING), state == 1)
+
+
 def paint_outlines(image: Rgb, label: NDArray[np.uint8]) -> Rgb:
     """The image with the outlines of its labelled objects in orange, and darker where the label is MISSING.
 
     `label` is class indices, `uint8 (height, width)`. Where classes meet, there is an outline too.
     """
-    painted = image.copy()
-    missing = label == MISSING
-    painted[missing] //= 3
+    painted = darken(image, label == MISSING)
     for index in set(np.unique(label).tolist()) - {0, MISSING}:
         found, _ = cv2.findContours((label == index).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(painted, found, -1, ORANGE, max(1, max(label.shape) // OUTLINE))
@@ -84,6 +97,18 @@ def paint_errors(image: Rgb, predicted: NDArray[np.bool_], truth: NDArray[np.boo
     for cells, colour in ((predicted & truth, WHITE), (predicted & ~truth, GREEN), (truth & ~predicted, RED)):
         painted[cells] = (0.35 * painted[cells] + 0.65 * np.array(colour)).astype(np.uint8)
     return np.asarray(painted, np.uint8)
+
+
+def truth_panels(title: str, image: Rgb, predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> list[Panel]:
+    """Image, truth, prediction and errors. `predicted` and `truth` are as `paint_state` takes them."""
+    known = (predicted != MISSING) & (truth != MISSING)
+    found = (predicted == 1) & known, (truth == 1) & known
+    return [
+        Panel(title, image),
+        Panel("truth", paint_state(image, truth)),
+        Panel("prediction", paint_state(image, predicted)),
+        Panel("errors: false green, missed red", paint_errors(darken(image, ~known), *found)),
+    ]
 
 
 def coverage_panel(title: str, rows: Sequence[Row], height: int, width: int) -> Panel:
@@ -114,16 +139,23 @@ def _frame(tile: Rgb) -> None:
 
 
 def assemble_panels(panels: Sequence[Panel], columns: int = 2) -> bytes:
-    """Pictures with their titles above them, so many in a row, as a PNG."""
+    """Pictures with their titles above them, so many in a row, as a PNG. A row is as high as its highest picture."""
     columns = min(columns, len(panels))
-    lines = -(-len(panels) // columns)
-    wide, high = columns * (PANEL + 2 * GAP), lines * (PANEL + STRIP + GAP)
-    figure = Figure(figsize=(wide / DPI, high / DPI))
-    for number, panel in enumerate(panels):
-        line, column = divmod(number, columns)
-        left, bottom = column * (PANEL + 2 * GAP) + GAP, high - (line + 1) * (PANEL + STRIP + GAP) + GAP
-        _draw_panel(figure, panel, (left / wide, bottom / high, PANEL / wide, PANEL / high))
+    lines = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    heights = [max(round(_scale(panel) * panel.picture.shape[0]) for panel in line) for line in lines]
+    wide, high = columns * (PANEL + 2 * GAP), sum(heights) + len(lines) * (STRIP + GAP)
+    figure, below = Figure(figsize=(wide / DPI, high / DPI)), high
+    for line, height in zip(lines, heights, strict=True):
+        below -= STRIP + height + GAP
+        for column, panel in enumerate(line):
+            left = column * (PANEL + 2 * GAP) + GAP
+            _draw_panel(figure, panel, (left / wide, (below + GAP) / high, PANEL / wide, height / high))
     return to_png(figure)
+
+
+def _scale(panel: Panel) -> float:
+    """How many px of the PNG a px of a picture is."""
+    return PANEL / float(max(panel.picture.shape[:2]))
 
 
 def _draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, float]) -> None:
@@ -131,9 +163,9 @@ def _draw_panel(figure: Figure, panel: Panel, place: tuple[float, float, float, 
     axes = figure.add_axes(place, anchor="N")  # at the top, where the title is
     axes.set_axis_off()
     axes.imshow(panel.picture)
-    title_gap = height * GAP / PANEL
+    title_gap = GAP / (figure.get_figheight() * DPI)
     figure.text(left, bottom + height + title_gap, panel.title, fontsize=_points(TITLE), va="baseline")
-    scale = PANEL / max(panel.picture.shape[:2])
+    scale = _scale(panel)
     for label in panel.labels:
         size = _points(label.height * scale)
         axes.text(label.col, label.row, label.text, fontsize=size, color=label.color, ha="center", va="center")

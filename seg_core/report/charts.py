@@ -25,12 +25,15 @@ from bokeh.resources import Resources
 
 from seg_core.report.cells import Numbers
 from seg_core.report.frame import Box, Frame
+from seg_core.report.outlines import Outlines
 from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import UNKNOWN
 from seg_core.report.tiles import STEPS
 
-OPACITY = 0.65  # of the colours over the imagery
+OPACITY, FAINT = 0.65, 0.15  # of the colours over the imagery, and where outlines are drawn
 CHOSEN = "#ff8c00"  # outline of the tile that was clicked
+OUTLINE = "#ff4fd8"
+COARSEST = 2.0  # pixels of the imagery for one of the screen, with which outlines are shown
 BAR = "#3b6ea5"
 BIN_WIDTHS = (1, 2, 5, 10, 20, 25, 50)  # in STEPS of coverage
 MAX_BINS = 25
@@ -53,6 +56,7 @@ class MapContent:
     chosen: int | None  # the cell that is shown first
     frame: Frame
     quicklook: Quicklook
+    outlines: Outlines
     end: float  # coverage of the last colour
     scenes: dict[str, Box]  # where to zoom to
     class_name: str  # of what is found
@@ -74,6 +78,8 @@ def draw_map(content: MapContent) -> dict[str, Any]:
     plot.add_layout(_color_bar(content), "above")
     source.selected.js_on_change("indices", CustomJS(args={"source": source}, code=_read("show_tile.js")))
     controls: dict[str, Any] = {"opacity": _opacity(cells)} if quicklook.uris else {}
+    if content.outlines.xs:
+        _draw_outlines(plot, content.outlines, controls.get("opacity"))
     if len(content.scenes) > 1:
         controls["zoom"] = _zoom(plot, content.scenes)
     return {"map": plot, **controls}
@@ -116,9 +122,21 @@ def _draw_cells(plot: Any, source: ColumnDataSource, opacity: float) -> Any:
         hatch_scale=8,
         hatch_weight=1,
     )
-    cells.nonselection_glyph = None
+    cells.nonselection_glyph = cells.glyph  # Bokeh would draw a copy, which the slider does not change
     cells.selection_glyph = cells.glyph.clone(line_color=CHOSEN, line_width=4)
     return cells
+
+
+def _draw_outlines(plot: Any, outlines: Outlines, opacity: Slider | None) -> None:
+    """Draw outlines that are hidden until the map is zoomed in, where the colours over imagery become faint."""
+    source, name = ColumnDataSource({"xs": outlines.xs, "ys": outlines.ys}), "outlines"
+    lines = plot.multi_line("xs", "ys", source=source, name=name, line_color=OUTLINE, line_width=1.5, visible=False)
+    limits = {"coarsest": COARSEST * outlines.pixel, "faint": FAINT}
+    args = {"plot": plot, "x_range": plot.x_range, "outlines": lines, "opacity": opacity, **limits}
+    show = CustomJS(args=args, code=_read("show_outlines.js"))
+    plot.js_on_change("inner_width", show)
+    for end in ("start", "end"):
+        plot.x_range.js_on_change(end, show)
 
 
 def _mark_pictures(plot: Any, columns: Columns) -> None:
@@ -181,6 +199,7 @@ def draw_histogram(tiles: Numbers) -> Any:
     plot.quad(left="left", right="right", top="top", bottom=0, source=source, fill_color=BAR, line_color="white")
     plot.add_tools(HoverTool(tooltips=[("coverage", "@range"), ("tiles", "@number")]))
     plot.yaxis.axis_label = "tiles"
+    plot.yaxis.ticker.min_interval = 1  # a tile is the least
     plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
     plot.x_range.start = plot.y_range.start = 0
     plot.yaxis.minor_tick_line_color = None

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.grid import Window
 from seg_core.imagery.mosaic import read_image
+from seg_core.report.part_finder import PartFinder
 from seg_core.report.pictures import data_uri, encode_image, shrink, to_rgb
 from seg_core.report.tiles import Best, Tally
 from seg_core.run.export_masks import join_tiles
@@ -52,12 +52,12 @@ def cut_crops(run: str, tally: Tally, report: Callable[[str], None] = lambda _: 
     Raises SegError if a file of the run can't be read. Images that can't be read are left out and counted.
     """
     cells = choose_cells(tally.best)
-    parts, there = _parts_by_place(tally), find_parts(run)
+    finder, there = PartFinder(tally.plan), find_parts(run)
     found, size = Crops(num_cells=len(tally.best)), 0
 
     def cut(cell: int) -> Crop:
         best = tally.best[cell]
-        return _cut(tally, best, _part_of(parts, tally, best), there)
+        return _cut(tally, best, finder.find(best.image, best.window), there)
 
     for number, (cell, crop) in enumerate(zip(cells, for_each(cut, cells, os.cpu_count()), strict=True), 1):
         report(f"{number:,} of {len(cells):,}")
@@ -77,26 +77,6 @@ def choose_cells(best: dict[int, Best], most: int = MAX_CROPS) -> list[int]:
     first, rest = ordered[: most // 2], sorted(ordered[most // 2 :])
     even = np.linspace(0, len(rest) - 1, most - len(first)).astype(int)
     return [cell for pair in zip(first, (rest[at] for at in even), strict=True) for cell in pair]
-
-
-Places = dict[tuple[int, int, int], Part]
-
-
-def _parts_by_place(tally: Tally) -> Places:
-    """Return the parts by image and by their place in its grid of parts."""
-    numbers = {image.scene_id: number for number, image in enumerate(tally.plan.images)}
-    return {
-        (numbers[part.scene.scene_id], *_grid_place(part.window, tally.plan.settings.part)): part
-        for part in tally.plan.parts()
-    }
-
-
-def _part_of(parts: Places, tally: Tally, best: Best) -> Part:
-    return parts[best.image, *_grid_place(best.window, tally.plan.settings.part)]
-
-
-def _grid_place(window: Window, size: int) -> tuple[int, int]:
-    return window.row_off // size, window.col_off // size
 
 
 def _cut(tally: Tally, best: Best, part: Part, there: Locations) -> Crop:

@@ -1,23 +1,23 @@
 """Make the page of a run: read its files once, and put figures, pictures and charts into one HTML file."""
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from seg_core.errors import SegError
 from seg_core.report.cell_columns import end_of_ramp, make_columns
-from seg_core.report.cells import Cells, make_cells
-from seg_core.report.crops import Crops, cut_crops
+from seg_core.report.drawn import Drawn, draw
 from seg_core.report.facts import MAX_SCENES, describe_model, describe_run, list_failures, list_scenes, scene_texts
-from seg_core.report.frame import Box, Frame, choose_frame
-from seg_core.report.quicklook import Quicklook, draw_quicklook
+from seg_core.report.frame import Box, Frame
+from seg_core.report.notes import describe_map
 from seg_core.report.texts import area_text, count_text, moment_text, share_text
-from seg_core.report.tiles import Tally, add_up
+from seg_core.report.tiles import Tally
 from seg_core.run.plan import Places
 from seg_core.run.query import describe
 from seg_core.run.record import RunRecord, now, read_record
+from seg_core.run.schema import describe_columns
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.verify import verify
 from seg_core.version import code_version
@@ -25,6 +25,7 @@ from seg_core.version import code_version
 MAX_ZOOMS = 200  # scenes to choose from on the map
 MAX_PROBLEMS = 10  # of seg verify that are shown
 TEMPLATE = "page.html"
+FIRST_SQL = "SELECT scene_id, tile_row, tile_col, coverage, building_m2\nFROM tiles ORDER BY coverage DESC LIMIT 20"
 BUILDING = "building"  # what runs of older versions find
 
 
@@ -38,30 +39,30 @@ class Page:
     problems: int  # that seg verify finds, other than missing parts
 
 
-def check_library() -> None:
-    """Raise SegError if Bokeh is not installed."""
+def check_library(command: str = "seg report") -> None:
+    """Raise SegError if Bokeh, which a command needs, is not installed."""
     try:
         import bokeh  # noqa: F401
     except ImportError as error:
-        raise SegError("seg report: needs the package bokeh: pip install 'aerial-seg[report]'") from error
+        raise SegError(f"{command}: needs the package bokeh: pip install 'aerial-seg[report]'") from error
 
 
-def make_page(run: str, given: Places = (), report: Callable[[str], None] = lambda _: None) -> Page:
+def make_page(
+    run: str, given: Places = (), report: Callable[[str], None] = lambda _: None, *, has_sql: bool = False
+) -> Page:
     """Make the page of a run, which may be unfinished. Scenes that have moved are at the given places, if any.
 
-    `report` is called with a text for each step. The page is smaller than 15 MB, and memory does not grow with the
-    imagery. Raises SegError where there is no run, if a file of it is damaged, and if Bokeh is not installed.
+    With `has_sql`, it has a box for SQL, which it sends to the path `query` beside its own. `report` is called with a
+    text for each step. The page is smaller than 15 MB, and memory does not grow with the imagery. Raises SegError where
+    there is no run, if a file of it is damaged, and if Bokeh is not installed.
     """
     check_library()
     plan, record = read_plan(run, given), read_record(run)
     report("checking the run")
     proof = verify(run)
-    frame = choose_frame(plan.images)
-    tally = add_up(run, plan, make_cells(plan, frame), lambda text: report(f"adding up tiles: {text}"))
-    quicklook = draw_quicklook(plan, frame, lambda text: report(f"reading the imagery: {text}"))
-    crops = cut_crops(run, tally, lambda text: report(f"cutting tiles: {text}"))
+    drawn, class_name = draw(run, plan, report), record.class_name or BUILDING
     report("writing the page")
-    figures = tally.figures()
+    figures = drawn.tally.figures()
     num_problems = len(proof.problems) - proof.num_missing
     state = proof.describe() if num_problems else describe(figures)
     html = _render(
@@ -69,18 +70,19 @@ def make_page(run: str, given: Places = (), report: Callable[[str], None] = lamb
         state=state,
         state_kind="bad" if figures["failed"] or num_problems else "unfinished" if figures["missing"] else "",
         problems=proof.problems[:MAX_PROBLEMS] if num_problems else [],
-        notes=_notes(frame, tally.cells, quicklook, crops),
-        **_tables(run, record, tally),
-        **_charts(record, tally, frame, quicklook, crops),
+        class_name=class_name,
+        notes=describe_map(drawn, class_name),
+        sql=_sql_box() if has_sql else None,
+        **_tables(run, record, drawn.tally, class_name),
+        **_charts(drawn, class_name),
     )
     return Page(html, state, figures, num_problems)
 
 
-def _tables(run: str, record: RunRecord, tally: Tally) -> dict[str, Any]:
+def _tables(run: str, record: RunRecord, tally: Tally, class_name: str) -> dict[str, Any]:
     """Return the figures and tables of a page as text, by their names in the template."""
-    figures, scenes, class_name = tally.figures(), list_scenes(tally), record.class_name or BUILDING
+    figures, scenes = tally.figures(), list_scenes(tally)
     return {
-        "class_name": class_name,
         "warnings": [f"{line[0].upper()}{line[1:]}." for line in record.fit_warnings(figures)],
         "headline": _headline(figures, class_name),
         "histogram_note": _histogram_note(tally),
@@ -93,13 +95,16 @@ def _tables(run: str, record: RunRecord, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _charts(record: RunRecord, tally: Tally, frame: Frame, quicklook: Quicklook, crops: Crops) -> dict[str, Any]:
+def _charts(drawn: Drawn, class_name: str) -> dict[str, Any]:
     """Return the charts of a page as HTML, and the tile that is shown first, by their names in the template."""
     from seg_core.report.charts import MapContent, draw_histogram, draw_map, embed
 
-    columns, class_name = make_columns(tally, frame, crops), record.class_name or BUILDING
+    tally, frame = drawn.tally, drawn.frame
+    columns = make_columns(tally, frame, drawn.crops)
     chosen = _densest(columns)
-    content = MapContent(columns, chosen, frame, quicklook, end_of_ramp(tally), _boxes(frame), class_name)
+    content = MapContent(
+        columns, chosen, frame, drawn.quicklook, drawn.outlines, end_of_ramp(tally), _boxes(frame), class_name
+    )
     models = draw_map(content)
     if tally.histogram.any():
         models["histogram"] = draw_histogram(tally.histogram)
@@ -119,8 +124,16 @@ def _render(**values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("seg_core.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(**values)
+    return environment.from_string(_read(TEMPLATE)).render(**values)
+
+
+def _read(name: str) -> str:
+    return files("seg_core.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _sql_box() -> dict[str, Any]:
+    """Return what the box for SQL holds at first, the columns that it may name, and its script."""
+    return {"first": FIRST_SQL, "columns": describe_columns(), "script": _read("ask.js")}
 
 
 def _headline(figures: dict[str, Any], class_name: str) -> dict[str, str]:
@@ -146,40 +159,6 @@ def _densest(columns: dict[str, list[Any]]) -> int | None:
     """Return the number of the tile that is shown before one is clicked: the densest with a picture, if any has one."""
     numbers = range(len(columns["name"]))
     return max(numbers, key=lambda at: (bool(columns["mask"][at]), columns["share"][at]), default=None)
-
-
-def _notes(frame: Frame, cells: Cells, quicklook: Quicklook, crops: Crops) -> list[str]:
-    """Return sentences on what the map shows, and what was aggregated, sampled or left out."""
-    lines = (frame.describe(), _cells_note(cells), *_quicklook_notes(quicklook), _crops_note(crops))
-    return [line for line in lines if line]
-
-
-def _cells_note(cells: Cells) -> str:
-    if cells.groups is not None:
-        return f"There are many scenes: each of the {cells.num_cells:,} rectangles adds up those of a neighbourhood."
-    if cells.side > 1:
-        return f"There are many tiles: each rectangle adds up a block of {cells.side} x {cells.side} tiles."
-    return ""
-
-
-def _quicklook_notes(quicklook: Quicklook) -> Iterator[str]:
-    chosen, files, failed = quicklook.num_chosen, quicklook.num_files, len(quicklook.problems)
-    if chosen < files:
-        yield f"The imagery under the map is a sample: {chosen:,} of {files:,} scenes."
-    if failed:
-        missing = "No scene is" if failed == chosen else f"{failed:,} of {chosen:,} scenes are not"
-        yield f"{missing} under the map, because they can't be read now, such as: {quicklook.problems[0]}"
-
-
-def _crops_note(crops: Crops) -> str:
-    """Return how many tiles have pictures."""
-    number = len(crops.by_cell)
-    if number == crops.num_cells:
-        return ""
-    return (
-        f"Pictures of {number:,} tiles are on the page, of {crops.num_cells:,} that could have one: half of them are "
-        "those with the most building, the others are spread evenly. A dot on the map marks them."
-    )
 
 
 def _histogram_note(tally: Tally) -> str:

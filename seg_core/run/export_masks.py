@@ -265,6 +265,18 @@ def join_tiles(parts: Sequence[Part], there: Locations, scale: Scale, wanted: Wi
     return mask
 
 
+def join_levels(parts: Sequence[Part], there: Locations, scale: Scale, wanted: Window) -> Any:
+    """The probabilities of a window in 255ths, from the parts that touch it, of a run that keeps them.
+
+    They are a masked array, `uint8 (height, width)`, masked where nothing is known.
+    """
+    levels = np.ma.array(np.zeros(wanted.shape, np.uint8), mask=True)
+    for tile, pixels in _read_tiles(parts, there, scale, wanted, PROBABILITY):
+        common = intersection(tile, wanted)
+        levels[common.slices(wanted)] = pixels[common.slices(tile)]
+    return levels
+
+
 def check_within(window: Window, image: Scene) -> None:
     """Raise SegError for a window that is empty, or reaches beyond an image."""
     if min(window.height, window.width) < 1 or intersection(window, image.window) != window:

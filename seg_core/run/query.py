@@ -18,6 +18,9 @@ from seg_core.run.sums import COLUMNS, add_sums, sum_table
 from seg_core.run.tables import read_scenes
 from seg_core.training.dataset import is_building
 
+MAX_TEXT = 300  # characters of a value on a page
+LARGEST_EXACT = 2**53  # beyond which JavaScript rounds
+
 
 def query(run: str, sql: str) -> pa.Table:
     """Run a query, and return all rows of its result. Raises SegError as `run_sql` does."""
@@ -95,6 +98,28 @@ def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most
         stream.write(f"{text}\n".encode())
         if len(shown) < number:
             stream.write(f"... {number - len(shown):,} more rows: --format csv has them all\n".encode())
+
+
+def first_rows(result: pa.RecordBatchReader, most: int) -> tuple[list[list[object]], bool]:
+    """Return the first `most` rows of a result for a page, and whether there are more. The rest is not computed.
+
+    A value is a number, a text of MAX_TEXT characters at most, or None.
+    """
+    rows: list[list[object]] = []
+    for batch in result:
+        values = [each.to_pylist() for each in batch.slice(0, most + 1 - len(rows)).columns]
+        rows += [list(map(_short, row)) for row in zip(*values, strict=True)]
+        if len(rows) > most:
+            return rows[:most], True
+    return rows, False
+
+
+def _short(value: object) -> object:
+    brief = _brief(value)
+    if brief is None or isinstance(brief, float) or (isinstance(brief, int) and abs(brief) <= LARGEST_EXACT):
+        return brief
+    text = json.dumps(brief) if isinstance(brief, dict | list) else str(brief)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
 
 
 def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -> pd.DataFrame:

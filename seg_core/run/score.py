@@ -66,7 +66,7 @@ def score_run(
     there = find_parts(run)
     if missing := sum(part.key not in there for part in parts):
         raise SegError(f"{run}: {missing} of {len(parts)} parts are not done yet: finish the run (seg segment) first")
-    readers = _open_readers(labels, plan.images, classes)
+    readers = open_readers(labels, plan.images, classes)
     scorers = {
         image.scene_id: ImageScorer(readers[image.scene_id], ShapeCounter(image.window)) for image in plan.images
     }
@@ -85,10 +85,10 @@ def score_run(
     )
 
 
-def _open_readers(
+def open_readers(
     labels: str | SceneLabels, images: Sequence[Scene], classes: Classes | None
 ) -> "dict[str, LabelReader | SceneLabelReader]":
-    """Open the label of each image, by scene_id."""
+    """Open the label of each image, by scene_id. The arguments are as for `score_run`, and so are the errors."""
     if isinstance(labels, str):
         found = {image.scene_id: _find_label(labels, image, len(images), classes) for image in images}
         return {scene_id: LabelReader(label, classes) for scene_id, label in found.items()}

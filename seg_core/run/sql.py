@@ -5,7 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from seg_core.run.parts import PartIndex, index_parts
 from seg_core.run.record import read_record
 from seg_core.run.schema import BBOX, GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.run.sql_files import SCHEME, RunFiles
+from seg_core.run.sql_limit import Limit
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import REPAIR_ADVICE, scenes_path
 from seg_core.threads import for_each
@@ -151,14 +152,15 @@ def _select_live(connection: duckdb.DuckDBPyConnection, index: PartIndex, compac
 
 
 @contextmanager
-def run_sql(run: str, sql: str) -> Iterator[pa.RecordBatchReader]:
+def run_sql(run: str, sql: str, limit: Limit | None = None) -> Iterator[pa.RecordBatchReader]:
     """Run a query, and yield its result batch by batch. Columns with the name of an earlier one get a number.
 
-    Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read.
+    Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read, and if
+    the query is interrupted by a limit.
     """
     with _translated_errors():
         connection = connect(run)
-    with connection.duckdb:
+    with connection.duckdb, limit.applied(connection.duckdb) if limit else nullcontext():
         with _translated_errors(connection.files):
             _check_query(connection, sql)
             result = connection.duckdb.sql(sql)
