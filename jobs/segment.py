@@ -4,10 +4,8 @@ import re
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -126,12 +124,12 @@ def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease:
     if record.finished:  # no more, should this driver die
         record.finished = None
         write_record(lease.run, record, lease)
-    seams = Counter(asdict(record.seams or SeamCounts()))
+    seams = record.seams or SeamCounts()
     progress, busy, on_cpu = Progress(windows), BottleneckReport(), 0
     try:
         for receipt in receipts:
             progress.update(receipt.windows, receipt.pixels, receipt.started, receipt.failed)
-            seams.update(pixels=receipt.seam_pixels, differing=receipt.seam_differing)
+            seams = seams.add(receipt.part, receipt.seam_pixels, receipt.seam_differing)
             busy.add(receipt)
             if record.exact and not receipt.exact:
                 record.exact = False
@@ -139,7 +137,7 @@ def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease:
             on_cpu += receipt.decoded_on_cpu
     finally:
         progress.end()
-    record.seams = SeamCounts(**seams)
+    record.seams = seams
     return busy, on_cpu
 
 

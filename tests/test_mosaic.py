@@ -20,6 +20,7 @@ from seg_core.imagery.scene import read_scene
 from seg_core.inference.windows import read_pixels
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
+from seg_core.run.record import read_record
 from seg_core.run.stored_plan import read_plan
 
 # rasterio.merge's own, with affine 3
@@ -178,6 +179,9 @@ def test_neighbours_disagree_where_there_is_no_halo(
     command = ["segment", make_scene("a.tif", 300, 300), "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
     out, _ = seg(capsys, *command, "--halo", "0", "--json")
     assert 0.001 < json.loads(out)["seam_disagreement"] < 0.5
+    worst = read_record(str(tmp_path / "run")).seams.worst  # type: ignore[union-attr]
+    assert worst.keys() <= {part.key for part in read_plan(str(tmp_path / "run")).parts()}
+    assert sorted(worst.values(), reverse=True) == list(worst.values()) != []
     out, _ = seg(capsys, "segment", make_scene("b.tif", 60, 60), *command[2:4], "--out", tmp_path / "small", "--json")
     assert json.loads(out)["seam_disagreement"] is None  # one window, no neighbour
 

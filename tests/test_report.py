@@ -35,7 +35,9 @@ from seg_core.report.texts import area_text, duration_text, share_text
 from seg_core.report.tiles import SUMS, Best, Tally, add_up
 from seg_core.run.plan import Plan
 from seg_core.run.query import summary
+from seg_core.run.record import SeamCounts, read_record, write_record
 from seg_core.run.rows import Row
+from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import upload
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -328,6 +330,19 @@ def test_a_page_says_how_far_the_run_is_and_why_tiles_failed(built: BuiltRun) ->
     assert page.problems == 0
     for expected in (page.state, "ReadError: the disk said no", "10 of 18", "north/a.tif, tile 0, 2", built.plan.model):
         assert expected in text
+
+
+def test_the_worst_borders_of_windows_are_on_the_page(built: BuiltRun) -> None:
+    assert "Worst borders" not in make_page(built.run).html
+    record, parts = read_record(built.run), list(read_plan(built.run).parts())
+    first, last = parts[0], parts[-1]
+    record.seams = SeamCounts(pixels=900, differing=3, worst={last.key: 0.25, first.key: 0.001, "gone": 0.0001})
+    write_record(built.run, record)
+    text = " ".join(re.sub("<[^>]*>", " ", text_of(make_page(built.run).html)).split())
+    side = record.settings.tile_size
+    places = [f"{p.scene.scene_id}, tile {p.window.row_off // side}, {p.window.col_off // side}" for p in (last, first)]
+    assert places[0] != places[1]
+    assert f"beside pixels that differ {places[0]} 25.0 % {places[1]} 0.1 %" in text
 
 
 def test_a_run_without_any_tile_has_a_page(tmp_path: Path) -> None:

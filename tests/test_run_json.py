@@ -59,8 +59,20 @@ def test_fields_are_written_in_this_order_once_they_have_a_value(tmp_path: Path)
     assert written(tmp_path)["seams"] == {"pixels": 9, "differing": 1}
 
 
+def test_the_worst_seams_are_kept_and_a_part_that_is_done_again_counts_anew() -> None:
+    seams = SeamCounts()
+    for number in range(12):
+        seams = seams.add(f"part-{number}", 100, number)
+    assert (seams.pixels, seams.differing) == (1200, 66)
+    assert list(seams.worst.items()) == [(f"part-{number}", number / 100) for number in range(11, 1, -1)]
+    seams = seams.add("part-11", 100, 0).add("part-2", 100, 50)
+    assert list(seams.worst)[:2] == ["part-2", "part-10"]
+    assert "part-11" not in seams.worst
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    for record in (RECORD, finished()):
+    seams = SeamCounts(pixels=9, differing=1, worst={"part-1": 0.25})
+    for record in (RECORD, finished(), replace(finished(), seams=seams)):
         write_record(str(tmp_path), record)
         assert read_record(str(tmp_path)) == record
 

@@ -135,6 +135,7 @@ class PartSegmenter:
         seam_pixels, seam_differing = self.seams.take(part)
         return Receipt(
             actor=self.name,
+            part=part.key,
             readers=self.reader.num_threads,
             started=started,
             ended=max(started, published.ended),

@@ -12,6 +12,7 @@ class Receipt:
     """A published part. Receipts serve progress and the run's record; the truth is in the files."""
 
     actor: str
+    part: str = ""  # its key
     readers: int = 0  # reading threads of the actor
     started: float  # s since 1970
     ended: float

@@ -8,6 +8,7 @@ from seg_core.model.bundle import Bundle, read_bundle
 from seg_core.report.texts import area_text, count_text, duration_text, moment_text, share_text
 from seg_core.report.tiles import Tally, figures_of
 from seg_core.run.parquet import read_file, read_table
+from seg_core.run.plan import Plan
 from seg_core.run.record import RunRecord
 from seg_core.run.schema import SCENES
 from seg_core.run.tables import scenes_path
@@ -51,6 +52,17 @@ def list_failures(tally: Tally) -> list[dict[str, str]]:
         }
         for reason, number in tally.reasons.most_common(MAX_REASONS)
     ]
+
+
+def list_worst_seams(record: RunRecord, plan: Plan) -> list[dict[str, str]]:
+    """Return a row for each of the borders at which neighbouring windows disagree most, the worst first."""
+    worst, side = record.seams.worst if record.seams else {}, record.settings.tile_size
+    places = {
+        part.key: f"{part.scene.scene_id}, tile {part.window.row_off // side}, {part.window.col_off // side}"
+        for part in (plan.parts() if worst else ())
+        if part.key in worst
+    }
+    return [{"share": share_text(share), "place": places[key]} for key, share in worst.items() if key in places]
 
 
 def describe_run(run: str, record: RunRecord, tally: Tally) -> Facts:

@@ -9,7 +9,15 @@ from typing import Any
 from seg_core.errors import SegError
 from seg_core.report.cell_columns import end_of_ramp, make_columns
 from seg_core.report.drawn import Drawn, draw
-from seg_core.report.facts import MAX_SCENES, describe_model, describe_run, list_failures, list_scenes, scene_texts
+from seg_core.report.facts import (
+    MAX_SCENES,
+    describe_model,
+    describe_run,
+    list_failures,
+    list_scenes,
+    list_worst_seams,
+    scene_texts,
+)
 from seg_core.report.frame import Box, Frame
 from seg_core.report.notes import describe_map
 from seg_core.report.texts import area_text, count_text, moment_text, share_text
@@ -89,6 +97,7 @@ def _tables(run: str, record: RunRecord, tally: Tally, class_name: str) -> dict[
         "scenes": [scene_texts(row) for row in scenes[:MAX_SCENES]],
         "scenes_note": _scenes_note(len(scenes)),
         "failures": list_failures(tally),
+        "worst_seams": list_worst_seams(record, tally.plan),
         "run_facts": describe_run(run, record, tally),
         "model_facts": describe_model(record),
         "made": f"Made by aerial-seg {code_version()} at {moment_text(now())}.",

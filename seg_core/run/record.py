@@ -17,6 +17,7 @@ from seg_core.version import code_version
 
 FORMAT = "aerial-seg run"
 VERSION = 2
+MAX_WORST_SEAMS = 10
 RESTORE_ADVICE = "restore run.json from a copy, or segment into another folder"
 
 
@@ -46,10 +47,19 @@ class PlanFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SeamCounts:
-    """How windows agree at their borders."""
+    """How windows agree at their borders, of which one is looked at in each of some parts."""
 
     pixels: int = 0  # that were compared
     differing: int = 0  # of those
+    worst: dict[str, float] = field(default_factory=dict)  # largest shares of pixels that differ, by key of the part
+
+    def add(self, part: str, pixels: int, differing: int) -> "SeamCounts":
+        """Return the counts with those of a part."""
+        shares = {key: share for key, share in self.worst.items() if key != part}
+        if differing:
+            shares[part] = round(differing / pixels, 6)
+        worst = sorted(shares.items(), key=lambda each: each[1], reverse=True)[:MAX_WORST_SEAMS]
+        return SeamCounts(pixels=self.pixels + pixels, differing=self.differing + differing, worst=dict(worst))
 
 
 @dataclass(kw_only=True)
@@ -101,7 +111,9 @@ class RunRecord:
         known = {name: value for name, value in asdict(self).items() if value is not None or name == "finished"}
         del known["stored"]
         for name in OBJECTS & known.keys():
-            known[name] = {**(self.stored.get(name) or {}), **known[name]}
+            stored = self.stored.get(name) or {}
+            named = {key: value for key, value in known[name].items() if value != {} or key in stored}
+            known[name] = {**stored, **named}
         if "settings" in self.stored:  # without those that have come since, and held their default
             known["settings"] = self.stored["settings"]
         kept = {name: value for name, value in self.stored.items() if name in known or name not in FIELDS}
