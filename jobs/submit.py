@@ -35,9 +35,10 @@ def connect(address: str | None) -> JobSubmissionClient:
     """
     values = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
     address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
+    url = _make_url(address)
     try:
         with environment(dict.fromkeys(ADDRESS_VARIABLES)):  # they would override the given address
-            client = JobSubmissionClient(_make_url(address))
+            client = JobSubmissionClient(url)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
