@@ -1,12 +1,15 @@
 """Run commands on a Ray cluster, through Ray's job submission API."""
 
 import asyncio
+import getpass
 import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,13 +61,24 @@ def _make_url(address: str) -> str:
     return address
 
 
-def submit(client: JobSubmissionClient, command: Sequence[str], folder: str) -> str:
+def submit(client: JobSubmissionClient, command: Sequence[str], folder: str, name: str | None = None) -> str:
     """Submit `seg COMMAND...` as a job, which resolves relative paths against `folder`. Returns the job's id.
 
-    The code is uploaded with the job. Its dependencies must be installed on the cluster's nodes.
+    `seg jobs` shows its name. The code is uploaded with the job. Its dependencies must be installed on the cluster's
+    nodes.
     """
+    metadata = {"command": shlex.join(command), "user": _this_user(), **({"name": name} if name else {})}
     with TemporaryDirectory() as package_folder:
-        return _submit(client, command, folder, _copy_packages(package_folder))
+        return _submit(client, command, folder, _copy_packages(package_folder), metadata)
+
+
+def _this_user() -> str:
+    """Return who submits, and from which machine."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user that has no name
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def _copy_packages(folder: str) -> list[str]:
@@ -76,7 +90,9 @@ def _copy_packages(folder: str) -> list[str]:
     return [str(Path(folder, name)) for name in sources]
 
 
-def _submit(client: JobSubmissionClient, command: Sequence[str], folder: str, packages: list[str]) -> str:
+def _submit(
+    client: JobSubmissionClient, command: Sequence[str], folder: str, packages: list[str], metadata: dict[str, str]
+) -> str:
     deadline = time.monotonic() + AGENT_TIMEOUT
     while True:
         try:
@@ -84,7 +100,7 @@ def _submit(client: JobSubmissionClient, command: Sequence[str], folder: str, pa
                 client.submit_job(
                     entrypoint=shlex.join(["python", "-P", "-m", "aerial_seg.cli.main", "-C", folder, *command]),
                     runtime_env={"py_modules": packages},
-                    metadata={"command": shlex.join(command)},
+                    metadata=metadata,
                 )
             )
         except RuntimeError as error:
@@ -140,18 +156,35 @@ def job_info(client: JobSubmissionClient, job_id: str) -> JobInfo:
 
 
 def list_jobs(client: JobSubmissionClient) -> list[dict[str, Any]]:
-    """Return id, status, seconds and command of each job submitted to the cluster, the newest job first."""
+    """Return what is known of each job submitted to the cluster, the newest job first.
+
+    `started` is in UTC. `progress` is the last line of the log of a job that runs. What is not known is None.
+    """
     jobs = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
-    return [
-        {
-            "id": job.submission_id,
-            "status": str(job.status),
-            "seconds": round(((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000, 1),
-            "command": (job.metadata or {}).get("command", job.entrypoint),
-        }
-        for job in jobs
-        if job.submission_id
-    ]
+    return [_describe_job(client, job) for job in jobs if job.submission_id]
+
+
+def _describe_job(client: JobSubmissionClient, job: Any) -> dict[str, Any]:
+    metadata, started = job.metadata or {}, (job.start_time or 0) / 1000  # s since 1970
+    return {
+        "id": job.submission_id,
+        "name": metadata.get("name"),
+        "status": str(job.status),
+        "user": metadata.get("user"),
+        "started": datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if started else None,
+        "seconds": round((job.end_time / 1000 if job.end_time else time.time()) - started, 1) if started else None,
+        "progress": _last_line(client, job.submission_id) if job.status == JobStatus.RUNNING else None,
+        "command": metadata.get("command", job.entrypoint),
+    }
+
+
+def _last_line(client: JobSubmissionClient, job_id: str) -> str | None:
+    """Return the last line of a job's log, without Ray's own; None if there is none, or no more."""
+    try:
+        lines = client.get_job_logs(job_id).splitlines()
+    except RuntimeError:  # the job was deleted meanwhile
+        return None
+    return next((line for line in reversed(lines) if line.strip() and not START_MESSAGES.match(line)), None)
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> str:

@@ -166,7 +166,7 @@ OPTIONS = {
     "seg audit": [*GENERAL, *AREAS, "--aoi", "--json", "--labels", "--out", "--sample", "--seed", "RUN"],
     "seg report": [*GENERAL, "--json", "--out", "--relocate", "RUN"],
     "seg view": [*GENERAL, "--json", "--open", "--port", "--relocate", "RUN"],
-    "seg submit": [*GENERAL, "--address", "--no-follow", "-- COMMAND ..."],
+    "seg submit": [*GENERAL, "--address", "--name", "--no-follow", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
     "seg logs": [*GENERAL, "--address", "ID"],
     "seg stop": [*GENERAL, "--address", "ID"],

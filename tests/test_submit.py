@@ -1,14 +1,18 @@
 """Commands on a cluster of two nodes, through Ray's job submission API."""
 
+import getpass
 import io
 import json
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +23,7 @@ from readme import NAMES, commands
 
 from aerial_seg.cli.main import main
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
-from aerial_seg.submit import connect, follow
+from aerial_seg.submit import connect, follow, list_jobs
 from seg_core.environment import environment
 from seg_core.errors import SegError
 
@@ -86,7 +90,7 @@ def test_a_submitted_job_gives_the_rows_of_a_local_run(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = ["segment", "../region", "--model", "../model", *SMALL, "--out"]
-    followed = seg("submit", "--address", dashboard, "--", *command, "remote", folder=elsewhere)
+    followed = seg("submit", "--address", dashboard, "--name", "a test", "--", *command, "remote", folder=elsewhere)
     assert "of 6 windows" in followed.stdout
     assert "INFO" not in followed.stderr
     seg(*command, "local", folder=elsewhere)
@@ -97,6 +101,13 @@ def test_a_submitted_job_gives_the_rows_of_a_local_run(
     listed = json.loads(seg("jobs", "--address", dashboard, "--json", folder=elsewhere).stdout)["jobs"]
     assert listed[0]["status"] == "SUCCEEDED"
     assert listed[0]["command"].startswith("segment ../region")
+    assert (listed[0]["name"], listed[0]["progress"]) == ("a test", None)
+    assert listed[0]["user"] == f"{getpass.getuser()}@{socket.gethostname()}"
+    started = datetime.fromisoformat(listed[0]["started"])
+    assert 0 < (datetime.now(UTC) - started).total_seconds() < 600
+    assert re.search(
+        r"SUCCEEDED .* s  \S+@\S+  a test: segment ", seg("jobs", "--address", dashboard, folder=elsewhere).stdout
+    )
     again = seg("logs", listed[0]["id"], "--address", dashboard, folder=elsewhere)
     assert "of 6 windows" in again.stdout
 
@@ -161,8 +172,19 @@ def test_a_cluster_that_asks_for_a_token_is_one_line_with_the_way_in(tmp_path: P
         assert json.loads(listed) == {"jobs": []}
 
 
+def wait_for_progress(dashboard: str, job: str) -> str | None:
+    """What `seg jobs` says of a job that runs."""
+    for _ in range(600):
+        found = next(each for each in list_jobs(connect(dashboard)) if each["id"] == job)
+        if found["progress"]:
+            return str(found["progress"])
+        time.sleep(0.1)
+    return None
+
+
 def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: Path) -> None:
     job = connect(dashboard).submit_job(entrypoint="echo begun; sleep 60")
+    assert wait_for_progress(dashboard, job) == "begun"
     command = ["seg", "logs", job, "--address", dashboard]
     following = subprocess.Popen(
         command, cwd=tmp_path, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -34,7 +34,7 @@ def submit(args: Namespace) -> int:
         raise SegError("submit: no command: use seg submit -- segment ...")
     args.parse(command)  # reports wrong usage here instead of in the job's log
     client = _connect(args.address)
-    job_id = submit_job(client, command, os.getcwd())
+    job_id = submit_job(client, command, os.getcwd(), args.name)
     if args.no_follow:
         print(job_id)
         return 0
@@ -58,7 +58,10 @@ def jobs(args: Namespace) -> int:
     if args.json:
         print_figures({"jobs": listed}, as_json=True)
     for job in [] if args.json else listed:
-        print(f"{job['id']}  {job['status']:<9}  {job['seconds']:>8.1f} s  {job['command']}")
+        what = f"{job['name']}: {job['command']}" if job["name"] else job["command"]
+        print(f"{job['id']}  {job['status']:<9}  {job['seconds'] or 0:>8.1f} s  {job['user'] or 'unknown'}  {what}")
+        if job["progress"]:
+            print(f"    {job['progress']}")
     return 0
 
 

@@ -249,6 +249,7 @@ def _add_submit(commands: Commands) -> None:
         json=False,
     )
     add_dashboard(parser)
+    parser.add_argument("--name", metavar="NAME", help="what seg jobs calls the job")
     parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
     parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
 
