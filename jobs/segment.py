@@ -62,7 +62,7 @@ def _choose_settings(plan: Plan, out: str, execution: ExecutionOptions) -> Itera
 
     The precision on CPUs follows the processor of this machine. Other nodes compute in the same.
     """
-    if find_run(out, plan) or "auto" not in (plan.settings.decode, plan.settings.precision):
+    if "auto" not in (plan.settings.decode, plan.settings.precision) or find_run(out, plan):
         yield plan
         return
     with ray_session(execution.address, verbose=execution.verbose):

@@ -32,9 +32,8 @@ from seg_core.imagery.scene import fit_to_model, read_scene
 from seg_core.inference.scenes import segment_pixels, segment_scene
 from seg_core.model.bundle import BUILT_IN
 from seg_core.model.cpu_threads import at_least_two_threads
-from seg_core.model.loading import choose_device
+from seg_core.model.loading import choose_precision_on
 from seg_core.model.segmenter import Segmenter
-from seg_core.processor import choose_precision
 from seg_core.run.export_masks import check_within
 from seg_core.run.imagery_fit import choose_normalization
 from seg_core.run.normalization import normalizations_of
@@ -106,7 +105,7 @@ def load_model(path: str | None = None, *, device: str = "auto", precision: str 
     (a GPU where there is one), `cpu` or `cuda`; `precision` is `auto`, `float32` or `bfloat16`. Raises SegError where
     there is no bundle, or no such device.
     """
-    precision = choose_precision(precision, choose_device(device).type == "cuda")
+    precision = choose_precision_on(device, precision)
     return Segmenter(BUILT_IN if path is None else absolute(path), device, precision=precision)
 
 

@@ -69,13 +69,12 @@ def evaluate(args: Namespace) -> int:
         raise SegError(f"{args.target}: is a bundle: name a dataset with --data")
     from seg_core.inference.evaluate import evaluate as evaluate_model
     from seg_core.inference.evaluate import write_figures, write_samples
-    from seg_core.model.loading import choose_device
+    from seg_core.model.loading import choose_precision_on
     from seg_core.model.segmenter import Segmenter
-    from seg_core.processor import choose_precision
 
     table_path = _make_table_path(args)
     figures_folder = output_folder("--figures", args.figures) if args.figures else None
-    precision = choose_precision(args.precision, choose_device(args.device).type == "cuda")
+    precision = choose_precision_on(args.device, args.precision)
     segmenter, data = Segmenter(target, args.device, args.tta, precision), local_path(args.data)
     with waiting(f"segmenting the images of {args.split}") as report:
         evaluation = evaluate_model(segmenter, data, args.split, report, args.normalize)

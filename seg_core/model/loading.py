@@ -7,6 +7,7 @@ from seg_core.errors import SegError
 from seg_core.model.adapt import divide_logits
 from seg_core.model.bundle import Bundle, Weights
 from seg_core.model.networks import build_model, check_sizes
+from seg_core.processor import choose_precision
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,6 +24,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SegError(f"--device {name}: this machine has no GPU that torch {torch.__version__} can use")
     return device
+
+
+def choose_precision_on(device: str, precision: str) -> str:
+    """Return the precision to compute in on the device of this name. Raises SegError as `choose_device` does."""
+    return choose_precision(precision, on_gpu=choose_device(device).type == "cuda")
 
 
 def load_model(bundle: Bundle, weights: Weights) -> torch.nn.Module:
