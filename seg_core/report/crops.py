@@ -15,6 +15,7 @@ from seg_core.errors import SegError
 from seg_core.imagery.mosaic import read_image
 from seg_core.report.part_finder import PartFinder
 from seg_core.report.pictures import data_uri, encode_image, shrink, to_rgb
+from seg_core.report.texts import tile_text
 from seg_core.report.tiles import Best, Tally
 from seg_core.run.export_masks import join_tiles
 from seg_core.run.parts import Locations, find_parts
@@ -82,8 +83,8 @@ def choose_cells(best: dict[int, Best], most: int = MAX_CROPS) -> list[int]:
 def _cut(tally: Tally, best: Best, part: Part, there: Locations) -> Crop:
     """Cut the image and the mask of a tile."""
     settings, window = tally.plan.settings, best.window
-    where = f"{part.scene.scene_id}, tile {best.window.row_off // settings.tile_size}, "
-    where += f"{best.window.col_off // settings.tile_size}"
+    side = settings.tile_size
+    where = tile_text(part.scene.scene_id, window.row_off // side, window.col_off // side)
     share = min(1.0, SIDE / max(window.shape))
     shape = max(1, round(share * window.height)), max(1, round(share * window.width))
     image = mask = ""

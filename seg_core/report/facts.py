@@ -5,7 +5,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 from seg_core.model.bundle import Bundle, read_bundle
-from seg_core.report.texts import area_text, count_text, duration_text, moment_text, share_text
+from seg_core.report.texts import area_text, count_text, duration_text, moment_text, share_text, tile_text
 from seg_core.report.tiles import Tally, figures_of
 from seg_core.run.parquet import read_file, read_table
 from seg_core.run.plan import Plan
@@ -58,7 +58,7 @@ def list_worst_seams(record: RunRecord, plan: Plan) -> list[dict[str, str]]:
     """Return a row for each of the borders at which neighbouring windows disagree most, the worst first."""
     worst, side = record.seams.worst if record.seams else {}, record.settings.tile_size
     places = {
-        part.key: f"{part.scene.scene_id}, tile {part.window.row_off // side}, {part.window.col_off // side}"
+        part.key: tile_text(part.scene.scene_id, part.window.row_off // side, part.window.col_off // side)
         for part in (plan.parts() if worst else ())
         if part.key in worst
     }

@@ -8,6 +8,11 @@ def count_text(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
+def tile_text(scene: str, row: int, col: int) -> str:
+    """Return how a tile is called: after its scene and its place there."""
+    return f"{scene}, tile {row}, {col}"
+
+
 def share_text(share: float | None) -> str:
     """Return a share as a percentage. One that is not 0 never reads as 0."""
     if share is None:

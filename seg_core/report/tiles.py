@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seg_core.grid import Window
 from seg_core.report.cells import Cells, Numbers
+from seg_core.report.texts import tile_text
 from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.plan import Plan
 
@@ -164,5 +165,5 @@ def _count_reasons(tally: Tally, table: pa.Table) -> None:
         if reason not in tally.reasons and len(tally.reasons) >= MAX_REASONS:
             reason = Reason("", "other reasons")
         tally.reasons[reason] += 1
-        where = f"{row['scene_id']}, tile {row['tile_row']}, {row['tile_col']}"
+        where = tile_text(row["scene_id"], row["tile_row"], row["tile_col"])
         tally.first_failed[reason] = min(where, tally.first_failed.get(reason, where))

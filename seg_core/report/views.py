@@ -6,6 +6,7 @@ from typing import NamedTuple
 from seg_core.errors import SegError
 from seg_core.grid import Window, intersection
 from seg_core.imagery.scene import Scene
+from seg_core.report.texts import tile_text
 from seg_core.run.plan import Plan
 
 MAX_VIEWS = 24  # of a picture
@@ -46,7 +47,7 @@ def _choose_view(plan: Plan, place: Place) -> View:
         if min(window.height, window.width) < 1:
             last = f"{(image.height - 1) // size},{(image.width - 1) // size}"
             raise SegError(f"{place.option}: {image.scene_id} has the tiles 0,0 to {last} (row,column)")
-        return View(image, window, f"{name}, tile {row}, {col}")
+        return View(image, window, tile_text(name, row, col))
     assert place.window is not None
     window = place.window
     if min(window.height, window.width) < 1 or intersection(window, image.window) != window:
