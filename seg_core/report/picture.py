@@ -19,11 +19,11 @@ from pyproj import Transformer
 from seg_core.imagery.georef import GEOD
 from seg_core.plots.style import DPI, to_png
 from seg_core.report.cell_columns import FAILED, MISSING, NO_DATA, RAMP, Style, end_of_ramp, style_of
-from seg_core.report.cells import make_cells
-from seg_core.report.frame import Box, Frame, choose_frame
-from seg_core.report.quicklook import Quicklook, draw_quicklook
+from seg_core.report.drawn import read_overview
+from seg_core.report.frame import Box, Frame
+from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import area_text, share_text
-from seg_core.report.tiles import Tally, add_up, figures_of
+from seg_core.report.tiles import Tally, figures_of
 from seg_core.run.area_projection import LONLAT
 from seg_core.run.plan import Places
 from seg_core.run.query import describe
@@ -62,10 +62,7 @@ def draw_picture(
     Scenes that can't be read are left out, so that colours have no imagery under them. `report` is called with a text
     for each step. Raises SegError where there is no run, or if a file of it is damaged.
     """
-    plan = read_plan(run, given)
-    frame = choose_frame(plan.images)
-    tally = add_up(run, plan, make_cells(plan, frame), lambda text: report(f"adding up tiles: {text}"))
-    quicklook = draw_quicklook(plan, frame, lambda text: report(f"reading the imagery: {text}"))
+    frame, tally, quicklook = read_overview(run, read_plan(run, given), report)
     report("drawing")
     return to_png(make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook)), tally.figures()
 
