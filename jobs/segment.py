@@ -126,17 +126,22 @@ def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease:
         write_record(lease.run, record, lease)
     seams = record.seams or SeamCounts()
     progress, busy, on_cpu = Progress(windows), BottleneckReport(), 0
+    differing: dict[str, None] = {}  # in their order
     try:
         for receipt in receipts:
             progress.update(receipt.windows, receipt.pixels, receipt.started, receipt.failed)
             seams = seams.add(receipt.part, receipt.seam_pixels, receipt.seam_differing)
             busy.add(receipt)
-            if record.exact and not receipt.exact:
-                record.exact = False
+            before = record.exact, dict(record.software or {})
+            record.exact = record.exact and receipt.exact
+            differing |= dict.fromkeys(record.add_software(receipt.software))
+            if before != (record.exact, record.software or {}):
                 write_record(lease.run, record, lease)  # now: another device may finish what this one began
             on_cpu += receipt.decoded_on_cpu
     finally:
         progress.end()
+    for line in differing:
+        print(f"{lease.run}: {line}: they may differ a little", file=sys.stderr)
     record.seams = seams
     return busy, on_cpu
 

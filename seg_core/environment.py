@@ -1,5 +1,6 @@
 """What a library asks of its process for a while, and then gives back as it was."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,3 +23,15 @@ def _set_variables(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@contextmanager
+def log_errors_only(name: str) -> Iterator[None]:
+    """Let the logger of this name log only errors until the block ends."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

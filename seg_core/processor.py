@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+from seg_core.errors import SegError
+
+PRECISIONS = ("auto", "exact", "float32", "bfloat16", "int8")  # see seg_core.model.segmenter.Segmenter
+CPU_PRECISIONS = {"exact", "int8"}
 CPU_FLAGS = Path("/proc/cpuinfo")
 # The switch of oneDNN, which computes convolutions in torch, and its values that leave out bfloat16.
 MAX_ISA = "ONEDNN_MAX_CPU_ISA"
@@ -26,8 +30,10 @@ def computes_bfloat16() -> bool:
 def choose_precision(precision: str, on_gpu: bool) -> str:
     """Return the precision to compute in. `auto` is bfloat16 on a GPU, and on a processor that computes it natively.
 
-    Otherwise `auto` is float32.
+    Otherwise `auto` is float32. Raises SegError for a precision that only CPUs compute in, on a GPU.
     """
+    if on_gpu and precision in CPU_PRECISIONS:
+        raise SegError(f"--precision {precision}: is for CPUs: add --device cpu, or use float32 or bfloat16 on the GPU")
     if precision != "auto":
         return precision
     return "bfloat16" if on_gpu or computes_bfloat16() else "float32"

@@ -4,9 +4,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -21,6 +23,7 @@ from aerial_seg.segmenting.stopwatch import Stopwatch
 from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import jpeg_streams as jpeg
+from seg_core.imagery.jpeg_library import IMAGE, NAMES, find_jpeg_library
 from seg_core.imagery.jpeg_streams import ByteRangeCache, _without_colour, read_streams
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, read_scene
@@ -305,3 +308,10 @@ def test_who_decodes_is_a_setting_of_the_run_and_what_it_leaves_to_the_cpu_is_sa
     failed = [row for row in rows_of(tmp_path / "damaged") if row["status"] == "failed"]
     assert {(row["error_class"], row["scene_id"]) for row in failed} == {("ReadError", "jpeg.tif")}
     assert all("jpeg.tif" in row["error"] for row in failed)  # GDAL's words for it
+
+
+def test_the_jpeg_library_is_known_by_its_pixels() -> None:
+    assert find_jpeg_library() in NAMES.values()
+    bgr = cv2.imdecode(np.frombuffer(IMAGE, np.uint8), cv2.IMREAD_COLOR)  # by the libjpeg-turbo in OpenCV's wheel
+    pixels = np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))
+    assert NAMES[sha256(pixels.tobytes()).hexdigest()[:8]] == "libjpeg-turbo"

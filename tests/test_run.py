@@ -265,6 +265,7 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
         "created",
         "finished",
         "class_name",
+        "software",
         "counts",
     ]
     assert list(record["plan"]) == ["fingerprint", "scenes", "parts", "tiles", "pixels"]

@@ -14,11 +14,12 @@ from seg_core.run.typed_json import WrongTypeError, parse_fields
 
 OLDER = Path(__file__).with_name("older_run") / "run"
 RECORD = new_record(Plan(scenes=(), settings=replace(SETTINGS, bands=(3, 2, 1)), model="hash"), "/models/a")
-AT_FIRST = ["format", "version", "code_version", "model", "settings", "plan", "created", "finished"]
+AT_FIRST = ["format", "version", "code_version", "model", "settings", "plan", "created", "finished", "software"]
 IN_THE_END = [
-    *AT_FIRST,
+    *AT_FIRST[:-1],
     "class_name",
     "exact",
+    "software",
     "seams",
     "bottleneck",
     "seconds",
@@ -96,6 +97,28 @@ def test_what_is_not_known_keeps_its_place_when_the_record_is_rewritten(tmp_path
     expected = {**later, "exact": False, "relocated": {"/a": "/b"}}
     assert written(tmp_path) == expected
     assert set(written(tmp_path)["plan"]) == {*asdict(record.plan), "areas"}
+
+
+def test_float32_of_an_older_run_on_a_cpu_was_exact_and_stays_so(tmp_path: Path) -> None:
+    older = json.loads((OLDER / "run.json").read_text())
+    older["settings"]["precision"] = "float32"
+    for changes, expected in (({}, "exact"), ({"exact": False}, "float32"), ({"software": {}}, "float32")):
+        (tmp_path / "run.json").write_text(json.dumps(older | changes))
+        record = read_record(str(tmp_path))
+        assert record.settings.precision == expected
+        assert record.add_software({"GDAL": "3.10"}) == []
+        write_record(str(tmp_path), record)
+        assert written(tmp_path)["settings"]["precision"] == "float32"
+        assert written(tmp_path).get("software") == ({"GDAL": "3.10"} if "software" in changes else None)
+
+
+def test_software_that_changes_during_a_run_is_named() -> None:
+    record = replace(RECORD, software={})
+    assert record.add_software({"GDAL": "3.10", "engine": "torch 2"}) == []
+    assert record.add_software({"GDAL": "3.12", "engine": "torch 2"}) == [
+        "GDAL: 3.10 made the first tiles, 3.12 makes others"
+    ]
+    assert record.software == {"GDAL": "3.10", "engine": "torch 2"}
 
 
 def test_settings_that_came_later_stay_out_of_the_record_of_an_older_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, Window, chip_window, reflect, split
 from seg_core.model.bundle import read_weights
+from seg_core.model.engines import TorchNetwork
 from seg_core.model.loading import load_model
 from seg_core.model.networks import build_model, find_min_chip, fold_batchnorm, measure_network, normalise
 from seg_core.model.segmenter import Segmenter
@@ -243,7 +244,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     segmenter = Segmenter(path, "cpu")
     model = load_model(segmenter.bundle, read_weights(path, segmenter.bundle))
     enliven(model)
-    segmenter.model = fold_batchnorm(model)
+    segmenter.network = TorchNetwork(fold_batchnorm(model), segmenter.device, channels_last=False, bfloat16=False)
     return segmenter
 
 
@@ -354,7 +355,7 @@ def test_what_stands_in_missing_pixels_changes_nothing(segmenter: Segmenter, sce
 def test_the_window_is_cut_out_of_its_chip_at_the_halo(segmenter: Segmenter, scene: NDArray[np.uint8]) -> None:
     chip, valid, bundle = scene[:, :64, :96], np.ones((64, 96), np.bool_), segmenter.bundle
     x = normalise(torch.from_numpy(chip)[None], torch.from_numpy(valid)[None], bundle.mean, bundle.std)
-    expected = segmenter.model(x).sigmoid()[0, 0, 16:46, 16:36].numpy()
+    expected = segmenter.network(x).sigmoid()[0, 0, 16:46, 16:36].numpy()
     np.testing.assert_allclose(segmenter(chip, valid, 16, 30, 20), expected, rtol=0, atol=1e-5, strict=True)
 
 

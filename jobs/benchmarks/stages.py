@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from seg_core.grid import chip_window, split
 from seg_core.inference.windows import read_pixels, stage_windows, start_windows
-from seg_core.model.bundle import read_weights
-from seg_core.model.loading import load_model
 from seg_core.model.networks import normalise
 from seg_core.model.segmenter import Pending, Segmenter
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
@@ -67,7 +65,7 @@ class Stages:
     ) -> None:
         torch.set_num_threads(resources.threads)
         cv2.setNumThreads(1)
-        self.path, self.settings, self.batch = model, settings, execution.batch or 1
+        self.settings, self.batch = settings, execution.batch or 1
         self.readers = resources.initial_readers(settings.decode)
         self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
         self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
@@ -141,11 +139,10 @@ class Stages:
     def run_plain_loop(self, folder: str) -> Iterator[int]:
         """Segment all windows again and again with torch's DataLoader, and write one PNG per window.
 
-        Yields the pixels of each window. One process per core reads, and the model has the layout and precision that
-        it has in a run.
+        Yields the pixels of each window. One process per core reads, and the network is that of a run: in the same
+        engine and precision.
         """
-        bundle, device, layout = self.segmenter.bundle, self.segmenter.device, self.segmenter.layout
-        network = load_model(bundle, read_weights(self.path, bundle)).to(device).to(memory_format=layout)
+        bundle, device, network = self.segmenter.bundle, self.segmenter.device, self.segmenter.network
         halo, on_gpu = self.settings.halo, device.type == "cuda"
         loader: Any = DataLoader(
             self.windows,
@@ -158,9 +155,7 @@ class Stages:
         for pixels, valid, number in loader:
             window = self.windows.tasks[number].window
             image, mask = (each.to(device, non_blocking=True).unsqueeze(0) for each in (pixels, valid))
-            image = normalise(image, mask, bundle.mean, bundle.std).contiguous(memory_format=layout)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.segmenter.bfloat16):
-                logits = network(image).float()
+            logits = network(normalise(image, mask, bundle.mean, bundle.std)).float()
             binary = logits.shape[1] == 1
             probability = logits.sigmoid() if binary else logits.softmax(1)[:, bundle.building]
             building = (probability.reshape(mask.shape) >= self.settings.threshold) & mask

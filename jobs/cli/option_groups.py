@@ -4,6 +4,8 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+from seg_core.processor import PRECISIONS
+
 from ..training.settings import PRESETS, TrainSettings, key_of
 from .arguments import (
     parse_actors,
@@ -103,10 +105,10 @@ def add_normalize(parser: argparse._ActionsContainer) -> None:
 def add_precision(parser: argparse._ActionsContainer) -> None:
     """Add the precision to compute in."""
     text = (
-        "float32: on a CPU the same bits for any window size; bfloat16: faster; auto: that on a GPU, and on a CPU with "
-        "instructions for it, else float32"
+        "auto: bfloat16 on a GPU, and on a CPU with instructions for it, else float32; exact: float32 on a CPU, the "
+        "same bits for any window size, but slow; int8: fastest on a CPU, for bundles of seg quantize"
     )
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
 
 
 def add_speed_options(parser: argparse.ArgumentParser) -> None:

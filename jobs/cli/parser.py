@@ -9,6 +9,7 @@ from . import (
     dataset_commands,
     export_commands,
     model_commands,
+    quantize_command,
     region_commands,
     report_command,
     run_commands,
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_logs,
         _add_stop,
         _add_models,
+        _add_quantize,
         export_commands.add_export,
         _add_bench,
         _add_demo,
@@ -270,6 +272,11 @@ def _add_stop(commands: Commands) -> None:
     parser = add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
     parser.add_argument("id", metavar="ID")
     add_dashboard(parser)
+
+
+def _add_quantize(commands: Commands) -> None:
+    text = "Give a model an int8 network, the fastest on CPUs: its ranges are measured on crops of scenes (needs nncf)."
+    quantize_command.add_options(add_command(commands, "quantize", quantize_command.quantize, text))
 
 
 def _add_bench(commands: Commands) -> None:

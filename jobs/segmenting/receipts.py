@@ -23,6 +23,7 @@ class Receipt:
     seam_differing: int = 0  # those of them for which the neighbouring window gives another result
     decoded_on_cpu: int = 0  # windows since the actor's last receipt that the device has not decoded
     exact: bool = True  # whether the rows are exact to the last bit: see Segmenter
+    software: dict[str, str] = field(default_factory=dict)  # what decodes and computes, with versions
     times: StageTimes = field(default_factory=StageTimes)  # since the actor's last receipt
 
     def to_row(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grey_levels import Normalization, Shares, normal_shares
 from seg_core.grid import MIN_CHIP
+from seg_core.model.quantized import QuantizedNetwork
 from seg_core.storage.disk import staged_folder
 from seg_core.storage.files import (
     absolute,
@@ -63,6 +65,7 @@ class Bundle:
     spread: float | None = None  # distance from it within which 95 % of the training images lie
     confidence: tuple[float, ...] = ()  # share of the validation pixels by probability, in equal bins from 0 to 1
     temperature: float = 1.0  # what the logits are divided by, so that probabilities are true on validation
+    int8_sha256: str = ""  # of its int8 network, which not every bundle has: see seg_core.model.quantized
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +85,11 @@ class Bundle:
         """Histogram of each band of the imagery trained on; an older bundle does not hold it: as if it were normal."""
         return self.levels or normal_shares(self.normalization)
 
+    def check_precision(self, precision: str) -> None:
+        """Raise SegError if the model can't compute in this precision."""
+        if precision == "int8" and not self.int8_sha256:
+            raise SegError("--precision int8: the model has no int8 network: make a bundle that has one: seg quantize")
+
     @property
     def hash(self) -> str:
         """Hash of the content, hexadecimal."""
@@ -99,7 +107,7 @@ def _plain(bundle: Bundle) -> dict[str, Any]:
 
 
 # Fields that came after the first bundles.
-LATER = {"min_chip", "levels", "spread", "confidence", "temperature"}
+LATER = {"min_chip", "levels", "spread", "confidence", "temperature", "int8_sha256"}
 OPTIONAL = [each for each in fields(Bundle) if each.name in LATER]
 
 
@@ -108,20 +116,20 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "hash": bundle.hash, **_plain(bundle)}
 
 
-def write_bundle(path: str, bundle: Bundle, weights: Weights) -> Bundle:
-    """Write a bundle at a path where nothing is yet; it appears whole or not at all. Returns it with its hashes."""
+def write_bundle(path: str, bundle: Bundle, weights: Weights, int8: QuantizedNetwork | None = None) -> Bundle:
+    """Write a bundle at a path where nothing is yet; it appears whole or not at all. Returns it with its hashes.
+
+    `int8` is its int8 network; None: it has none. Raises SegError if there is something at the path.
+    """
     if exists(path):
         raise SegError(f"{path}: already exists: choose another name for the bundle")
     content = save_tensors({k: np.asarray(v, order="C") for k, v in weights.items()})
-    bundle = Bundle(**{**asdict(bundle), "weights_sha256": sha256(content)})
+    bundle = replace(bundle, weights_sha256=sha256(content), int8_sha256=int8.sha256 if int8 else "")
     header = json.dumps(describe(bundle), indent=2).encode()
-    if is_remote(path):
-        publish(f"{path}/{WEIGHTS}", content)
-        publish(f"{path}/{HEADER}", header)  # last, for without it there is no bundle
-        return bundle
-    with staged_folder(path) as folder:
-        publish(f"{folder}/{WEIGHTS}", content)
-        publish(f"{folder}/{HEADER}", header)
+    files = {WEIGHTS: content, **(int8.files() if int8 else {}), HEADER: header}
+    with nullcontext(path) if is_remote(path) else staged_folder(path) as folder:
+        for name, data in files.items():  # the header last, for without it there is no bundle
+            publish(f"{folder}/{name}", data)
     return bundle
 
 

@@ -6,7 +6,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from seg_core.environment import log_errors_only
 from seg_core.errors import SegError
 from seg_core.grid import MIN_CHIP, round_up
 from seg_core.model.adapt import list_names
@@ -68,7 +68,7 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     if local:
         check_encoder(encoder, local)
     try:
-        with _errors_only("huggingface_hub"):  # it would report each of its five attempts
+        with log_errors_only("huggingface_hub"):  # it would report each of its five attempts
             hub = None if local else weights
             model: nn.Module = smp.create_model(kind, encoder_name=encoder, encoder_weights=hub, **options)
     except OSError as error:
@@ -81,18 +81,6 @@ def _build_smp(kind: str, encoder: str, weights: str | None, options: dict[str, 
     if local and (left := load_encoder(model, encoder, local, options["in_channels"])):
         log.warning("encoder_weights = %s: not of the encoder, and left out: %s", local, list_names(left))
     return model
-
-
-@contextmanager
-def _errors_only(name: str) -> Iterator[None]:
-    """Let a logger log only errors until the block ends."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -20,12 +20,13 @@ from seg_core.chips import JpegStreams, WindowFigures, pack_validity
 from seg_core.errors import JobError
 from seg_core.grey_levels import Normalization
 from seg_core.model.batch_size import find_batch
-from seg_core.model.bundle import read_bundle, read_weights
+from seg_core.model.bundle import read_bundle
 from seg_core.model.compiled import COMPILE_AFTER, Batch, CompiledNetwork, stack_chips
 from seg_core.model.device_chips import ChipUploader, DeviceChip
+from seg_core.model.engines import load_network
 from seg_core.model.jpeg_decoder import MAX_CHIPS_PER_CALL, JpegDecoder
-from seg_core.model.loading import choose_device, load_model
-from seg_core.model.networks import class_probability, fold_batchnorm, normalise
+from seg_core.model.loading import choose_device
+from seg_core.model.networks import class_probability, normalise
 from seg_core.model.window_results import (
     SUM_UNIT,
     WindowResult,
@@ -43,11 +44,13 @@ NOT_FINITE = "the network's output is not finite"
 class Segmenter:
     """A model on a device.
 
-    Precision: `auto` is bfloat16 on a GPU and float32 on a CPU, as in older runs; `choose_precision` resolves it for
-    new ones. Float32 on a CPU is `exact`: a pixel's probability is
-    the same to the last bit, whatever window it is in. This needs channels-first arrays and at least two threads. With
-    channels-last arrays, which are twice as fast, oneDNN uses routines that add up in an order that depends on the
-    chip's size. bfloat16 is not exact. It is three times as fast on processors that support it (AVX-512 BF16, AMX).
+    Precision: `exact` is float32 on a CPU in which a pixel's probability is the same to the last bit, whatever window
+    it is in. torch does it with channels-first arrays and at least two threads. With channels-last arrays, which are
+    faster, oneDNN uses routines that add up in an order that depends on the chip's size. The others agree within
+    rounding: `float32`, `bfloat16`, and `int8` for bundles that have an int8 network. `auto` is that of older runs:
+    bfloat16 on a GPU, exact on a CPU. `choose_precision` resolves it for new ones. On a GPU, `exact` is `float32`.
+
+    Engine: torch, or OpenVINO on a CPU where results need not be exact: see `seg_core.model.engines`.
 
     Compiling: networks that need not be exact can be compiled. `auto` compiles on a GPU for each size of batches on
     which enough time has been spent. `yes` compiles at once on any device. If compiling fails, the network runs
@@ -59,18 +62,17 @@ class Segmenter:
     ) -> None:
         """Load the bundle at `path`. With `tta` (test-time augmentation), probabilities are the mean of eight views.
 
-        `precision` is `auto`, `float32` or `bfloat16`; `compiling` is `auto`, `no` or `yes`. Raises SegError if there
-        is no such bundle or device.
+        `compiling` is `auto`, `no` or `yes`. Raises SegError if there is no such bundle or device, or if it can't
+        compute in this precision.
         """
         self.bundle = read_bundle(path)
         self.device = choose_device(device)
-        model = fold_batchnorm(load_model(self.bundle, read_weights(path, self.bundle)))
         self.on_gpu = self.device.type == "cuda"
-        self.bfloat16 = precision == "bfloat16" or (precision == "auto" and self.on_gpu)
-        self.exact = not (self.on_gpu or self.bfloat16)
+        if precision == "auto":
+            precision = "bfloat16" if self.on_gpu else "exact"
+        self.exact = precision == "exact" and not self.on_gpu
+        self.network = load_network(path, self.bundle, self.device, precision, in_torch=compiling == "yes")
         self.views = VIEWS if tta else VIEWS[:1]
-        self.layout = torch.contiguous_format if self.exact else torch.channels_last
-        self.model = model.to(self.device).to(memory_format=self.layout)
         self.normalizations: dict[Normalization, Tensor] = {}  # on the device, `float32 (2, bands)`
         self.decoder = JpegDecoder(self.device, self.free_memory)
         self.uploader = ChipUploader(self.device)
@@ -166,6 +168,11 @@ class Segmenter:
         return [event]
 
     @property
+    def engine(self) -> str:
+        """What runs the network, with its version, such as `torch 2.14.0`."""
+        return self.network.name
+
+    @property
     def memory(self) -> int | None:
         """Total memory of the GPU in bytes; None on a CPU."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else None
@@ -251,9 +258,7 @@ class Segmenter:
 
     def _infer_view(self, x: Tensor, turns: int, flip: bool) -> Tensor:
         """Return the building probability `(n, h, w)`, inferred on the input after a flip and quarter turns."""
-        view = torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)).contiguous(memory_format=self.layout)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            logits = self.model(view)
+        logits = self.network(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
         probability = torch.rot90(class_probability(logits, self.bundle.building), -turns, (-2, -1))
         return probability.flip(-1) if flip else probability
 

@@ -259,6 +259,7 @@ def make_plan(
     the rows. Raises SegError for settings that do not work with the model.
     """
     settings.check(bundle.stride)
+    bundle.check_precision(settings.precision)
     if window is not None:
         settings.check_window(window)
     if bundle.context_px is None or settings.halo < bundle.context_px:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from seg_core.errors import CorruptFileError, SegError
@@ -75,6 +75,7 @@ class RunRecord:
     class_name: str | None = None  # of what the model finds: the columns building_* are of it
     fit: ImageryFit | None = None  # how the imagery compares with what the model was trained on
     exact: bool | None = None  # whether no device has rounded
+    software: dict[str, str] | None = None  # what decodes and computes, with versions; None: of an older version
     seams: SeamCounts | None = None
     bottleneck: dict[str, Any] | None = None  # what limited the speed of the latest job
     seconds: float | None = None  # that jobs took
@@ -87,6 +88,16 @@ class RunRecord:
         """Where the scenes are now: at the given places, or else where this record says."""
         noted = ((old, relocate(new, given)) for old, new in (self.relocated or {}).items())
         return (*given, *noted)
+
+    def add_software(self, found: Mapping[str, str]) -> list[str]:
+        """Note what decodes and computes. Returns a line for each of them that differs from what is noted.
+
+        An older run has noted nothing, and stays so.
+        """
+        if self.software is None:
+            return []
+        differing = [name for name in found if self.software.setdefault(name, found[name]) != found[name]]
+        return [f"{name}: {self.software[name]} made the first tiles, {found[name]} makes others" for name in differing]
 
     def setting_figures(self) -> dict[str, Any]:
         """Return the threshold, how the imagery was normalized, and whether it looks like that of the training.
@@ -134,6 +145,7 @@ def new_record(plan: Plan, model_uri: str) -> RunRecord:
         plan=PlanFigures.of(plan),
         created=now(),
         finished=None,
+        software={},
         class_name=plan.class_name or None,
     )
 
@@ -166,6 +178,8 @@ def read_record(run: str) -> RunRecord:
         record = RunRecord(**{**parse_fields(RunRecord, content), "stored": content})
     except WrongTypeError as error:
         raise _wrong(run, error.name, error.value) from error
+    if record.software is None and record.settings.precision == "float32" and record.exact is not False:
+        record.settings = replace(record.settings, precision="exact")  # as float32 was called on a CPU
     if record.counts is None or not isinstance(record.counts.get("failed"), int):
         record.finished = None  # so that they are counted again
     return record

@@ -85,7 +85,7 @@ def rethreshold(run: str, threshold: float, out: str, report: Callable[[str], No
     make_folder(out)
     with acquire_lease(out) as lease:
         record = open_run(out, planned, origin.model.uri, lease)
-        record.fit, record.exact = origin.fit, origin.exact
+        record.fit, record.exact, record.software = origin.fit, origin.exact, origin.software
         record.relocated, record.relocated_versions = origin.relocated, origin.relocated_versions
         write_record(out, record, lease)
         there = find_parts(run)
