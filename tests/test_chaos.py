@@ -37,7 +37,7 @@ from seg_core.storage.files import publish, read_bytes, sha256, walk
 pytestmark = pytest.mark.chaos
 
 HALO = 24
-OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128", "--halo", str(HALO)]
+OPTIONS = ["--tile-size", "64", "--part", "256", "--window", "128", "--halo", str(HALO), "--precision", "exact"]
 SIDE, WINDOWS, PARTS = 1060, 81, 25
 
 Driver = subprocess.Popen[str]

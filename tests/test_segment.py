@@ -324,7 +324,7 @@ def test_a_worker_that_does_not_see_the_run_ends(make_bundle: MakeBundle, tmp_pa
 def test_bfloat16_is_a_setting_of_the_run(
     region: str, make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL]
+    command = ["segment", region, "--model", make_bundle(), "--out", tmp_path / "run", *SMALL[:-2]]
     seg(capsys, *command, "--precision", "bfloat16")
     assert read_plan(str(tmp_path / "run")).settings.precision == "bfloat16"
     out, _ = seg(capsys, "verify", tmp_path / "run", "--deep", "--json")
