@@ -102,8 +102,8 @@ def load_model(path: str | None = None, *, device: str = "auto", precision: str 
     """A model, loaded once to be used for many images.
 
     `path` is a bundle's folder or `s3://` prefix, by default the model that comes with the package. `device` is `auto`
-    (a GPU where there is one), `cpu` or `cuda`; `precision` is `auto`, `float32` or `bfloat16`. Raises SegError where
-    there is no bundle, or no such device.
+    (a GPU where there is one), `cpu` or `cuda`; `precision` is one of `seg_core.processor.PRECISIONS`. Raises SegError
+    where there is no bundle or no such device, or where it can't compute in this precision.
     """
     precision = choose_precision_on(device, precision)
     return Segmenter(BUILT_IN if path is None else absolute(path), device, precision=precision)

@@ -44,7 +44,10 @@ REPLACED = (
     (r"s3://(imagery|results|bucket)", r"{s3}/\1"),
 )
 ELSEWHERE = ("seg demo", "seg view run")  # one takes minutes and the other serves: their own tests run them
-PREPARATION = {"seg_core/run/README.md": ["seg segment imagery/ --out run", "cp -r imagery moved"]}
+PREPARATION = {
+    "seg_core/README.md": ["cp -r light bundle"],
+    "seg_core/run/README.md": ["seg segment imagery/ --out run", "cp -r imagery moved"],
+}
 
 
 def write_town(path: str, seed: int, *, row: int = 0, label: str | None = None) -> None:
