@@ -301,7 +301,7 @@ def normalise(pixels: Tensor, valid: Tensor, mean: Tensor | Sequence[float], std
     """
     shift = torch.as_tensor(mean, device=pixels.device)[..., None, None]
     scale = torch.as_tensor(std, device=pixels.device)[..., None, None]
-    return ((pixels.float() - shift) / scale).masked_fill_(~valid.unsqueeze(1), 0.0)
+    return pixels.float().sub_(shift).div_(scale).masked_fill_(~valid.unsqueeze(1), 0.0)
 
 
 def class_probability(logits: Tensor, index: int) -> Tensor:

@@ -86,9 +86,12 @@ def to_units(probability: Tensor, valid: Tensor) -> Tensor:
 
 
 def sum_tiles(numbers: Tensor, tile_size: int) -> Tensor:
-    """Sum whole numbers `(n, h, w)` over each tile, to `int64 (n, tile rows, tile columns)`."""
+    """Sum whole numbers or booleans `(n, h, w)` over each tile, to `int64 (n, tile rows, tile columns)`."""
     height, width = numbers.shape[-2:]
+    dtype = torch.int64
+    if numbers.dtype == torch.bool:  # many times as fast, and enough for the pixels of a line
+        numbers, dtype = numbers.view(torch.uint8), torch.int32
     padded = F.pad(numbers, (0, -width % tile_size, 0, -height % tile_size))
-    rows: Tensor = padded.unflatten(-1, (-1, tile_size)).sum(-1)
-    tiles: Tensor = rows.unflatten(-2, (-1, tile_size)).sum(-2)
+    rows: Tensor = padded.unflatten(-1, (-1, tile_size)).sum(-1, dtype=dtype)
+    tiles: Tensor = rows.unflatten(-2, (-1, tile_size)).sum(-2, dtype=torch.int64)
     return tiles
