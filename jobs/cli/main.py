@@ -17,6 +17,8 @@ QUIET_RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
+RAY_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+RAY_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - its path
 RESUMABLE, STILL_RUNNING = "; the same command goes on from here", "; the job keeps running: seg stop ends it"
 ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE, "submit": STILL_RUNNING, "logs": STILL_RUNNING}
 
@@ -63,6 +65,8 @@ def _set_environment(args: argparse.Namespace) -> None:
     if not args.debug:
         for name, value in QUIET_RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+    if any(os.environ.get(name) for name in RAY_TOKENS) or os.path.exists(os.path.expanduser(RAY_TOKEN_FILE)):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's clients would not send it otherwise
     if args.no_sign_request:
         os.environ[ANONYMOUS] = "YES"  # inherited by all processes that read files
 
