@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
@@ -27,6 +29,7 @@ LOOPBACK = "127.0.0.1"
 SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
 LONGEST_SOCKET = "/ray-________/ray/session_0000-00-00_00-00-00_000000_0000000/sockets/plasma_store_00"
 GIB = 2**30
+PATIENCE = 10.0  # s that processes are given to end
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Gloo, through which workers train together, listens on this interface. Ray would take 127.0.0.1 for the address that
 # other machines have for this one, and look for the head there; as on macOS and Windows, it is not to.
@@ -113,7 +116,6 @@ def serving(args: argparse.Namespace) -> Iterator["Cluster"]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.update(LOOPBACK_ENVIRONMENT)
     require_token()
-    # A process that ends may still write into the folder.
     with TemporaryDirectory(prefix="ray-", dir=temporary_folder(), ignore_cleanup_errors=True) as folder:
         # Ray writes the address of the cluster to a file here, and `ray.init()` reads it. In the folder that every Ray
         # on this machine shares by default, a job would join another cluster, and other programs would join this one.
@@ -130,8 +132,19 @@ def serving(args: argparse.Namespace) -> Iterator["Cluster"]:
             cluster.wait_for_nodes()
             yield cluster
         finally:
+            processes = psutil.Process().children(recursive=True)
             ray.shutdown()
             cluster.shutdown()
+            end(processes)
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Wait until processes have ended that do so by themselves, such as those of jobs, and kill the others."""
+    _, left = psutil.wait_procs(processes, timeout=PATIENCE)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=PATIENCE)
 
 
 def require_token() -> None:

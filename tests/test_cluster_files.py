@@ -17,6 +17,7 @@ import yaml
 from botocore.validate import ParamValidator
 from jsonschema import Draft202012Validator
 from kuberay import find_open_doors, find_pods, find_problems
+from readme import blocks, read
 
 from aerial_seg.cli.parser import make_parser
 
@@ -346,19 +347,68 @@ def test_the_image_is_pinned_runs_as_a_user_and_tells_its_health() -> None:
     assert "--constraint /tmp/constraints.txt" in text
 
 
+README = "cluster/README.md"  # whose blocks of the language bash need machines that are not here
+
+
+def rays_commands() -> list[str]:
+    """Each command of Ray's that a README or the launcher's file has."""
+    config = load(CLUSTER / "aws.yaml")[0]
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    found = [re.search(r"(?<![\w/.-])ray ([a-z][^\"]*)", line) for line in [*starts, *lines]]
+    return [each[1].rstrip("& ") for each in found if each]
+
+
+def test_ray_has_each_command_with_these_options() -> None:
+    from click import NoSuchOption
+    from ray.scripts.scripts import cli
+
+    found = [shlex.split(command) for command in rays_commands()]
+    assert {words[0] for words in found} == {"start", "stop", "up", "down", "dashboard", "get-auth-token"}
+    for name, *options in found:
+        cli.commands[name].make_context(name, list(options))
+    with pytest.raises(NoSuchOption):
+        cli.commands["start"].make_context("start", ["--heads"])
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    named = re.findall(r"(?<![\w/])cluster/[\w./-]+", "".join(blocks(README, "bash") + blocks(README, "sh")))
+    table = re.findall(r"`([\w/-]+\.?\w*/?)`", read(README).partition("## What is here")[2].partition("\n\n##")[0])
+    assert len(named) > 8
+    assert all((ROOT / name).exists() for name in named)
+    there = {path.relative_to(CLUSTER) for path in CLUSTER.rglob("*") if path.is_file() and "pyc" not in path.suffix}
+    for path in there - {Path("README.md")}:
+        assert str(path) in table or f"{path.parts[0]}/" in table, path
+
+
+def test_what_a_region_costs_is_worked_out_from_the_rates() -> None:
+    rows = re.findall(r"^\| .+ \| .+ \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", read(README), re.MULTILINE)
+    rates = read("jobs/README.md").partition("## How fast it is")[2].partition("\n## ")[0]
+    assert len(rows) == 3
+    for rate, price, *costs in rows:
+        assert re.search(rf"\| {re.escape(rate)} \|", rates), rate
+        for gsd_m, cost in zip((0.3, 1.0), costs, strict=True):
+            seconds = 1_000 * 1e6 / gsd_m**2 / 1e6 / float(rate)
+            assert float(cost) == round(seconds / 3600 * float(price), 3)
+
+
 def commands() -> list[str]:
     """Each `seg` command that a file in cluster/ runs."""
     entrypoints = [each["spec"]["entrypoint"] for _, each in RAY if each["kind"] == "RayJob"]
     scripts = load(CLUSTER / "skypilot.yaml")[0]["run"].splitlines()
     image = json.loads(re.findall(r"^CMD (.+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)[-1])
-    return [*entrypoints, *scripts, shlex.join(image)]
+    lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
+    named = [re.search(r"(?<![\w-])seg (\w+ .*)$", line) for line in lines]
+    return [*entrypoints, *scripts, shlex.join(image), *(each[0] for each in named if each)]
 
 
 def test_the_command_line_takes_each_command() -> None:
     found = commands()
-    assert len(found) == 5
+    assert len(found) == 10
     for command in found:
         words = shlex.split(command)
         assert words[0] == "seg"
         if words[1:] != ["--help"]:
-            make_parser().parse_args(words[1:])
+            args = make_parser().parse_args(words[1:])
+            if args.command == "submit":
+                args.parse(args.job[args.job[:1] == ["--"] :])

@@ -12,15 +12,18 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
+import boto3
 import psutil
 import pytest
 import ray
-from conftest import TOKEN, free_port, outside_environment
+from conftest import TOKEN, MakeBundle, MakeScene, free_port, outside_environment
 from local_cluster import SCRIPT, LocalCluster, listening, local_cluster
 from ray.job_submission import JobSubmissionClient
+from weed import FINDABLE, put
 
 LOOPBACK = {"127.0.0.1"}
 SIZES = """
@@ -44,10 +47,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
+KEYS = {"AWS_ACCESS_KEY_ID": "another", "AWS_SECRET_ACCESS_KEY": FINDABLE}
+
+
 @pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[LocalCluster]:
-    sizes = ["--nodes", "2", "--head-cpus", "0", "--gpus", "3", "--memory", "1"]
-    with local_cluster(folder, *sizes, RAY_TMPDIR=str(folder)) as started:
+def cluster(folder: Path, s3: str) -> Iterator[LocalCluster]:  # noqa: ARG001 - its processes inherit the way to S3
+    """A cluster whose nodes have keys to S3 and a token that can be found wherever they are written."""
+    sizes = ["--nodes", "2", "--head-cpus", "0", "--gpus", "3", "--memory", "2"]
+    with local_cluster(folder, *sizes, RAY_TMPDIR=str(folder), **KEYS) as started:
         yield started
 
 
@@ -71,7 +78,7 @@ def test_nodes_have_the_size_that_is_asked_for_and_listen_on_loopback_alone(
     (tmp_path / "sizes.py").write_text(SIZES)
     sizes = json.loads(run_until(cluster, f"{sys.executable} {tmp_path}/sizes.py", r"sizes (\[.*\])"))
     assert sorted(node["CPU"] for node in sizes) == [0, 1]
-    assert [(node["GPU"], node["memory"]) for node in sizes] == [(3, 2**30)] * 2
+    assert [(node["GPU"], node["memory"]) for node in sizes] == [(3, 2**31)] * 2
     found = listening(cluster.process.pid)
     assert set(found) == LOOPBACK, found
     assert {"gcs_server", "raylet", "python"} <= found["127.0.0.1"]
@@ -118,6 +125,50 @@ def test_a_token_is_made_once_and_for_its_user_alone(tmp_path: Path) -> None:
     assert re.fullmatch(rb"token [0-9a-f]{64}\n", said.pop())
     assert [path.name for path in (tmp_path / ".ray").iterdir()] == ["auth_token"]
     assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
+
+
+def places_of(secrets: list[str], folder: Path, root: int) -> list[str]:
+    """The files below a folder, and the arguments of the processes below one, that hold a secret."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = [str(path) for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]
+    for process in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            arguments = " ".join(process.cmdline())
+            found += [arguments] if any(secret in arguments for secret in secrets) else []
+    return found
+
+
+def test_secrets_are_in_no_arguments_metadata_or_logs(
+    cluster: LocalCluster, folder: Path, s3: str, make_scene: MakeScene, make_bundle: MakeBundle
+) -> None:
+    """Not of a job that reads and writes with them, nor of one that fails, nor in its run."""
+    put(make_scene("scene.tif", 64, 64), f"{s3}/secrets/scene.tif")
+    environment = outside_environment(**KEYS, RAY_API_SERVER_ADDRESS=cluster.address)
+    secrets = [FINDABLE, TOKEN.read_text().strip()]
+    model = ["--model", make_bundle(), "--device", "cpu", "--tile-size", "64", "--window", "64", "--out"]
+    said = ""
+    for command, code in (
+        (["segment", f"{s3}/secrets/", *model, f"{s3}/secret-run"], 0),
+        (["segment", "s3://absent/", *model, f"{s3}/other-run", "--debug"], None),
+    ):
+        done = subprocess.run(
+            ["seg", "submit", "--", *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+        said += done.stdout + done.stderr
+    said += subprocess.check_output(["seg", "jobs", "--json"], env=environment, text=True)
+    jobs = JobSubmissionClient(cluster.address).list_jobs()
+    assert any("secrets/" in str(job) for job in jobs)
+    assert not any(secret in said + str(jobs) for secret in secrets)
+    assert places_of(["secret-run"], folder, cluster.process.pid)  # what is searched is what jobs write to
+    assert places_of(secrets, folder, cluster.process.pid) == []
+    names = [
+        each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket="tests", Prefix="secret-run/")["Contents"]
+    ]
+    assert "secret-run/run.json" in names
+    for name in names:
+        held = boto3.client("s3").get_object(Bucket="tests", Key=name)["Body"].read()
+        assert not any(secret.encode() in held for secret in secrets)
 
 
 @pytest.mark.usefixtures("ray_cluster")
