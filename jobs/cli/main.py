@@ -11,14 +11,14 @@ from seg_core.storage.s3 import ANONYMOUS
 from ..terminal import RayEnded, Terminated, command_line, stoppable
 from .parser import make_parser
 
+RAY_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+RAY_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - its path
 # These hide Ray's own messages, which --debug shows. Ray reads them at import, which comes after they are set.
 QUIET_RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-RAY_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-RAY_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - its path
 RESUMABLE, STILL_RUNNING = "; the same command goes on from here", "; the job keeps running: seg stop ends it"
 ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE, "submit": STILL_RUNNING, "logs": STILL_RUNNING}
 
