@@ -45,6 +45,7 @@ SHUTDOWN_TIMEOUT = 30.0  # s that Ray is given to end
 AUTHENTICATION_ADVICE = (
     "the cluster asks for its token: set RAY_AUTH_MODE=token, with it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 )
+LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo"}  # workers that train together listen on this interface
 HEAD_TIMEOUT = 5.0  # s that the head of a cluster is given to answer
 
 
@@ -124,7 +125,8 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
                 _join(address, options)
             else:
                 check_temporary_folder()
-                ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+                with _loopback():
+                    ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
         handle_stops()  # as Ray has put a handler of its own in place
     except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts
         raise Terminated from stopped
@@ -143,6 +145,18 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
             raise
         load, cpus = os.getloadavg()[0], os.cpu_count()
         raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have a Ray that starts meanwhile listen on 127.0.0.1 alone, as it does on macOS and Windows by default."""
+    before = ray._private.ray_constants.ENABLE_RAY_CLUSTER  # noqa: SLF001 - read from the environment at import
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # noqa: SLF001
+    try:
+        with environment(LOOPBACK_ENVIRONMENT):
+            yield
+    finally:
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = before  # noqa: SLF001
 
 
 def _shut_down() -> None:
@@ -175,11 +189,26 @@ class _JobConfig(JobConfig):
 def _join(address: str, options: dict[str, Any]) -> None:
     """Connect to a cluster. Of a port where nobody listens Ray would hope for ten minutes that a head starts there."""
     where = urlsplit(f"//{address}")
+    near = False
     if where.hostname and where.port:
-        socket.create_connection((where.hostname, where.port), HEAD_TIMEOUT).close()
+        _knock(where.hostname, where.port)
+        near = where.hostname in {"127.0.0.1", "localhost"} and not _is_reached_from_afar(where.port)
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-    with environment({"RAY_gcs_server_port_wait_time_s": "1"}):
+    with environment({"RAY_gcs_server_port_wait_time_s": "1"}), _loopback() if near else nullcontext():
         ray.init(address, runtime_env={"env_vars": {**shared, **WORKER_ENVIRONMENT}}, **options)
+
+
+def _knock(host: str, port: int) -> None:
+    socket.create_connection((host, port), HEAD_TIMEOUT).close()
+
+
+def _is_reached_from_afar(port: int) -> bool:
+    """Whether a port of this machine answers at the address that others have for it, to which Ray would turn."""
+    try:
+        _knock(ray.util.get_node_ip_address(), port)
+    except OSError:
+        return False
+    return True
 
 
 def drop_errors_of_ray() -> None:

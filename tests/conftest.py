@@ -32,6 +32,19 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # And so that no processor computes in bfloat16 unless a test asks for it: float32 gives the same bits on all of them.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 
+# Before Ray is loaded: its clients send the token that local clusters ask for. It is made in one step, for of several
+# test processes that find none each would have Ray make another.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+TOKEN = Path.home() / ".ray" / "auth_token"
+if not TOKEN.exists():
+    TOKEN.parent.mkdir(exist_ok=True)
+    draft = TOKEN.with_name(f"auth_token.{os.getpid()}")
+    draft.write_text(secrets.token_hex(32))
+    draft.chmod(0o600)
+    with suppress(FileExistsError):
+        os.link(draft, TOKEN)
+    draft.unlink()
+
 # Whoever runs the tests in the background has them ignore Ctrl-C, and all that they start, which is to be tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,7 @@ NAMES = (
     "seg_core/run/README.md",
     "jobs/README.md",
     "jobs/training/README.md",
+    "cluster/README.md",
     "tests/README.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)

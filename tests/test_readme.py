@@ -215,7 +215,7 @@ def options_of(parser: ArgumentParser) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_and_commands_that_are_named_exist(name: str) -> None:
-    known = set(options_of(make_parser()))
+    known = set(options_of(make_parser())) | set(re.findall(r'"(--[a-z-]+)"', read("cluster/local.py")))
     for code in inline_code(name):
         if not code.startswith(("pytest", "pip")):
             assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", code)) <= known, f"{name}: {code}"

@@ -13,9 +13,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from conftest import free_port, outside_environment
 
 BUCKET = "tests"
+FINDABLE = "made/up+for+a+search/0123456789abcdefgh"  # a secret that nothing else looks like
 IDENTITY = {
     "name": "tests",
-    "credentials": [{"accessKey": "key", "secretKey": "secret"}],
+    "credentials": [{"accessKey": "key", "secretKey": "secret"}, {"accessKey": "another", "secretKey": FINDABLE}],
     "actions": ["Admin", "Read", "Write", "List", "Tagging"],
 }
 
