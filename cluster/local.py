@@ -115,6 +115,7 @@ def serving(args: argparse.Namespace) -> Iterator["Cluster"]:
     # Jobs are started as `python`, which is to be the one that has what they need: this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.update(LOOPBACK_ENVIRONMENT)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else the dashboard sends statistics every hour
     require_token()
     with TemporaryDirectory(prefix="ray-", dir=temporary_folder(), ignore_cleanup_errors=True) as folder:
         # Ray writes the address of the cluster to a file here, and `ray.init()` reads it. In the folder that every Ray

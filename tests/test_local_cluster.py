@@ -99,6 +99,12 @@ def test_a_cluster_asks_for_the_token_of_its_user(cluster: LocalCluster) -> None
     assert "authentication: token" in cluster.log.read_text()
 
 
+def test_no_node_sends_usage_statistics(cluster: LocalCluster) -> None:
+    nodes = [each for each in psutil.Process(cluster.process.pid).children() if each.name() in {"gcs_server", "raylet"}]
+    assert {each.name() for each in nodes} == {"gcs_server", "raylet"}
+    assert {each.environ().get("RAY_USAGE_STATS_ENABLED") for each in nodes} == {"0"}
+
+
 def test_seg_sends_that_token_by_itself(cluster: LocalCluster) -> None:
     command = ["seg", "jobs", "--address", cluster.address, "--json"]
     listed = subprocess.check_output(command, env=outside_environment(), text=True)
