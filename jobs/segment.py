@@ -28,6 +28,7 @@ from .resources import ActorResources, ExecutionOptions, size_actors
 from .segmenting.actor import PartSegmenter
 from .segmenting.bottleneck import BottleneckReport
 from .segmenting.receipts import Receipt
+from .submitting.packages import lasting_name
 
 FAILURES_ADVICE = "see seg query with SELECT * FROM failures; the same command tries them again"
 TRACEBACK_END = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
@@ -82,7 +83,7 @@ def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> t
             window = choose_window(execution.window, plan.settings, read_bundle(model), resources.window_memory)
             make_folder(out)
             with _lease_of(out) as lease:
-                record = open_run(out, plan, model, lease)
+                record = open_run(out, plan, lasting_name(model), lease)
                 todo = parts_to_do(out, plan)  # another driver may have been at work until now
                 if todo:
                     windows = sum(num_splits(part.window, window) for part in todo)

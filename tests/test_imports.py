@@ -31,7 +31,7 @@ JOBS = (
     ("terminal", "progress", "processes", "resources"),
     ("ray_session",),
     ("spread",),
-    ("segmenting", "training"),
+    ("segmenting", "training", "submitting"),
     ("segment", "train", "calibrate", "submit"),
     ("demo", "benchmarks"),
     ("cli",),

@@ -17,8 +17,8 @@ QUIET_RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-RESUMABLE, STILL_RUNNING = "; the same command goes on from here", "; the job keeps running: seg stop ends it"
-ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE, "submit": STILL_RUNNING, "logs": STILL_RUNNING}
+RESUMABLE = "; the same command goes on from here"
+ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The codes are 0: all done; 1: finished, but something failed; 2: wrong usage or refused input.
     """
-    args = make_parser().parse_args(argv)
+    return carry_out(make_parser().parse_args(argv))
+
+
+def carry_out(args: argparse.Namespace) -> int:
+    """Run the command of parsed arguments. Returns the exit code."""
     _set_environment(args)
     with stoppable(final=True), command_line():
         return _run(args)
