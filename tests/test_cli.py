@@ -36,7 +36,7 @@ from seg_core.training.shapes import ShapeCounts
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 ROOT = Path(__file__).parents[1]
-GENERAL = ["--debug", "--help", "--no-sign-request"]
+GENERAL = ["--debug", "--help", "--log-format", "--no-sign-request"]
 REGION = [
     "--alpha",
     "--bands",

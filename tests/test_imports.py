@@ -28,7 +28,7 @@ LIBRARY = (
     ("api",),
 )
 JOBS = (
-    ("terminal", "progress", "processes", "resources"),
+    ("terminal", "progress", "processes", "resources", "metrics", "node_watch"),
     ("ray_session",),
     ("spread",),
     ("segmenting", "training", "submitting"),

@@ -41,6 +41,8 @@ def _check(args: Namespace, command: list[str], folder: str) -> "Submission":
     for flag in ("debug", "no_sign_request"):
         if getattr(args, flag) and not getattr(parsed, flag):
             command = [*command, f"--{flag.replace('_', '-')}"]
+    if args.log_format != parsed.log_format == "text":
+        command = [*command, "--log-format", args.log_format]
     from seg_core.model.bundle import read_bundle
     from seg_core.storage.files import absolute
 
@@ -166,12 +168,10 @@ def stop(args: Namespace) -> int:
     """Run `seg stop`: stop a job."""
     from ..submit import stop as stop_job
     from ..submitting.dashboard import connect
-    from ..submitting.jobs import job_info
 
     client = connect(args.address)
     status = stop_job(client, args.id)
-    run = (job_info(client, args.id).metadata or {}).get("run")
-    kept = f": what is done stays in {run}: seg resume {args.id} goes on" if run and status == "STOPPED" else ""
+    kept = f": what is done stays: seg resume {args.id} goes on" if status == "STOPPED" else ""
     note(f"{args.id}: {status}{kept}")
     if args.json:
         _print_job(client, args.id)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from seg_core.errors import JobError, SegError
 from seg_core.storage.s3 import ANONYMOUS
 
-from ..terminal import RayEnded, Terminated, command_line, stoppable
+from ..terminal import RayEnded, Terminated, command_line, note, stoppable
 from .parser import make_parser
 
 # These hide Ray's own messages, which --debug shows. Ray reads them at import, which comes after they are set.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def carry_out(args: argparse.Namespace) -> int:
     """Run the command of parsed arguments. Returns the exit code."""
     _set_environment(args)
-    with stoppable(final=True), command_line():
+    with stoppable(final=True), command_line(args.log_format):
         return _run(args)
 
 
@@ -46,20 +46,20 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt as stop:
         advice = ADVICE_WHEN_STOPPED.get(args.command, "")
-        print(f"seg: {str(stop) or 'stopped'}{advice}", file=sys.stderr, flush=True)
+        note(f"seg: {str(stop) or 'stopped'}{advice}", level="warning")
         if isinstance(stop, RayEnded):
             os._exit(1)  # on a normal exit Ray would wait for the process that has ended
         return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:
             raise
-        print(f"seg: {error}", file=sys.stderr)
+        note(f"seg: {error}", level="error")
         return 1 if isinstance(error, JobError) else 2
     except Exception as error:
         if args.debug:
             raise
         lines = str(error).strip().splitlines() or [""]
-        print(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", file=sys.stderr)
+        note(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", level="error")
         return 1
 
 
