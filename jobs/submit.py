@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from seg_core.errors import SegError
@@ -25,6 +26,7 @@ from .terminal import note
 PENDING_TIMEOUT = 300.0  # s; a job that needs resources that no node has stays pending for ever
 NOTICE_AFTER = 5.0  # s of waiting for room on the cluster, after which a line says so
 AGENT_TIMEOUT = 30.0  # s; a node that has just started needs some time before it accepts jobs
+LOST_ERRORS = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises if the cluster no longer answers
 STOP_TIMEOUT = 30  # s that a job has to end after it was told to, before it is killed
 
 

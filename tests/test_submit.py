@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 import ray
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
+from proxy import Proxy
 from ray._common.utils import get_default_ray_temp_dir
 from readme import NAMES, commands
 
@@ -237,21 +238,34 @@ def wait_for_progress(dashboard: str, job: str) -> str | None:
     return None
 
 
-def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: Path) -> None:
-    job = connect(dashboard).submit_job(entrypoint="echo begun; sleep 60")
-    assert wait_for_progress(dashboard, job) == "begun"
-    command = ["seg", "logs", job, "-f", "--address", dashboard]
+def start_to_follow(job: str, address: str) -> "subprocess.Popen[str]":
+    """Follow a job in a process of its own, until it has said `begun`, and nothing of Ray's before it."""
+    command = ["seg", "logs", job, "-f", "--address", address]
     following = subprocess.Popen(
-        command, cwd=tmp_path, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert following.stdout is not None
-    assert following.stdout.readline() == "begun\n"  # and nothing of Ray's before it
+    assert following.stdout.readline() == "begun\n"
+    return following
+
+
+def test_whoever_stops_following_or_loses_the_cluster_is_told_how_to_go_on(dashboard: str, tmp_path: Path) -> None:
+    job = connect(dashboard).submit_job(entrypoint="echo begun; while sleep 1; do echo more; done")
+    assert wait_for_progress(dashboard, job) in {"begun", "more"}
+    following = start_to_follow(job, dashboard)
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
     where = f"--address {dashboard}"
     back, end = f"seg logs {job} --follow {where} shows it again", f"seg stop {job} {where} ends it"
     assert err == f"seg: the job goes on: {back}, {end}\n"
     assert following.returncode == 130
+
+    with Proxy(int(dashboard.rpartition(":")[2])) as proxy:
+        following = start_to_follow(job, f"127.0.0.1:{proxy.port}")
+        proxy.cut = 1.0
+        _, err = following.communicate(timeout=60)
+    assert re.fullmatch(rf"seg: {job}: the cluster no longer answers \(.*\): what is done stays: submit .*\n", err)
+    assert following.returncode == 1
     seg("stop", job, "--address", dashboard, folder=tmp_path)
 
 
@@ -270,10 +284,13 @@ def test_the_address_of_a_dashboard_needs_no_scheme(dashboard: str) -> None:
         connect("ray://127.0.0.1:10001")
 
 
-def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
-    found = seg("jobs", "--address", f"http://127.0.0.1:{free_port()}", folder=tmp_path, code=2)
-    assert "no Ray dashboard answers there" in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerial_seg.submitting.dashboard.ANSWER_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (free_port(), silent.getsockname()[1]):
+            found = seg("jobs", "--address", f"http://127.0.0.1:{port}", folder=tmp_path, code=2)
+            assert "no Ray dashboard answers there: name the one" in found.stderr
+            assert len(found.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if commands(name, on_cluster=True)])

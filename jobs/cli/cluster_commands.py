@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from seg_core.errors import SegError
+from seg_core.errors import JobError, SegError
 
 from ..terminal import note, print_figures
 
@@ -90,7 +90,7 @@ def _is_elsewhere(run: str) -> bool:
 
 def _follow(args: Namespace, client: Any, job_id: str) -> int:
     """Print the log of a job until it ends. Returns its exit code. With --json, the log goes to standard error."""
-    from ..submit import exit_code, follow
+    from ..submit import LOST_ERRORS, exit_code, follow
 
     try:
         for text in follow(client, job_id):
@@ -102,6 +102,13 @@ def _follow(args: Namespace, client: Any, job_id: str) -> int:
             f"the job goes on: seg logs {job_id} --follow{where} shows it again, seg stop {job_id}{where} ends it",
         )
         raise
+    except BrokenPipeError:  # who reads our output has gone, and not the cluster
+        raise
+    except LOST_ERRORS as error:
+        raise JobError(
+            f"{job_id}: the cluster no longer answers ({error}): what is done stays: submit the same command again "
+            "when the cluster is back, and it goes on"
+        ) from error
     if args.json:
         _print_job(client, job_id)
     return code

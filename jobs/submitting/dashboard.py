@@ -1,7 +1,11 @@
 """The dashboard of a Ray cluster, through which jobs are submitted and managed."""
 
+import http.client
 import logging
 import os
+import ssl
+import urllib.error
+import urllib.request
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -14,6 +18,8 @@ from ..ray_session import AUTHENTICATION_ADVICE
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ANSWER_TIMEOUT = 5.0  # s that a dashboard is given to answer
+START_ADVICE = "name the one that Ray names when a cluster starts (ray start --head starts one)"
 UPLOAD_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
@@ -26,12 +32,13 @@ def connect(address: str | None) -> JobSubmissionClient:
     address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
     url = _make_url(address)
     try:
+        _await_answer(url)
         with environment(dict.fromkeys(ADDRESS_VARIABLES)):  # they would override the given address
             client = JobSubmissionClient(url)
     except AuthenticationError as error:
         raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SegError(f"--address {address}: no Ray dashboard answers there") from error
+        raise SegError(f"--address {address}: no Ray dashboard answers there: {START_ADVICE}") from error
     for name in UPLOAD_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     return client
@@ -47,6 +54,17 @@ def _make_url(address: str) -> str:
             f"--address {address}: not a Ray dashboard: use http://HOST:8265, which Ray names when it starts"
         )
     return address
+
+
+def _await_answer(url: str) -> None:
+    """Raise ConnectionError if nothing answers at a URL in time: Ray's client would wait for ever."""
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=ANSWER_TIMEOUT).close()  # noqa: S310 - it is http or https
+    except urllib.error.HTTPError:  # an answer, of which Ray's client makes sense
+        return
+    except (OSError, http.client.HTTPException) as error:
+        if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+            raise ConnectionError(str(error)) from error
 
 
 def check_version(client: JobSubmissionClient) -> None:
