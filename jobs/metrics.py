@@ -29,12 +29,16 @@ class JobMetrics:
     def __init__(self, run: str) -> None:
         self.tags = {"run": run}
         self.gauges: dict[str, Gauge] = {}
+        self.latest: dict[str, float] = {}
 
     def publish(self, figures: Mapping[str, float | None]) -> None:
         """Publish figures. One that is None is not known, and is left as it was."""
-        for name, value in figures.items():
-            if value is None:
-                continue
+        self.latest |= {name: float(value) for name, value in figures.items() if value is not None}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Publish the latest figures again: Ray drops those that nobody has set for two of its report intervals."""
+        for name, value in list(self.latest.items()):
             if name not in self.gauges:
                 self.gauges[name] = Gauge(PREFIX + name, METRICS[name], tag_keys=("run",))
-            self.gauges[name].set(float(value), tags=self.tags)
+            self.gauges[name].set(value, tags=self.tags)

@@ -1,4 +1,4 @@
-"""Says when a node of the cluster is lost or comes, in one line each."""
+"""Says when a node of the cluster is lost or comes, in one line each, and keeps a job's metrics up to date."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+
+from .metrics import JobMetrics
 
 LOOK_INTERVAL = 2.0  # s
 Node = dict[str, Any]  # as ray.nodes describes it
@@ -46,14 +48,15 @@ def describe_node(node: Node) -> str:
 
 
 @contextmanager
-def watch_nodes(say: Callable[[str], None]) -> Iterator[NodeWatch]:
-    """Look at the nodes every few seconds, in a thread, until the block ends."""
+def watch_nodes(say: Callable[[str], None], metrics: JobMetrics) -> Iterator[NodeWatch]:
+    """Look at the nodes every few seconds, in a thread, until the block ends. Their number is one of the metrics."""
     watch, done = NodeWatch(say), threading.Event()
 
     def look_regularly() -> None:
         while not done.wait(LOOK_INTERVAL):
             with suppress(Exception):  # while the cluster's head is away, nobody knows its nodes
                 watch.look()
+            metrics.publish({"nodes": len(watch.nodes)})
 
     thread = threading.Thread(target=look_regularly, daemon=True)
     thread.start()

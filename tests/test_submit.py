@@ -143,7 +143,7 @@ def test_a_place_that_the_cluster_lacks_ends_the_job_with_code_2(
     make_bundle("model")
     command = ["segment", "nowhere.tif", "--model", "model", "--out", "run"]
     found = seg("submit", "--address", dashboard, "--json", "--", *command, folder=tmp_path, code=2)
-    line = f"seg: {tmp_path}/nowhere.tif: no such file or folder on node {socket.gethostname()} of the cluster: "
+    line = f"seg: {tmp_path}/nowhere.tif: no such file or folder for node {socket.gethostname()} of the cluster: "
     assert line in found.stderr
     told = json.loads(found.stdout)
     assert (told["status"], told["exit_code"]) == ("FAILED", 2)

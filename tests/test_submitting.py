@@ -54,7 +54,7 @@ def test_inputs_that_the_cluster_lacks_are_named_with_their_option(make_scene: M
     for there in ("region", "region/*.tif", "region/a.tif"):
         check_places(parse("plan", there, "--model", "built-in"), folder, [])
     for words, said in (
-        (["plan", "region", "absent"], f"{folder}/absent: no such file or folder on node"),
+        (["plan", "region", "absent"], f"{folder}/absent: no such file or folder for node"),
         (["plan", "region/*.jp2"], f"{folder}/region/\\*.jp2: no such file"),
         (["plan", "region", "--model", "m"], f"--model {folder}/m: no such file"),
     ):

@@ -73,7 +73,8 @@ def check_places(args: Namespace, folder: str, folders: list[str]) -> None:
         except (SegError, OSError) as error:
             raise SegError(f"{option}{error} ({node} has tried it)") from error
         if not found:
-            raise SegError(f"{option}{path}: no such file or folder on {node}: {SHARED_ADVICE}")
+            advice = "" if is_remote(path) else f": {SHARED_ADVICE}"
+            raise SegError(f"{option}{path}: no such file or folder for {node}{advice}")
         if not is_remote(path) and os.path.exists(path) and not os.access(path, os.R_OK):
             raise SegError(f"{option}{path}: {node} may not read it")
     for option, path in _places(args, OUTPUTS, folder):

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..metrics import JobMetrics
-from ..node_watch import NodeWatch, watch_nodes
+from ..node_watch import watch_nodes
 from ..progress import Progress
 from ..resources import ActorResources
 from ..terminal import logs_json
@@ -19,11 +19,11 @@ class RunMonitor:
         self.resources, self.busy, self.metrics = resources, BottleneckReport(), JobMetrics(run)
         self.num_actors = 0
         self.progress = Progress(windows)
-        self.watching = watch_nodes(self.progress.status.note)
+        self.watching = watch_nodes(self.progress.status.note, self.metrics)
 
     def __enter__(self) -> Self:
         """Begin to watch the nodes."""
-        self.nodes: NodeWatch = self.watching.__enter__()
+        self.watching.__enter__()
         return self
 
     def __exit__(
@@ -43,7 +43,7 @@ class RunMonitor:
             self.progress.status.note(f"{receipt.failed} tiles failed", level="warning", **place)
         shares = self.bottleneck()
         busy = {f"busy_{stage}": shares[stage] for stage in STAGES}
-        self.metrics.publish({**self.progress.figures(), **busy, "nodes": len(self.nodes.nodes)})
+        self.metrics.publish({**self.progress.figures(), **busy})
 
     def _note_new_actor(self) -> None:
         """Say when a receipt comes from an actor that has taken the place of another."""

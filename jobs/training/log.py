@@ -203,7 +203,7 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
     thread = threading.Thread(target=_drain, args=(iter(queue.get, None), log), daemon=True)
     thread.start()
     try:
-        with watch_nodes(status.note) as nodes:
+        with watch_nodes(status.note, log.metrics) as nodes:
             resource = "GPU" if nodes.total("GPU") else "CPU"
             log.missing = lambda: describe_lack(nodes, resource, workers)
             yield queue, log
