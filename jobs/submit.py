@@ -25,6 +25,7 @@ from .terminal import note
 
 PENDING_TIMEOUT = 300.0  # s; a job that needs resources that no node has stays pending for ever
 NOTICE_AFTER = 5.0  # s of waiting for room on the cluster, after which a line says so
+STATUS_INTERVAL = 0.3  # s between two looks at whether a job that is followed has ended
 AGENT_TIMEOUT = 30.0  # s; a node that has just started needs some time before it accepts jobs
 LOST_ERRORS = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises if the cluster no longer answers
 STOP_TIMEOUT = 30  # s that a job has to end after it was told to, before it is killed
@@ -109,12 +110,28 @@ def follow(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
     Raises SegError if the job does not start in time.
     """
     _await_start(client, job_id)
+    for text in _tail(client, job_id):
+        yield "".join(line for line in text.splitlines(keepends=True) if not START_MESSAGES.match(line))
+
+
+def _tail(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
+    """Yield pieces of the log of a job, until the job has ended.
+
+    Ray's stream of a log ends seconds after the job, so the end of the log is fetched as soon as the job has ended.
+    """
     stream: Any = client.tail_job_logs(job_id)
-    loop = asyncio.new_event_loop()
+    loop, received = asyncio.new_event_loop(), 0
     try:
         while True:
-            lines = loop.run_until_complete(anext(stream)).splitlines(keepends=True)
-            yield "".join(line for line in lines if not START_MESSAGES.match(line))
+            piece = loop.create_task(anext(stream))
+            while not piece.done():
+                loop.run_until_complete(asyncio.wait([piece], timeout=STATUS_INTERVAL))
+                if not piece.done() and client.get_job_status(job_id).is_terminal():
+                    yield client.get_job_logs(job_id)[received:]
+                    return
+            text = piece.result()
+            received += len(text)
+            yield text
     except StopAsyncIteration:
         pass
     finally:

@@ -19,7 +19,8 @@ from aerial_seg.node_watch import NodeWatch
 from aerial_seg.segmenting.monitor import RunMonitor
 from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.terminal import command_line, format_message
-from aerial_seg.training.log import describe_lack
+from aerial_seg.training.log import TrainingLog, describe_lack
+from aerial_seg.training.settings import TrainSettings
 
 DASHBOARD = Path(__file__).parents[1] / "cluster/grafana/dashboard.json"
 Capture = pytest.CaptureFixture[str]
@@ -113,6 +114,14 @@ def test_progress_and_failures_as_json_have_figures_and_places(capsys: Capture) 
     failed = next(each for each in told if each["level"] == "warning")
     assert (failed["scene"], failed["window"], failed["message"]) == ("a.tif", [0, 512, 64, 32], "3 tiles failed")
     assert format_message("as it is", scene="a.tif") == "as it is"  # the format is that of one command
+
+
+def test_a_training_that_waits_for_a_node_says_so(tmp_path: Path) -> None:
+    log = TrainingLog(str(tmp_path), TrainSettings(epochs=7))
+    log.close()
+    assert log.under_way() == "training: 0 of 7 epochs done ... 0:00"
+    log.missing = lambda: "2 workers need one CPU each, and the cluster has 1"
+    assert log.under_way().endswith(" ... 0:00; waiting for a node: 2 workers need one CPU each, and the cluster has 1")
 
 
 def test_a_small_run_is_seen_by_prometheus(

@@ -1,5 +1,6 @@
 """What is found out about a command before it is submitted, and about a job from its log."""
 
+import json
 import os
 import sys
 from argparse import Namespace
@@ -107,8 +108,10 @@ def test_the_progress_of_a_job_is_what_its_log_says(
     assert find_progress(capsys.readouterr().err.splitlines()) is None
     shown.update(1234, 10**6, shown.created - 10, 2)
     shown.end()
-    found = find_progress([*capsys.readouterr().err.splitlines(), "another line"])
+    lines = [*capsys.readouterr().err.splitlines(), "another line"]
+    found = find_progress(lines)
     assert found is not None
+    assert find_progress([json.dumps({"message": line}) for line in lines]) == found
     assert (found["done"], found["total"], found["unit"], found["failed"]) == (1234, 4321, "windows", 2)
     assert found["mpx_s"] > 0
     assert ":" in found["left"]
