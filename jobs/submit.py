@@ -16,15 +16,14 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from seg_core.errors import SegError
 from seg_core.version import code_version
 
 from .submitting.jobs import START_MESSAGES, job_info
 from .submitting.packages import copy_packages
 from .terminal import note
 
-PENDING_TIMEOUT = 300.0  # s; a job that needs resources that no node has stays pending for ever
-NOTICE_AFTER = 5.0  # s of waiting for room on the cluster, after which a line says so
+NOTICE_AFTER, NOTICE_INTERVAL = 5.0, 60.0  # s of waiting for room on the cluster, after which a line says so
+PENDING_TIMEOUT = 10.0  # s that a job which has not started is asked to stop for
 STATUS_INTERVAL = 0.3  # s between two looks at whether a job that is followed has ended
 AGENT_TIMEOUT = 30.0  # s; a node that has just started needs some time before it accepts jobs
 LOST_ERRORS = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises if the cluster no longer answers
@@ -143,28 +142,44 @@ def _tail(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
 
 
 def _await_start(client: JobSubmissionClient, job_id: str) -> None:
-    began, told = time.monotonic(), False
+    """Wait until a job has started. Ray gives it up if it finds no room for it, by default after 15 minutes."""
+    notice = time.monotonic() + NOTICE_AFTER
     while client.get_job_status(job_id) == JobStatus.PENDING:
-        waited = time.monotonic() - began
-        if waited > PENDING_TIMEOUT:
-            client.stop_job(job_id)
-            raise SegError(f"{job_id}: not started after {PENDING_TIMEOUT:.0f} s: the cluster has no room for it")
-        if waited > NOTICE_AFTER and not told:
-            told = True
-            note(f"{job_id}: waiting for the cluster to start it")
+        if time.monotonic() > notice:
+            notice = time.monotonic() + NOTICE_INTERVAL
+            note(f"{job_id}: waiting for the cluster to start it{describe_reserved(client, job_id)}")
         time.sleep(0.2)
+
+
+def describe_reserved(client: JobSubmissionClient, job_id: str) -> str:
+    """Return what a job has to wait for, as an addition to a line. It is empty if the job reserves nothing."""
+    metadata = job_info(client, job_id).metadata or {}
+    options = {"num_cpus": "--num-cpus", "num_gpus": "--num-gpus"}
+    reserved = [f"{option} {float(metadata[name]):g}" for name, option in options.items() if name in metadata]
+    return f" (on a node with {' and '.join(reserved)} free)" if reserved else ""
 
 
 def exit_code(client: JobSubmissionClient, job_id: str) -> int:
-    """Wait until a job has ended, and return the exit code of its command: 1 if it was stopped or never ran."""
+    """Wait until a job has ended, and return the exit code of its command: 1 if it was stopped or never ran.
+
+    Says why it never ran.
+    """
     while not (info := job_info(client, job_id)).status.is_terminal():
         time.sleep(0.2)
+    if info.driver_exit_code is None and info.status == JobStatus.FAILED:
+        note(f"{job_id}: {(info.message or 'Ray does not say why it failed').splitlines()[0]}")
     return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> str:
-    """Stop a job and return its final status. Raises SegError for an unknown id."""
+    """Stop a job and return its status: PENDING if it has not started and can't be stopped.
+
+    Raises SegError for an unknown id.
+    """
+    deadline = time.monotonic() + PENDING_TIMEOUT
     while not (info := job_info(client, job_id)).status.is_terminal():
+        if info.status == JobStatus.PENDING and time.monotonic() > deadline:
+            break
         # A pending job ignores a request to stop (ray-project/ray#58353), so the request is repeated.
         client.stop_job(job_id)
         time.sleep(0.5)

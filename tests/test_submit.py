@@ -151,14 +151,14 @@ def test_a_place_that_the_cluster_lacks_ends_the_job_with_code_2(
 
 
 def test_wrong_use_shows_before_anything_is_submitted(dashboard: str, tmp_path: Path) -> None:
-    before = seg("jobs", "--address", dashboard, folder=tmp_path).stdout
+    before = [job["id"] for job in list_jobs(connect(dashboard))]
     found = seg("submit", "--address", dashboard, "--", "segment", "--nonsense", folder=tmp_path, code=2)
     assert "usage: seg segment" in found.stderr
     other = ["segment", "a.tif", "--out", "run", "--address", "10.0.0.1:6379"]
     refused = {"seg jobs is for this machine": ["jobs"], "--address 10.0.0.1:6379: a job runs on": other}
     for line, command in refused.items():
         assert line in seg("submit", "--address", dashboard, "--", *command, folder=tmp_path, code=2).stderr
-    assert seg("jobs", "--address", dashboard, folder=tmp_path).stdout == before
+    assert [job["id"] for job in list_jobs(connect(dashboard))] == before
 
 
 def test_a_cluster_of_another_ray_is_refused_before_anything_is_submitted(
@@ -236,6 +236,16 @@ def wait_for_progress(dashboard: str, job: str) -> str | None:
             return str(found["line"])
         time.sleep(0.1)
     return None
+
+
+def test_a_job_that_finds_no_room_says_what_it_waits_for(
+    dashboard: str, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PENDING_TIMEOUT", 1.0)
+    command = ["--address", dashboard, "--no-follow", "--num-gpus", "1", "--", "plan", make_scene()]
+    job = seg("submit", *command, folder=tmp_path).stdout.strip()
+    found = seg("stop", job, "--address", dashboard, folder=tmp_path, code=1)
+    assert f"{job}: waits for the cluster to start it (on a node with --num-gpus 1 free), and can't" in found.stderr
 
 
 def start_to_follow(job: str, address: str) -> "subprocess.Popen[str]":

@@ -173,11 +173,17 @@ def logs(args: Namespace) -> int:
 
 def stop(args: Namespace) -> int:
     """Run `seg stop`: stop a job."""
+    from ..submit import describe_reserved
     from ..submit import stop as stop_job
     from ..submitting.dashboard import connect
 
     client = connect(args.address)
     status = stop_job(client, args.id)
+    if status == "PENDING":
+        raise JobError(
+            f"{args.id}: waits for the cluster to start it{describe_reserved(client, args.id)}, and can't be stopped "
+            "before: Ray gives it up 15 minutes after it was submitted"
+        )
     kept = f": what is done stays: seg resume {args.id} goes on" if status == "STOPPED" else ""
     note(f"{args.id}: {status}{kept}")
     if args.json:

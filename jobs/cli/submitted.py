@@ -6,6 +6,7 @@ It is the entrypoint of a job. Before the command begins, it checks what the clu
 import importlib.util
 import json
 import os
+import platform
 import sys
 from argparse import Namespace
 from typing import Any
@@ -58,9 +59,13 @@ def _prepare(args: Namespace, metadata: dict[str, Any]) -> None:
     from seg_core.run.lease import JOB_VARIABLE
 
     from ..submitting.packages import ORIGIN, SENT_BUNDLE
+    from ..terminal import note
     from .places import BUNDLES, check_places
 
     os.environ[JOB_VARIABLE] = metadata.get("job_submission_id", "")
+    there, here = metadata.get("python", ""), platform.python_version()
+    if there.split(".")[:2] != here.split(".")[:2]:
+        note(f"the cluster runs Python {here}, and you submit from {there}")
     folder = metadata.get("folder", os.getcwd())
     if SENT_BUNDLE.is_dir():
         from seg_core.storage.files import absolute
