@@ -19,7 +19,7 @@ def copy_packages(folder: str, bundle: str | None) -> list[str]:
     """
     sources = {"seg_core": Path(seg_core.__file__).parent, "aerial_seg": PACKAGE}
     for name, source in sources.items():
-        shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", SENT_BUNDLE.name))
     Path(folder, "seg_core", "_version.py").write_text(f"version = {code_version()!r}\n", encoding="utf-8")
     if bundle is not None:
         copy = Path(folder, "aerial_seg", SENT_BUNDLE.name)
