@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
+
+from .terminal import format_message, logs_json, note
 
 LOG_INTERVAL = 10.0  # s
 TERMINAL_INTERVAL = 1.0  # s
@@ -15,9 +17,14 @@ CLEAR_LINE = "\r\x1b[K"  # moves a terminal's cursor to the beginning of the lin
 class StatusLine:
     """A line that is shown again at regular intervals, so that a command that takes long is seen to be alive."""
 
-    def __init__(self, line: Callable[[], str], stream: TextIO | None = None) -> None:
-        self.line, self.stream = line, stream or sys.stderr
-        self.tty = self.stream.isatty()
+    def __init__(
+        self,
+        line: Callable[[], str],
+        stream: TextIO | None = None,
+        figures: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self.line, self.stream, self.figures = line, stream or sys.stderr, figures
+        self.tty = self.stream.isatty() and not logs_json()
         self.interval = TERMINAL_INTERVAL if self.tty else LOG_INTERVAL
         self.shown_at, self.lock, self.done = time.monotonic(), threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._show_regularly, daemon=True)
@@ -32,14 +39,16 @@ class StatusLine:
         """Show the line as it is now."""
         with self.lock:
             self.shown_at = time.monotonic()
-            text = f"{CLEAR_LINE}{self.line()}" if self.tty else f"{self.line()}\n"
+            line = self.line()
+            text = f"{CLEAR_LINE}{line}" if self.tty else f"{format_message(line, **self.figures())}\n"
             print(text, end="", file=self.stream, flush=True)
 
-    def note(self, line: str) -> None:
-        """Show a message that is not overwritten by the next line."""
+    def note(self, line: str, **fields: Any) -> None:
+        """Show a message that is not overwritten by the next line. `fields` are as in `terminal.note`."""
         with self.lock:
             self.shown_at = time.monotonic()
-            print(f"{CLEAR_LINE}{line}" if self.tty else line, file=self.stream, flush=True)
+            text = f"{CLEAR_LINE}{line}" if self.tty else format_message(line, **fields)
+            print(text, file=self.stream, flush=True)
 
     def end(self, last: str) -> None:
         """Stop showing the line. On a terminal, write `last`: a newline keeps the line, CLEAR_LINE removes it."""
@@ -76,8 +85,8 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.pixels, self.failed = total, 0, 0, 0
         self.created = self.started = time.time()
-        print(f"{total:,} windows to segment; starting workers ...", file=sys.stderr, flush=True)
-        self.status = StatusLine(self._line)
+        note(f"{total:,} windows to segment; starting workers ...")
+        self.status = StatusLine(self._line, figures=self.figures)
 
     def update(self, windows: int, pixels: int, started: float, failed: int) -> None:
         """Count the windows, pixels and failed tiles that a worker has finished, and show the line if it is due.
@@ -95,13 +104,23 @@ class Progress:
         """Stop showing progress, and keep the last line."""
         self.status.end("\n")
 
+    def figures(self) -> dict[str, float | None]:
+        """Return the figures by the names of `metrics.METRICS`. What is not known yet is None."""
+        seconds = time.time() - self.started
+        return {
+            "windows_done": self.done,
+            "windows_total": self.total,
+            "tiles_failed": self.failed,
+            "mpx_per_second": self.pixels / seconds / 1e6 if self.done else None,
+            "seconds_left": seconds / self.done * (self.total - self.done) if self.done else None,
+        }
+
     def _line(self) -> str:
-        if not self.done:
+        figures = self.figures()
+        rate, left = figures["mpx_per_second"], figures["seconds_left"]
+        if rate is None or left is None:
             waited = format_duration(time.time() - self.created)
             return f"0 of {self.total:,} windows, waiting for workers to finish the first part ... {waited}"
-        seconds = time.time() - self.started
-        left = seconds / self.done * (self.total - self.done)
-        rate = self.pixels / seconds / 1e6
         line = f"{self.done:,} of {self.total:,} windows, {rate:.2f} Mpx/s, {format_duration(left)} left"
         return line + (f", {self.failed:,} tiles failed" if self.failed else "")
 

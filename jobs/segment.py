@@ -1,7 +1,6 @@
 """Bulk segmentation on Ray Data: plan ─▶ parts ─▶ actors that read ahead, segment and publish ─▶ receipts."""
 
 import re
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +21,13 @@ from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do,
 from seg_core.run.sizing import choose_window
 from seg_core.storage.files import make_folder
 
-from .progress import Progress
 from .ray_session import ray_session
 from .resources import ActorResources, ExecutionOptions, size_actors
 from .segmenting.actor import PartSegmenter
-from .segmenting.bottleneck import BottleneckReport
+from .segmenting.monitor import RunMonitor
 from .segmenting.receipts import Receipt
+from .submitting.packages import lasting_name
+from .terminal import add_log_field, note
 
 FAILURES_ADVICE = "see seg query with SELECT * FROM failures; the same command tries them again"
 TRACEBACK_END = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
@@ -52,6 +52,7 @@ def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tu
 
     Raises SegError where `out` holds something else than this run, JobError where it can't be finished.
     """
+    add_log_field("run", out)
     with _choose_settings(with_choices_of_run(out, plan), out, execution) as decided:
         return _segment(decided, model, out, execution)
 
@@ -60,9 +61,10 @@ def segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tu
 def _choose_settings(plan: Plan, out: str, execution: ExecutionOptions) -> Iterator[Plan]:
     """The plan of a run that begins with `auto` settings resolved, by whether it has GPUs: only Ray, which runs, knows.
 
-    The precision on CPUs follows the processor of this machine. Other nodes compute in the same.
+    The precision on CPUs follows the processor of this machine. Other nodes compute in the same. Raises SegError for
+    one in which GPUs don't compute, if there are some.
     """
-    if "auto" not in (plan.settings.decode, plan.settings.precision) or find_run(out, plan):
+    if find_run(out, plan):
         yield plan
         return
     with ray_session(execution.address, verbose=execution.verbose):
@@ -73,7 +75,7 @@ def _choose_settings(plan: Plan, out: str, execution: ExecutionOptions) -> Itera
 def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> tuple[RunRecord, int]:
     record = find_run(out, plan)
     for scene in changed_scenes(out, plan) if record else ():
-        print(f"{scene.scene_id} has changed since: its tiles are done again", file=sys.stderr)
+        note(f"{scene.scene_id} has changed since: its tiles are done again", scene=scene.scene_id)
     todo = parts_to_do(out, plan)
     started = time.time()
     if todo:
@@ -82,17 +84,17 @@ def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> t
             window = choose_window(execution.window, plan.settings, read_bundle(model), resources.window_memory)
             make_folder(out)
             with _lease_of(out) as lease:
-                record = open_run(out, plan, model, lease)
+                record = open_run(out, plan, lasting_name(model), lease)
                 todo = parts_to_do(out, plan)  # another driver may have been at work until now
                 if todo:
                     windows = sum(num_splits(part.window, window) for part in todo)
                     pipe = run_pipe(todo, model, out, plan.settings, window, resources, execution, lease)
-                    busy, on_cpu = _follow(_watch(pipe, out, execution.max_failures), windows, record, lease)
+                    with RunMonitor(out, windows, resources) as monitor:
+                        on_cpu = _follow(_watch(pipe, out, execution.max_failures), monitor, record, lease)
                     if plan.settings.decode != "cpu" and on_cpu:
-                        print(f"{on_cpu:,} windows were decoded by the CPU: {DEVICE_DECODER_LIMITS}", file=sys.stderr)
-                    bottleneck = busy.figures(resources.writers, resources.num_gpus, resources.cores)
-                    print(bottleneck["advice"], file=sys.stderr)
-                    record.bottleneck = bottleneck
+                        note(f"{on_cpu:,} windows were decoded by the CPU: {DEVICE_DECODER_LIMITS}")
+                    record.bottleneck = monitor.bottleneck()
+                    note(record.bottleneck["advice"])
                     _finish(record, lease, started)
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if not record.finished:  # the driver was killed after the last part
@@ -115,35 +117,30 @@ def _lease_of(out: str) -> Iterator[Lease]:
         raise JobError(f"{error}: the run has begun, and the same command goes on") from error
 
 
-def _follow(receipts: Iterable[Receipt], windows: int, record: RunRecord, lease: Lease) -> tuple[BottleneckReport, int]:
-    """Take the receipts of so many windows: what they say goes into the run's record, and onto the terminal.
+def _follow(receipts: Iterable[Receipt], monitor: RunMonitor, record: RunRecord, lease: Lease) -> int:
+    """Take the receipts of a run: what they say goes into its record, and to the monitor.
 
-    Returns what the actors were busy with, and how many windows no device has decoded.
+    Returns how many windows no device has decoded.
     """
     record.exact = record.exact is not False
     if record.finished:  # no more, should this driver die
         record.finished = None
         write_record(lease.run, record, lease)
-    seams = record.seams or SeamCounts()
-    progress, busy, on_cpu = Progress(windows), BottleneckReport(), 0
+    seams, on_cpu = record.seams or SeamCounts(), 0
     differing: dict[str, None] = {}  # in their order
-    try:
-        for receipt in receipts:
-            progress.update(receipt.windows, receipt.pixels, receipt.started, receipt.failed)
-            seams = seams.add(receipt.part, receipt.seam_pixels, receipt.seam_differing)
-            busy.add(receipt)
-            before = record.exact, dict(record.software or {})
-            record.exact = record.exact and receipt.exact
-            differing |= dict.fromkeys(record.add_software(receipt.software))
-            if before != (record.exact, record.software or {}):
-                write_record(lease.run, record, lease)  # now: another device may finish what this one began
-            on_cpu += receipt.decoded_on_cpu
-    finally:
-        progress.end()
+    for receipt in receipts:
+        monitor.take(receipt)
+        seams = seams.add(receipt.part, receipt.seam_pixels, receipt.seam_differing)
+        before = record.exact, dict(record.software or {})
+        record.exact = record.exact and receipt.exact
+        differing |= dict.fromkeys(record.add_software(receipt.software))
+        if before != (record.exact, record.software or {}):
+            write_record(lease.run, record, lease)  # now: another device may finish what this one began
+        on_cpu += receipt.decoded_on_cpu
     for line in differing:
-        print(f"{lease.run}: {line}: they may differ a little", file=sys.stderr)
+        note(f"{lease.run}: {line}: they may differ a little")
     record.seams = seams
-    return busy, on_cpu
+    return on_cpu
 
 
 def _finish(record: RunRecord, lease: Lease, started: float) -> None:

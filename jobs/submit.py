@@ -2,74 +2,74 @@
 
 import asyncio
 import getpass
+import json
 import os
-import re
+import platform
 import shlex
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobInfo, JobStatus, JobSubmissionClient
+import aiohttp
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-import seg_core
-from seg_core.environment import environment
-from seg_core.errors import SegError
 from seg_core.version import code_version
 
-from .ray_session import AUTHENTICATION_ADVICE
+from .submitting.jobs import START_MESSAGES, job_info
+from .submitting.packages import copy_packages
+from .terminal import note
 
-PENDING_TIMEOUT = 300.0  # s; a job that needs resources that no node has stays pending for ever
+NOTICE_AFTER, NOTICE_INTERVAL = 5.0, 60.0  # s of waiting for room on the cluster, after which a line says so
+PENDING_TIMEOUT = 10.0  # s that a job which has not started is asked to stop for
+STATUS_INTERVAL = 0.3  # s between two looks at whether a job that is followed has ended
 AGENT_TIMEOUT = 30.0  # s; a node that has just started needs some time before it accepts jobs
-START_MESSAGES = re.compile(r".*\sINFO job_manager\.py:\d+ -- |Running entrypoint for job ")
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+LOST_ERRORS = (OSError, RuntimeError, aiohttp.ClientError)  # what Ray's client raises if the cluster no longer answers
+STOP_TIMEOUT = 30  # s that a job has to end after it was told to, before it is killed
 
 
-def connect(address: str | None) -> JobSubmissionClient:
-    """Return a client of the dashboard at `address`, by default $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS or local.
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A command to submit, and what is known of it."""
 
-    Raises SegError if no dashboard answers at the address, or if it asks for a token.
+    command: Sequence[str]  # the words that follow `seg`
+    folder: str  # that relative paths are resolved against
+    name: str | None = None  # for people
+    run: str | None = None  # absolute path or URI of what it writes, or of the run that it reads
+    bundle: str | None = None  # absolute path of a local bundle, which is sent with the job
+    bundle_hash: str | None = None
+    outputs: Sequence[str] = ()  # folders on this machine that exist and are to hold what the command writes
+    num_cpus: float | None = None  # that the command's own process reserves; None: nothing
+    num_gpus: float | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """Return what the cluster keeps with the job."""
+        known = {
+            "command": shlex.join(self.command),
+            "folder": self.folder,
+            "user": _this_user(),
+            "code": code_version(),
+            "python": platform.python_version(),
+            "outputs": json.dumps(list(self.outputs)),
+            "name": self.name,
+            "run": self.run,
+            "bundle": self.bundle_hash,
+            "num_cpus": None if self.num_cpus is None else str(self.num_cpus),
+            "num_gpus": None if self.num_gpus is None else str(self.num_gpus),
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def submit(client: JobSubmissionClient, submission: Submission) -> str:
+    """Submit a command as a job. Returns the job's id.
+
+    The code and a local bundle are uploaded with the job. Dependencies must be installed on the cluster's nodes.
     """
-    values = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
-    address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
-    url = _make_url(address)
-    try:
-        with environment(dict.fromkeys(ADDRESS_VARIABLES)):  # they would override the given address
-            client = JobSubmissionClient(url)
-    except AuthenticationError as error:
-        raise SegError(f"--address {address}: {AUTHENTICATION_ADVICE}") from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SegError(f"--address {address}: no Ray dashboard answers there") from error
-    return client
-
-
-def _make_url(address: str) -> str:
-    """Return the URL of a dashboard whose scheme may be left out: Ray would try other protocols for half a minute."""
-    scheme, colon, _ = address.partition("://")
-    if not colon:
-        return f"http://{address}"
-    if scheme not in {"http", "https"}:
-        raise SegError(
-            f"--address {address}: not a Ray dashboard: use http://HOST:8265, which Ray names when it starts"
-        )
-    return address
-
-
-def submit(client: JobSubmissionClient, command: Sequence[str], folder: str, name: str | None = None) -> str:
-    """Submit `seg COMMAND...` as a job, which resolves relative paths against `folder`. Returns the job's id.
-
-    `seg jobs` shows its name. The code is uploaded with the job. Its dependencies must be installed on the cluster's
-    nodes.
-    """
-    metadata = {"command": shlex.join(command), "user": _this_user(), **({"name": name} if name else {})}
     with TemporaryDirectory() as package_folder:
-        return _submit(client, command, folder, _copy_packages(package_folder), metadata)
+        packages = copy_packages(package_folder, submission.bundle)
+        return _submit(client, submission, packages)
 
 
 def _this_user() -> str:
@@ -81,26 +81,20 @@ def _this_user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def _copy_packages(folder: str) -> list[str]:
-    """Copy our packages into a folder under their import names, with their version. Returns the copies' paths."""
-    sources = {"seg_core": Path(seg_core.__file__).parent, "aerial_seg": Path(__file__).parent}
-    for name, source in sources.items():
-        shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
-    Path(folder, "seg_core", "_version.py").write_text(f"version = {code_version()!r}\n", encoding="utf-8")
-    return [str(Path(folder, name)) for name in sources]
-
-
-def _submit(
-    client: JobSubmissionClient, command: Sequence[str], folder: str, packages: list[str], metadata: dict[str, str]
-) -> str:
+def _submit(client: JobSubmissionClient, submission: Submission, packages: list[str]) -> str:
     deadline = time.monotonic() + AGENT_TIMEOUT
     while True:
         try:
             return str(
                 client.submit_job(
-                    entrypoint=shlex.join(["python", "-P", "-m", "aerial_seg.cli.main", "-C", folder, *command]),
-                    runtime_env={"py_modules": packages},
-                    metadata=metadata,
+                    entrypoint=shlex.join(["python", "-P", "-m", "aerial_seg.cli.submitted", *submission.command]),
+                    runtime_env={
+                        "py_modules": packages,
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT)},
+                    },
+                    metadata=submission.metadata(),
+                    entrypoint_num_cpus=submission.num_cpus,
+                    entrypoint_num_gpus=submission.num_gpus,
                 )
             )
         except RuntimeError as error:
@@ -115,12 +109,28 @@ def follow(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
     Raises SegError if the job does not start in time.
     """
     _await_start(client, job_id)
+    for text in _tail(client, job_id):
+        yield "".join(line for line in text.splitlines(keepends=True) if not START_MESSAGES.match(line))
+
+
+def _tail(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
+    """Yield pieces of the log of a job, until the job has ended.
+
+    Ray's stream of a log ends seconds after the job, so the end of the log is fetched as soon as the job has ended.
+    """
     stream: Any = client.tail_job_logs(job_id)
-    loop = asyncio.new_event_loop()
+    loop, received = asyncio.new_event_loop(), 0
     try:
         while True:
-            lines = loop.run_until_complete(anext(stream)).splitlines(keepends=True)
-            yield "".join(line for line in lines if not START_MESSAGES.match(line))
+            piece = loop.create_task(anext(stream))
+            while not piece.done():
+                loop.run_until_complete(asyncio.wait([piece], timeout=STATUS_INTERVAL))
+                if not piece.done() and client.get_job_status(job_id).is_terminal():
+                    yield client.get_job_logs(job_id)[received:]
+                    return
+            text = piece.result()
+            received += len(text)
+            yield text
     except StopAsyncIteration:
         pass
     finally:
@@ -132,64 +142,44 @@ def follow(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
 
 
 def _await_start(client: JobSubmissionClient, job_id: str) -> None:
-    deadline = time.monotonic() + PENDING_TIMEOUT
+    """Wait until a job has started. Ray gives it up if it finds no room for it, by default after 15 minutes."""
+    notice = time.monotonic() + NOTICE_AFTER
     while client.get_job_status(job_id) == JobStatus.PENDING:
-        if time.monotonic() > deadline:
-            client.stop_job(job_id)
-            raise SegError(f"{job_id}: not started after {PENDING_TIMEOUT:.0f} s: the cluster has no room for it")
+        if time.monotonic() > notice:
+            notice = time.monotonic() + NOTICE_INTERVAL
+            note(f"{job_id}: waiting for the cluster to start it{describe_reserved(client, job_id)}")
         time.sleep(0.2)
+
+
+def describe_reserved(client: JobSubmissionClient, job_id: str) -> str:
+    """Return what a job has to wait for, as an addition to a line. It is empty if the job reserves nothing."""
+    metadata = job_info(client, job_id).metadata or {}
+    options = {"num_cpus": "--num-cpus", "num_gpus": "--num-gpus"}
+    reserved = [f"{option} {float(metadata[name]):g}" for name, option in options.items() if name in metadata]
+    return f" (on a node with {' and '.join(reserved)} free)" if reserved else ""
 
 
 def exit_code(client: JobSubmissionClient, job_id: str) -> int:
-    """Wait until a job has ended, and return the exit code of its command: 1 if it was stopped or never ran."""
+    """Wait until a job has ended, and return the exit code of its command: 1 if it was stopped or never ran.
+
+    Says why it never ran.
+    """
     while not (info := job_info(client, job_id)).status.is_terminal():
         time.sleep(0.2)
+    if info.driver_exit_code is None and info.status == JobStatus.FAILED:
+        note(f"{job_id}: {(info.message or 'Ray does not say why it failed').splitlines()[0]}")
     return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
 
 
-def job_info(client: JobSubmissionClient, job_id: str) -> JobInfo:
-    """Return the cluster's information about a job. Raises SegError for an unknown id."""
-    try:
-        return client.get_job_info(job_id)
-    except RuntimeError as error:
-        raise SegError(f"{job_id}: the cluster has no such job: see seg jobs") from error
-
-
-def list_jobs(client: JobSubmissionClient) -> list[dict[str, Any]]:
-    """Return what is known of each job submitted to the cluster, the newest job first.
-
-    `started` is in UTC. `progress` is the last line of the log of a job that runs. What is not known is None.
-    """
-    jobs = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
-    return [_describe_job(client, job) for job in jobs if job.submission_id]
-
-
-def _describe_job(client: JobSubmissionClient, job: Any) -> dict[str, Any]:
-    metadata, started = job.metadata or {}, (job.start_time or 0) / 1000  # s since 1970
-    return {
-        "id": job.submission_id,
-        "name": metadata.get("name"),
-        "status": str(job.status),
-        "user": metadata.get("user"),
-        "started": datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if started else None,
-        "seconds": round((job.end_time / 1000 if job.end_time else time.time()) - started, 1) if started else None,
-        "progress": _last_line(client, job.submission_id) if job.status == JobStatus.RUNNING else None,
-        "command": metadata.get("command", job.entrypoint),
-    }
-
-
-def _last_line(client: JobSubmissionClient, job_id: str) -> str | None:
-    """Return the last line of a job's log, without Ray's own; None if there is none, or no more."""
-    try:
-        lines = client.get_job_logs(job_id).splitlines()
-    except RuntimeError:  # the job was deleted meanwhile
-        return None
-    return next((line for line in reversed(lines) if line.strip() and not START_MESSAGES.match(line)), None)
-
-
 def stop(client: JobSubmissionClient, job_id: str) -> str:
-    """Stop a job and return its final status. Raises SegError for an unknown id."""
+    """Stop a job and return its status: PENDING if it has not started and can't be stopped.
+
+    Raises SegError for an unknown id.
+    """
+    deadline = time.monotonic() + PENDING_TIMEOUT
     while not (info := job_info(client, job_id)).status.is_terminal():
+        if info.status == JobStatus.PENDING and time.monotonic() > deadline:
+            break
         # A pending job ignores a request to stop (ray-project/ray#58353), so the request is repeated.
         client.stop_job(job_id)
         time.sleep(0.5)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 # rasterio warns at each read of a scene without georeference. The command line says so itself, once a scene.
@@ -16,6 +17,7 @@ NOT_GEOREFERENCED = "Dataset has no geotransform|The given matrix is equal to Af
 _owned: ContextVar[bool] = ContextVar("_owned", default=False)
 TABLE_ROWS = 100  # of a table, at most
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_log_fields: dict[str, Any] | None = None  # in each line if messages are JSON objects; None: they are plain text
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,12 +29,14 @@ class RayEnded(KeyboardInterrupt):
 
 
 @contextmanager
-def command_line() -> Iterator[None]:
+def command_line(log_format: str = "text") -> Iterator[None]:
     """The process belongs to the command line for the time of a command.
 
     The library's log messages are lines on standard error. Code that is called from another program's process, such as
-    a notebook, leaves messages to that program's logging.
+    a notebook, leaves messages to that program's logging. With the format `json`, each message is a JSON object.
     """
+    global _log_fields  # noqa: PLW0603 - threads write messages too, and they have no context of their own
+    _log_fields = {} if log_format == "json" else None
     log, handler = logging.getLogger("seg_core"), _Lines(logging.WARNING)
     before = log.propagate
     token = _owned.set(True)
@@ -46,6 +50,7 @@ def command_line() -> Iterator[None]:
         log.removeHandler(handler)
         log.propagate = before
         _owned.reset(token)
+        _log_fields = None
 
 
 def owns_process() -> bool:
@@ -57,7 +62,7 @@ class _Lines(logging.Handler):
     """Writes each message as a line on what standard error is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        note(record.getMessage(), level=record.levelname.lower())
 
 
 @contextmanager
@@ -132,6 +137,25 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         print("  ".join(f"{format_value(row[name]):>{width}}" for name, width in widths.items()))
 
 
-def note(line: str) -> None:
-    """Print a message to standard error."""
-    print(line, file=sys.stderr, flush=True)
+def note(line: str, **fields: Any) -> None:
+    """Print a message to standard error. `fields` are further facts, which only messages as JSON show."""
+    print(format_message(line, **fields), file=sys.stderr, flush=True)
+
+
+def format_message(line: str, **fields: Any) -> str:
+    """Return a message as it is, or as a JSON object with its time (UTC), its level, its text and the fields."""
+    if _log_fields is None:
+        return line
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time, "level": "info", "message": line, **_log_fields, **fields})
+
+
+def logs_json() -> bool:
+    """Whether messages are JSON objects."""
+    return _log_fields is not None
+
+
+def add_log_field(name: str, value: object) -> None:
+    """Have all further messages of this command say something, such as the run that they are about."""
+    if _log_fields is not None:
+        _log_fields[name] = value

@@ -29,7 +29,7 @@ from seg_core.training.dataset import describe_class, find_pairs, is_building, r
 
 from .progress import waiting
 from .ray_session import ray_session
-from .terminal import note
+from .terminal import add_log_field, note
 from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
 from .training.messages import WorkerConfig
@@ -51,6 +51,7 @@ def train(
     Checkpoints and metrics go to `work`, a folder or an `s3://` prefix; the same call goes on from the last checkpoint
     there. Raises SegError for data or settings that can't work, JobError for a training run that can't go on.
     """
+    add_log_field("run", out)
     _check_paths(out, work)
     origin = read_origin(settings.begin_from)
     classes = choose_classes(data, settings.class_name, origin)

@@ -399,7 +399,7 @@ def ray_cluster(s3: str) -> Iterator[None]:  # noqa: ARG001 - its processes inhe
     from aerial_seg.cli.main import QUIET_RAY_ENVIRONMENT
     from aerial_seg.ray_session import ray_session
 
-    os.environ.update(QUIET_RAY_ENVIRONMENT)
+    os.environ.update(QUIET_RAY_ENVIRONMENT, RAY_metrics_report_interval_ms="1000")
     with ray_session(None, num_cpus=2):
         yield
     assert not ray.is_initialized()

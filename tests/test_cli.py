@@ -36,7 +36,7 @@ from seg_core.training.shapes import ShapeCounts
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 ROOT = Path(__file__).parents[1]
-GENERAL = ["--debug", "--help", "--no-sign-request"]
+GENERAL = ["--debug", "--help", "--log-format", "--no-sign-request"]
 REGION = [
     "--alpha",
     "--bands",
@@ -107,6 +107,7 @@ SETTINGS = [
     "--workers",
 ]
 AREAS = ["--areas", "--bbox", "--crs", "--grid", "--h3", "--id"]
+SUBMIT = ["--address", "--follow", "--json", "--no-follow"]
 OPTIONS = {
     "seg": ["--help", "--version", "-C", "COMMAND"],
     "seg dataset": ["--help", "make"],
@@ -178,10 +179,11 @@ OPTIONS = {
     "seg audit": [*GENERAL, *AREAS, "--aoi", "--json", "--labels", "--out", "--sample", "--seed", "RUN"],
     "seg report": [*GENERAL, "--json", "--out", "--relocate", "RUN"],
     "seg view": [*GENERAL, "--json", "--open", "--port", "--relocate", "RUN"],
-    "seg submit": [*GENERAL, "--address", "--name", "--no-follow", "-- COMMAND ..."],
+    "seg submit": [*GENERAL, *SUBMIT, "--name", "--num-cpus", "--num-gpus", "-- COMMAND ..."],
     "seg jobs": [*GENERAL, "--address", "--json"],
-    "seg logs": [*GENERAL, "--address", "ID"],
-    "seg stop": [*GENERAL, "--address", "ID"],
+    "seg logs": [*GENERAL, "--address", "--follow", "--json", "-f", "ID"],
+    "seg stop": [*GENERAL, "--address", "--json", "ID"],
+    "seg resume": [*GENERAL, *SUBMIT, "ID"],
     "seg models": ["--help", "show"],
     "seg models show": [*GENERAL, "--json", "BUNDLE"],
     "seg export": ["--help", "masks|footprints|coverage|picture|model"],

@@ -28,10 +28,10 @@ LIBRARY = (
     ("api",),
 )
 JOBS = (
-    ("terminal", "progress", "processes", "resources"),
+    ("terminal", "progress", "processes", "resources", "metrics", "node_watch"),
     ("ray_session",),
     ("spread",),
-    ("segmenting", "training"),
+    ("segmenting", "training", "submitting"),
     ("segment", "train", "calibrate", "submit"),
     ("demo", "benchmarks"),
     ("cli",),

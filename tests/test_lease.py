@@ -81,6 +81,13 @@ def test_a_second_driver_is_refused_by_name(run: str, other: "subprocess.Popen[s
     assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["pid"] == other.pid
 
 
+def test_a_second_driver_is_told_the_job_of_the_first(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(lease.JOB_VARIABLE, "raysubmit_a")
+    refused = pytest.raises(SegError, match=rf"\(job raysubmit_a, process {os.getpid()} on ")
+    with acquire_lease(run), refused, acquire_lease(run):
+        pass
+
+
 def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: str, other: "subprocess.Popen[str]") -> None:
     other.kill()
     other.wait()

@@ -23,6 +23,7 @@ NAMES = {
     "self._get_positional_actions": "jobs/cli/parser.py",
     "ray._private": "jobs/ray_session.py",
     "ray._private.worker._worker_logs_enabled": "jobs/ray_session.py",
+    "client._server_ray_version": "jobs/submitting/dashboard.py",
     "receipts.context._max_num_blocks_in_streaming_gen_buffer": "jobs/segment.py",
 }
 TYPE = re.compile(r"\w+\.\w+\[\w+(\.\w+)*\]")  # that is named in quotes

@@ -10,22 +10,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import ray
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
+from proxy import Proxy
 from ray._common.utils import get_default_ray_temp_dir
 from readme import NAMES, commands
 
+from aerial_seg import submit
 from aerial_seg.cli.main import main
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
-from aerial_seg.submit import connect, follow, list_jobs
+from aerial_seg.submit import follow
+from aerial_seg.submitting.dashboard import connect
+from aerial_seg.submitting.jobs import list_jobs
+from aerial_seg.submitting.packages import copy_packages
 from seg_core.environment import environment
 from seg_core.errors import SegError
+from seg_core.version import code_version
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -83,56 +90,105 @@ SMALL = ["--tile-size", "64", "--part", "128"]
 
 @pytest.mark.usefixtures("without_actors")
 def test_a_submitted_job_gives_the_rows_of_a_local_run(
-    dashboard: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+    dashboard: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_scene("region/scene.tif", 200, 300)
-    make_bundle("model")
+    bundle = make_bundle("model")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = ["segment", "../region", "--model", "../model", *SMALL, "--out"]
-    followed = seg("submit", "--address", dashboard, "--name", "a test", "--", *command, "remote", folder=elsewhere)
+    command = ["segment", "../region", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(submit, "copy_packages", copy_and_move(tmp_path / "model", tmp_path / "kept"))
+        words = [*command, "--model", "../model", "--out", "remote"]
+        followed = seg("submit", "--address", dashboard, "--name", "a test", "--", *words, folder=elsewhere)
     assert "of 6 windows" in followed.stdout
     assert "INFO" not in followed.stderr
-    seg(*command, "local", folder=elsewhere)
+    seg(*command, "--model", "../kept", "--out", "local", folder=elsewhere)
     parts = {path.name: path.read_bytes() for path in (elsewhere / "local" / "tiles").iterdir()}
     assert len(parts) == 6
     assert {path.name: path.read_bytes() for path in (elsewhere / "remote" / "tiles").iterdir()} == parts
+    recorded = json.loads((elsewhere / "remote/run.json").read_text())
+    assert recorded["model"]["uri"] == bundle  # and not the copy that went with the job
 
-    listed = json.loads(seg("jobs", "--address", dashboard, "--json", folder=elsewhere).stdout)["jobs"]
-    assert listed[0]["status"] == "SUCCEEDED"
-    assert listed[0]["command"].startswith("segment ../region")
-    assert (listed[0]["name"], listed[0]["progress"]) == ("a test", None)
-    assert listed[0]["user"] == f"{getpass.getuser()}@{socket.gethostname()}"
-    started = datetime.fromisoformat(listed[0]["started"])
+    listed = json.loads(seg("jobs", "--address", dashboard, "--json", folder=elsewhere).stdout)["jobs"][0]
+    assert (listed["status"], listed["exit_code"]) == ("SUCCEEDED", 0)
+    assert listed["command"].startswith("segment ../region")
+    assert (listed["name"], listed["progress"], listed["line"]) == ("a test", None, None)
+    assert listed["user"] == f"{getpass.getuser()}@{socket.gethostname()}"
+    assert (listed["run"], listed["bundle"]) == (str(elsewhere / "remote"), recorded["model"]["hash"])
+    assert listed["code"] == code_version()
+    started = datetime.fromisoformat(listed["started"])
     assert 0 < (datetime.now(UTC) - started).total_seconds() < 600
-    assert re.search(
-        r"SUCCEEDED .* s  \S+@\S+  a test: segment ", seg("jobs", "--address", dashboard, folder=elsewhere).stdout
-    )
-    again = seg("logs", listed[0]["id"], "--address", dashboard, folder=elsewhere)
+    shown = seg("jobs", "--address", dashboard, folder=elsewhere).stdout
+    assert re.search(rf"SUCCEEDED .* s  \S+@\S+  a test: segment .*\n    since .*Z, run {elsewhere}/remote, ", shown)
+    again = seg("logs", listed["id"], "--address", dashboard, folder=elsewhere)
     assert "of 6 windows" in again.stdout
+    assert again.stdout == "".join(line for line in followed.stdout.splitlines(keepends=True) if line.strip())
 
 
-def test_submit_exits_with_the_code_of_the_job(dashboard: str, make_bundle: MakeBundle, tmp_path: Path) -> None:
+def copy_and_move(bundle: Path, target: Path) -> Callable[[str, str | None], list[str]]:
+    """As `copy_packages`; then the bundle is moved away, so that a job finds only what was sent with it."""
+
+    def copy(folder: str, sent: str | None) -> list[str]:
+        copies = copy_packages(folder, sent)
+        bundle.rename(target)
+        return copies
+
+    return copy
+
+
+def test_a_place_that_the_cluster_lacks_ends_the_job_with_code_2(
+    dashboard: str, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
     make_bundle("model")
     command = ["segment", "nowhere.tif", "--model", "model", "--out", "run"]
-    found = seg("submit", "--address", dashboard, "--", *command, folder=tmp_path, code=2)
-    assert "nowhere.tif: no such file" in found.stdout
+    found = seg("submit", "--address", dashboard, "--json", "--", *command, folder=tmp_path, code=2)
+    line = f"seg: {tmp_path}/nowhere.tif: no such file or folder for node {socket.gethostname()} of the cluster: "
+    assert line in found.stderr
+    told = json.loads(found.stdout)
+    assert (told["status"], told["exit_code"]) == ("FAILED", 2)
+    assert told["line"].startswith(line)
 
 
 def test_wrong_use_shows_before_anything_is_submitted(dashboard: str, tmp_path: Path) -> None:
-    before = seg("jobs", "--address", dashboard, folder=tmp_path).stdout
+    before = [job["id"] for job in list_jobs(connect(dashboard))]
     found = seg("submit", "--address", dashboard, "--", "segment", "--nonsense", folder=tmp_path, code=2)
     assert "usage: seg segment" in found.stderr
-    assert seg("jobs", "--address", dashboard, folder=tmp_path).stdout == before
+    other = ["segment", "a.tif", "--out", "run", "--address", "10.0.0.1:6379"]
+    refused = {"seg jobs is for this machine": ["jobs"], "--address 10.0.0.1:6379: a job runs on": other}
+    for line, command in refused.items():
+        assert line in seg("submit", "--address", dashboard, "--", *command, folder=tmp_path, code=2).stderr
+    assert [job["id"] for job in list_jobs(connect(dashboard))] == before
 
 
-def test_a_training_job_is_submitted_and_a_job_can_be_stopped(dashboard: str, shared: Path, tmp_path: Path) -> None:
+def test_a_cluster_of_another_ray_is_refused_before_anything_is_submitted(
+    dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ray.__version__
+    monkeypatch.setattr(ray, "__version__", "1.9.0")
+    found = seg("submit", "--address", dashboard, "--", "plan", "a.tif", folder=tmp_path, code=2)
+    assert f"the cluster runs Ray {there}, this machine has Ray 1.9.0: install the same" in found.stderr
+
+
+def test_a_job_is_stopped_and_resumed_under_its_name(dashboard: str, shared: Path, tmp_path: Path) -> None:
     data = shared / "massachusetts-buildings"
     command = ["train", "--data", data, "--out", "bundle", "--width", "4", "--depth", "2", "--steps", "100"]
-    job = seg("submit", "--address", dashboard, "--no-follow", "--", *command, folder=tmp_path).stdout.strip()
+    options = ["--address", dashboard, "--no-follow"]
+    job = seg("submit", *options, "--name", "long", "--", *command, folder=tmp_path).stdout.strip()
+    wait_for_progress(dashboard, job)
+    early = seg("resume", job, *options, folder=tmp_path, code=2)
+    assert f"{job}: is RUNNING: seg logs {job} --follow" in early.stderr
     stopped = seg("stop", job, "--address", dashboard, folder=tmp_path)
-    assert "STOPPED" in stopped.stderr
+    assert stopped.stderr == f"{job}: STOPPED: what is done stays: seg resume {job} goes on\n"
+    assert "seg: stopped; the same command goes on" in seg("logs", job, "--address", dashboard, folder=tmp_path).stdout
     assert not (tmp_path / "bundle").exists()
+
+    again = json.loads(seg("resume", job, *options, "--json", folder=tmp_path.parent).stdout)
+    assert (again["name"], again["run"]) == ("long", f"{tmp_path}/bundle")
+    assert again["command"] == shlex.join(map(str, command))
+    assert again["id"] != job
+    stopped = seg("stop", again["id"], "--address", dashboard, "--json", folder=tmp_path)
+    assert json.loads(stopped.stdout)["status"] == "STOPPED"
 
 
 def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, dataset: Path, tmp_path: Path) -> None:
@@ -176,25 +232,50 @@ def wait_for_progress(dashboard: str, job: str) -> str | None:
     """What `seg jobs` says of a job that runs."""
     for _ in range(600):
         found = next(each for each in list_jobs(connect(dashboard)) if each["id"] == job)
-        if found["progress"]:
-            return str(found["progress"])
+        if found["line"]:
+            return str(found["line"])
         time.sleep(0.1)
     return None
 
 
-def test_who_stops_following_a_job_sees_no_traceback(dashboard: str, tmp_path: Path) -> None:
-    job = connect(dashboard).submit_job(entrypoint="echo begun; sleep 60")
-    assert wait_for_progress(dashboard, job) == "begun"
-    command = ["seg", "logs", job, "--address", dashboard]
+def test_a_job_that_finds_no_room_says_what_it_waits_for(
+    dashboard: str, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PENDING_TIMEOUT", 1.0)
+    command = ["--address", dashboard, "--no-follow", "--num-gpus", "1", "--", "plan", make_scene()]
+    job = seg("submit", *command, folder=tmp_path).stdout.strip()
+    found = seg("stop", job, "--address", dashboard, folder=tmp_path, code=1)
+    assert f"{job}: waits for the cluster to start it (on a node with --num-gpus 1 free), and can't" in found.stderr
+
+
+def start_to_follow(job: str, address: str) -> "subprocess.Popen[str]":
+    """Follow a job in a process of its own, until it has said `begun`, and nothing of Ray's before it."""
+    command = ["seg", "logs", job, "-f", "--address", address]
     following = subprocess.Popen(
-        command, cwd=tmp_path, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=outside_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert following.stdout is not None
-    assert following.stdout.readline() == "begun\n"  # and nothing of Ray's before it
+    assert following.stdout.readline() == "begun\n"
+    return following
+
+
+def test_whoever_stops_following_or_loses_the_cluster_is_told_how_to_go_on(dashboard: str, tmp_path: Path) -> None:
+    job = connect(dashboard).submit_job(entrypoint="echo begun; while sleep 1; do echo more; done")
+    assert wait_for_progress(dashboard, job) in {"begun", "more"}
+    following = start_to_follow(job, dashboard)
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=60)
-    assert err == "seg: stopped; the job keeps running: seg stop ends it\n"
+    where = f"--address {dashboard}"
+    back, end = f"seg logs {job} --follow {where} shows it again", f"seg stop {job} {where} ends it"
+    assert err == f"seg: the job goes on: {back}, {end}\n"
     assert following.returncode == 130
+
+    with Proxy(int(dashboard.rpartition(":")[2])) as proxy:
+        following = start_to_follow(job, f"127.0.0.1:{proxy.port}")
+        proxy.cut = 1.0
+        _, err = following.communicate(timeout=60)
+    assert re.fullmatch(rf"seg: {job}: the cluster no longer answers \(.*\): what is done stays: submit .*\n", err)
+    assert following.returncode == 1
     seg("stop", job, "--address", dashboard, folder=tmp_path)
 
 
@@ -213,10 +294,13 @@ def test_the_address_of_a_dashboard_needs_no_scheme(dashboard: str) -> None:
         connect("ray://127.0.0.1:10001")
 
 
-def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
-    found = seg("jobs", "--address", f"http://127.0.0.1:{free_port()}", folder=tmp_path, code=2)
-    assert "no Ray dashboard answers there" in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aerial_seg.submitting.dashboard.ANSWER_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (free_port(), silent.getsockname()[1]):
+            found = seg("jobs", "--address", f"http://127.0.0.1:{port}", folder=tmp_path, code=2)
+            assert "no Ray dashboard answers there: name the one" in found.stderr
+            assert len(found.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if commands(name, on_cluster=True)])

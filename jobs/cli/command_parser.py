@@ -47,4 +47,6 @@ def add_command(
         parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-sign-request", action="store_true", help="use S3 without credentials (public buckets)")
     parser.add_argument("--debug", action="store_true", help="show Ray's messages, and the traceback of an error")
+    text = "how messages on standard error are written (text)"
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help=text)
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from seg_core.errors import JobError, SegError
 from seg_core.storage.s3 import ANONYMOUS
 
-from ..terminal import RayEnded, Terminated, command_line, stoppable
+from ..terminal import RayEnded, Terminated, command_line, note, stoppable
 from .parser import make_parser
 
 RAY_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -19,8 +19,8 @@ QUIET_RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
 }
-RESUMABLE, STILL_RUNNING = "; the same command goes on from here", "; the job keeps running: seg stop ends it"
-ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE, "submit": STILL_RUNNING, "logs": STILL_RUNNING}
+RESUMABLE = "; the same command goes on from here"
+ADVICE_WHEN_STOPPED = {"segment": RESUMABLE, "train": RESUMABLE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The codes are 0: all done; 1: finished, but something failed; 2: wrong usage or refused input.
     """
-    args = make_parser().parse_args(argv)
+    return carry_out(make_parser().parse_args(argv))
+
+
+def carry_out(args: argparse.Namespace) -> int:
+    """Run the command of parsed arguments. Returns the exit code."""
     _set_environment(args)
-    with stoppable(final=True), command_line():
+    with stoppable(final=True), command_line(args.log_format):
         return _run(args)
 
 
@@ -44,20 +48,20 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt as stop:
         advice = ADVICE_WHEN_STOPPED.get(args.command, "")
-        print(f"seg: {str(stop) or 'stopped'}{advice}", file=sys.stderr, flush=True)
+        note(f"seg: {str(stop) or 'stopped'}{advice}", level="warning")
         if isinstance(stop, RayEnded):
             os._exit(1)  # on a normal exit Ray would wait for the process that has ended
         return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:
             raise
-        print(f"seg: {error}", file=sys.stderr)
+        note(f"seg: {error}", level="error")
         return 1 if isinstance(error, JobError) else 2
     except Exception as error:
         if args.debug:
             raise
         lines = str(error).strip().splitlines() or [""]
-        print(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", file=sys.stderr)
+        note(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", level="error")
         return 1
 
 

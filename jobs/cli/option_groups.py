@@ -135,6 +135,24 @@ def add_dashboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (http://127.0.0.1:8265)")
 
 
+def add_submit_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a job, and its command."""
+    add_dashboard(parser)
+    parser.add_argument("--name", metavar="NAME", help="what seg jobs calls the job")
+    text = "{} that the command's own process reserves, on any node (default: none, on the head)"
+    parser.add_argument("--num-cpus", type=parse_positive_float, metavar="N", help=text.format("CPUs"))
+    parser.add_argument("--num-gpus", type=parse_positive_float, metavar="N", help=text.format("GPUs"))
+    add_no_follow(parser)
+    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+
+
+def add_no_follow(parser: argparse.ArgumentParser) -> None:
+    """Add the choice whether to follow the log of a job that is submitted."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--follow", action="store_true", help="print the job's log, and exit with its code (default)")
+    group.add_argument("--no-follow", action="store_true", help="print the job's id and return")
+
+
 def add_relocate(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where scenes have moved."""
     text = "paths of scenes that began with OLD begin with NEW now, because they have moved; may be repeated"

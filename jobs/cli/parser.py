@@ -28,11 +28,13 @@ from .option_groups import (
     add_address,
     add_bench_options,
     add_dashboard,
+    add_no_follow,
     add_normalize,
     add_precision,
     add_region_options,
     add_relocate,
     add_speed_options,
+    add_submit_options,
     add_train_settings,
 )
 
@@ -65,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_jobs,
         _add_logs,
         _add_stop,
+        _add_resume,
         _add_models,
         _add_quantize,
         export_commands.add_export,
@@ -243,17 +246,8 @@ def _add_view(commands: Commands) -> None:
 
 
 def _add_submit(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "submit",
-        cluster_commands.submit,
-        "Run a command on a Ray cluster: seg submit -- segment ...",
-        json=False,
-    )
-    add_dashboard(parser)
-    parser.add_argument("--name", metavar="NAME", help="what seg jobs calls the job")
-    parser.add_argument("--no-follow", action="store_true", help="print the job's id and return")
-    parser.add_argument("job", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    text = "Run a command on a Ray cluster: seg submit -- segment ..."
+    add_submit_options(add_command(commands, "submit", cluster_commands.submit, text))
 
 
 def _add_jobs(commands: Commands) -> None:
@@ -261,17 +255,24 @@ def _add_jobs(commands: Commands) -> None:
 
 
 def _add_logs(commands: Commands) -> None:
-    parser = add_command(
-        commands, "logs", cluster_commands.logs, "Follow the log of a job, and exit with its code.", json=False
-    )
+    parser = add_command(commands, "logs", cluster_commands.logs, "Print the log of a job.")
+    parser.add_argument("-f", "--follow", action="store_true", help="until the job ends, and exit with its code")
     parser.add_argument("id", metavar="ID")
     add_dashboard(parser)
 
 
 def _add_stop(commands: Commands) -> None:
-    parser = add_command(commands, "stop", cluster_commands.stop, "Stop a job.", json=False)
+    parser = add_command(commands, "stop", cluster_commands.stop, "Stop a job. What it has done stays.")
     parser.add_argument("id", metavar="ID")
     add_dashboard(parser)
+
+
+def _add_resume(commands: Commands) -> None:
+    text = "Submit the command of a job that has ended again, under its name."
+    parser = add_command(commands, "resume", cluster_commands.resume, text)
+    parser.add_argument("id", metavar="ID")
+    add_dashboard(parser)
+    add_no_follow(parser)
 
 
 def _add_quantize(commands: Commands) -> None:

@@ -138,6 +138,8 @@ class PartSegmenter:
         return Receipt(
             actor=self.name,
             part=part.key,
+            scene=part.scene.scene_id,
+            window=part.window,
             readers=self.reader.num_threads,
             started=started,
             ended=max(started, published.ended),

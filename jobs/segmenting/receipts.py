@@ -1,6 +1,6 @@
 """The message that an actor sends to the driver for each part that it has published."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ class Receipt:
 
     actor: str
     part: str = ""  # its key
+    scene: str = ""  # its scene_id
+    window: Sequence[int] = ()  # its row_off, col_off, height and width, in px
     readers: int = 0  # reading threads of the actor
     started: float  # s since 1970
     ended: float
@@ -33,4 +35,4 @@ class Receipt:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Receipt":
         """Return the receipt that `to_row` converted."""
-        return cls(**{**row, "times": StageTimes(**row["times"])})
+        return cls(**{**row, "times": StageTimes(**row["times"]), "window": tuple(map(int, row["window"]))})

@@ -22,6 +22,8 @@ from seg_core.errors import SegError
 from seg_core.plots.figures import draw_curves
 from seg_core.storage.files import is_remote, publish, read_bytes, upload
 
+from ..metrics import JobMetrics
+from ..node_watch import NodeWatch, watch_nodes
 from ..progress import CLEAR_LINE, StatusLine, format_duration
 from ..terminal import note
 from .messages import Failed, Message, Note, Resumed
@@ -39,6 +41,8 @@ class TrainingLog:
         self.work, self.settings = work, settings
         self.error: Exception | None = None  # why the workers stopped, where they know
         self.note: Callable[[str], None] = note
+        self.missing: Callable[[], str] = str  # what the cluster lacks for the workers, in words
+        self.metrics = JobMetrics(work)
         self.began = time.monotonic()
         self.epochs: dict[int, dict[str, Any]] = {}
         with suppress(ValueError, TypeError, KeyError):  # of a damaged file: the checkpoints know it all
@@ -57,6 +61,16 @@ class TrainingLog:
             self.note(f"{self.work}/{METRICS}: can't be written: {error}")
         self.note(self._line(figures))
         self.began = time.monotonic()
+        self.metrics.publish(
+            {
+                "epochs_done": figures["epoch"],
+                "epochs_total": self.settings.epochs,
+                "loss": figures["loss"],
+                "val_iou": figures["val_iou"],
+                "mpx_per_second": figures["train_mpx_s"],
+                "seconds_left": self._seconds_left(figures),
+            }
+        )
         self._call_writers(lambda writer: writer.write(figures))
 
     def restore(self, history: Sequence[dict[str, Any]]) -> None:
@@ -85,8 +99,12 @@ class TrainingLog:
     def under_way(self) -> str:
         """A line on how many epochs are done, and for how long the next one has been awaited."""
         done = max(self.epochs, default=0)
-        elapsed = format_duration(time.monotonic() - self.began)
-        return f"training: {done} of {self.settings.epochs} epochs done ... {elapsed}"
+        elapsed, missing = format_duration(time.monotonic() - self.began), self.missing()
+        waiting = f"; waiting for a node: {missing}" if missing else ""
+        return f"training: {done} of {self.settings.epochs} epochs done ... {elapsed}{waiting}"
+
+    def _seconds_left(self, figures: dict[str, Any]) -> float:
+        return float(figures["seconds"]) * (self.settings.epochs - int(figures["epoch"]))
 
     def _line(self, figures: dict[str, Any]) -> str:
         last, iou = self.settings.epochs, figures["val_iou"]
@@ -94,7 +112,7 @@ class TrainingLog:
         return (
             f"epoch {figures['epoch']} of {last}: loss {figures['loss']:.4f}, "
             f"{self.settings.class_name or 'building'} IoU {shown}, {figures['train_mpx_s']:.2f} Mpx/s, "
-            f"{format_duration(figures['seconds'] * (last - figures['epoch']))} left"
+            f"{format_duration(self._seconds_left(figures))} left"
         )
 
 
@@ -178,13 +196,17 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
     log = TrainingLog(work, settings)
     status = StatusLine(log.under_way)
     log.note = status.note
+    workers = settings.min_workers or settings.workers
     # On the driver's own node: where that is lost, so is the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     thread = threading.Thread(target=_drain, args=(iter(queue.get, None), log), daemon=True)
     thread.start()
     try:
-        yield queue, log
+        with watch_nodes(status.note, log.metrics) as nodes:
+            resource = "GPU" if nodes.total("GPU") else "CPU"
+            log.missing = lambda: describe_lack(nodes, resource, workers)
+            yield queue, log
     finally:
         with suppress(RayActorError):
             queue.put(None)
@@ -192,6 +214,12 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
         queue.shutdown()
         status.end(CLEAR_LINE)
         log.close()
+
+
+def describe_lack(nodes: NodeWatch, resource: str, workers: int) -> str:
+    """Return what the cluster lacks for workers that take one CPU or GPU each. Empty if it lacks nothing."""
+    there = nodes.total(resource)
+    return "" if there >= workers else f"{workers} workers need one {resource} each, and the cluster has {there}"
 
 
 def _drain(messages: Iterable[Message], log: TrainingLog) -> None:

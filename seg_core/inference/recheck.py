@@ -10,7 +10,7 @@ from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, intersects, split
 from seg_core.imagery.scene import Scene, read_scene
 from seg_core.inference.windows import infer_window, may_be_partial
-from seg_core.model.bundle import BUILT_IN, read_bundle
+from seg_core.model.bundle import BUILT_IN, find_bundle, read_bundle
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.parts import find_parts, read_rows
@@ -50,7 +50,7 @@ def recheck(
     SegError if the bundle is not the one that the run was made with.
     """
     plan, record = read_plan(run, places), read_record(run)
-    recorded = record.model.uri
+    recorded = find_bundle(record.model.uri)
     use_built_in = model is None and not exists(recorded) and read_bundle(BUILT_IN).hash == plan.model
     segmenter = Segmenter(BUILT_IN if use_built_in else model or recorded, device, precision=plan.settings.precision)
     if segmenter.bundle.hash != plan.model:

@@ -4,7 +4,7 @@ import posixpath
 from typing import Any
 
 from seg_core.errors import SegError
-from seg_core.model.bundle import Bundle, read_bundle
+from seg_core.model.bundle import Bundle, find_bundle, read_bundle
 from seg_core.report.texts import area_text, count_text, duration_text, moment_text, share_text, tile_text
 from seg_core.report.tiles import Tally, figures_of
 from seg_core.run.parquet import read_file, read_table
@@ -93,7 +93,7 @@ def describe_model(record: RunRecord) -> Facts:
     facts = {"Name": posixpath.basename(record.model.uri.rstrip("/")), "Hash": record.model.hash}
     facts["Finds"] = record.class_name or ""
     try:
-        bundle = read_bundle(record.model.uri)
+        bundle = read_bundle(find_bundle(record.model.uri))
     except SegError:
         bundle = None
     if bundle is not None and bundle.hash == record.model.hash:

@@ -26,6 +26,8 @@ RENEWAL_INTERVAL = 10.0  # s
 LEASE_TIMEOUT = 45.0  # s without a renewal, after which a driver on another machine is taken for dead
 STAGING_TIMEOUT = 5.0  # s of waiting, after which a lease is taken over even if its owner has no staging folder
 
+JOB_VARIABLE = "AERIAL_SEG_JOB"  # environment variable with the id of the job that this process runs, on a cluster
+
 log = logging.getLogger(__name__)
 
 
@@ -78,9 +80,9 @@ def _acquire(lease: Lease, content: dict[str, Any]) -> None:
             if lease.supersede(held, own, force=waited > STAGING_TIMEOUT):
                 return
         elif same_place or held != first:
-            driver = f"process {holder.get('pid')} on {holder.get('host')}"
             raise SegError(
-                f"{lease.path}: another driver is at work on this run ({driver}): let it finish, or stop it first"
+                f"{lease.path}: another driver is at work on this run ({_describe(holder)}): let it finish, or stop it "
+                "first"
             )
         time.sleep(0.5)
 
@@ -103,9 +105,16 @@ def _interrupt() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
+def _describe(holder: dict[str, Any]) -> str:
+    """Return who holds a lease: the job, where it is one of a cluster, and the process."""
+    process = f"process {holder.get('pid')} on {holder.get('host')}"
+    return f"job {holder['job']}, {process}" if holder.get("job") else process
+
+
 def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "place": _pid_scope(), "pid": pid, "started": _start_time(pid)}
+    pid, job = os.getpid(), os.environ.get(JOB_VARIABLE)
+    process = {"host": socket.gethostname(), "place": _pid_scope(), "pid": pid, "started": _start_time(pid)}
+    return {**process, "job": job} if job else process
 
 
 def _pid_scope() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from seg_core.errors import SegError
 from seg_core.imagery.captured import parse_date
-from seg_core.model.bundle import BUILT_IN, BUILT_IN_NAME, HEADER, WEIGHTS, Bundle, read_bundle
+from seg_core.model.bundle import BUILT_IN, BUILT_IN_NAME, HEADER, WEIGHTS, Bundle, find_bundle, read_bundle
 from seg_core.run.record import RunRecord
 from seg_core.run.stac_terms import JSON, date_fields, extension, find_period, plain_name
 
@@ -43,7 +43,7 @@ def find_model(record: RunRecord, created: datetime, given: str | None) -> Model
     Returns None, with a warning, if it has moved. Raises SegError if `given` is another bundle, or none.
     """
     wanted = record.model.hash
-    for uri in [given] if given else [record.model.uri, BUILT_IN]:
+    for uri in [given] if given else [find_bundle(record.model.uri), BUILT_IN]:
         try:
             bundle = read_bundle(uri)
         except SegError:
