@@ -24,7 +24,7 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Part, Plan, make_plan, relocate
+from seg_core.run.plan import Plan, make_plan, pack_parts, relocate, unpack_parts
 from seg_core.run.record import read_record
 from seg_core.run.relocation import match_run
 from seg_core.run.resume import open_run, parts_to_do
@@ -86,7 +86,7 @@ def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Pat
     part = next(read_plan(run).parts())
     Path(part_path(run, part.key)).unlink()
     plan, notes = match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
-    (todo,) = (Part.from_row(each.to_row()) for each in parts_to_do(run, plan))
+    (todo,) = unpack_parts(pack_parts(parts_to_do(run, plan)))
     assert (todo.key, todo.version, notes) == (part.key, part.version, [])
     write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
     assert part_digests(moved / "run") == before

@@ -35,6 +35,8 @@ from seg_core.run.plan import (
     Plan,
     Settings,
     make_plan,
+    pack_parts,
+    unpack_parts,
 )
 from seg_core.run.record import read_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
@@ -123,13 +125,16 @@ def test_counts_of_a_plan_are_those_of_its_parts_and_tiles(tmp_path: Path, bundl
     assert plan.num_windows(64) == 5
 
 
-def test_a_part_travels_as_plain_values_and_comes_back_the_same(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_parts_travel_as_plain_values_and_come_back_the_same(tmp_path: Path, bundle: Bundle, mosaic: bool) -> None:
     scenes, _ = read_region([write_region(tmp_path / "scenes")])
-    plan, _ = make_plan(scenes, bundle, SETTINGS)
-    for part in plan.parts():
-        row = part.to_row()
-        assert all(isinstance(value, str | int) for value in row.values())
-        assert Part.from_row(row) == part
+    plan, _ = make_plan(scenes, bundle, replace(SETTINGS, mosaic=mosaic))
+    parts = list(replace(plan, places=((str(tmp_path), "/elsewhere"),)).parts())
+    packed = pack_parts(parts)
+    assert all(isinstance(value, str | bytes) for group in packed for value in group.values())
+    assert unpack_parts(packed) == parts
+    assert len(pack_parts(part for part in parts for _ in range(100))) == len(packed)  # a scene travels once
+    assert len(packed) == 2
 
 
 def test_part_keys_do_not_depend_on_the_other_scenes(make_scene: MakeScene, bundle: Bundle) -> None:

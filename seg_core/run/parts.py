@@ -12,7 +12,7 @@ import os
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -142,7 +142,7 @@ def index_parts(run: str, read: Callable[[str], CompactedFile] | None = None) ->
             replaced = [path for path in compacted if stat(path) is None]
             if not replaced or attempt + 1 == INDEX_ATTEMPTS:
                 raise
-    own = {_key(path): Location(path) for path in paths if posixpath.basename(path).startswith(OWN)}
+    own = {_key(path): Location(path) for path in paths if _name(path).startswith(OWN)}
     other = sorted(set(paths) - {each.path for each in own.values()} - set(compacted))
     return PartIndex(run, own, files, other)
 
@@ -167,11 +167,15 @@ def _list_files(run: str) -> list[str]:
 
 
 def _compacted(paths: Sequence[str]) -> list[str]:
-    return [path for path in paths if posixpath.basename(path).startswith(COMPACTED)]
+    return [path for path in paths if _name(path).startswith(COMPACTED)]
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _key(path: str) -> str:
-    return posixpath.basename(path)[len(OWN) : -len(SUFFIX)]
+    return _name(path)[len(OWN) : -len(SUFFIX)]
 
 
 def read_index(path: str) -> CompactedFile:
@@ -295,10 +299,13 @@ def batch_parts(parts: Iterable[Part], there: Locations) -> list[Batch]:
     return [Batch(group, [there[part.key] for part in group if part.key in there]) for group in groups.values()]
 
 
-def map_live_tables(function: Callable[[pa.Table], T], index: PartIndex, columns: Sequence[str]) -> Iterator[T]:
+def map_live_tables(
+    function: Callable[[pa.Table], T], index: PartIndex, columns: Sequence[str], skipped: Container[str] = ()
+) -> Iterator[T]:
     """Call a function, in threads, with the rows of all parts as tables with these columns, and yield what it returns.
 
-    Each row is in one of the tables. These are of a file or of some row groups.
+    Each row is in one of the tables. These are of a file or of some row groups. Files of parts whose keys are in
+    `skipped` are not read.
     """
 
     def of_part(location: Location) -> T:
@@ -316,7 +323,7 @@ def map_live_tables(function: Callable[[pa.Table], T], index: PartIndex, columns
                 if gone := dead.get(file.name):
                     live = [place for key, place in located if place.group in groups and key not in gone]
                 chunks.append((file, groups, live))
-        yield from for_each(of_part, index.own.values())
+        yield from for_each(of_part, (location for key, location in index.own.items() if key not in skipped))
         yield from for_each(of_groups, chunks, os.cpu_count())
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seg_core.run.ledger import read_live_ledger
 from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.record import read_record
 from seg_core.run.sql import check_not_empty, run_sql
@@ -39,7 +40,8 @@ def summary(run: str) -> dict[str, Any]:
     """
     record, index = read_record(run), index_parts(run)
     check_not_empty(index)
-    found = add_sums(list(map_live_tables(sum_table, index, COLUMNS)))
+    known = {entry.key: entry.figures for _, entries in read_live_ledger(run) for entry in entries}
+    found = add_sums([*known.values(), *map_live_tables(sum_table, index, COLUMNS, known.keys())])
     area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
     counts = {name: found.pop(name) for name in ("tiles", "failed")}
     name = record.class_name

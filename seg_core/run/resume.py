@@ -11,6 +11,7 @@ from seg_core.imagery.scene import Scene
 from seg_core.run.attempts import attempts_folder
 from seg_core.run.compact import remove_parts
 from seg_core.run.fence import LEASE, PLAIN, Store
+from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.parts import find_parts, index_parts, read_states
 from seg_core.run.plan import Part, Plan, image_key
 from seg_core.run.record import PlanFigures, RunRecord, new_record, read_record, write_record
@@ -55,7 +56,7 @@ def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunR
         make_folder(out)
         record = new_record(plan, model_uri)
         write_record(out, record, store)
-    for folder in (f"{out}/tiles", attempts_folder(out)):
+    for folder in (f"{out}/tiles", ledger_folder(out), attempts_folder(out)):
         make_folder(folder)
     if stat(scenes_path(out)) is None:
         make_folder(f"{out}/scenes")
@@ -97,10 +98,11 @@ def parts_to_do(run: str, plan: Plan) -> list[Part]:
 
     Raises SegError where one can't be read, or a newer version wrote it.
     """
-    planned = {part.key for part in plan.parts()}
-    there = find_parts(run)
-    states = read_states({key: there[key] for key in sorted(planned & there.keys())})  # verify names what else is there
-    return [part for part in plan.parts() if states.get(part.key) != (True, part.version)]
+    known = {entry.key: entry.version for _, entries in read_live_ledger(run) for entry in entries}
+    todo = [part for part in plan.parts() if known.get(part.key) != part.version]
+    there = find_parts(run) if todo else {}  # verify names what is there beside the parts
+    states = read_states({part.key: there[part.key] for part in todo if part.key in there and part.key not in known})
+    return [part for part in todo if states.get(part.key) != (True, part.version)]
 
 
 def _refuse_differences(out: str, record: RunRecord, plan: Plan) -> None:

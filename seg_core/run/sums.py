@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
 COLUMNS = ["status", "mean_probability", *SUMMED_COLUMNS]
+SUMS = ("tiles", "failed", "without_area", "probability_px", *SUMMED_COLUMNS)  # what `sum_table` returns
 
 
 def sum_table(table: pa.Table) -> dict[str, Any]:
