@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from seg_core.errors import SegError
 from seg_core.grid import split
 from seg_core.run.plan import Part, Plan
-from seg_core.run.rows import Row, decode_mask, decode_valid
+from seg_core.run.rows import Row, decode_bits, decode_mask
 from seg_core.run.tables import part_name
 
 FIGURES = (
@@ -86,13 +88,27 @@ def _figure_problems(row: Row) -> Iterator[str]:
     if row["coverage"] != (building / valid if valid else None):
         yield f"coverage {row['coverage']} is not {building} / {valid}"
     try:
-        mask, pixels = decode_mask(row["mask"], row["height"], row["width"]), decode_valid(row)
+        mask, pixels = _read_bits(row, "mask"), _read_bits(row, "valid")
     except SegError as error:
         yield str(error)
         return
-    if mask.sum() != building:
-        yield f"the mask has {mask.sum()} building px, the row has {building}"
-    if pixels is not None and pixels.sum() != valid:
-        yield f"the column valid has {pixels.sum()} px, the row has {valid} valid px"
-    elif pixels is not None and (mask & ~pixels).any():
-        yield f"{(mask & ~pixels).sum()} building px are not valid"
+    if (found := _count(mask)) != building:
+        yield f"the mask has {found} building px, the row has {building}"
+    if row["valid"] is not None and (found := _count(pixels)) != valid:
+        yield f"the column valid has {found} px, the row has {valid} valid px"
+    elif (row["valid"] is not None or not valid) and (mask & ~pixels).any():
+        yield f"{_count(mask & ~pixels)} building px are not valid"
+
+
+def _read_bits(row: Row, column: str) -> NDArray[np.uint8]:
+    """Return the packed lines of a mask, `uint8 (height, bytes)`; null holds no pixel."""
+    png, height, width = row[column], row["height"], row["width"]
+    if png is None:
+        return np.zeros((height, -(-width // 8)), np.uint8)
+    if (bits := decode_bits(png, height, width)) is not None:
+        return bits
+    return np.packbits(decode_mask(png, height, width, "mask" if column == "mask" else "column valid"), axis=-1)
+
+
+def _count(bits: NDArray[np.uint8]) -> int:
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))

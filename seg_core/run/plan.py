@@ -126,12 +126,13 @@ class Part:
 
 
 def pack_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    """Return parts as plain values, to send to another process: windows as integers, and scenes once for many parts."""
+    """Return parts as plain values, to send to another process: their scenes once, and windows as integers."""
     packed = []
     for (scenes, planned), group in groupby(parts, lambda part: ((part.scene, *part.sources), part.planned)):
-        windows = np.array([part.window for part in group], PACKED)
-        text = json.dumps([scene.to_plain() for scene in scenes])
-        packed.append({"scenes": text, "planned": planned, "windows": windows.tobytes()})
+        members = list(group)
+        windows = np.array([part.window for part in members], PACKED).tobytes()
+        keys, text = "\n".join(part.key for part in members), json.dumps([scene.to_plain() for scene in scenes])
+        packed.append({"scenes": text, "planned": planned, "keys": keys, "windows": windows})
     return packed
 
 
@@ -140,9 +141,9 @@ def unpack_parts(packed: Iterable[Mapping[str, Any]]) -> list[Part]:
     parts = []
     for group in packed:
         scene, *sources = map(Scene.from_plain, json.loads(group["scenes"]))
-        for numbers in np.frombuffer(group["windows"], PACKED).reshape(-1, len(Window._fields)).tolist():
-            window = Window(*numbers)
-            parts.append(Part(part_key(scene, window), scene, window, tuple(sources), str(group["planned"])))
+        windows = np.frombuffer(group["windows"], PACKED).reshape(-1, len(Window._fields)).tolist()
+        for key, window in zip(group["keys"].split("\n"), windows, strict=True):
+            parts.append(Part(key, scene, Window(*window), tuple(sources), str(group["planned"])))
     return parts
 
 
@@ -215,11 +216,18 @@ class Plan:
 
     def parts(self) -> Iterator[Part]:
         """Yield all parts, image by image. Parts of a mosaic that hold no pixel of any scene are left out."""
-        mosaic = self.settings.mosaic
         for image in self.images:
-            for window in sorted(self._reached) if mosaic else split(image.window, self.settings.part):
-                part = Part(part_key(image, window), image, window, self._reached[window] if mosaic else ())
-                yield part.relocated(self.places) if self.places else part
+            for window in sorted(self._reached) if self.settings.mosaic else split(image.window, self.settings.part):
+                yield self._part(image, window)
+
+    def part_at(self, image: int, row_off: int, col_off: int) -> Part:
+        """Return the part of an image, given by its number in `images`, that begins at a pixel."""
+        whole, size = self.images[image], self.settings.part
+        return self._part(whole, intersection(Window(row_off, col_off, size, size), whole.window))
+
+    def _part(self, image: Scene, window: Window) -> Part:
+        part = Part(part_key(image, window), image, window, self._reached[window] if self.settings.mosaic else ())
+        return part.relocated(self.places) if self.places else part
 
     @cached_property
     def _reached(self) -> dict[Window, tuple[Scene, ...]]:
