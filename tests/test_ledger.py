@@ -127,7 +127,9 @@ def cut_the_entries(made: BuiltRun) -> None:
 
 def change_a_sum(made: BuiltRun) -> None:
     path = entries_of(made)[0]
-    path.write_text(path.read_text().replace('"parts": [[', '"parts": [ ['))
+    content = json.loads(path.read_text())
+    content["parts"][0][-1][0] += 1
+    path.write_text(json.dumps(content))
 
 
 def lose_the_rows(made: BuiltRun) -> None:
@@ -233,6 +235,15 @@ def test_a_deep_check_looks_at_rows_again(made: BuiltRun, monkeypatch: pytest.Mo
     enter_parts(made.run, made.plan)
     assert verify(made.run).ok
     assert made.path().name in "\n".join(verify(made.run, again=True).problems)
+
+
+def test_a_part_whose_rows_are_wrong_is_not_entered(made: BuiltRun) -> None:
+    shutil.rmtree(ledger_folder(made.run))
+    made.rewrite(lambda rows: [{**row, "building_px": 0} for row in rows])
+    made.rewrite(lambda rows: rows[1:], part=1)
+    Path(ledger_folder(made.run)).mkdir()
+    enter_parts(made.run, made.plan)
+    assert live_keys(made) == {part.key for part in made.parts[FAILED + 1 :]}
 
 
 PIXEL_QUERIES = (

@@ -335,11 +335,12 @@ def test_a_write_that_depends_on_a_state_changes_no_other(place: str) -> None:
 
 def test_a_listing_says_of_each_file_what_a_look_at_it_says(place: str) -> None:
     assert list(files.list_files(f"{place}/listed")) == []
-    publish_below = ("b", "a", "deep/c", ".partial-d")
-    for name in publish_below:
+    for name in ("b.t", "a.t", "deep/c.t", ".partial-d.t"):
         files.make_folder(files.folder_of(f"{place}/listed/{name}"))
         publish(f"{place}/listed/{name}", name.encode())
-    assert dict(files.list_files(f"{place}/listed")) == {name: stat(f"{place}/listed/{name}") for name in ("a", "b")}
+    names = ("a.t", "b.t", ".partial-d.t")
+    assert dict(files.list_files(f"{place}/listed")) == {name: stat(f"{place}/listed/{name}") for name in names}
+    assert published(f"{place}/listed", ".t") == [f"{place}/listed/a.t", f"{place}/listed/b.t"]
 
 
 def test_gdal_is_told_the_retry_policy(s3: str) -> None:

@@ -111,8 +111,9 @@ def list_files(folder: str) -> Iterator[tuple[str, Stat]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # it was removed meanwhile
-                if entry.is_file():
-                    yield entry.name, _stat_of(entry.stat())
+                found = entry.stat()
+                if S_ISREG(found.st_mode):
+                    yield entry.name, _stat_of(found)
 
 
 def _refuse_closed(error: OSError) -> None:

@@ -270,8 +270,8 @@ def published(folder: str, suffix: str) -> list[str]:
 
 
 def list_files(folder: str) -> Iterator[tuple[str, Stat]]:
-    """Names, sizes and versions of the published files in a folder, in no order; nothing where there is none."""
-    return ((name, state) for name, state in _store(folder).list_files(folder) if not name.startswith(PARTIAL))
+    """Names, sizes and versions of the files in a folder, in no order; nothing where there is no such folder."""
+    return _store(folder).list_files(folder)
 
 
 def make_folder(folder: str | Path) -> None:
