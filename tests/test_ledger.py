@@ -15,9 +15,9 @@ from parts import rows_of as rows_in_order
 from runs import SETTINGS, BuiltRun, build_run, enter_parts, part_rows
 
 from seg_core.run import ledger
-from seg_core.run.check import PartCheck
+from seg_core.run.check import Expected, PartCheck
 from seg_core.run.compact import compact_run
-from seg_core.run.ledger import ledger_folder, read_ledger, read_live_ledger
+from seg_core.run.ledger import describe_part, ledger_folder, read_ledger, read_live_ledger, write_ledger
 from seg_core.run.parts import find_parts
 from seg_core.run.query import query, summary
 from seg_core.run.resume import parts_to_do
@@ -145,15 +145,18 @@ def enter_again(made: BuiltRun) -> None:
 
 
 def rewrite(made: BuiltRun, **changes: Any) -> None:
-    """Change the entries as another program would that knows the format."""
+    """Change the entries, as another version might, and the number of tiles with them."""
     for path in entries_of(made):
-        content = json.dumps({**json.loads(path.read_text()), **changes}).encode()
+        content = {**json.loads(path.read_text()), **changes}
+        for *_, sums in content["parts"]:
+            sums[0] += 1
+        encoded = json.dumps(content).encode()
         path.unlink()
-        path.with_name(f"{sha256(content)[: ledger.NAME_DIGITS]}.json").write_bytes(content)
+        path.with_name(f"{sha256(encoded)[: ledger.NAME_DIGITS]}.json").write_bytes(encoded)
 
 
 def write_another_version(made: BuiltRun) -> None:
-    rewrite(made, version=0, parts="of another kind")
+    rewrite(made, version=0)
 
 
 def write_other_columns(made: BuiltRun) -> None:
@@ -161,11 +164,15 @@ def write_other_columns(made: BuiltRun) -> None:
 
 
 def write_nonsense(made: BuiltRun) -> None:
-    rewrite(made, parts=[["a", "b"]])
+    rewrite(made, parts=[["a", [1]]])
 
 
-def check_against_something_else(made: BuiltRun) -> None:
-    rewrite(made, expected=[16, 64, "another model"])
+def check_against_another_model(made: BuiltRun) -> None:
+    part, expected = made.parts[0], Expected.of(made.plan)._replace(model="another")
+    content = write_part(made.run, part.key, part_rows(part, SETTINGS), expected.model, part.version)
+    found = describe_part(made.run, part, content, expected)
+    assert found is not None
+    write_ledger(made.run, [found], expected)
 
 
 def take_the_ledger_of_another_run(made: BuiltRun) -> None:
@@ -191,7 +198,7 @@ def take_the_ledger_of_another_run(made: BuiltRun) -> None:
         write_another_version,
         write_other_columns,
         write_nonsense,
-        check_against_something_else,
+        check_against_another_model,
         take_the_ledger_of_another_run,
     ],
 )
