@@ -1,6 +1,6 @@
 """A ledger beside the parts of a run: what is known of them without reading their files.
 
-    ledger/<digest>.json     what each part of a task is: its file's size, state and digest, and the sums of its rows
+    ledger/<digest>.json     what each part of a task is: its file's state and digest, and the sums of its rows
     ledger/<digest>.parquet  the rows of the same parts, without their PIXELS
 
 It is written after the parts that it lists, and the files of these stay the truth. An entry counts only while the file
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -29,9 +29,6 @@ from seg_core.run.sums import SUMS, sum_table
 from seg_core.run.tables import encode_table, part_name, part_path, version_of
 from seg_core.storage.files import list_files, read_bytes, sha256, stat
 from seg_core.threads import NUM_FILE_THREADS, for_each, prefetch
-
-if TYPE_CHECKING:
-    from seg_core.storage.store import Stat
 
 FORMAT = "aerial-seg ledger"
 VERSION = 1  # also of the checks that a part has passed
@@ -46,8 +43,7 @@ class LedgerEntry(NamedTuple):
     """What is known of a part, all tiles of which are done."""
 
     key: str
-    size: int  # bytes of its file
-    state: str  # of its file: see `seg_core.storage.store.Stat`
+    state: str  # of its file: see `seg_core.storage.store.Stat.version`
     digest: str  # SHA-256 of its file
     version: str  # see `Part.version`
     sums: Sequence[float | None]  # of its rows, in the order of SUMS
@@ -91,9 +87,8 @@ def describe_part(run: str, part: Part, content: bytes, expected: Expected) -> E
     if found.problems or found.num_failed or state is None or state.size != len(content):
         return None
     sums = sum_table(table)
-    entry = LedgerEntry(
-        part.key, state.size, state.version, sha256(content), part.version, [sums[name] for name in SUMS]
-    )
+    figures = [sums[name] for name in SUMS]
+    entry = LedgerEntry(part.key, state.version, sha256(content), part.version, figures)
     return EnteredPart(entry, table.select(COLUMNS.names).replace_schema_metadata(None))
 
 
@@ -146,11 +141,11 @@ def _read_entries(folder: str, name: str) -> LedgerFile | None:
 
 def read_live_ledger(run: str) -> Iterator[tuple[LedgerFile, list[LedgerEntry]]]:
     """Yield the files of a ledger that count, each with those of its entries that do. No part is in two of them."""
-    states: dict[str, Stat] | None = None
+    states: dict[str, str] | None = None  # without sizes: a region may have millions of parts
     for file in read_ledger(run):
         if states is None:
-            states = dict(list_files(f"{run}/tiles"))
-        live = [each for each in file.entries if states.get(part_name(each.key)) == (each.size, each.state)]
+            states = {name: state.version for name, state in list_files(f"{run}/tiles")}
+        live = [each for each in file.entries if states.get(part_name(each.key)) == each.state]
         for entry in live:
             del states[part_name(entry.key)]
         if live:

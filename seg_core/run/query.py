@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
 from typing import Any, BinaryIO
@@ -40,8 +40,14 @@ def summary(run: str) -> dict[str, Any]:
     """
     record, index = read_record(run), index_parts(run)
     check_not_empty(index)
-    known = {entry.key: entry.figures for _, entries in read_live_ledger(run) for entry in entries}
-    found = add_sums([*known.values(), *map_live_tables(sum_table, index, COLUMNS, known.keys())])
+    known: set[str] = set()
+
+    def known_sums() -> Iterator[Mapping[str, Any]]:
+        for _, entries in read_live_ledger(run):
+            known.update(entry.key for entry in entries)
+            yield from (entry.figures for entry in entries)
+
+    found = add_sums(chain(known_sums(), map_live_tables(sum_table, index, COLUMNS, known)))
     area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
     counts = {name: found.pop(name) for name in ("tiles", "failed")}
     name = record.class_name
