@@ -14,7 +14,7 @@ from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
 from seg_core.run.fence import PLAIN, Lease, Store
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Part, Plan, Settings
+from seg_core.run.plan import Part, Plan, Settings, pack_parts
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, SeamCounts, now, write_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
@@ -207,7 +207,7 @@ def run_pipe(
 ) -> Iterable[Receipt]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
     shares = share_out(todo, resources.max_actors, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
-    tasks = [{"parts": [part.to_row() for part in share]} for share in shares]
+    tasks = [{"parts": pack_parts(share)} for share in shares]
     watched = choose_watched(todo)
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartSegmenter,

@@ -16,6 +16,8 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import Bundle, read_bundle, write_bundle
+from seg_core.run.check import Expected
+from seg_core.run.ledger import describe_part, write_ledger
 from seg_core.run.parts import Location, find_parts, index_parts, read_rows
 from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.query import summary
@@ -138,9 +140,19 @@ def build_run(
                 failed_rows(part.scene, part.window, settings.tile_size, Failure("ReadError", "the disk said no"))
             )
         write_part(run, part.key, rows, plan.model, part.version)
+    enter_parts(run, plan)
     record.finished, record.counts = now(), summary(run)
     write_record(run, record)
     return run, plan
+
+
+def enter_parts(run: str, plan: Plan, parts_per_task: int = 2) -> None:
+    """Write the ledger of parts that are published, as actors do at the end of each task."""
+    parts, expected = list(plan.parts()), Expected.of(plan)
+    for first in range(0, len(parts), parts_per_task):
+        task = parts[first : first + parts_per_task]
+        found = [describe_part(run, part, Path(part_path(run, part.key)).read_bytes(), expected) for part in task]
+        write_ledger(run, [each for each in found if each is not None], expected)
 
 
 def plan_scenes(folder: Path, scenes: Sequence[Scene], settings: Settings = SETTINGS) -> tuple[str, Plan]:

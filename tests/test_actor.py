@@ -26,7 +26,8 @@ from seg_core.imagery.region import read_region
 from seg_core.inference.windows import infer_window
 from seg_core.model.bundle import read_bundle
 from seg_core.run.attempts import Attempt, attempts_folder, claim_interrupted, mark_started
-from seg_core.run.plan import Part, Plan, Settings, WindowTask, make_plan
+from seg_core.run.check import Expected
+from seg_core.run.plan import Part, Plan, Settings, WindowTask, make_plan, pack_parts
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, failed_rows
 from seg_core.run.tables import part_path
@@ -84,11 +85,11 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
 def test_receipts_are_passed_on_one_by_one_and_together_beside_a_gpu(
     made: tuple[Plan, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = [part.to_row() for part in made[0].parts()]
+    parts = list(made[0].parts())
     segmenter = start(made)
 
     def lengths() -> list[int]:
-        found = [each["receipts"][0] for each in segmenter({"parts": [parts[:5], parts[5:11]]})]
+        found = [each["receipts"][0] for each in segmenter({"parts": [pack_parts(parts[:5]), pack_parts(parts[5:11])]})]
         assert sum(receipt["pixels"] for together in found for receipt in together) == 11 * 128 * 128
         return [len(together) for together in found]
 
@@ -200,12 +201,12 @@ def test_a_process_publishes_failures_and_keeps_what_is_known_of_a_window_that_w
 ) -> None:
     plan, _, run = made
     part = next(plan.parts())
-    known = Attempt("s", "0 0", {"0 0": 2})
+    known, expected = Attempt("s", "0 0", {"0 0": 2}), Expected(64, 256, "model")
     failed = partial(failed_rows, part.scene, part.window, 64, Failure("Crash", "it ended", 2))
     mark_started(run, part.key, "s")
     with make_writers(1, processes=True) as writers:
-        found = writers.submit(publish_part, run, part, [failed], "model", known).result()
-        wrong = writers.submit(publish_part, f"{run}/run.json", part, [failed], "model", None)
+        found = writers.submit(publish_part, run, part, [failed], expected, known).result()
+        wrong = writers.submit(publish_part, f"{run}/run.json", part, [failed], expected, None)
         assert isinstance(wrong.exception(), OSError)
     assert found.failed == 4
     assert {row["error"] for row in read_part(part_path(run, part.key))} == {"it ended"}
@@ -221,7 +222,7 @@ def test_an_actor_ends_with_a_writer_that_is_killed(
     monkeypatch.setattr(actor.os, "_exit", sys.exit)
     os.kill(writers.submit(os.getpid).result(), signal.SIGKILL)
     with pytest.raises(SystemExit):
-        list(segmenter({"parts": [[part.to_row() for part in made[0].parts()]]}))
+        list(segmenter({"parts": [pack_parts(made[0].parts())]}))
 
 
 def test_of_a_large_part_rows_are_made_while_it_is_at_work(

@@ -18,12 +18,14 @@ from aerial_seg.segmenting.stopwatch import Stopwatch
 from aerial_seg.segmenting.writers import WindowRows
 from seg_core.grid import Window, split
 from seg_core.run.attempts import Attempt, claim_interrupted, mark_started
+from seg_core.run.check import Expected
 from seg_core.run.fence import PLAIN
 from seg_core.run.plan import Part, Settings, WindowTask
 from seg_core.run.rows import Failure, Row
 from seg_core.run.sizing import chip_memory, gpu_share
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
+EXPECTED = Expected(SETTINGS.tile_size, SETTINGS.part, "model")
 NO_SCENE: Any = Mock(uri="a.tif", crs=None, scene_id="a.tif")
 SIDE = 128
 
@@ -46,7 +48,7 @@ def guard_of(tmp_path: Path) -> CrashGuard:
 def test_a_part_is_finished_with_its_last_window_in_whatever_order_they_come(
     tmp_path: Path, writers: ThreadPoolExecutor, on_gpu: bool
 ) -> None:
-    publisher = Publisher("run", "model", writers, on_gpu, guard_of(tmp_path), Stopwatch(), PLAIN)
+    publisher = Publisher("run", EXPECTED, writers, on_gpu, guard_of(tmp_path), Stopwatch(), PLAIN)
     parts = {"a": part_of("a", 3), "b": part_of("b", 2)}
     order, taken = ["a0", "b0", "a1", "b1", "a2"], []
 

@@ -28,7 +28,7 @@ from seg_core.imagery.raster import read_chip, read_whole
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Settings, make_plan
+from seg_core.run.plan import Settings, make_plan, pack_parts
 from seg_core.storage.files import walk
 
 TINY = ["--side", "300", "--tile-size", "64", "--part", "128", "--window", "64", "--seconds", "0.2"]
@@ -132,7 +132,7 @@ def test_the_plain_loop_writes_the_masks_of_the_model(
     model, path = make_bundle(), make_scene(pixels=pixels, nodata=255)
     settings = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
     plan, _ = make_plan(read_region([path])[0], read_bundle(model), settings)
-    stages = Stages(model, [part.to_row() for part in plan.parts()], settings, 64, RESOURCES, EXECUTION)
+    stages = Stages(model, pack_parts(plan.parts()), settings, 64, RESOURCES, EXECUTION)
     loop = stages.run_plain_loop(str(tmp_path))
     sizes = [next(loop) for _ in stages.windows.tasks]
     loop.close()

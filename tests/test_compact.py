@@ -164,7 +164,7 @@ def test_a_run_is_complete_whenever_compacting_ends(
     compact_run(run)
     todo = parts_to_do(run, plan)[0]
     write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     before = answers(run)
     assert before["verify"] == ([], plan.counts["tiles"], 0, 0)
     with monkeypatch.context() as patch:
@@ -175,7 +175,7 @@ def test_a_run_is_complete_whenever_compacting_ends(
         except StopError:
             ended = False
     assert answers(run) == before
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     compact_run(run)
     assert answers(run) == before
     assert index_parts(run).dead_parts() == {}
@@ -189,7 +189,7 @@ def test_a_part_that_is_done_anew_counts_from_its_own_file(run: str, plan: Plan)
     (todo,) = parts_to_do(run, plan)
     rows = part_rows(todo, plan.settings)
     write_part(run, todo.key, rows, plan.model, todo.version)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     assert verify(run).describe() == f"complete: all {plan.counts['tiles']} tiles are done"
     assert summary(run)["failed"] == 0
     assert query(run, "SELECT count(*) AS n FROM tiles").to_pylist() == [{"n": len(rows_of(run))}]

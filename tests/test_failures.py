@@ -249,9 +249,10 @@ def test_nothing_is_read_beside_a_part_over_which_a_process_died(wide: Made, mon
         events.append(("read", keys.index(block.part.key)))
         return read(block, *rest)
 
-    def note_write(out: str, key: str, *rest: Any) -> None:
-        write(out, key, *rest)
+    def note_write(out: str, key: str, *rest: Any) -> bytes:
+        content = write(out, key, *rest)
         events.append(("written", keys.index(key)))
+        return content
 
     monkeypatch.setattr(reading, "stage_windows", note_read)
     monkeypatch.setattr(writers, "write_part", note_write)

@@ -15,7 +15,9 @@ from runs import BuiltRun, build_run, published_parts, read_part
 
 from seg_core.errors import ReadError, SegError
 from seg_core.run import isolated
+from seg_core.run.check import Expected
 from seg_core.run.isolated import for_each_isolated
+from seg_core.run.parts import Location
 from seg_core.run.plan import Part
 from seg_core.run.resume import parts_to_do
 from seg_core.run.tables import State, _read_state, part_path
@@ -97,11 +99,11 @@ def test_nothing_goes_on_where_the_caller_stops_early() -> None:
     results.close()
 
 
-def crash_over(tile_size: int, model: str, where: tuple[str, Part]) -> VerifyReport:
+def crash_over(expected: Expected, where: tuple[Location, Part]) -> VerifyReport:
     """Check a part in a process that the part of the smaller scene crashes."""
     if where[1].scene.scene_id == "south/b.tif":
         os.abort()
-    return _verify_part(tile_size, model, where)
+    return _verify_part(expected, where)
 
 
 def crash_over_footer(path: str) -> State:
@@ -126,7 +128,7 @@ def test_a_part_that_crashes_its_reader_is_named_and_the_rest_is_read(
     assert found.num_done == sum(len(read_part(part_path(made.run, part.key))) for part in others)
     assert len(published_parts(made.run)) == len(others)
     Path(found.bad_parts[0]).touch()
-    assert parts_to_do(made.run, made.plan) == [crashing]
+    assert list(parts_to_do(made.run, made.plan)) == [crashing]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -143,4 +145,4 @@ def test_a_part_with_bytes_flipped_anywhere_is_survived(
     assert made.path().name in made.problems()
     assert set(parts_to_do(made.run, made.plan)) <= {made.parts[0]}
     assert repair(made.run).bad_parts == [str(made.path())]
-    assert parts_to_do(made.run, made.plan) == [made.parts[0]]
+    assert list(parts_to_do(made.run, made.plan)) == [made.parts[0]]

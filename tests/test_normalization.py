@@ -34,7 +34,7 @@ from seg_core.run.normalization import (
     normalize_plan,
     read_levels,
 )
-from seg_core.run.plan import Part, Plan, Settings, make_plan
+from seg_core.run.plan import Plan, Settings, make_plan, pack_parts, unpack_parts
 from seg_core.run.resume import find_run, open_run
 from seg_core.run.stored_plan import read_plan
 
@@ -120,7 +120,7 @@ def test_each_scene_has_its_own_normalization_where_that_is_asked_for(make_scene
     assert [scene.normalization for scene in plan.scenes] == [*expected, None]
     assert plan.settings.normalization is None
     for part, scene in ((part, part.scene) for part in plan.parts()):
-        assert Part.from_row(part.to_row()).normalization(plan.settings) == scene.normalization
+        assert unpack_parts(pack_parts([part]))[0].normalization(plan.settings) == scene.normalization
     assert plan.fit is not None
     assert plan.fit.sampled_px == 2 * SIDE**2
 

@@ -24,7 +24,7 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Part, Plan, make_plan, relocate
+from seg_core.run.plan import Plan, make_plan, pack_parts, relocate, unpack_parts
 from seg_core.run.record import read_record
 from seg_core.run.relocation import match_run
 from seg_core.run.resume import open_run, parts_to_do
@@ -86,7 +86,7 @@ def test_what_is_left_of_a_relocated_run_is_read_where_the_scenes_are(moved: Pat
     part = next(read_plan(run).parts())
     Path(part_path(run, part.key)).unlink()
     plan, notes = match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))
-    (todo,) = (Part.from_row(each.to_row()) for each in parts_to_do(run, plan))
+    (todo,) = unpack_parts(pack_parts(parts_to_do(run, plan)))
     assert (todo.key, todo.version, notes) == (part.key, part.version, [])
     write_part(run, todo.key, part_rows(todo, SETTINGS), plan.model, todo.version)
     assert part_digests(moved / "run") == before
@@ -102,12 +102,12 @@ def test_scenes_that_move_on_and_back_are_followed(moved: Path) -> None:
         str(here / name) for name in ("north/a.tif", "south/b.tif")
     }
     plan, _ = match_run(run, plan_of(here, moved), places)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     assert read_plan(run) == plan
     here.rename(moved / "scenes")
     plan, _ = match_run(run, replan(moved))
     assert plan.places == read_plan(run).places == ()
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
 
 
 @pytest.mark.parametrize("differs", ["time", "pixels"])
@@ -138,7 +138,7 @@ def test_a_scene_that_changes_after_its_move_is_done_again(moved: Path) -> None:
     for part in parts_to_do(run, plan):
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
     plan, _ = match_run(run, plan_of(moved / "archive/2025", moved))
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
 
 
 def test_a_second_move_may_be_said_from_the_first_place(moved: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_scene_in_s3_is_the_same_by_its_etag(s3: str, tmp_path: Path, make_sce
     open_run(run, plan, "bundle")
     for part in plan.parts():
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
-    assert parts_to_do(run, match_run(run, plan_of(new, tmp_path), ((old, new),))[0]) == []
+    assert list(parts_to_do(run, match_run(run, plan_of(new, tmp_path), ((old, new),))[0])) == []
     content = bytearray(Path(path).read_bytes())
     content[-1] ^= 1
     client.put_object(Bucket="tests", Key="relocate/new/b.tif", Body=bytes(content))

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,18 @@ from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.scene import Scene
-from seg_core.run.rows import Failure, Row, decode_mask, decode_valid, encode_mask, failed_rows, measure, tile_rows
+from seg_core.run.rows import (
+    Failure,
+    Row,
+    _write_png,
+    decode_bits,
+    decode_mask,
+    decode_valid,
+    encode_mask,
+    failed_rows,
+    measure,
+    tile_rows,
+)
 
 MAJOR, FLATTENING = 6_378_137.0, 1 / 298.257223563  # WGS 84
 SQUARED = FLATTENING * (2 - FLATTENING)  # its eccentricity
@@ -307,3 +319,31 @@ def test_the_same_window_gives_the_same_rows_again() -> None:
     probability, valid = draw(100, 75)
     scene = bare_scene(100, 75)
     assert rows_of(scene, probability, valid, keep=True) == rows_of(replace(scene), probability, valid, keep=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (64, 61), (7, 129)])
+def test_packed_lines_are_read_as_opencv_reads_them(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random(shape) > 0.5
+    png = encode_mask(mask)
+    found = decode_bits(png, *shape)
+    assert found is not None
+    assert np.array_equal(found, np.packbits(decode_mask(png, *shape), axis=-1))
+    assert decode_bits(png, shape[0] + 1, shape[1]) is None
+    assert decode_bits(png, shape[0], shape[1] + 8) is None
+    for at in range(len(png)):  # damage is not read
+        bad = bytearray(png)
+        bad[at] ^= 1 << int(rng.integers(8))
+        assert decode_bits(bytes(bad), *shape) is None
+        assert decode_bits(png[:at], *shape) is None
+
+
+def test_packed_lines_of_other_programs_are_left_to_opencv() -> None:
+    mask = np.random.default_rng(0).random((16, 16)) > 0.5
+    _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
+    assert decode_bits(png.tobytes(), 16, 16) is None
+    lines = np.zeros((16, 3), np.uint8)
+    lines[:, 0] = 2  # a filter, of which the values are differences
+    assert decode_bits(_write_png(16, 16, zlib.compress(lines.tobytes())), 16, 16) is None
+    lines[:, 0], lines[3, 2] = 0, 1  # a bit beyond the width
+    assert decode_bits(_write_png(15, 16, zlib.compress(lines.tobytes())), 16, 15) is None

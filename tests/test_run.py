@@ -30,11 +30,14 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import ADDED_FIELDS, read_scene
 from seg_core.model.bundle import Bundle, read_bundle
+from seg_core.run.ledger import read_ledger
 from seg_core.run.plan import (
     Part,
     Plan,
     Settings,
     make_plan,
+    pack_parts,
+    unpack_parts,
 )
 from seg_core.run.record import read_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
@@ -123,13 +126,16 @@ def test_counts_of_a_plan_are_those_of_its_parts_and_tiles(tmp_path: Path, bundl
     assert plan.num_windows(64) == 5
 
 
-def test_a_part_travels_as_plain_values_and_comes_back_the_same(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_parts_travel_as_plain_values_and_come_back_the_same(tmp_path: Path, bundle: Bundle, mosaic: bool) -> None:
     scenes, _ = read_region([write_region(tmp_path / "scenes")])
-    plan, _ = make_plan(scenes, bundle, SETTINGS)
-    for part in plan.parts():
-        row = part.to_row()
-        assert all(isinstance(value, str | int) for value in row.values())
-        assert Part.from_row(row) == part
+    plan, _ = make_plan(scenes, bundle, replace(SETTINGS, mosaic=mosaic))
+    parts = list(replace(plan, places=((str(tmp_path), "/elsewhere"),)).parts())
+    packed = pack_parts(parts)
+    assert all(isinstance(value, str | bytes) for group in packed for value in group.values())
+    assert unpack_parts(packed) == parts
+    assert len(pack_parts(part for part in parts for _ in range(100))) == len(packed)  # a scene travels once
+    assert len(packed) == 2
 
 
 def test_part_keys_do_not_depend_on_the_other_scenes(make_scene: MakeScene, bundle: Bundle) -> None:
@@ -297,10 +303,13 @@ def test_run_json_has_these_fields_and_no_others(whole: Path) -> None:
 def test_a_run_holds_its_record_scenes_and_tiles_and_nothing_else(whole: Path) -> None:
     run, plan = str(whole / "run"), replan(whole)
     files = {str(p.relative_to(run)) for p in Path(run).rglob("*") if p.is_file()}
+    entered = [(Path(file.path).name, file.figures) for file in read_ledger(run)]
+    assert len(entered) == 3
     assert files == {
         "run.json",
         "scenes/scenes.parquet",
         *(f"tiles/part-{part.key}.parquet" for part in plan.parts()),
+        *(f"ledger/{name}" for names in entered for name in names),
     }
 
 
@@ -364,16 +373,16 @@ def test_a_scene_that_has_changed_since_is_done_again(tmp_path: Path, change: Ca
     change(tmp_path / "scenes/south/b.tif")
     plan = replan(tmp_path)
     assert [scene.scene_id for scene in changed_scenes(run, plan)] == ["south/b.tif"]
-    todo = parts_to_do(run, plan)
+    todo = list(parts_to_do(run, plan))
     assert {part.scene.scene_id for part in todo} == {"south/b.tif"}
     open_run(run, plan, "bundle")
     assert read_plan(run) == plan != before
     assert changed_scenes(run, plan) == []
-    assert parts_to_do(run, plan) == todo  # though the run is opened, until they are done
+    assert list(parts_to_do(run, plan)) == todo  # though the run is opened, until they are done
     assert not verify(run).ok
     for part in todo:
         write_part(run, part.key, part_rows(part, SETTINGS), plan.model, part.version)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     assert verify(run).problems == []
 
 
@@ -461,7 +470,7 @@ def test_a_run_can_be_opened_though_its_maker_was_killed_after_run_json(tmp_path
             path.rmdir() if path.is_dir() else path.unlink()
     open_run(run, plan, "bundle")
     assert read_scenes(run) == list(plan.scenes)
-    assert parts_to_do(run, plan) == list(plan.parts())
+    assert list(parts_to_do(run, plan)) == list(plan.parts())
 
 
 def test_a_run_in_a_place_that_cannot_be_written_is_refused(bundle: Bundle) -> None:
@@ -495,7 +504,7 @@ def test_a_run_json_that_is_none_is_refused(tmp_path: Path, content: bytes | Non
 
 def test_nothing_is_left_to_do_in_a_whole_run(whole: Path) -> None:
     run, plan = str(whole / "run"), replan(whole)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
 
 
 def test_a_part_that_is_not_published_is_to_do(tmp_path: Path) -> None:
@@ -503,7 +512,7 @@ def test_a_part_that_is_not_published_is_to_do(tmp_path: Path) -> None:
     part = list(plan.parts())[2]
     published = Path(part_path(run, part.key))
     published.rename(published.with_name(".partial-0123456789abcdef"))  # as a killed process leaves it
-    assert parts_to_do(run, plan) == [part]
+    assert list(parts_to_do(run, plan)) == [part]
 
 
 def test_a_part_with_one_failed_row_is_to_do_and_then_done(tmp_path: Path) -> None:
@@ -512,15 +521,15 @@ def test_a_part_with_one_failed_row_is_to_do_and_then_done(tmp_path: Path) -> No
     rows = part_rows(part, SETTINGS)
     broken = list(failed_rows(part.scene, part.window, SETTINGS.tile_size, Failure("ReadError", "the disk said no")))
     write_part(run, part.key, [*rows[:-1], broken[-1]], plan.model, part.version)
-    assert parts_to_do(run, plan) == [part]
+    assert list(parts_to_do(run, plan)) == [part]
     write_part(run, part.key, rows, plan.model, part.version)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
 
 
 def test_parts_of_failed_rows_alone_are_to_do(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path, failed_parts={0, 4})
     parts = list(plan.parts())
-    assert parts_to_do(run, plan) == [parts[0], parts[4]]
+    assert list(parts_to_do(run, plan)) == [parts[0], parts[4]]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b""])
@@ -529,13 +538,13 @@ def test_a_part_whose_file_is_damaged_is_to_do(tmp_path: Path, damage: Callable[
     part = list(plan.parts())[3]
     path = Path(part_path(run, part.key))
     path.write_bytes(damage(path.read_bytes()))
-    assert parts_to_do(run, plan) == [part]
+    assert list(parts_to_do(run, plan)) == [part]
 
 
 def test_a_foreign_table_among_the_parts_is_not_looked_into(tmp_path: Path) -> None:
     run, plan = build_run(tmp_path)
     pq.write_table(pa.table({"mine": [1]}), f"{run}/tiles/foreign.parquet")
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
 
 
 def test_the_hand_built_run_has_what_its_tests_count_on(whole: Path) -> None:
@@ -570,7 +579,7 @@ def test_a_run_from_before_scenes_had_a_column_goes_on(tmp_path: Path) -> None:
     pq.write_table(table.select([name for name in table.schema.names if name not in ADDED_FIELDS]), path)
     assert read_scenes(run) == list(plan.scenes)
     assert read_plan(run).fingerprint == plan.fingerprint
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     assert verify(run).ok
 
 

@@ -32,6 +32,8 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
+from seg_core.run.ledger import read_live_ledger
+from seg_core.run.parts import find_parts
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run
 from seg_core.storage import files as storage
@@ -237,6 +239,7 @@ def test_a_run_in_a_bucket_has_the_rows_of_one_on_disk(
     told = [*seg(capsys, *command), *seg(capsys, *command)]
     assert "nothing to do" in told[-1]
     assert rows_of(remote) == rows_of(local)
+    assert {entry.key for _, entries in read_live_ledger(remote) for entry in entries} == find_parts(remote).keys()
     told += seg(capsys, "verify", remote)
     summary = json.loads(seg(capsys, "query", remote, "--json")[0])
     assert summary == json.loads(seg(capsys, "query", local, "--json")[0])

@@ -65,7 +65,7 @@ def test_a_run_of_an_older_version_is_sound_and_answers(older: Path, tmp_path: P
         {"n": 6, "px": summary(run)["building_px"]}
     ]
     assert file_digests(run) == before
-    assert parts_to_do(run, relocated_plan(older)) == []
+    assert list(parts_to_do(run, relocated_plan(older))) == []
     assert [problem for _, problem in export_masks(run, str(tmp_path / "masks"))] == [None]
 
 
@@ -96,7 +96,7 @@ def test_a_column_that_is_added_to_the_schema_is_all_that_a_later_version_needs(
     (todo,) = parts_to_do(run, plan)
     rows = [{**row, "later": b"png"} for row in part_rows(todo, plan.settings)]
     write_part(run, todo.key, rows, plan.model, todo.version)
-    assert parts_to_do(run, plan) == []
+    assert list(parts_to_do(run, plan)) == []
     assert verify(run).describe() == "complete: all 6 tiles are done"
     answer = query(run, "SELECT count(*) AS n, count(later) AS later FROM tiles").to_pylist()
     assert answer == [{"n": 6, "later": len(rows)}]

@@ -263,6 +263,12 @@ class Memory:
     def walk(self, folder: str) -> Iterator[str]:
         return (path for path in list(self.objects) if path.startswith(f"{folder}/"))
 
+    def list_files(self, folder: str) -> Iterator[tuple[str, Stat]]:
+        found = ((path.removeprefix(f"{folder}/"), path) for path in self.walk(folder))
+        return (
+            (name, Stat(len(self.objects[path][0]), self.objects[path][1])) for name, path in found if "/" not in name
+        )
+
     def make_folder(self, folder: str) -> None:
         pass
 
@@ -294,6 +300,7 @@ def test_a_further_store_is_one_class_or_module_and_its_scheme(memory: Memory) -
     assert exists("memory://a/b")
     assert expand("memory://a/**.tif") == list(memory.objects)
     assert published("memory://a/b", ".tif") == ["memory://a/b/c.tif"]
+    assert list(files.list_files("memory://a/b")) == [("c.tif", Stat(1, "0"))]
     assert files.gdal_path("memory://a/b/c.tif") == "/vsimem/a/b/c.tif"
     assert files.gdal_settings("memory://a")["PLACE"] == "memory://a"
     remove("memory://a/b/c.tif")
@@ -324,6 +331,16 @@ def test_a_write_that_depends_on_a_state_changes_no_other(place: str) -> None:
     assert files.replace(f"{place}/state", b"two", found.version)
     assert not files.replace(f"{place}/state", b"three", found.version)
     assert read_bytes(f"{place}/state") == b"two"
+
+
+def test_a_listing_says_of_each_file_what_a_look_at_it_says(place: str) -> None:
+    assert list(files.list_files(f"{place}/listed")) == []
+    for name in ("b.t", "a.t", "deep/c.t", ".partial-d.t"):
+        files.make_folder(files.folder_of(f"{place}/listed/{name}"))
+        publish(f"{place}/listed/{name}", name.encode())
+    names = ("a.t", "b.t", ".partial-d.t")
+    assert dict(files.list_files(f"{place}/listed")) == {name: stat(f"{place}/listed/{name}") for name in names}
+    assert published(f"{place}/listed", ".t") == [f"{place}/listed/a.t", f"{place}/listed/b.t"]
 
 
 def test_gdal_is_told_the_retry_policy(s3: str) -> None:

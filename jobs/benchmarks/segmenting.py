@@ -15,7 +15,7 @@ import ray
 
 from seg_core.grid import num_splits
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Part, Plan
+from seg_core.run.plan import Part, Plan, pack_parts
 from seg_core.run.resume import open_run
 from seg_core.run.sizing import choose_window
 
@@ -148,7 +148,7 @@ class Bench:
         from .stages import Stages  # imports torch
 
         resources, step = self.resources, -(-len(self.parts) // MAX_SAMPLED_PARTS)
-        parts = [part.to_row() for part in self.parts[::step]]
+        parts = pack_parts(self.parts[::step])
         actor_class = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(Stages)
         arguments = (self.model, parts, self.plan.settings, self.window, resources, self.execution)
         actors: list[Any] = [actor_class.remote(*arguments) for _ in range(resources.max_actors)]

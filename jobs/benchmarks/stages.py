@@ -21,7 +21,7 @@ from seg_core.grid import chip_window, split
 from seg_core.inference.windows import read_pixels, stage_windows, start_windows
 from seg_core.model.networks import normalise
 from seg_core.model.segmenter import Pending, Segmenter
-from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
+from seg_core.run.plan import ReadBlock, Settings, WindowTask, unpack_parts
 from seg_core.run.rows import encode_mask
 from seg_core.run.sizing import fit_window, gpu_share
 from seg_core.threads import prefetch
@@ -71,7 +71,7 @@ class Stages:
         self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
         bundle, gpu_memory = self.segmenter.bundle, gpu_share(self.segmenter.memory, resources.num_gpus)
         window = fit_window(window, execution.window, settings, bundle, gpu_memory)
-        known = [Part.from_row(part) for part in parts]
+        known = unpack_parts(parts)
         tasks = [WindowTask(part, each) for part in known for each in split(part.window, window)]
         # Repeated, so that they are read as in a run that has more parts than threads.
         repeated = known * -(-2 * (self.readers + self.segmenter.decodes_together) // len(known))

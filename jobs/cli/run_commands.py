@@ -33,7 +33,7 @@ def verify(args: Namespace) -> int:
     if not args.deep and (args.model or args.device != "auto" or args.relocate):
         raise SegError("--model, --device, --relocate: are only for segmenting windows again: add --deep")
     with waiting("reading the parts of the run"):
-        report = verify_run(absolute(args.run))
+        report = verify_run(absolute(args.run), again=bool(args.deep))
     figures: dict[str, Any] = {"planned": report.num_planned, "done": report.num_done, "failed": report.num_failed}
     rechecked = _recheck(args) if args.deep and report.ok else None
     differing, unread = (rechecked.differing, rechecked.unread) if rechecked else ({}, [])

@@ -19,8 +19,9 @@ from seg_core.errors import JobError
 from seg_core.grid import num_splits
 from seg_core.imagery.jpeg_library import find_decoders
 from seg_core.run.attempts import Attempt
+from seg_core.run.check import Expected
 from seg_core.run.fence import PLAIN, Store
-from seg_core.run.plan import Part, Settings
+from seg_core.run.plan import Part, Settings, unpack_parts
 from seg_core.run.sizing import fit_window, gpu_share
 from seg_core.storage.files import stat
 
@@ -86,14 +87,15 @@ class PartSegmenter:
         self.reader = WindowReader(settings, segmenter, resources, self.guard, self.clock)
         self.seams = SeamChecker(watched, settings, segmenter, resources.writers)
         self.batches = BatchSegmenter(settings, segmenter, self.reader, self.seams, fitted, execution)
-        self.publisher = Publisher(out, segmenter.bundle.hash, writers, segmenter.on_gpu, self.guard, self.clock, store)
+        expected = Expected(settings.tile_size, settings.part, segmenter.bundle.hash)
+        self.publisher = Publisher(out, expected, writers, segmenter.on_gpu, self.guard, self.clock, store)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Segment and publish the parts of a batch. Yields their receipts as rows.
 
-        `batch["parts"]` holds lists of parts as rows: see `Part.to_row`.
+        `batch["parts"]` holds lists of packed parts: see `pack_parts`.
         """
-        parts = [Part.from_row(row) for rows in batch["parts"] for row in rows]
+        parts = [part for packed in batch["parts"] for part in unpack_parts(packed)]
         receipts = self.segment_parts(parts)
         # Groups must not depend on time: if Ray repeats a task, it drops as many groups as it has received before.
         number = 1  # the first one alone and soon: it says whether the rows are exact
@@ -116,6 +118,7 @@ class PartSegmenter:
             receipt = self.receipt(part, published, started)
             yield receipt
             started = receipt.ended
+        self.publisher.end_task()
         self.guard.end_task()
 
     def segment_windows(

@@ -9,7 +9,9 @@ from concurrent.futures import Executor, Future, wait
 from functools import partial
 
 from seg_core.grid import num_splits
+from seg_core.run.check import Expected
 from seg_core.run.fence import Store
+from seg_core.run.ledger import EnteredPart, write_ledger
 from seg_core.run.plan import Part
 from seg_core.run.rows import Row
 
@@ -55,10 +57,18 @@ class Publisher:
     """Publishes the parts of a run in writers. These are threads, or with a GPU processes, which may lag behind."""
 
     def __init__(
-        self, run: str, model: str, writers: Executor, on_gpu: bool, guard: CrashGuard, clock: Stopwatch, store: Store
+        self,
+        run: str,
+        expected: Expected,
+        writers: Executor,
+        on_gpu: bool,
+        guard: CrashGuard,
+        clock: Stopwatch,
+        store: Store,
     ) -> None:
-        self.run, self.model, self.writers, self.store = run, model, writers, store
+        self.run, self.expected, self.writers, self.store = run, expected, writers, store
         self.on_gpu, self.guard, self.clock = on_gpu, guard, clock
+        self.entered: list[EnteredPart] = []  # parts that are published, and not in the ledger yet
 
     def publish(
         self, windows: Iterable[WindowRows], side: int, interrupted: Container[str]
@@ -91,11 +101,18 @@ class Publisher:
         """Start making and publishing the rows of a part."""
         # A skipped window is remembered until the end of the task: a task that is repeated does all of its parts again.
         given_up = self.guard.given_up.get(part.key)
-        return self.writers.submit(publish_part, self.run, part, windows, self.model, given_up, self.store)
+        return self.writers.submit(publish_part, self.run, part, windows, self.expected, given_up, self.store)
 
     def wait_for(self, part: Part, publishing: Future[PublishedPart]) -> tuple[Part, PublishedPart]:
         """Wait until a part is published."""
         published = publishing.result()
         self.guard.forget(part)
         self.clock.add("writing", published.seconds)
+        if published.entered is not None:
+            self.entered.append(published.entered)
         return part, published
+
+    def end_task(self) -> None:
+        """Enter the parts of a task into the ledger."""
+        write_ledger(self.run, self.entered, self.expected, self.store)
+        self.entered = []

@@ -13,7 +13,9 @@ from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
 from seg_core.run.attempts import Attempt, mark_done, mark_window
+from seg_core.run.check import Expected
 from seg_core.run.fence import PLAIN, Store
+from seg_core.run.ledger import EnteredPart, describe_part
 from seg_core.run.plan import Part
 from seg_core.run.rows import Row
 from seg_core.run.tables import write_part
@@ -34,6 +36,7 @@ class PublishedPart(NamedTuple):
     failed: int  # tiles
     ended: float  # s since 1970
     seconds: float  # spent on it
+    entered: EnteredPart | None  # what the ledger will say of it
 
 
 def make_writers(number: int, processes: bool) -> Executor:
@@ -57,7 +60,12 @@ def make_rows(make: MakeRows) -> tuple[list[Row], float]:
 
 
 def publish_part(
-    out: str, part: Part, windows: Sequence[MakeRows], model: str, given_up: Attempt | None, store: Store = PLAIN
+    out: str,
+    part: Part,
+    windows: Sequence[MakeRows],
+    expected: Expected,
+    given_up: Attempt | None,
+    store: Store = PLAIN,
 ) -> PublishedPart:
     """Make the rows of a part's windows, publish them into the run at `out`, and mark the part as done.
 
@@ -65,13 +73,14 @@ def publish_part(
     """
     started = time.perf_counter()
     rows = [row for make in windows for row in make()]
-    write_part(out, part.key, rows, model, part.version, store)
+    content = write_part(out, part.key, rows, expected.model, part.version, store)
     if given_up is None:
         mark_done(out, part.key, store)
     else:
         mark_window(out, part.key, given_up, None, store)
     failed = sum(row["status"] == "failed" for row in rows)
-    return PublishedPart(failed, time.time(), time.perf_counter() - started)
+    entered = None if failed else describe_part(out, part, content, expected)
+    return PublishedPart(failed, time.time(), time.perf_counter() - started, entered)
 
 
 def _end_together() -> None:

@@ -32,6 +32,7 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.georef import footprints
 from seg_core.run.fence import Lease, Store
 from seg_core.run.lease import acquire_lease
+from seg_core.run.ledger import ledger_folder
 from seg_core.run.parquet import advised
 from seg_core.run.parts import (
     COMPACTED,
@@ -94,6 +95,8 @@ def compact_run(run: str, file_mb: int = FILE_MB, report: Callable[[str], None] 
         for number, location in enumerate(index.own.values(), 1):
             lease.remove(location.path)
             report(f"{number} of {len(index.own)} files removed")
+        for name, _ in list(files.list_files(ledger_folder(run))):  # it is about files that are no more
+            lease.remove(f"{ledger_folder(run)}/{name}")
     after = _list_sizes(run)
     return Compaction(len(index.find()), len(before), len(after), sum(before.values()), sum(after.values()))
 

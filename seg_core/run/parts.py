@@ -12,7 +12,7 @@ import os
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -28,7 +28,7 @@ from seg_core.run.parquet import advised, read_file, read_table
 from seg_core.run.plan import Part
 from seg_core.run.rows import Row
 from seg_core.run.schema import TILES, check_columns
-from seg_core.run.tables import OWN, REPAIR_ADVICE, SUFFIX, State, version_of
+from seg_core.run.tables import OWN, REPAIR_ADVICE, SUFFIX, State, part_name, version_of
 from seg_core.storage.files import published, stat
 from seg_core.threads import for_each
 
@@ -100,6 +100,32 @@ class CompactedFile:
             raise CorruptFileError(f"{self.name}: has rows of parts that it does not list")
 
 
+class OwnParts(Mapping[str, Location]):
+    """The files of single parts, by key. A location is made when it is asked for: a run may have millions of them."""
+
+    def __init__(self, folder: str, keys: Iterable[str]) -> None:
+        """`folder` is the path of the folder that the files are in."""
+        self.folder, self.present = folder, dict.fromkeys(keys)
+
+    def __getitem__(self, key: str) -> Location:
+        """Return the location of a part. Raises KeyError if it has no file of its own."""
+        if key not in self.present:
+            raise KeyError(key)
+        return Location(f"{self.folder}/{part_name(key)}")
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a part has a file of its own."""
+        return key in self.present
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys."""
+        return iter(self.present)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.present)
+
+
 @dataclass(frozen=True)
 class PartIndex:
     """Where each part of a run is."""
@@ -109,8 +135,10 @@ class PartIndex:
     compacted: Sequence[CompactedFile]
     other: Sequence[str]  # paths of Parquet files that are neither
 
-    def find(self) -> dict[str, Location]:
+    def find(self) -> Locations:
         """Return the location of each part, by key."""
+        if not self.compacted:
+            return self.own
         found: dict[str, Location] = {}
         for file in reversed(self.compacted):  # so that the first one that holds a part wins, as in `dead_parts`
             found.update(file.locations())
@@ -142,12 +170,12 @@ def index_parts(run: str, read: Callable[[str], CompactedFile] | None = None) ->
             replaced = [path for path in compacted if stat(path) is None]
             if not replaced or attempt + 1 == INDEX_ATTEMPTS:
                 raise
-    own = {_key(path): Location(path) for path in paths if posixpath.basename(path).startswith(OWN)}
-    other = sorted(set(paths) - {each.path for each in own.values()} - set(compacted))
+    own = OwnParts(f"{run}/tiles", (_key(path) for path in paths if _name(path).startswith(OWN)))
+    other = [path for path in paths if not _name(path).startswith((OWN, COMPACTED))]
     return PartIndex(run, own, files, other)
 
 
-def find_parts(run: str) -> dict[str, Location]:
+def find_parts(run: str) -> Locations:
     """Return where each part of a run is, by key. Raises as `index_parts` does."""
     return index_parts(run).find()
 
@@ -167,11 +195,15 @@ def _list_files(run: str) -> list[str]:
 
 
 def _compacted(paths: Sequence[str]) -> list[str]:
-    return [path for path in paths if posixpath.basename(path).startswith(COMPACTED)]
+    return [path for path in paths if _name(path).startswith(COMPACTED)]
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _key(path: str) -> str:
-    return posixpath.basename(path)[len(OWN) : -len(SUFFIX)]
+    return _name(path)[len(OWN) : -len(SUFFIX)]
 
 
 def read_index(path: str) -> CompactedFile:
@@ -268,7 +300,7 @@ def _find_again(location: Location) -> Location | None:
 def _find_parts_at(run: str, _: int) -> dict[str, Location]:
     """Return the locations of a run at a moment, the compacted one of a part that has two."""
     index = index_parts(run)
-    return index.find() | {key: location for file in index.compacted for key, location in file.locations()}
+    return dict(index.find()) | {key: location for file in index.compacted for key, location in file.locations()}
 
 
 class Batch(NamedTuple):
@@ -295,10 +327,13 @@ def batch_parts(parts: Iterable[Part], there: Locations) -> list[Batch]:
     return [Batch(group, [there[part.key] for part in group if part.key in there]) for group in groups.values()]
 
 
-def map_live_tables(function: Callable[[pa.Table], T], index: PartIndex, columns: Sequence[str]) -> Iterator[T]:
+def map_live_tables(
+    function: Callable[[pa.Table], T], index: PartIndex, columns: Sequence[str], skipped: Container[str] = ()
+) -> Iterator[T]:
     """Call a function, in threads, with the rows of all parts as tables with these columns, and yield what it returns.
 
-    Each row is in one of the tables. These are of a file or of some row groups.
+    Each row is in one of the tables. These are of a file or of some row groups. Files of parts whose keys are in
+    `skipped` are not read.
     """
 
     def of_part(location: Location) -> T:
@@ -316,7 +351,7 @@ def map_live_tables(function: Callable[[pa.Table], T], index: PartIndex, columns
                 if gone := dead.get(file.name):
                     live = [place for key, place in located if place.group in groups and key not in gone]
                 chunks.append((file, groups, live))
-        yield from for_each(of_part, index.own.values())
+        yield from for_each(of_part, (location for key, location in index.own.items() if key not in skipped))
         yield from for_each(of_groups, chunks, os.cpu_count())
 
 

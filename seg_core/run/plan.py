@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from seg_core.errors import SegError
 from seg_core.grey_levels import Normalization
@@ -18,6 +21,8 @@ from seg_core.model.bundle import Bundle
 from seg_core.processor import choose_precision
 from seg_core.run.imagery_fit import ImageryFit
 
+PACKED = np.int32  # type of a packed window's numbers, as in the tables of a run
+CACHED_SCENES = 64
 MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
 
 
@@ -95,7 +100,7 @@ class Settings:
             raise SegError(f"--window {window}: use a multiple of the tile size, {self.tile_size}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a region may have millions of them
 class Part:
     """A block of whole tiles of one scene or mosaic, which is committed and resumed as a unit."""
 
@@ -108,27 +113,38 @@ class Part:
     @property
     def version(self) -> str:
         """Hash of the state of the part's files and of how they are read. It changes if either does."""
-        return self.planned or _digest([scene.to_plain() for scene in (self.scene, *self.sources)])
+        return self.planned or _version_of((self.scene, *self.sources))
 
     def normalization(self, settings: Settings) -> Normalization | None:
         """Mean and deviation of its imagery; None if the model's apply."""
         return self.scene.normalization or settings.normalization
 
-    def to_row(self) -> dict[str, Any]:
-        """Return plain values, to send to another process."""
-        scenes = json.dumps([scene.to_plain() for scene in (self.scene, *self.sources)])
-        return {"key": self.key, "scenes": scenes, "planned": self.planned, **self.window._asdict()}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Part":
-        """Return the part that `to_row` converted."""
-        scene, *sources = map(Scene.from_plain, json.loads(row["scenes"]))
-        return cls(str(row["key"]), scene, Window.from_row(row), tuple(sources), str(row["planned"]))
-
     def relocated(self, places: "Places") -> "Part":
         """Return this part with the present paths of its scenes. Its version stays the same."""
-        scene, *sources = (replace(each, uri=relocate(each.uri, places)) for each in (self.scene, *self.sources))
+        scene, *sources = (relocate_scene(each, places) for each in (self.scene, *self.sources))
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
+
+
+def pack_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    """Return parts as plain values, to send to another process: their scenes once, and windows as integers."""
+    packed = []
+    for (scenes, planned), group in groupby(parts, lambda part: ((part.scene, *part.sources), part.planned)):
+        members = list(group)
+        windows = np.array([part.window for part in members], PACKED).tobytes()
+        keys, text = "\n".join(part.key for part in members), json.dumps([scene.to_plain() for scene in scenes])
+        packed.append({"scenes": text, "planned": planned, "keys": keys, "windows": windows})
+    return packed
+
+
+def unpack_parts(packed: Iterable[Mapping[str, Any]]) -> list[Part]:
+    """Return the parts that `pack_parts` converted."""
+    parts = []
+    for group in packed:
+        scene, *sources = map(Scene.from_plain, json.loads(group["scenes"]))
+        windows = np.frombuffer(group["windows"], PACKED).reshape(-1, len(Window._fields)).tolist()
+        for key, window in zip(group["keys"].split("\n"), windows, strict=True):
+            parts.append(Part(key, scene, Window(*window), tuple(sources), str(group["planned"])))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,12 @@ def relocate(uri: str, places: Places) -> str:
     return uri
 
 
+@lru_cache(maxsize=CACHED_SCENES)
+def relocate_scene(scene: Scene, places: Places) -> Scene:
+    """Return a scene with its present URI."""
+    return replace(scene, uri=relocate(scene.uri, places))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run does: its scenes, settings and model."""
@@ -194,12 +216,18 @@ class Plan:
 
     def parts(self) -> Iterator[Part]:
         """Yield all parts, image by image. Parts of a mosaic that hold no pixel of any scene are left out."""
-        mosaic = self.settings.mosaic
         for image in self.images:
-            for window in sorted(self._reached) if mosaic else split(image.window, self.settings.part):
-                key = f"{image_key(image)}-{window.row_off:07d}-{window.col_off:07d}"
-                part = Part(key, image, window, self._reached[window] if mosaic else ())
-                yield part.relocated(self.places) if self.places else part
+            for window in sorted(self._reached) if self.settings.mosaic else split(image.window, self.settings.part):
+                yield self._part(image, window)
+
+    def part_at(self, image: int, row_off: int, col_off: int) -> Part:
+        """Return the part of an image, given by its number in `images`, that begins at a pixel."""
+        whole, size = self.images[image], self.settings.part
+        return self._part(whole, intersection(Window(row_off, col_off, size, size), whole.window))
+
+    def _part(self, image: Scene, window: Window) -> Part:
+        part = Part(part_key(image, window), image, window, self._reached[window] if self.settings.mosaic else ())
+        return part.relocated(self.places) if self.places else part
 
     @cached_property
     def _reached(self) -> dict[Window, tuple[Scene, ...]]:
@@ -245,9 +273,24 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
+@lru_cache(maxsize=CACHED_SCENES)
+def _version_of(scenes: tuple[Scene, ...]) -> str:
+    return _digest([scene.to_plain() for scene in scenes])
+
+
+def part_key(image: Scene, window: Window) -> str:
+    """Return the key of the part of an image that covers a window."""
+    return f"{image_key(image)}-{window.row_off:07d}-{window.col_off:07d}"
+
+
 def image_key(image: Scene) -> str:
     """Return the prefix of the keys of an image's parts."""
-    return hashlib.sha256(image.scene_id.encode()).hexdigest()[:16]
+    return _key_of(image.scene_id)
+
+
+@lru_cache(maxsize=CACHED_SCENES)
+def _key_of(scene_id: str) -> str:
+    return hashlib.sha256(scene_id.encode()).hexdigest()[:16]
 
 
 def make_plan(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
 from typing import Any, BinaryIO
@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seg_core.run.ledger import read_live_ledger
 from seg_core.run.parts import index_parts, map_live_tables
 from seg_core.run.record import read_record
 from seg_core.run.sql import check_not_empty, run_sql
@@ -39,7 +40,14 @@ def summary(run: str) -> dict[str, Any]:
     """
     record, index = read_record(run), index_parts(run)
     check_not_empty(index)
-    found = add_sums(list(map_live_tables(sum_table, index, COLUMNS)))
+    known: set[str] = set()
+
+    def known_sums() -> Iterator[Mapping[str, Any]]:
+        for _, entries in read_live_ledger(run):
+            known.update(entry.key for entry in entries)
+            yield from (entry.figures for entry in entries)
+
+    found = add_sums(chain(known_sums(), map_live_tables(sum_table, index, COLUMNS, known)))
     area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
     counts = {name: found.pop(name) for name in ("tiles", "failed")}
     name = record.class_name

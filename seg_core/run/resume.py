@@ -3,6 +3,7 @@
 import json
 import posixpath
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -11,8 +12,10 @@ from seg_core.imagery.scene import Scene
 from seg_core.run.attempts import attempts_folder
 from seg_core.run.compact import remove_parts
 from seg_core.run.fence import LEASE, PLAIN, Store
+from seg_core.run.ledger import ledger_folder, read_live_ledger
+from seg_core.run.part_list import PartList
 from seg_core.run.parts import find_parts, index_parts, read_states
-from seg_core.run.plan import Part, Plan, image_key
+from seg_core.run.plan import Plan, image_key
 from seg_core.run.record import PlanFigures, RunRecord, new_record, read_record, write_record
 from seg_core.run.tables import read_scenes, scenes_path, write_scenes
 from seg_core.storage.files import PARTIAL, check_writable, make_folder, stat, walk
@@ -55,7 +58,7 @@ def open_run(out: str, plan: Plan, model_uri: str, store: Store = PLAIN) -> RunR
         make_folder(out)
         record = new_record(plan, model_uri)
         write_record(out, record, store)
-    for folder in (f"{out}/tiles", attempts_folder(out)):
+    for folder in (f"{out}/tiles", ledger_folder(out), attempts_folder(out)):
         make_folder(folder)
     if stat(scenes_path(out)) is None:
         make_folder(f"{out}/scenes")
@@ -92,15 +95,18 @@ def is_same_scene(one: Scene, other: Scene) -> bool:
     return repr(one.to_plain()) == repr(other.to_plain())
 
 
-def parts_to_do(run: str, plan: Plan) -> list[Part]:
+def parts_to_do(run: str, plan: Plan) -> PartList:
     """The planned parts that are not published, damaged, hold failed tiles, or are of an older state of a file.
 
     Raises SegError where one can't be read, or a newer version wrote it.
     """
-    planned = {part.key for part in plan.parts()}
-    there = find_parts(run)
-    states = read_states({key: there[key] for key in sorted(planned & there.keys())})  # verify names what else is there
-    return [part for part in plan.parts() if states.get(part.key) != (True, part.version)]
+    known = {entry.key: sys.intern(entry.version) for _, entries in read_live_ledger(run) for entry in entries}
+    todo = PartList.of(plan, (part for part in plan.parts() if known.get(part.key) != part.version))
+    there = find_parts(run) if todo else {}  # verify names what is there beside the parts
+    if not there:
+        return todo
+    states = read_states({part.key: there[part.key] for part in todo if part.key in there and part.key not in known})
+    return PartList.of(plan, (part for part in todo if states.get(part.key) != (True, part.version)))
 
 
 def _refuse_differences(out: str, record: RunRecord, plan: Plan) -> None:

@@ -109,13 +109,35 @@ def encode_bits(bits: NDArray[np.uint8], width: int) -> bytes:
     lines = np.zeros((height, 1 + bits.shape[1]), np.uint8)  # each line begins with its filter type: none
     lines[:, 1:] = bits
     deflate = zlib.compressobj(zlib.Z_BEST_SPEED, strategy=zlib.Z_RLE)
-    content = deflate.compress(lines.data) + deflate.flush()
+    return _write_png(width, height, deflate.compress(lines.data) + deflate.flush())
+
+
+def _write_png(width: int, height: int, content: bytes) -> bytes:
     chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")
     return PNG + b"".join(_chunk(*chunk) for chunk in chunks)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def decode_bits(png: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Decode what `encode_bits` wrote to packed lines, `uint8 (height, bytes)`, several times as fast as OpenCV does.
+
+    Returns None for any other PNG, and for one of another size.
+    """
+    encoded = png[len(PNG) + 25 : -12]  # between the chunks IHDR and IEND
+    try:
+        content = zlib.decompress(encoded[8:-4])
+    except zlib.error:
+        return None
+    lines, num_bytes = np.frombuffer(content, np.uint8), 1 + -(-width // 8)
+    if len(lines) != height * num_bytes or png != _write_png(width, height, encoded[8:-4]):
+        return None
+    lines = lines.reshape(height, num_bytes)
+    has_other_filters = lines[:, 0].any()
+    has_bits_beyond = width % 8 and (lines[:, -1] & (0xFF >> width % 8)).any()
+    return None if has_other_filters or has_bits_beyond else lines[:, 1:]
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -125,9 +147,12 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return content.tobytes()
 
 
-def decode_mask(png: bytes | None, height: int, width: int) -> NDArray[np.bool_]:
-    """Decode the mask of a row to `bool (height, width)`. Raises SegError if it is no PNG or has another size."""
-    return np.zeros((height, width), np.bool_) if png is None else _decode(png, height, width, "mask") > 0
+def decode_mask(png: bytes | None, height: int, width: int, name: str = "mask") -> NDArray[np.bool_]:
+    """Decode the mask of a row to `bool (height, width)`. Raises SegError if it is no PNG or has another size.
+
+    `name` is what the error calls it.
+    """
+    return np.zeros((height, width), np.bool_) if png is None else _decode(png, height, width, name) > 0
 
 
 def decode_valid(row: Row) -> NDArray[np.bool_] | None:

@@ -4,7 +4,7 @@ A column that comes later must be nullable. Files that were written before it ar
 enough to add it below. A file with a column that is not known here was written by a newer version. It is no damage.
 
 A new figure of a tile passes through `Segmenter`, `chips.WindowFigures` and `rows.measure`. It also belongs in
-`verify.FIGURES`, and in the table of `seg_core/run/README.md`.
+`check.FIGURES`, and in the table of `seg_core/run/README.md`.
 """
 
 import json

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seg_core.errors import SegError
+from seg_core.run.ledger import COLUMNS as LEDGER_COLUMNS
+from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.parquet import advised, read_file
 from seg_core.run.parts import PartIndex, index_parts
 from seg_core.run.record import read_record
@@ -23,6 +25,7 @@ from seg_core.run.sql_files import SCHEME, RunFiles
 from seg_core.run.sql_limit import Limit
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import REPAIR_ADVICE, scenes_path
+from seg_core.storage.files import list_files
 from seg_core.threads import for_each
 
 # Tiles that touch a rectangle in degrees. Files and row groups that lie elsewhere are not read.
@@ -39,6 +42,10 @@ DEAD_PARTS = pa.schema(
 BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 
 
+# Used for the columns that a ledger lacks and for nothing else: DuckDB reads it where a query needs one of them.
+ROW_NUMBER = "file_row_number"
+
+
 @dataclass(frozen=True)
 class Connection:
     """DuckDB with the tables of a run, and the files that it reads."""
@@ -46,21 +53,33 @@ class Connection:
     duckdb: duckdb.DuckDBPyConnection
     files: RunFiles
     row_groups: int  # of all files
+    has_pixels: bool  # whether a query may need the columns that a ledger lacks
+
+    def can_answer(self, sql: str) -> bool:
+        """Whether the tables have all columns that a query needs. Raises duckdb.Error for a query that is wrong."""
+        if self.has_pixels:
+            return True
+        if self.duckdb.extract_statements(sql)[0].type.name == "EXPLAIN":
+            return False
+        return ROW_NUMBER not in self.duckdb.execute(f"EXPLAIN (FORMAT json) {sql}").fetchall()[0][1]
 
 
-def connect(run: str) -> Connection:
+def connect(run: str, with_pixels: bool = True) -> Connection:
     """Open a connection with the tables `tiles` (done), `scenes` and `failures`.
 
-    SQL in it can neither read nor write any other file, and can't change the settings that forbid it. Raises SegError
+    Without pixels, the rows of many parts are read from the ledger at once, and a query of the columns that it lacks
+    fails. SQL can neither read nor write any other file, and can't change the settings that forbid it. Raises SegError
     if `run` is not a run, holds no rows yet, or can't be read.
     """
     read_record(run)
+    entered, dead, keys = ({}, {}, set()) if with_pixels else _find_figures(run)
     index = index_parts(run)
     check_not_empty(index)
-    own = FileSet("own", {location.name: location.path for location in index.own.values()}, TILES)
+    own = FileSet("own", {each.name: each.path for key, each in index.own.items() if key not in keys}, TILES)
+    ledger = FileSet("ledger", entered, TILES, tuple(LEDGER_COLUMNS.names))
     compacted = FileSet("compacted", {file.name: file.path for file in index.compacted}, TILES)
     scenes = FileSet("scenes", {"scenes.parquet": scenes_path(run)}, SCENES)
-    sets = [each for each in (own, compacted, scenes) if each.paths]
+    sets = [each for each in (own, ledger, compacted, scenes) if each.paths]
     files = RunFiles({f"{each.folder}/{name}": path for each in sets for name, path in each.paths.items()})
     connection = duckdb.connect()
     connection.register_filesystem(files)
@@ -68,8 +87,10 @@ def connect(run: str) -> Connection:
     # DuckDB lets SQL read and write its folder for temporary files, which is in the current folder.
     connection.execute("SET temp_directory = ''")
     sources = [own.select()] if own.paths else []
+    if ledger.paths:
+        sources.append(_select_live(connection, run, ledger, dead))
     if compacted.paths:
-        sources.append(_select_live(connection, index, compacted))
+        sources.append(_select_live(connection, run, compacted, index.dead_parts()))
     for view, status in (("tiles", "done"), ("failures", "failed")):
         selected = " UNION ALL ".join(f"SELECT * FROM ({source}) WHERE status = '{status}'" for source in sources)
         connection.execute(f"CREATE VIEW {view} AS {selected}")
@@ -77,7 +98,28 @@ def connect(run: str) -> Connection:
     connection.execute(TILES_IN)
     connection.execute(f"SET allowed_directories = ['{SCHEME}://']; SET enable_external_access = false")
     connection.execute("SET python_enable_replacements = false; SET lock_configuration = true")
-    return Connection(connection, files, sum(number for each in sets for _, number in each.footers))
+    row_groups = sum(number for each in sets for _, number in each.footers)
+    return Connection(connection, files, row_groups, not ledger.paths)
+
+
+def _find_figures(run: str) -> tuple[dict[str, str], dict[str, set[str]], set[str]]:
+    """Find the files of a ledger that hold rows: their paths by name, and the parts in them that don't count.
+
+    Also returns the keys of the parts that do.
+    """
+    sizes = {name: state.size for name, state in list_files(ledger_folder(run))}
+    paths: dict[str, str] = {}
+    dead: dict[str, set[str]] = {}
+    keys: set[str] = set()
+    for file, entries in read_live_ledger(run):
+        if sizes.get(file.figures) != file.size or file.figures in paths:
+            continue
+        live = {entry.key for entry in entries}
+        paths[file.figures] = f"{ledger_folder(run)}/{file.figures}"
+        keys |= live
+        if gone := {entry.key for entry in file.entries} - live:
+            dead[file.figures] = gone
+    return paths, dead, keys
 
 
 def check_not_empty(index: PartIndex) -> None:
@@ -93,6 +135,7 @@ class FileSet:
     folder: str
     paths: Mapping[str, str]  # by name
     schema: pa.Schema
+    columns: tuple[str, ...] = ()  # that all of the files have, in one row group: their footers need not be read
 
     @cached_property
     def footers(self) -> list[tuple[tuple[str, ...], int]]:
@@ -100,6 +143,8 @@ class FileSet:
 
         Raises SegError for a file that is damaged, or that a newer version wrote.
         """
+        if self.columns:
+            return [(self.columns, 1)] * len(self.paths)
         with advised(REPAIR_ADVICE):
             return list(for_each(self._read_footer, self.paths.values()))
 
@@ -115,10 +160,13 @@ class FileSet:
         """Return a query of all columns of the table, null where a file lacks them, and perhaps of the file's name."""
         names = {columns for columns, _ in self.footers}
         there = set().union(*names)
+        absent = f"error('the ledger has no pixels of row ' || {ROW_NUMBER})" if self.columns else "NULL"
         columns = [
-            each.name if each.name in there else f"NULL::{_sql_type(each.type)} AS {each.name}" for each in self.schema
+            each.name if each.name in there else f"{absent}::{_sql_type(each.type)} AS {each.name}"
+            for each in self.schema
         ]
         options = {"union_by_name": len(names) > 1, "hive_partitioning": False, "filename": with_filename}
+        options |= {ROW_NUMBER: True} if self.columns else {}
         arguments = ", ".join(f"{name} = {str(value).lower()}" for name, value in options.items())
         selected = ", ".join([*columns, *(["filename"] if with_filename else [])])
         return f"SELECT {selected} FROM read_parquet('{SCHEME}://{self.folder}/*', {arguments})"
@@ -129,24 +177,26 @@ def _sql_type(kind: pa.DataType) -> str:
     return str(duckdb.from_arrow(pa.table({"x": pa.nulls(0, kind)})).types[0])
 
 
-def _select_live(connection: duckdb.DuckDBPyConnection, index: PartIndex, compacted: FileSet) -> str:
-    """Return a query of compacted files without the rows that don't count."""
-    dead = index.dead_parts()
+def _select_live(
+    connection: duckdb.DuckDBPyConnection, run: str, files: FileSet, dead: Mapping[str, Collection[str]]
+) -> str:
+    """Return a query of files that hold many parts, without the rows that don't count: `dead` has keys by file."""
     if not dead:
-        return compacted.select()
-    plan = read_plan(index.run)
+        return files.select()
+    plan = read_plan(run)
     parts = {part.key: part for part in plan.parts()}
     rows = [
-        {"filename": f"{SCHEME}://{compacted.folder}/{name}", "scene_id": part.scene.scene_id, **part.window._asdict()}
+        {"filename": f"{SCHEME}://{files.folder}/{name}", "scene_id": part.scene.scene_id, **part.window._asdict()}
         for name, keys in dead.items()
-        for part in (parts[key] for key in keys & parts.keys())
+        for part in (parts[key] for key in parts.keys() & keys)
     ]
     # Not a table of DuckDB, which SQL could delete from.
-    connection.register("dead_parts", pa.Table.from_pylist(rows, DEAD_PARTS))
+    table = f"dead_parts_{files.folder}"
+    connection.register(table, pa.Table.from_pylist(rows, DEAD_PARTS))
     size = plan.settings.part
     return (
-        f"SELECT tile.* EXCLUDE (filename) FROM ({compacted.select(with_filename=True)}) AS tile "
-        "ANTI JOIN dead_parts AS dead ON tile.filename = dead.filename AND tile.scene_id = dead.scene_id "
+        f"SELECT tile.* EXCLUDE (filename) FROM ({files.select(with_filename=True)}) AS tile "
+        f"ANTI JOIN {table} AS dead ON tile.filename = dead.filename AND tile.scene_id = dead.scene_id "
         f"AND tile.row_off // {size} * {size} = dead.row_off AND tile.col_off // {size} * {size} = dead.col_off"
     )
 
@@ -158,16 +208,27 @@ def run_sql(run: str, sql: str, limit: Limit | None = None) -> Iterator[pa.Recor
     Raises SegError with DuckDB's or Arrow's message, in one line, if the SQL is wrong or the run can't be read, and if
     the query is interrupted by a limit.
     """
-    with _translated_errors():
-        connection = connect(run)
+    connection = _connect_for(run, sql)
     with connection.duckdb, limit.applied(connection.duckdb) if limit else nullcontext():
         with _translated_errors(connection.files):
-            _check_query(connection, sql)
             result = connection.duckdb.sql(sql)
             if result is None:
                 raise SegError(f"SQL: {sql}: has no result: say SELECT ...")
             reader = result.to_arrow_reader(BATCH)
         yield _number_names(reader, connection.files)
+
+
+def _connect_for(run: str, sql: str, explained: bool = False) -> Connection:
+    """Open a connection that can answer a query, without reading the files of all parts if the ledger is enough."""
+    for with_pixels in (False, True):
+        with _translated_errors():
+            connection = connect(run, with_pixels)
+        with _translated_errors(connection.files):
+            _check_query(connection, sql, explained)
+            if connection.can_answer(sql):
+                break
+        connection.duckdb.close()
+    return connection
 
 
 def _check_query(connection: Connection, sql: str, explained: bool = False) -> None:
@@ -195,11 +256,9 @@ def explain(run: str, sql: str) -> dict[str, Any]:
     That is files and bytes, of all that there are, and DuckDB's plan with the row groups and rows of each step. Raises
     SegError as `run_sql` does.
     """
-    with _translated_errors():
-        connection = connect(run)
+    connection = _connect_for(run, sql, explained=True)
     files = connection.files
     with connection.duckdb, _translated_errors(files):
-        _check_query(connection, sql, explained=True)
         before = time.perf_counter()
         plan = connection.duckdb.execute(f"EXPLAIN ANALYZE {sql}").fetchall()[0][1]
         seconds = time.perf_counter() - before

@@ -1,7 +1,9 @@
 """Figures of tiles, added up: of a part, of an image, of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +11,8 @@ import pyarrow.compute as pc
 
 SUMMED_COLUMNS = ("valid_px", "building_px", "area_m2", "building_m2")
 COLUMNS = ["status", "mean_probability", *SUMMED_COLUMNS]
+COUNTED = ("tiles", "failed", "without_area", *SUMMED_COLUMNS[:2])
+SUMS = ("tiles", "failed", "without_area", "probability_px", *SUMMED_COLUMNS)  # what `sum_table` returns
 
 
 def sum_table(table: pa.Table) -> dict[str, Any]:
@@ -31,24 +35,28 @@ def _add_exactly(values: pa.ChunkedArray) -> float:
     return math.fsum(values.to_numpy().tolist())
 
 
-def add_sums(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def add_sums(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Add up what `sum_table` returns: the numbers of tiles, their pixels and areas (m2), coverage and probability.
 
     A figure is None if no tile has it. Areas are also None if any tile with valid pixels has no area.
     """
-    total = {name: [part[name] for part in each if part[name] is not None] for name in SUMMED_COLUMNS}
-    valid_px, building_px = (sum(total[name]) if total[name] else None for name in SUMMED_COLUMNS[:2])
-    without_area = sum(part["without_area"] for part in each)
+    counts: Counter[str] = Counter()
+    floats = {name: array("d") for name in SUMS if name not in COUNTED}  # added up together, since the sum is exact
+    for part in each:
+        counts.update({name: part[name] for name in COUNTED if part[name] is not None})
+        for name in SUMMED_COLUMNS[2:]:
+            floats[name].extend([] if part[name] is None else [part[name]])
+        floats["probability_px"].extend([part["probability_px"]] if part["valid_px"] else [])
+    valid_px, building_px = (counts.get(name) for name in SUMMED_COLUMNS[:2])
     area_m2, building_m2 = (
-        math.fsum(total[name]) if total[name] and not without_area else None for name in SUMMED_COLUMNS[2:]
+        math.fsum(floats[name]) if floats[name] and not counts["without_area"] else None for name in SUMMED_COLUMNS[2:]
     )
-    probability_px = [part["probability_px"] for part in each if part["valid_px"]]
     return {
-        **{name: sum(part[name] for part in each) for name in ("tiles", "failed")},
+        **{name: counts[name] for name in ("tiles", "failed")},
         "valid_px": valid_px,
         "building_px": building_px,
         "coverage": building_px / valid_px if valid_px and building_px is not None else None,
-        "mean_probability": math.fsum(probability_px) / valid_px if valid_px else None,
+        "mean_probability": math.fsum(floats["probability_px"]) / valid_px if valid_px else None,
         "area_m2": area_m2,
         "building_m2": building_m2,
     }

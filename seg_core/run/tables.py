@@ -40,15 +40,16 @@ def part_path(run: str, key: str) -> str:
     return f"{run}/tiles/{part_name(key)}"
 
 
-def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = PLAIN) -> None:
-    """Publish the rows of a part, sorted by tile. The same rows give the same bytes.
+def write_part(run: str, key: str, rows: Iterable[Row], model: str, version: str, store: Store = PLAIN) -> bytes:
+    """Publish the rows of a part, sorted by tile, and return the content of its file. The same rows give the same one.
 
     `model` is the bundle's hash. `version` is the part's (see `Part.version`), and goes into the file's metadata.
     """
     ordered = sorted(rows, key=lambda row: (row["tile_row"], row["tile_col"]))
     schema = TILES.with_metadata({b"geo": json.dumps(_geo(ordered)), VERSION: version})
-    table = pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema)
-    store.publish(part_path(run, key), _parquet(table))
+    content = encode_table(pa.Table.from_pylist([{"model": model, **row} for row in ordered], schema))
+    store.publish(part_path(run, key), content)
+    return content
 
 
 def _geo(rows: Sequence[Row]) -> dict[str, Any]:
@@ -98,10 +99,11 @@ def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN, decode
         "decoder_version": f"torchvision {version('torchvision')}" if decode == "device" else None,
     }
     rows = [{**scene.to_row(), **versions} for scene in scenes]
-    store.publish(scenes_path(run), _parquet(pa.Table.from_pylist(rows, schema=SCENES)))
+    store.publish(scenes_path(run), encode_table(pa.Table.from_pylist(rows, schema=SCENES)))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table) -> bytes:
+    """Encode a table as a Parquet file."""
     stream = pa.BufferOutputStream()  # Arrow writes to it without taking the interpreter's lock
     pq.write_table(table, stream, compression="zstd")
     content: bytes = stream.getvalue().to_pybytes()

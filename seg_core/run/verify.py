@@ -5,42 +5,29 @@
 
 import posixpath
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
 from seg_core.errors import CorruptFileError, SegError
-from seg_core.grid import split
+from seg_core.grid import num_splits
 from seg_core.run import tables
+from seg_core.run.check import Expected, check_part
 from seg_core.run.compact import remove_parts
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import (
-    CompactedFile,
-    Location,
-    PartIndex,
-    index_parts,
-    read_index,
-    read_versioned,
-)
-from seg_core.run.plan import Part
+from seg_core.run.ledger import find_damaged_figures, read_ledger
+from seg_core.run.parts import CompactedFile, Location, PartIndex, index_parts, read_index, read_versioned
+from seg_core.run.plan import Part, Plan
 from seg_core.run.record import read_record
-from seg_core.run.rows import Row, decode_mask, decode_valid
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import crashes_its_reader, part_name, part_path
+from seg_core.storage.files import read_bytes, sha256
+from seg_core.threads import for_each
 
-FIGURES = (
-    "valid_px",
-    "building_px",
-    "coverage",
-    "area_m2",
-    "building_m2",
-    "mean_probability",
-    "mask",
-    "valid",
-    "probability",
-)
+PARTS_AT_ONCE = 64  # that a thread reads: to ask it for each one takes longer than to read one on disk
+PlacedPart = tuple[Location, Part]
 
 
 @dataclass
@@ -71,8 +58,11 @@ class VerifyReport:
         return f"complete: all {self.num_planned:,} tiles are done"
 
 
-def verify(run: str) -> VerifyReport:
-    """Read every part of a run and check it against the plan.
+def verify(run: str, again: bool = False) -> VerifyReport:
+    """Check every part of a run against the plan.
+
+    Each file is read. If the rows of a file were checked when it was published, as the ledger says, its content is
+    compared with the digest that it had then. The rows of all other files are checked, or `again` those of all files.
 
     Raises SegError if `run` is not a run, if the store is unavailable, or if a newer version of this program wrote a
     file of it.
@@ -82,15 +72,18 @@ def verify(run: str) -> VerifyReport:
     index, damaged = _index(run)
     report.problems += [str(error) for error in damaged.values()]
     report.bad_parts += damaged
+    figures = find_damaged_figures(run)
+    report.problems += [f"ledger/{posixpath.basename(path)}: its content has changed" for path in figures]
+    report.bad_parts += figures
     parts, there = list(plan.parts()), index.find()
     _report_unplanned(report, index, {part.key for part in parts})
-    check = partial(_verify_part, plan.settings.tile_size, plan.model)
+    placed = [(there[part.key], part) for part in parts if part.key in there]
+    if not again:
+        placed = _compare_digests(report, run, plan, placed)
     for found in chain(
         (_missing_part(part) for part in parts if part.key not in there),
         # As many threads as there are cores: decoding masks takes computing time.
-        for_each_isolated(
-            check, _crashing_part, [(there[part.key], part) for part in parts if part.key in there], threads=None
-        ),
+        for_each_isolated(partial(_verify_part, Expected.of(plan)), _crashing_part, placed, threads=None),
     ):
         report.num_done += found.num_done
         report.num_failed += found.num_failed
@@ -98,6 +91,30 @@ def verify(run: str) -> VerifyReport:
         report.problems += found.problems
         report.bad_parts += found.bad_parts
     return report
+
+
+def _compare_digests(report: VerifyReport, run: str, plan: Plan, placed: Sequence[PlacedPart]) -> list[PlacedPart]:
+    """Count the parts whose files are those that were checked when they were published. Returns the others."""
+    expected = Expected.of(plan)
+    entered = chain.from_iterable(file.entries for file in read_ledger(run) if file.expected == expected)
+    checked = {(each.key, each.version, each.digest) for each in entered}
+    keys = {key for key, _, _ in checked}
+
+    def is_unchanged(at: PlacedPart) -> bool:
+        location, part = at
+        if location.entry is not None or part.key not in keys:
+            return False
+        return (part.key, part.version, sha256(read_bytes(location.path) or b"")) in checked
+
+    others = []
+    groups = [placed[first : first + PARTS_AT_ONCE] for first in range(0, len(placed), PARTS_AT_ONCE)]
+    for group, unchanged in zip(groups, for_each(lambda group: list(map(is_unchanged, group)), groups), strict=True):
+        for at, holds in zip(group, unchanged, strict=True):
+            if holds:
+                report.num_done += num_splits(at[1].window, expected.tile_size)
+            else:
+                others.append(at)
+    return others
 
 
 def _index(run: str) -> tuple[PartIndex, dict[str, CorruptFileError]]:
@@ -171,61 +188,14 @@ def _own_path(location: Location, part: Part) -> str:
     return f"{posixpath.dirname(location.path)}/{part_name(part.key)}"
 
 
-def _verify_part(tile_size: int, model: str, where: tuple[Location, Part]) -> VerifyReport:
+def _verify_part(expected: Expected, where: tuple[Location, Part]) -> VerifyReport:
     """Check a published part, given its location and its plan."""
     location, part = where
-    name = part_name(part.key)
     try:
         table, version = read_versioned(location)
     except CorruptFileError as error:  # other errors come from the store, and say nothing about the part
-        problem = str(error) if location.entry is None else f"{name}: in {error}"
+        problem = str(error) if location.entry is None else f"{part_name(part.key)}: in {error}"
         return VerifyReport(problems=[problem], bad_parts=[_own_path(location, part)])
-    rows = list(table.to_pylist())
-    planned = {tuple(tile) for tile in split(part.window, tile_size)}
-    found = [tuple(row[k] for k in ("row_off", "col_off", "height", "width")) for row in rows]
-    problems = [f"{name}: tile {tile} has no row" for tile in sorted(planned - set(found))]
-    problems += [f"{name}: tile {tile} was not planned" for tile in sorted(set(found) - planned)]
-    problems += [f"{name}: tile {t} has {found.count(t)} rows" for t in sorted(set(found)) if found.count(t) > 1]
-    if version != part.version:
-        problems.append(f"{name}: was made from another state of {part.scene.scene_id} than the planned one")
-    for row in rows:
-        at = f"{name}: tile {row['row_off']}, {row['col_off']}"
-        problems += [f"{at}: {problem}" for problem in _row_problems(row, tile_size, model, part)]
-    num_failed = sum(row["status"] == "failed" for row in rows)
-    bad = [_own_path(location, part)] if problems else []
-    return VerifyReport(num_done=len(rows) - num_failed, num_failed=num_failed, problems=problems, bad_parts=bad)
-
-
-def _row_problems(row: Row, size: int, model: str, part: Part) -> Iterator[str]:
-    """Yield what is wrong with a row of a part, for tiles of `size` px."""
-    if row["scene_id"] != part.scene.scene_id or row["model"] != model:
-        yield "belongs to another scene or model"
-    if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
-        yield f"has the numbers of tile {row['tile_row']}, {row['tile_col']}"
-    if row["status"] == "done" and row["error"] is row["error_class"] is row["attempts"] is None:
-        yield from _figure_problems(row)
-    elif row["status"] != "failed" or not row["error"]:
-        yield f"status {row['status']!r}, error {row['error']!r}"
-    elif any(row[figure] is not None for figure in FIGURES):
-        yield "failed, but has figures"
-
-
-def _figure_problems(row: Row) -> Iterator[str]:
-    """Yield what is wrong with the figures and the mask of a tile that is done."""
-    valid, building = row["valid_px"], row["building_px"]
-    if valid is None or building is None or not 0 <= building <= valid <= row["height"] * row["width"]:
-        yield f"{building} building of {valid} valid of {row['height'] * row['width']} px"
-        return
-    if row["coverage"] != (building / valid if valid else None):
-        yield f"coverage {row['coverage']} is not {building} / {valid}"
-    try:
-        mask, pixels = decode_mask(row["mask"], row["height"], row["width"]), decode_valid(row)
-    except SegError as error:
-        yield str(error)
-        return
-    if mask.sum() != building:
-        yield f"the mask has {mask.sum()} building px, the row has {building}"
-    if pixels is not None and pixels.sum() != valid:
-        yield f"the column valid has {pixels.sum()} px, the row has {valid} valid px"
-    elif pixels is not None and (mask & ~pixels).any():
-        yield f"{(mask & ~pixels).sum()} building px are not valid"
+    found = check_part(table, version, part, expected)
+    bad = [_own_path(location, part)] if found.problems else []
+    return VerifyReport(num_done=found.num_done, num_failed=found.num_failed, problems=found.problems, bad_parts=bad)

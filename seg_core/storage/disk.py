@@ -27,6 +27,10 @@ def stat(path: str) -> Stat | None:
         raise SegError(f"{path}: {error.strerror}") from error
     if not S_ISREG(found.st_mode):  # a folder; or a pipe, which one would wait at for ever
         return None
+    return _stat_of(found)
+
+
+def _stat_of(found: os.stat_result) -> Stat:
     return Stat(found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
 
 
@@ -98,6 +102,18 @@ def walk(folder: str) -> Iterator[str]:
             folders.sort()
             waiting.extend(path for name in folders if os.path.islink(path := os.path.join(parent, name)))
             yield from (os.path.join(parent, name) for name in names)
+
+
+def list_files(folder: str) -> Iterator[tuple[str, Stat]]:
+    """Names, sizes and versions of the files in a folder."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                found = entry.stat()
+                if S_ISREG(found.st_mode):
+                    yield entry.name, _stat_of(found)
 
 
 def _refuse_closed(error: OSError) -> None:

@@ -262,14 +262,16 @@ def expand(pattern: str) -> list[str]:
 def published(folder: str, suffix: str) -> list[str]:
     """Paths of the published files of a folder with that suffix, by name."""
     if is_remote(folder):
-        depth = folder.count("/") + 1
-        found = [path for path in walk(folder) if path.endswith(suffix) and path.count("/") == depth]
-        return sorted(found)
-    if not os.path.isdir(folder):
-        return []
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.endswith(suffix) and not e.name.startswith(PARTIAL)]
-    return [os.path.join(folder, name) for name in sorted(names)]
+        names = [name for name, _ in list_files(folder)]
+    else:  # without a look at each file
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+    chosen = sorted(name for name in names if name.endswith(suffix) and not name.startswith(PARTIAL))
+    return [f"{folder}/{name}" for name in chosen]
+
+
+def list_files(folder: str) -> Iterator[tuple[str, Stat]]:
+    """Names, sizes and versions of the files in a folder, in no order; nothing where there is no such folder."""
+    return _store(folder).list_files(folder)
 
 
 def make_folder(folder: str | Path) -> None:

@@ -193,12 +193,25 @@ def remove(uri: str) -> None:
 
 def walk(prefix: str) -> Iterator[str]:
     """All objects below a prefix, as they are found, a page of 1,000 at a time."""
+    bucket, _ = _split(prefix)
+    for key, _ in _list_objects(prefix):
+        yield f"{S3}{bucket}/{key}"
+
+
+def list_files(prefix: str) -> Iterator[tuple[str, Stat]]:
+    """Names, sizes and etags of the objects of a prefix, without those of prefixes below it."""
+    for key, state in _list_objects(prefix, Delimiter="/"):
+        yield posixpath.basename(key), state
+
+
+def _list_objects(prefix: str, **options: str) -> Iterator[tuple[str, Stat]]:
     bucket, key = _split(prefix)
-    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **options}
     while True:
         page: dict[str, Any] = _ask(prefix, methodcaller("list_objects_v2", **asked)) or {}
-        # A key that ends so is a folder, as web consoles make them.
-        yield from (f"{S3}{bucket}/{o['Key']}" for o in page.get("Contents", ()) if not o["Key"].endswith("/"))
+        for each in page.get("Contents", ()):
+            if not each["Key"].endswith("/"):  # such a key is a folder, as web consoles make them
+                yield each["Key"], Stat(each["Size"], each["ETag"].strip('"'))
         if not page.get("IsTruncated"):
             return
         asked["ContinuationToken"] = page["NextContinuationToken"]

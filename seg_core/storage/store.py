@@ -48,6 +48,9 @@ class Store(Protocol):
     def walk(self, folder: str, /) -> Iterator[str]:
         """Paths of all files below a folder, as they are found; nothing where there is no such folder."""
 
+    def list_files(self, folder: str, /) -> Iterator[tuple[str, Stat]]:
+        """Names, sizes and versions of the files in a folder, not below it; nothing where there is no such folder."""
+
     def make_folder(self, folder: str, /) -> None:
         """Create a folder, where the store has such things, and try whether it can be written to."""
 
