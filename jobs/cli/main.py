@@ -11,6 +11,7 @@ from seg_core.storage.s3 import ANONYMOUS
 from ..terminal import RayEnded, Terminated, command_line, note, stoppable
 from .parser import make_parser
 
+JOB_COMMANDS = {"submit", "jobs", "logs", "stop", "resume"}  # which ask a dashboard
 RAY_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 RAY_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - its path
 # These hide Ray's own messages, which --debug shows. Ray reads them at import, which comes after they are set.
@@ -69,8 +70,11 @@ def _set_environment(args: argparse.Namespace) -> None:
     if not args.debug:
         for name, value in QUIET_RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    if any(os.environ.get(name) for name in RAY_TOKENS) or os.path.exists(os.path.expanduser(RAY_TOKEN_FILE)):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's clients would not send it otherwise
+    # Ray's clients would not send it otherwise. A command that joins a cluster must have the mode of the cluster.
+    if args.command in JOB_COMMANDS and (
+        any(os.environ.get(name) for name in RAY_TOKENS) or os.path.exists(os.path.expanduser(RAY_TOKEN_FILE))
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if args.no_sign_request:
         os.environ[ANONYMOUS] = "YES"  # inherited by all processes that read files
 
