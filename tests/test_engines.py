@@ -1,9 +1,11 @@
 """Networks in OpenVINO: what torch computes, within rounding; and what happens where that can't be."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,20 @@ def test_torch_takes_over_where_openvino_is_not_installed(
     monkeypatch.setitem(sys.modules, "seg_core.model.openvino_network", None)
     assert isinstance(load_network(bundle, read_bundle(bundle), CPU, "bfloat16"), TorchNetwork)
     assert "the network runs in torch, which is slower" in caplog.text
+
+
+def test_a_segmenter_is_freed_by_whoever_drops_it_and_not_by_the_garbage_collector(bundle: str) -> None:
+    """That may run in any thread, and OpenVINO's networks have crashed in those of other libraries."""
+    gc.disable()
+    try:
+        segmenter = Segmenter(bundle, "cpu", precision="float32")
+        network = weakref.ref(segmenter.network)
+        segmenter(np.zeros((3, 64, 64), np.uint8), np.ones((64, 64), np.bool_), 0, 64, 64)
+        assert isinstance(network(), OpenVinoNetwork)
+        del segmenter
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_a_gpu_refuses_what_only_cpus_compute_in() -> None:

@@ -27,22 +27,24 @@ def stack_chips(chips: Chips) -> Tensor:
 
 
 class CompiledNetwork:
-    """A function `function(images, masks, normalizations, *rest)` of batches, compiled where that saves time.
+    """Calls a function `function(images, masks, normalizations, *rest)` of batches, compiled where that saves time.
 
-    It returns tensors. It is called with the chips of a batch: images `(bands, h, w)`, masks `(h, w)` and
+    The function is the same in all calls. It is not kept before it is compiled: a reference to a method of the owner
+    would leave the owner to the garbage collector, and its network to whichever thread that runs in. The function
+    returns tensors. It is called with the chips of a batch: images `(bands, h, w)`, masks `(h, w)` and
     normalizations `(2, bands)`. It is compiled with static shapes for a size of batches on which `compile_after`
     seconds have been spent, and never if that is None. If it can't be compiled, it runs uncompiled, and a warning is
     logged.
     """
 
-    def __init__(self, function: Callable[..., Outputs], compile_after: float | None, on_gpu: bool) -> None:
-        self.function, self.compile_after, self.on_gpu = function, compile_after, on_gpu
+    def __init__(self, compile_after: float | None, on_gpu: bool) -> None:
+        self.compile_after, self.on_gpu = compile_after, on_gpu
         self.sizes: dict[Hashable, RunBatch] = {}  # the compiled function of each size
         self.seconds_spent: defaultdict[Hashable, float] = defaultdict(float)  # seconds per size
         self.recording_lock = threading.Lock()  # held while a CUDA graph is recorded: nothing may wait for the GPU then
         self.pool = torch.cuda.graph_pool_handle() if on_gpu else None  # memory that the graphs of all sizes share
 
-    def __call__(self, size: Hashable | None, batch: Batch, *rest: Any) -> Outputs:
+    def __call__(self, function: Callable[..., Outputs], size: Hashable | None, batch: Batch, *rest: Any) -> Outputs:
         """Return the function's tensors for a batch.
 
         `size` identifies all that must not change for a compiled function, including `rest`. It is None for a rare
@@ -50,9 +52,9 @@ class CompiledNetwork:
         """
         if size in self.sizes:
             return self.sizes[size](batch)
-        return self.function(*map(stack_chips, batch), *rest)
+        return function(*map(stack_chips, batch), *rest)
 
-    def prepare(self, size: Hashable | None, batch: Batch, *rest: Any) -> bool:
+    def prepare(self, function: Callable[..., Outputs], size: Hashable | None, batch: Batch, *rest: Any) -> bool:
         """Compile for this size of batches, with one of them as input, if enough time was spent on it.
 
         Returns whether it compiled, or tried to.
@@ -61,7 +63,7 @@ class CompiledNetwork:
         if size in self.sizes or not is_due or len(self.sizes) >= MAX_SIZES:
             return False
         try:
-            compiled = torch.compile(self.function, dynamic=False)
+            compiled = torch.compile(function, dynamic=False)
             make_run = self._record if self.on_gpu else self._call_once
             self.sizes[size] = make_run(compiled, batch, *rest)
         except torch.OutOfMemoryError:  # compiling takes more memory than running

@@ -74,11 +74,11 @@ class Segmenter:
         self.network = load_network(path, self.bundle, self.device, precision, in_torch=compiling == "yes")
         self.views = VIEWS if tta else VIEWS[:1]
         self.normalizations: dict[Normalization, Tensor] = {}  # on the device, `float32 (2, bands)`
-        self.decoder = JpegDecoder(self.device, self.free_memory)
+        self.decoder = JpegDecoder(self.device, partial(_free_memory, self.on_gpu))
         self.uploader = ChipUploader(self.device)
         self.in_flight = 4 if self.on_gpu else 0  # batches that may be in progress while more are prepared
         after = {"no": None, "auto": COMPILE_AFTER if self.on_gpu else None, "yes": 0.0}[compiling]
-        self.compiled = CompiledNetwork(self._compute_outputs, after, self.on_gpu)
+        self.compiled = CompiledNetwork(after, self.on_gpu)
 
     @torch.inference_mode()
     def __call__(
@@ -139,7 +139,7 @@ class Segmenter:
         outputs: tuple[Tensor, ...] = ()
         if inferred:
             batch = self._gather([chips[number] for number in inferred])
-            compiled = not self.exact and self.compiled.prepare(size, batch, spec)
+            compiled = not self.exact and self.compiled.prepare(self._compute_outputs, size, batch, spec)
             started = time.perf_counter() if compiled else started
             events += self._record_time()
             outputs = tuple(self._to_host(each) for each in self._run(size, batch, spec))
@@ -212,8 +212,7 @@ class Segmenter:
 
     def free_memory(self) -> None:
         """Release the memory that torch caches on the GPU, after it has run out of memory."""
-        if self.on_gpu:
-            torch.cuda.empty_cache()
+        _free_memory(self.on_gpu)
 
     def is_lost(self) -> bool:
         """Return whether this process can no longer use the device. Most CUDA errors are permanent."""
@@ -239,7 +238,7 @@ class Segmenter:
                 for image, mask, normalization in zip(*batch, strict=True)
             ]
             return tuple(torch.cat(part) for part in zip(*each, strict=True))
-        return self.compiled(size, batch, spec)
+        return self.compiled(self._compute_outputs, size, batch, spec)
 
     def _compute_outputs(
         self, images: Tensor, masks: Tensor, normalizations: Tensor, spec: WindowSpec
@@ -261,6 +260,11 @@ class Segmenter:
         logits = self.network(torch.rot90(x.flip(-1) if flip else x, turns, (-2, -1)))
         probability = torch.rot90(class_probability(logits, self.bundle.building), -turns, (-2, -1))
         return probability.flip(-1) if flip else probability
+
+
+def _free_memory(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.empty_cache()
 
 
 @dataclass
