@@ -25,7 +25,9 @@ def submit(args: Namespace) -> int:
     if not command:
         raise SegError("submit: no command: use seg submit -- segment ...")
     wanted = _check(args, command, os.getcwd())
-    return _submit(args, wanted)
+    from ..submitting.dashboard import connect
+
+    return _submit(args, connect(args.address), wanted)
 
 
 def _check(args: Namespace, command: list[str], folder: str) -> "Submission":
@@ -64,11 +66,10 @@ def _check(args: Namespace, command: list[str], folder: str) -> "Submission":
     )
 
 
-def _submit(args: Namespace, submission: "Submission") -> int:
+def _submit(args: Namespace, client: Any, submission: "Submission") -> int:
     from ..submit import submit as submit_job
-    from ..submitting.dashboard import check_version, connect
+    from ..submitting.dashboard import check_version
 
-    client = connect(args.address)
     check_version(client)
     job_id = submit_job(client, submission)
     if args.no_follow:
@@ -196,7 +197,8 @@ def resume(args: Namespace) -> int:
     from ..submitting.dashboard import connect
     from ..submitting.jobs import job_info
 
-    job = job_info(connect(args.address), args.id)
+    client = connect(args.address)
+    job = job_info(client, args.id)
     metadata = job.metadata or {}
     if not job.status.is_terminal():
         raise SegError(f"{args.id}: is {job.status}: seg logs {args.id} --follow shows it, seg stop {args.id} ends it")
@@ -205,4 +207,4 @@ def resume(args: Namespace) -> int:
     args.name = metadata.get("name")
     for name in ("num_cpus", "num_gpus"):
         setattr(args, name, float(metadata[name]) if name in metadata else None)
-    return _submit(args, _check(args, shlex.split(metadata["command"]), metadata["folder"]))
+    return _submit(args, client, _check(args, shlex.split(metadata["command"]), metadata["folder"]))

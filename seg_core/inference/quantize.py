@@ -22,8 +22,6 @@ from seg_core.run.normalization import draw_blocks, frames_of
 from seg_core.run.plan import Plan
 from seg_core.storage.files import exists
 
-NUM_CROPS = 32
-
 Image = NDArray[np.float32]  # normalised, (1, bands, h, w)
 
 
@@ -36,7 +34,7 @@ class Quantization(NamedTuple):
 
 
 def quantize_bundle(
-    path: str, plan: Plan, out: str, number: int = NUM_CROPS, report: Callable[[str], None] = lambda _: None
+    path: str, plan: Plan, out: str, number: int, report: Callable[[str], None] = lambda _: None
 ) -> Quantization:
     """Write the bundle at `path` to `out` with an int8 network.
 
