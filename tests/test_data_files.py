@@ -1,14 +1,18 @@
-"""PROJ_DATA, PROJ_LIB and GDAL_DATA of another PROJ or GDAL: what a scene's CRS is does not depend on them.
+"""What rasterio takes from the environment: data files of another PROJ or GDAL, and keys to a store.
 
-rasterio issue 2103, torchgeo issue 994.
+A scene's CRS does not depend on PROJ_DATA, PROJ_LIB and GDAL_DATA: rasterio issue 2103, torchgeo issue 994.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
+import rasterio
 from conftest import MakeScene, outside_environment
+
+from seg_core.imagery.data_files import gdal_environment
 
 READ = """
 import sys
@@ -45,3 +49,15 @@ def test_the_data_of_another_proj_is_not_used(make_scene: MakeScene, tmp_path: P
     assert scene == in_thread
     assert scene.startswith("EPSG:32633 1.00")
     assert done.stderr == ""
+
+
+def test_keys_in_the_environment_cost_a_reader_of_local_files_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setattr(boto3, "Session", lambda *_, **__: made.append(1) or session)
+    session = boto3.session.Session()
+    with gdal_environment():
+        assert not made
+    rasterio.Env()  # as it does by itself
+    assert made

@@ -14,6 +14,7 @@ import rasterio
 from rasterio._env import set_gdal_config, set_proj_data_search_path
 from rasterio.crs import CRS
 from rasterio.env import GDALDataFinder, PROJDataFinder
+from rasterio.session import DummySession
 
 VARIABLES = {"PROJ_DATA", "PROJ_LIB", "GDAL_DATA"}
 
@@ -25,16 +26,18 @@ _thread = threading.local()
 def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Iterator[None]:
     """Enter a `rasterio.Env` with settings, in which the data files of the rasterio package are used.
 
-    The variables decide if rasterio has no data files, because it was built against the system's libraries.
+    The variables decide if rasterio has no data files, because it was built against the system's libraries. GDAL finds
+    credentials by itself: where there are keys in the environment, rasterio would make a session of boto3 each time.
     """
+    environment = rasterio.Env(session=DummySession(), **settings or {})
     with ExitStack() as stack:
         if VARIABLES.isdisjoint(os.environ):
-            stack.enter_context(rasterio.Env(**settings or {}))
+            stack.enter_context(environment)
         else:
             # The path to PROJ's files belongs to the process, and rasterio has just set it to the variable's. A thread
             # opens the database once: here, where no other thread can change the path meanwhile.
             with _beginning:
-                stack.enter_context(rasterio.Env(**settings or {}))
+                stack.enter_context(environment)
                 _use_own_files()
         yield
 

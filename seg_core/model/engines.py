@@ -87,13 +87,14 @@ def _convert(model: nn.Module, bundle: Bundle, precision: str) -> "OpenVinoNetwo
     side = round_up(TRACED_SIDE, stride)
     converted = convert(model, bundle.bands, side)
     images = torch.randn(2, bundle.bands, side + stride, side, generator=torch.Generator().manual_seed(0))
+    network = OpenVinoNetwork(converted, "float32")
     with torch.inference_mode():
-        logits = model(images), OpenVinoNetwork(converted, "float32")(images)
+        logits = model(images), network(images)
     expected, found = (class_probability(each, bundle.building) for each in logits)
     difference = float((expected - found).abs().max())
     if not difference <= MAX_DIFFERENCE:
         raise RuntimeError(f"its probabilities differ by {difference:.3g}")
-    return OpenVinoNetwork(converted, precision)
+    return network if precision == "float32" else OpenVinoNetwork(converted, precision)
 
 
 def _last_line(error: Exception) -> str:
