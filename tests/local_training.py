@@ -9,6 +9,7 @@ import pytest
 import ray.train.v2._internal.execution.train_fn_utils as ray_train
 import torch.distributed
 from ray.train import Checkpoint, Result
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 
 class LocalTrainer:
@@ -27,6 +28,8 @@ class LocalTrainer:
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
                 patch.setattr(ray_train, "_train_fn_utils", reported)
                 self.worker(self.config)
+        except Exception as error:
+            raise WorkerGroupError("a worker failed", {0: error}) from error
         finally:
             torch.distributed.destroy_process_group()
         return Result(metrics=None, checkpoint=None, path=None, error=None, best_checkpoints=reported.kept)

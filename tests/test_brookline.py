@@ -21,11 +21,12 @@ TINY = {"width": 8, "depth": 3, "epochs": 2, "steps": 20, "batch": 8, "crop": 19
 NARROW = ["--preset", "large", *(text for name, value in TINY.items() for text in (f"--{name}", str(value)))]
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_train_segment_verify_query_and_score(
     dataset: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, run = tmp_path / "bundle", tmp_path / "run"
-    out, err = seg(capsys, "train", "--data", dataset, "--out", bundle, "--workers", "2", *NARROW, "--json")
+    out, err = seg(capsys, "train", "--data", dataset, "--out", bundle, *NARROW, "--json")
     assert "epoch 2 of 2: loss" in err
     trained = json.loads(out)
     assert 0.05 < trained["val_iou"] < 1

@@ -11,6 +11,7 @@ import pytest
 from botocore.stub import Stubber
 from pyarrow.fs import FileSystem
 from s3transfer.exceptions import RetriesExceededError
+from weed import KEY, SECRET
 
 from seg_core.errors import JobError, SegError
 from seg_core.run.lease import acquire_lease
@@ -89,17 +90,18 @@ def walk_all(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "reason"),
+    ("variables", "reason"),
     [
-        ("AWS_SECRET_ACCESS_KEY", "guessed", "these credentials are not known to S3"),
-        ("AWS_ACCESS_KEY_ID", "guessed", "these credentials are not known to S3"),
-        ("AWS_NO_SIGN_REQUEST", "YES", "access denied"),
+        ({"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": "guessed"}, "these credentials are not known to S3"),
+        ({"AWS_ACCESS_KEY_ID": "guessed", "AWS_SECRET_ACCESS_KEY": SECRET}, "these credentials are not known to S3"),
+        ({"AWS_NO_SIGN_REQUEST": "YES"}, "access denied"),
     ],
 )
 def test_who_may_not_is_refused(
-    s3: str, other_environment: pytest.MonkeyPatch, name: str, value: str, reason: str
+    s3: str, other_environment: pytest.MonkeyPatch, variables: dict[str, str], reason: str
 ) -> None:
-    other_environment.setenv(name, value)
+    for name, value in variables.items():
+        other_environment.setenv(name, value)
     # To read begins with a look at the object, to which S3 answers no more than a number.
     attempts = {check_writable: reason, walk_all: reason, read_bytes: "access denied"}
     for attempt, why in attempts.items():
@@ -117,8 +119,7 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
     policy = {"Version": "2012-10-17", "Statement": [{**everyone, "Resource": ["arn:aws:s3:::tests/open/*"]}]}
     boto3.client("s3").put_bucket_policy(Bucket="tests", Policy=json.dumps(policy))
     try:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            other_environment.delenv(name)
+        other_environment.delenv("AWS_SHARED_CREDENTIALS_FILE")
         store._client.cache_clear()
         with pytest.raises(SegError, match=f"^{s3}/open/a: no credentials: .*--no-sign-request"):
             read_bytes(f"{s3}/open/a")

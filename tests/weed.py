@@ -13,20 +13,25 @@ from botocore.exceptions import BotoCoreError, ClientError
 from conftest import free_port, outside_environment
 
 BUCKET = "tests"
+KEY, SECRET = "key", "secret"
 FINDABLE = "made/up+for+a+search/0123456789abcdefgh"  # a secret that nothing else looks like
 IDENTITY = {
     "name": "tests",
-    "credentials": [{"accessKey": "key", "secretKey": "secret"}, {"accessKey": "another", "secretKey": FINDABLE}],
+    "credentials": [{"accessKey": KEY, "secretKey": SECRET}, {"accessKey": "another", "secretKey": FINDABLE}],
     "actions": ["Admin", "Read", "Write", "List", "Tagging"],
 }
 
 
 class Weed:
-    """A server that keeps what it is given in `folder`; `environment` leads to it."""
+    """A server that keeps what it is given in `folder`; `environment` leads to it.
+
+    The keys are in a file: where they are in the environment, rasterio makes a session of boto3 in each of many calls.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "s3.json").write_text(json.dumps({"identities": [IDENTITY]}))
+        (folder / "keys").write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
         ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
         options = [f"-{name}.port={port}" for name, port in ports.items()]
         options += [f"-{name}.port.grpc={free_port()}" for name in ports]
@@ -37,8 +42,7 @@ class Weed:
         ]  # fmt: skip
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_SHARED_CREDENTIALS_FILE": f"{folder}/keys",
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
@@ -72,8 +76,8 @@ class Weed:
         return boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
             region_name=self.environment["AWS_REGION"],
             config=Config(retries={"total_max_attempts": 1}),
         )

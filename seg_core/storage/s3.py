@@ -1,8 +1,8 @@
 """S3, and what speaks its language: boto3 lists and writes, pyarrow reads tables, GDAL reads windows of imagery.
 
 boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are told. Each finds credentials by
-itself (keys and session token in the environment, AWS_PROFILE, the machine's role): they are never handed around, and
-so can't get into a file, a log or the arguments of a task.
+itself (keys and session token in the environment, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, the machine's role): they
+are never handed around, and so can't get into a file, a log or the arguments of a task.
 
 A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for what S3 refuses or does not answer.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 S3 = "s3://"
+KEY_FILE = "AWS_SHARED_CREDENTIALS_FILE"
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
@@ -69,6 +70,8 @@ def gdal_settings(uri: str) -> GdalSettings:
             "AWS_HTTPS": "YES" if host.scheme == "https" else "NO",
             "AWS_VIRTUAL_HOSTING": "FALSE",  # of such a server, buckets are paths and not host names
         }
+    if KEY_FILE in os.environ:  # GDAL 3.10 has a name of its own for it, and would look in the home folder
+        settings["CPL_AWS_CREDENTIALS_FILE"] = os.environ[KEY_FILE]
     return settings
 
 
