@@ -1,5 +1,6 @@
 """Tie the processes of a Ray started by this command to it: neither outlives the other."""
 
+import math
 import os
 import signal
 import threading
@@ -11,9 +12,11 @@ import psutil
 
 from .terminal import RayEnded, note
 
-CHECK_INTERVAL = 1.0  # s between two checks of the processes
+CHECK_INTERVAL = 1.0  # s between two checks of the essential processes
+UPDATE_INTERVAL = 5.0  # s between two searches for descendants, which look at all processes of the machine
 COMMAND_TIMEOUT = 15.0  # s that the command has to end after an essential process has ended
 KILL_TIMEOUT = 5.0  # s to wait until killed processes are gone
+ENDED = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 ESSENTIAL_NAMES = {"gcs_server", "raylet"}  # Ray itself takes a minute or more to notice that one has ended
 
 
@@ -28,7 +31,7 @@ def list_processes() -> dict[psutil.Process, int]:
         with suppress(psutil.Error):  # it has ended, or is hidden from this user
             process = psutil.Process(pid)
             with process.oneshot():
-                if process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+                if process.status() not in ENDED:
                     parents[process] = process.ppid()
     return parents
 
@@ -36,6 +39,13 @@ def list_processes() -> dict[psutil.Process, int]:
 def list_children() -> set[psutil.Process]:
     """Return the child processes of this process that have not ended."""
     return {process for process, parent in list_processes().items() if parent == os.getpid()}
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process has not ended."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() not in ENDED
+    return False
 
 
 class RayProcesses:
@@ -75,8 +85,12 @@ class RayProcesses:
         self.ended.set()
 
     def _watch(self, essential: dict[psutil.Process, str]) -> None:
+        updated = -math.inf
         while not self.closing.wait(CHECK_INTERVAL):
-            gone = essential.keys() - self._update()
+            if time.monotonic() - updated > UPDATE_INTERVAL:
+                self._update()
+                updated = time.monotonic()
+            gone = [process for process in essential if not is_alive(process)]
             with self.lock:
                 if not gone or self.closing.is_set():
                     continue

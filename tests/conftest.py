@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rasterio.windows import Window
 
 from seg_core.chips import WindowFigures, pack_validity
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.model.bundle import Bundle, write_bundle
+from seg_core.model.bundle import Bundle, Weights, write_bundle
 from seg_core.training.dataset import MISSING, Sample
 
 # Before torch is loaded: its threads, which take turns here with those of other tests, sleep while they wait.
@@ -288,6 +289,14 @@ def free_port() -> int:
 
 def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **fields: Any) -> str:
     """Write the bundle of an untrained U-Net that calls half of the pixels of random noise building."""
+    described, weights = make_untrained(width, depth, seed)
+    write_bundle(path, Bundle(**{**described, **DATA_FIELDS, "threshold": 0.5, **fields}), weights)
+    return path
+
+
+@cache
+def make_untrained(width: int, depth: int, seed: int) -> tuple[dict[str, Any], Weights]:
+    """What a bundle says of that network, and its weights."""
     import torch
 
     from seg_core.model.networks import build_model, find_min_chip, measure_network
@@ -302,17 +311,9 @@ def write_untrained(path: str, *, width: int, depth: int, seed: int = 0, **field
     with torch.inference_mode():
         model.head.weight.normal_()
         model.head.bias -= model.eval()(torch.randn(1, 3, 256, 256)).median()
-    footing = measure_network(model, 3)
-    described: dict[str, Any] = {
-        "architecture": architecture,
-        **DATA_FIELDS,
-        **vars(footing),
-        "min_chip": find_min_chip(model, 3),  # a network so small needs no larger chips
-        "threshold": 0.5,
-        **fields,
-    }
-    write_bundle(path, Bundle(**described), {k: v.numpy() for k, v in model.state_dict().items()})
-    return path
+    described = {"architecture": architecture, **vars(measure_network(model, 3))}
+    described["min_chip"] = find_min_chip(model, 3)  # a network so small needs no larger chips
+    return described, {name: weight.numpy() for name, weight in model.state_dict().items()}
 
 
 def random_sample(seed: int, height: int = 40, width: int = 40, missing: float = 0.2, bands: int = 3) -> Sample:
@@ -399,7 +400,7 @@ def ray_cluster(s3: str) -> Iterator[None]:  # noqa: ARG001 - its processes inhe
     from aerial_seg.cli.main import QUIET_RAY_ENVIRONMENT
     from aerial_seg.ray_session import ray_session
 
-    os.environ.update(QUIET_RAY_ENVIRONMENT, RAY_metrics_report_interval_ms="1000")
+    os.environ.update(QUIET_RAY_ENVIRONMENT, RAY_metrics_report_interval_ms="5000")
     with ray_session(None, num_cpus=2):
         yield
     assert not ray.is_initialized()

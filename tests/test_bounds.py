@@ -53,7 +53,7 @@ def peaks(command: list[str]) -> dict[str, float]:
             for each in [root, *below]:
                 try:
                     mark = high_water_mark(each.pid)
-                    name = "driver" if each == root else each.cmdline()[0].split("/")[-1].split("(")[0]
+                    name = "driver" if each == root else kind_of(each)
                 except (psutil.Error, OSError, IndexError, StopIteration):
                     continue  # it has ended meanwhile
                 latest[each.pid] = name, mark
@@ -67,7 +67,15 @@ def peaks(command: list[str]) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for kind, mark in latest.values():
         found[kind] = max(found[kind], mark)
+    found.pop("default_worker.py", None)  # of a worker that ended before it had a name, and had not started
     return dict(found)
+
+
+def kind_of(process: psutil.Process) -> str:
+    """What Ray calls a process, or else the script that Python runs in it."""
+    words = process.cmdline()
+    script = next((word for word in words[1:] if word.endswith(".py")), words[0])
+    return (script if words[0].split("/")[-1].startswith("python") else words[0]).split("/")[-1].split("(")[0]
 
 
 def high_water_mark(pid: int) -> float:
