@@ -242,7 +242,7 @@ def test_resampled_windows_agree_exactly_where_they_overlap(tmp_path: Path, kind
     )
     resampled = resample_grid(scene, gsd_m)
     assert resampled.is_resampled
-    overlaps(resampled, 15, 200)
+    overlaps(resampled, 8, 200)
 
 
 @pytest.mark.parametrize("gsd_m", [0.37, 0.6, 1.3, 4.0])

@@ -27,7 +27,8 @@ def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Itera
     """Enter a `rasterio.Env` with settings, in which the data files of the rasterio package are used.
 
     The variables decide if rasterio has no data files, because it was built against the system's libraries. GDAL finds
-    credentials by itself: where there are keys in the environment, rasterio would make a session of boto3 each time.
+    credentials by itself. With keys in the environment, rasterio would make a session of boto3 for each image that is
+    opened: https://github.com/rasterio/rasterio/issues/3331.
     """
     environment = rasterio.Env(session=DummySession(), **settings or {})
     with ExitStack() as stack:
