@@ -28,7 +28,7 @@ class _LeanNode(ray_nodes.Node):
 def lean_node() -> Iterator[None]:
     """Have a Ray that starts meanwhile do without the autoscaler, the log monitor and statistics of usage."""
     before = ray_nodes.Node
-    ray_nodes.Node = _LeanNode  # type: ignore[misc] - ray.init looks the name up
+    ray_nodes.Node = _LeanNode  # type: ignore[misc]  # the name that ray.init looks up
     try:
         yield
     finally:
