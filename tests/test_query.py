@@ -22,9 +22,10 @@ from aerial_seg.cli.main import main
 from seg_core.errors import SegError
 from seg_core.run.ledger import read_ledger
 from seg_core.run.plan import Plan
-from seg_core.run.query import query, run_sql, summary
+from seg_core.run.query import query, summary
 from seg_core.run.rows import Row
 from seg_core.run.schema import SCENES, TILES
+from seg_core.run.sql import run_sql
 from seg_core.run.tables import part_path, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]

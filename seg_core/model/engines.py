@@ -20,7 +20,7 @@ from seg_core.processor import choose_precision
 if TYPE_CHECKING:
     from seg_core.model.openvino_network import OpenVinoNetwork
 
-TRACED_SIDE = 128  # px, or the next multiple of the stride: small, so that converting takes no time
+TRACED_SIDE = 64  # px, or the next multiple of the stride: small, so that converting takes no time
 MAX_DIFFERENCE = 0.02  # of a probability from torch's; rounding in float32 stays far below it
 
 log = logging.getLogger(__name__)
