@@ -26,6 +26,7 @@ from seg_core.storage.s3 import SHARED
 
 from .processes import RayProcesses, own_ray
 from .progress import waiting
+from .ray_node import lean_node
 from .terminal import Terminated, handle_stops, owns_process, restore_handlers, stoppable
 
 # glibc gives large blocks back when they are freed, and half the time of inference on a CPU would go into fetching the
@@ -125,7 +126,7 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
                 _join(address, options)
             else:
                 check_temporary_folder()
-                with _loopback():
+                with _loopback(), nullcontext() if verbose else lean_node():  # verbose: the log monitor is needed
                     ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
         handle_stops()  # as Ray has put a handler of its own in place
     except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts

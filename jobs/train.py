@@ -25,7 +25,8 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
 from seg_core.storage.files import check_writable, exists, filesystem, folder_of, is_remote, make_folder, read_bytes
-from seg_core.training.dataset import describe_class, find_pairs, is_building, read_header
+from seg_core.training.class_names import describe_class, is_building
+from seg_core.training.dataset import find_pairs, read_header
 
 from .progress import waiting
 from .ray_session import ray_session

@@ -28,7 +28,8 @@ from seg_core.grey_levels import Normalization, count_levels
 from seg_core.grid import Window, split
 from seg_core.imagery.georef import Transform, area_m2, footprints, window_transform
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.scene import fit_to_model, read_scene
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.scene import fit_to_model
 from seg_core.inference.scenes import segment_pixels, segment_scene
 from seg_core.model.bundle import BUILT_IN
 from seg_core.model.cpu_threads import at_least_two_threads

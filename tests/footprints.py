@@ -9,7 +9,8 @@ import numpy as np
 import shapely
 from conftest import NORTH_UP, UTM
 
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.imagery.vectors import PolygonIndex, index_polygons, open_vectors
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".shp": "ESRI Shapefile", ".fgb": "FlatGeobuf"}

@@ -11,8 +11,9 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from seg_core.grid import Window
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.jpeg_streams import read_streams
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.synthetic import draw_town
 

@@ -31,7 +31,7 @@ from seg_core.audit.strata import NAMES, Survey, is_building, survey_run
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.imagery.region import read_region
 from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import read_bundle

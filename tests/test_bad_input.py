@@ -38,9 +38,10 @@ from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, chip_window, intersects, reflect_window, split
 from seg_core.imagery.georef import Transform
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.open import open_image
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import find_images, read_region
-from seg_core.imagery.scene import open_image, read_scene
 from seg_core.inference.recheck import Recheck, recheck
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import make_plan
@@ -355,7 +356,7 @@ def test_a_window_without_data_fetches_little_of_a_remote_scene(s3: str, tmp_pat
     uri = put(write_masked(tmp_path / "a.tif", valid, "mask"), f"{s3}/masked/a.tif")
     # In a process of its own: rasterio holds the interpreter while GDAL looks for a mask, and the proxy is in this one.
     read = f"print(read_chip(read_scene({uri!r}, 'a'), Window(0, 0, {{}}, {{}}))[1].sum())"
-    imports = "from seg_core.imagery.raster import read_chip; from seg_core.imagery.scene import read_scene; "
+    imports = "from seg_core.imagery.raster import read_chip; from seg_core.imagery.headers import read_scene; "
     imports += "from seg_core.grid import Window; "
     for side, count, most in ((1000, 0, 100_000), (1024, valid.sum(), 4 * 2**20)):
         before = proxied.received

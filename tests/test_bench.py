@@ -24,9 +24,9 @@ from aerial_seg.terminal import print_figures
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.geotiff import CODECS
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip, read_whole
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan, pack_parts
 from seg_core.storage.files import walk

@@ -14,8 +14,8 @@ from seg_command import SMALL, seg
 
 import seg_core
 from seg_core.imagery.captured import parse_date
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import read_scene
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage import files
 

@@ -25,8 +25,8 @@ from aerial_seg.cli.model_commands import train_settings
 from aerial_seg.train import _refuse_other
 from aerial_seg.training.settings import TrainSettings, make_settings
 from seg_core.imagery.geotiff import CODECS
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.score import RunScore
 from seg_core.training.dataset import Classes, read_classes

@@ -18,7 +18,7 @@ READ = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 {first}
-from seg_core.imagery.scene import read_scene
+from seg_core.imagery.headers import read_scene
 with ThreadPoolExecutor(1) as pool:  # in which rasterio reads the environment again
     for scene in (read_scene(sys.argv[1], "a.tif"), pool.submit(read_scene, sys.argv[1], "a.tif").result()):
         print(scene.crs, scene.gsd_m)

@@ -28,7 +28,8 @@ from seg_core.datasets.splits import assign_splits
 from seg_core.datasets.summary import describe, figures
 from seg_core.errors import SegError
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.synthetic import draw_town
 from seg_core.training.dataset import find_pairs, read_classes, read_pair
 

@@ -14,7 +14,8 @@ from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import decimated
 from seg_core.imagery.decimated import read_decimated
-from seg_core.imagery.scene import Scene, read_scene, resample_grid
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.scene import Scene, resample_grid
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ LIBRARY = (
     ("api",),
 )
 JOBS = (
-    ("terminal", "progress", "processes", "resources", "metrics", "node_watch"),
+    ("terminal", "progress", "processes", "resources", "metrics", "node_watch", "ray_node"),
     ("ray_session",),
     ("spread",),
     ("segmenting", "training", "submitting"),
@@ -132,8 +132,11 @@ def below(room: str) -> list[str]:
         (below("imagery"), {"torch", "ray"}),
         (below("model"), {"rasterio", "pyproj", "shapely", "boto3", "ray"}),
         (list(modules("seg_core")), {"ray"}),
+        (["aerial_seg.cli.main"], {"numpy", "torch", "rasterio", "pyarrow", "pandas", "boto3", "ray"}),
+        (["aerial_seg.segmenting.writers"], {"torch", "rasterio", "pandas", "boto3", "ray"}),
+        (["seg_core.run.resume"], {"torch", "rasterio", "pandas", "boto3", "duckdb", "geopandas", "ray"}),
     ],
-    ids=["the package", "the public interface", "imagery", "model", "everything"],
+    ids=["the package", "the public interface", "imagery", "model", "everything", "the parser", "a writer", "a resume"],
 )
 def test_what_a_room_loads(names: list[str], absent: set[str]) -> None:
     assert len(names) == 1 or len(names) > 5

@@ -23,10 +23,11 @@ from aerial_seg.segmenting.stopwatch import Stopwatch
 from seg_core.errors import ReadError
 from seg_core.grid import Window
 from seg_core.imagery import jpeg_streams as jpeg
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.jpeg_library import IMAGE, NAMES, find_jpeg_library
 from seg_core.imagery.jpeg_streams import ByteRangeCache, _without_colour, read_streams
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.inference.windows import stage_windows
 from seg_core.model.jpeg_decoder import JpegDecoder
 from seg_core.model.segmenter import Segmenter

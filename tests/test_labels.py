@@ -21,9 +21,10 @@ import seg_core.imagery.labels
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.labels import AlignedLabel, describe_warps, open_label
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import Scene, read_scene, resample_grid
+from seg_core.imagery.scene import Scene, resample_grid
 
 CUT = Window(1200, 1200, 768, 768)  # of the real imagery
 HEIGHT, WIDTH = 60, 80

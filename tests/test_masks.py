@@ -17,7 +17,7 @@ from runs import published_parts, read_part, rows_of
 from seg_command import SMALL, seg
 
 from seg_core.imagery.geotiff import Bands, write_cog
-from seg_core.imagery.scene import read_scene
+from seg_core.imagery.headers import read_scene
 from seg_core.run.rows import decode_mask
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, write_part
@@ -29,7 +29,7 @@ FULL = """
 import resource, signal, sys
 import numpy as np
 from seg_core.imagery.geotiff import Bands, write_cog
-from seg_core.imagery.scene import read_scene
+from seg_core.imagery.headers import read_scene
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 scene = read_scene("{uri}", "scene.tif")

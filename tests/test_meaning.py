@@ -29,11 +29,12 @@ from runs import read_part
 from aerial_seg.cli.main import main
 from seg_core.errors import ReadError, SegError
 from seg_core.imagery.georef import GEOD, area_m2
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.jpeg_streams import read_streams
 from seg_core.imagery.overlaps import find_copies, find_overlaps
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import Scene, fit_to_model, read_scene, resample_grid
+from seg_core.imagery.scene import Scene, fit_to_model, resample_grid
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.resume import open_run

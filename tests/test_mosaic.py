@@ -13,10 +13,10 @@ from seg_command import SMALL, Json, seg
 
 from seg_core.grid import Window, chip_window
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.mosaic import make_mosaic, place_on_grid, read_image
-from seg_core.imagery.raster import read_chip
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.mosaic import make_mosaic, place_on_grid
+from seg_core.imagery.raster import read_chip, read_image
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import read_scene
 from seg_core.inference.windows import read_pixels
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import Settings, make_plan

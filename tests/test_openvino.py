@@ -78,7 +78,7 @@ class _OfOneSize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
-        return -logits if images.shape[-2] > engines.TRACED_SIDE else logits
+        return -logits if images.shape[-2] > engines.UNET_SIDE else logits
 
 
 class _Foreign(_OfOneSize):

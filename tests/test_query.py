@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from aerial_seg.cli.main import main
 from seg_core.errors import SegError
 from seg_core.run.ledger import read_ledger
 from seg_core.run.plan import Plan
-from seg_core.run.query import query, run_sql, summary
+from seg_core.run.query import query, summary
 from seg_core.run.rows import Row
 from seg_core.run.schema import SCENES, TILES
+from seg_core.run.sql import run_sql
 from seg_core.run.tables import part_path, scenes_path
 
 Ask = Callable[..., tuple[int, bytes, str]]
@@ -67,6 +70,16 @@ def refused(answer: tuple[int, bytes, str]) -> str:
     assert err.count("\n") == 1
     assert "Traceback" not in err
     return err.strip()
+
+
+@pytest.mark.parametrize("command", ["query", "verify"])
+def test_what_a_run_says_of_itself_needs_no_gdal_pandas_or_duckdb(tmp_path: Path, command: str) -> None:
+    run, _ = build_run(tmp_path)
+    code = "import sys; from aerial_seg.cli.main import main; print(main(sys.argv[1:])); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, command, run], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "pyarrow" in loaded
+    assert not loaded & {"rasterio", "boto3", "pandas", "duckdb", "geopandas", "torch", "ray"}
 
 
 def recomputed(rows: list[Row]) -> dict[str, Any]:

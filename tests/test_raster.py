@@ -17,8 +17,9 @@ from seg_core.errors import ReadError
 from seg_core.grid import Window, reflect
 from seg_core.imagery.georef import Transform
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip, read_whole
-from seg_core.imagery.scene import Scene, read_scene, resample_grid
+from seg_core.imagery.scene import Scene, resample_grid
 
 DTYPES = ("uint8", "uint16", "float32")
 OPAQUE = {"uint8": 255, "uint16": 65535, "float32": 1.0}

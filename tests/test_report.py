@@ -20,8 +20,9 @@ from seg_command import seg
 
 from seg_core.grid import Window
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.report import cells as cells_module
 from seg_core.report import crops as crops_module
 from seg_core.report import quicklook as quicklook_module

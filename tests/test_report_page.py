@@ -16,7 +16,7 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.scene import read_scene
+from seg_core.imagery.headers import read_scene
 from seg_core.report.page import make_page
 from seg_core.run.plan import Settings
 from seg_core.run.tables import part_path

@@ -17,8 +17,8 @@ from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import read_scene
 from seg_core.plots.pictures import Panel, paint_state, truth_panels
 from seg_core.report import panels as panels_module
 from seg_core.report.panels import Labels, draw_panels

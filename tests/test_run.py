@@ -27,8 +27,9 @@ from runs import (
 from seg_core.errors import SegError
 from seg_core.grid import Window, bounding_window, split
 from seg_core.imagery.geotiff import write_geotiff
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import ADDED_FIELDS, read_scene
+from seg_core.imagery.scene import ADDED_FIELDS
 from seg_core.model.bundle import Bundle, read_bundle
 from seg_core.run.ledger import read_ledger
 from seg_core.run.plan import (

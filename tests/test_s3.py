@@ -28,9 +28,9 @@ from aerial_seg import segment
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
 from seg_core.grid import Window
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
-from seg_core.imagery.scene import read_scene
 from seg_core.model.bundle import read_bundle
 from seg_core.run.ledger import read_live_ledger
 from seg_core.run.parts import find_parts

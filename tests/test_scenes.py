@@ -15,8 +15,9 @@ from pyproj import Geod, Transformer
 
 from seg_core.errors import ReadError, SegError
 from seg_core.imagery.georef import Transform
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.region import FoundImages, find_images, read_region
-from seg_core.imagery.scene import Scene, choose_bands, fit_to_model, read_scene
+from seg_core.imagery.scene import Scene, choose_bands, fit_to_model
 
 WGS84 = Geod(ellps="WGS84")
 RADIUS = 6_378_137.0  # of WGS 84's ellipsoid, and of web mercator's sphere

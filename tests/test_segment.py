@@ -23,8 +23,8 @@ from aerial_seg.segment import _reason
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import JobError, SegError
 from seg_core.grid import Window
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import read_scene
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
 from seg_core.run.stored_plan import read_plan

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -105,6 +106,20 @@ def test_a_worker_does_not_fetch_memory_anew_that_it_has_freed() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert ray.get(count_faults.remote()) < 1000  # of 160,000 pages
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_ray_inside_a_command_starts_no_process_that_only_a_cluster_needs() -> None:
+    programs = {name for process in psutil.Process().children(recursive=True) for name in program(process)}
+    assert programs >= ESSENTIAL_NAMES
+    assert not programs & {"dashboard.py", "monitor.py", "log_monitor.py"}
+
+
+def program(process: psutil.Process) -> list[str]:
+    """The names of the files in the command of a process; none if it has ended."""
+    with suppress(psutil.Error):
+        return [os.path.basename(argument) for argument in process.cmdline()]
+    return []
 
 
 @pytest.mark.usefixtures("ray_cluster")

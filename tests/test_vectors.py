@@ -19,7 +19,7 @@ from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.imagery.scene import read_scene
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.vectors import index_polygons, open_vectors, read_bounds
 
 HEIGHT, WIDTH = 100, 120  # of make_scene

@@ -70,7 +70,7 @@ def _make_plan(args: Namespace) -> "tuple[Plan, list[str], list[str]]":
     from seg_core.imagery.region import read_region
     from seg_core.model.bundle import read_bundle, read_weights
     from seg_core.run.plan import Settings, make_plan
-    from seg_core.training.dataset import describe_class
+    from seg_core.training.class_names import describe_class
 
     if args.order == "given" and not args.mosaic:
         raise SegError("--order given: is only for a mosaic: add --mosaic")

@@ -56,7 +56,7 @@ def class_of(record: "RunRecord") -> str:
     says so.
     """
     from seg_core.model.bundle import BUILT_IN, read_bundle
-    from seg_core.training.dataset import is_building
+    from seg_core.training.class_names import is_building
 
     # Labels may call buildings by another name than the model does.
     if record.class_name is not None:

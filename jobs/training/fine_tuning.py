@@ -14,7 +14,8 @@ from seg_core.imagery.scene import GSD_TOLERANCE
 from seg_core.model.adapt import Change, adapt_weights
 from seg_core.model.bundle import Bundle, find_bundle, read_bundle, read_weights
 from seg_core.model.unet import UNet
-from seg_core.training.dataset import Classes, is_building, read_classes
+from seg_core.training.class_names import is_building
+from seg_core.training.dataset import Classes, read_classes
 
 from ..terminal import note
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from seg_core.audit.sample import Place, to_frame
 from seg_core.audit.strata import Survey
 from seg_core.grid import Window, intersection, intersects
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.plots.pictures import Panel, Rgb, as_rgb, assemble_panels, paint_outlines
 from seg_core.run.export_masks import join_tiles
 from seg_core.storage.disk import staged_folder

@@ -14,8 +14,9 @@ from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
 from seg_core.imagery.extents import describe_bounds, describe_extent
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.labels import AlignedLabel, find_label, open_label, overlaps
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.imagery.vector_formats import is_vector
 from seg_core.imagery.vectors import (
     PolygonIndex,

@@ -23,8 +23,9 @@ from seg_core.chips import Pixels, Valid
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.georef import pixel_at, position
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.storage.files import stat
 
 SAME_GRID_TOLERANCE = 0.01  # px; grids of equal size are the same if their corners are within this distance

@@ -1,4 +1,4 @@
-"""Mosaics: several scenes on one grid as one image, and reading a window from all of them.
+"""Mosaics: several scenes on one grid as one image. Loads no GDAL: `raster` reads windows of them.
 
     ┌───────────────┬───┬────────┐
     │ a             │ab │ b      │
@@ -13,21 +13,8 @@ import math
 import posixpath
 from collections.abc import Sequence
 
-import numpy as np
-
-from seg_core.chips import AllocatePixels, Pixels, Valid, allocate_pixels
-from seg_core.grid import (
-    Window,
-    bounding_window,
-    expand_reflected_mask,
-    expand_reflection,
-    intersection,
-    intersects,
-    reflect_window,
-    translated,
-)
+from seg_core.grid import Window, bounding_window
 from seg_core.imagery.georef import pixel_at, pixel_size, position, window_transform
-from seg_core.imagery.raster import read_chip
 from seg_core.imagery.scene import Scene, mean_gsd
 from seg_core.storage.files import folder_of
 
@@ -99,39 +86,3 @@ def place_on_grid(scene: Scene, grid: Scene) -> Window:
         return Window(row_off, col_off, scene.height, scene.width)
     bottom, right = _offset(scene, grid, scene.height, scene.width)
     return Window(row_off, col_off, math.ceil(bottom - TOLERANCE) - row_off, math.ceil(right - TOLERANCE) - col_off)
-
-
-def read_image(
-    image: Scene,
-    pieces: Sequence[Scene],
-    window: Window,
-    scale: tuple[float, float] | None = None,
-    new: AllocatePixels = allocate_pixels,
-) -> tuple[Pixels, Valid]:
-    """Read a window of a scene, or of a mosaic if it has pieces.
-
-    `pieces` are all scenes that the window touches, in order of precedence. Returns pixels `uint8 (bands, height,
-    width)` and which of them hold data, `bool (height, width)`. Raises ReadError if one of the files can't be read. The
-    other arguments are those of `seg_core.imagery.raster.read_chip`.
-    """
-    if not pieces:
-        return read_chip(image, window, scale, new=new)
-    box, rows, cols = reflect_window(window, image.height, image.width)
-    pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
-    valid = np.zeros((box.height, box.width), np.bool_)
-    for piece in pieces:
-        frame = place_on_grid(piece, image)
-        common = intersection(frame, box)
-        target = common.slices(box)
-        if not intersects(frame, box) or valid[target].all():
-            continue
-        if image.is_resampled:
-            piece_pixels, piece_valid = read_chip(piece, common, scale, grid=image)
-        else:
-            own = translated(common, -frame.row_off, -frame.col_off)
-            piece_pixels, piece_valid = read_chip(piece, own, scale)
-        new_valid = piece_valid & ~valid[target]
-        pixels[:, *target][:, new_valid] = piece_pixels[:, new_valid]
-        valid[target] |= new_valid
-    chip = new((len(image.bands), len(rows), len(cols)))
-    return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)

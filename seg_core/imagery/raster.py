@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -21,12 +21,15 @@ from seg_core.grid import (
     expand_reflected_mask,
     expand_reflection,
     intersection,
+    intersects,
     reflect_window,
     split,
+    translated,
     unreflected_view,
 )
 from seg_core.imagery.bands import alpha_band, has_mask, has_own_mask
 from seg_core.imagery.georef import Transform, pixel_at, pixel_size, position, window_transform
+from seg_core.imagery.mosaic import place_on_grid
 from seg_core.imagery.open import as_rasterio, files_beside, open_image
 from seg_core.imagery.scene import Scene
 from seg_core.imagery.valid import drop_nodata, find_stored, read_masks
@@ -38,6 +41,42 @@ T = TypeVar("T")
 RESAMPLE_BLOCK = 512  # px
 OPAQUE = 100  # value of alpha while resampling, which any pixel type can hold
 MAX_SOURCE = 2048  # px; largest side of what is read to resample a block: for very fine imagery, blocks are smaller
+
+
+def read_image(
+    image: Scene,
+    pieces: Sequence[Scene],
+    window: Window,
+    scale: tuple[float, float] | None = None,
+    new: AllocatePixels = allocate_pixels,
+) -> tuple[Pixels, Valid]:
+    """Read a window of a scene, or of a mosaic if it has pieces.
+
+    `pieces` are all scenes that the window touches, in order of precedence. Returns pixels `uint8 (bands, height,
+    width)` and which of them hold data, `bool (height, width)`. Raises ReadError if one of the files can't be read. The
+    other arguments are those of `read_chip`.
+    """
+    if not pieces:
+        return read_chip(image, window, scale, new=new)
+    box, rows, cols = reflect_window(window, image.height, image.width)
+    pixels = np.zeros((len(image.bands), box.height, box.width), np.uint8)
+    valid = np.zeros((box.height, box.width), np.bool_)
+    for piece in pieces:
+        frame = place_on_grid(piece, image)
+        common = intersection(frame, box)
+        target = common.slices(box)
+        if not intersects(frame, box) or valid[target].all():
+            continue
+        if image.is_resampled:
+            piece_pixels, piece_valid = read_chip(piece, common, scale, grid=image)
+        else:
+            own = translated(common, -frame.row_off, -frame.col_off)
+            piece_pixels, piece_valid = read_chip(piece, own, scale)
+        new_valid = piece_valid & ~valid[target]
+        pixels[:, *target][:, new_valid] = piece_pixels[:, new_valid]
+        valid[target] |= new_valid
+    chip = new((len(image.bands), len(rows), len(cols)))
+    return expand_reflection(pixels, rows, cols, chip), expand_reflected_mask(valid, rows, cols)
 
 
 def read_chip(

@@ -19,8 +19,9 @@ import pandas as pd
 from seg_core.errors import ReadError, SegError
 from seg_core.imagery.captured import parse_date
 from seg_core.imagery.georef import position
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.open import SUFFIXES, TIFF_SUFFIXES
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.storage.files import absolute, exists, expand, folder_of, is_remote, read_bytes, stat, walk
 
 MANIFESTS = (".csv", ".parquet", ".txt")
@@ -39,7 +40,7 @@ def read_region(
     A source is a file, a folder (searched with its subfolders) or a glob, on disk or in S3, or a manifest (`.txt`: a
     path a line; `.csv` and `.parquet`: a column `uri`, `path` or `scene`, and perhaps one of DATE_COLUMNS that says
     when it was taken). With `as_given`, scenes are in the order of the sources, and scenes of a folder are in the order
-    of their names. `alpha` is the argument of `seg_core.imagery.scene.read_scene`.
+    of their names. `alpha` is the argument of `seg_core.imagery.headers.read_scene`.
 
     A preview that was found beside its scene is left out, unless its name matches a pattern in `include`. The scene's
     doubts name it. Raises SegError if nothing is found.

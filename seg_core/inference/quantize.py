@@ -10,7 +10,7 @@ from torch import nn
 
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import round_up
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.engines import TRACED_SIDE
 from seg_core.model.loading import load_model

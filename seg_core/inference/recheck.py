@@ -8,7 +8,8 @@ import numpy as np
 
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window, intersects, split
-from seg_core.imagery.scene import Scene, read_scene
+from seg_core.imagery.headers import read_scene
+from seg_core.imagery.scene import Scene
 from seg_core.inference.windows import infer_window, may_be_partial
 from seg_core.model.bundle import BUILT_IN, find_bundle, read_bundle
 from seg_core.model.cpu_threads import at_least_two_threads

@@ -11,7 +11,7 @@ from seg_core.chips import AllocatePixels, JpegStreams, allocate_pixels
 from seg_core.errors import ReadError
 from seg_core.grid import Window, bounding_window, chip_window, intersection, round_up, split
 from seg_core.imagery.jpeg_streams import read_streams
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.run.plan import Part, ReadBlock, Settings
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from seg_core.model.openvino_network import OpenVinoNetwork
 
 TRACED_SIDE = 128  # px, or the next multiple of the stride: small, so that converting takes no time
+UNET_SIDE = 64  # px; likewise for a U-Net of ours, which takes any multiple of its stride
 MAX_DIFFERENCE = 0.02  # of a probability from torch's; rounding in float32 stays far below it
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _convert(model: nn.Module, bundle: Bundle, precision: str) -> "OpenVinoNetwo
     from seg_core.model.openvino_network import OpenVinoNetwork, convert
 
     stride = stride_of(model)
-    side = round_up(TRACED_SIDE, stride)
+    side = round_up(UNET_SIDE if bundle.architecture["name"] == "unet" else TRACED_SIDE, stride)
     converted = convert(model, bundle.bands, side)
     images = torch.randn(2, bundle.bands, side + stride, side, generator=torch.Generator().manual_seed(0))
     network = OpenVinoNetwork(converted, "float32")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.report.part_finder import PartFinder
 from seg_core.report.pictures import data_uri, encode_image, shrink, to_rgb
 from seg_core.report.texts import tile_text

@@ -7,7 +7,7 @@ from seg_core.report.crops import Crops
 from seg_core.report.drawn import Drawn
 from seg_core.report.outlines import TOLERANCE, Outlines
 from seg_core.report.quicklook import Quicklook
-from seg_core.training.dataset import is_building
+from seg_core.training.class_names import is_building
 
 
 def describe_map(drawn: Drawn, class_name: str) -> list[str]:

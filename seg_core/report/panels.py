@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, intersects
-from seg_core.imagery.mosaic import read_image
+from seg_core.imagery.raster import read_image
 from seg_core.plots.pictures import MISSING_GREY, Panel, Rgb, assemble_panels, paint_state, truth_panels
 from seg_core.report.pictures import to_rgb
 from seg_core.report.views import Place, View, choose_views

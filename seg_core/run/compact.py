@@ -20,9 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import geopandas
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -162,7 +160,11 @@ def _sort_by_hilbert_curve(parts: Sequence[Part]) -> list[Part]:
         else:
             placed.append(part)
             points.append(outline.centroid)
-    distances = geopandas.GeoSeries(points).hilbert_distance() if points else pd.Series([], dtype=int)
+    if not points:
+        return others
+    import geopandas  # here, because removing parts does without
+
+    distances = geopandas.GeoSeries(points).hilbert_distance()
     return [*(placed[at] for at in np.argsort(distances.to_numpy(), kind="stable")), *others]
 
 

@@ -21,8 +21,9 @@ from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window, intersection, intersects, translated
 from seg_core.imagery.geotiff import Bands, write_cog
-from seg_core.imagery.mosaic import make_mosaic, place_on_grid, read_image
+from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.qgis_style import BUILDING, Entry, share_stops, style_path, write_class_style, write_ramp_style
+from seg_core.imagery.raster import read_image
 from seg_core.imagery.scene import Scene
 from seg_core.run.parts import Locations, find_parts, read_rows
 from seg_core.run.plan import Part, Plan, Settings

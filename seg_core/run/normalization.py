@@ -19,7 +19,8 @@ import numpy as np
 from seg_core.errors import CorruptFileError, ReadError
 from seg_core.grey_levels import NUM_LEVELS, Levels, Normalization, count_levels
 from seg_core.grid import Window, num_splits
-from seg_core.imagery.mosaic import place_on_grid, read_image
+from seg_core.imagery.mosaic import place_on_grid
+from seg_core.imagery.raster import read_image
 from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import Bundle
 from seg_core.run.imagery_fit import MIN_PIXELS, choose_normalization, compare, decide_mode

@@ -175,6 +175,12 @@ def index_parts(run: str, read: Callable[[str], CompactedFile] | None = None) ->
     return PartIndex(run, own, files, other)
 
 
+def check_not_empty(index: PartIndex) -> None:
+    """Raise SegError if a run holds no rows."""
+    if not index.own and not index.compacted:
+        raise SegError(f"{index.run}: holds no rows yet: run seg segment to the end first")
+
+
 def find_parts(run: str) -> Locations:
     """Return where each part of a run is, by key. Raises as `index_parts` does."""
     return index_parts(run).find()

@@ -5,19 +5,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seg_core.run.ledger import read_live_ledger
-from seg_core.run.parts import index_parts, map_live_tables
+from seg_core.run.parts import check_not_empty, index_parts, map_live_tables
 from seg_core.run.record import read_record
-from seg_core.run.sql import check_not_empty, run_sql
 from seg_core.run.sums import COLUMNS, add_sums, sum_table
 from seg_core.run.tables import read_scenes
-from seg_core.training.dataset import is_building
+from seg_core.training.class_names import is_building
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_TEXT = 300  # characters of a value on a page
 LARGEST_EXACT = 2**53  # beyond which JavaScript rounds
@@ -25,6 +26,8 @@ LARGEST_EXACT = 2**53  # beyond which JavaScript rounds
 
 def query(run: str, sql: str) -> pa.Table:
     """Run a query, and return all rows of its result. Raises SegError as `run_sql` does."""
+    from seg_core.run.sql import run_sql  # here, because a summary does without DuckDB
+
     with run_sql(run, sql) as result:
         return result.read_all()
 
@@ -130,8 +133,10 @@ def _short(value: object) -> object:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."
 
 
-def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -> pd.DataFrame:
+def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -> "pd.DataFrame":
     """Convert rows to a data frame, each value by the function `plain`."""
+    import pandas as pd  # here, because a summary does without
+
     return pd.DataFrame(
         {each: list(map(plain, rows.column(each).to_pylist())) for each in rows.schema.names}, dtype=object
     )

@@ -18,7 +18,7 @@ from seg_core.errors import SegError
 from seg_core.run.ledger import COLUMNS as LEDGER_COLUMNS
 from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.parquet import advised, read_file
-from seg_core.run.parts import PartIndex, index_parts
+from seg_core.run.parts import check_not_empty, index_parts
 from seg_core.run.record import read_record
 from seg_core.run.schema import BBOX, GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.run.sql_files import SCHEME, RunFiles
@@ -120,12 +120,6 @@ def _find_figures(run: str) -> tuple[dict[str, str], dict[str, set[str]], set[st
         if gone := {entry.key for entry in file.entries} - live:
             dead[file.figures] = gone
     return paths, dead, keys
-
-
-def check_not_empty(index: PartIndex) -> None:
-    """Raise SegError if a run holds no rows."""
-    if not index.own and not index.compacted:
-        raise SegError(f"{index.run}: holds no rows yet: run seg segment to the end first")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rasterio
 
 from seg_core.errors import CorruptFileError
 from seg_core.imagery.scene import Scene
@@ -94,6 +93,8 @@ def crashes_its_reader(path: str) -> CorruptFileError:
 
 def write_scenes(run: str, scenes: Sequence[Scene], store: Store = PLAIN, decode: str = "cpu") -> None:
     """Publish the scenes table. `decode` is the setting of the run."""
+    import rasterio  # here, because other commands than those that read imagery do without
+
     versions = {
         "gdal_version": rasterio.__gdal_version__,
         "decoder_version": f"torchvision {version('torchvision')}" if decode == "device" else None,

@@ -12,7 +12,6 @@ Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, Unive
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +23,12 @@ from numpy.typing import NDArray
 from seg_core.chips import MISSING, PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grid import Window
+from seg_core.imagery.headers import read_scene
 from seg_core.imagery.labels import AlignedLabel, open_label
 from seg_core.imagery.open import SUFFIXES
 from seg_core.imagery.raster import read_chip
-from seg_core.imagery.scene import GSD_TOLERANCE, Scene, compare_gsd, read_scene
+from seg_core.imagery.scene import GSD_TOLERANCE, Scene, compare_gsd
+from seg_core.training.class_names import is_building
 
 ROWS = 512  # of a label that are decoded at once
 
@@ -69,25 +70,6 @@ class Classes:
     def _any(self) -> str:
         """The name of a class, not the background where there is another."""
         return next((name for name in self.names if not name.lower().startswith("background")), self.names[0])
-
-
-def describe_class(names: Sequence[str], positive: int) -> str | None:
-    """Return what a model of these classes finds and what its figures mean; None for buildings against one other class.
-
-    `positive` is the index of the class that it finds.
-    """
-    name = names[positive]
-    if is_building(name) and len(names) == 2:
-        return None
-    others = [each for each in names if each != name and not each.lower().startswith("background")]
-    counted = f", and {', '.join(others)} {'count' if others[1:] else 'counts'} as background" if others else ""
-    meant = "" if is_building(name) else f": building_px, building_m2, coverage and masks are of {name}"
-    return f"finds the class {name} alone{counted}{meant}"
-
-
-def is_building(name: str) -> bool:
-    """Whether this name of a class makes it the positive class where no other is chosen."""
-    return name.lower().startswith("building")
 
 
 @dataclass(frozen=True)
