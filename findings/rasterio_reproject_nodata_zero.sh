@@ -4,8 +4,8 @@
 # Expected: what the source does not cover becomes `dst_nodata`, as its documentation says, whatever number that is. Seen:
 # a source with nodata 255 and dst_nodata=0 gives 255, the value that it gives if dst_nodata isn't passed at all; with
 # dst_nodata=9 it gives 9. So 255 counts as valid where zeros are missing pixels, and the mean of the image goes from 5
-# to 67.5. src_nodata=255 beside it changes nothing. A masked array as the source, and WarpedVRT(nodata=0), give 0. The sources of rasterio have been corrected since (pull request
-# 3506), but 1.4.4 is the last version for Python 3.11.
+# to 67.5. src_nodata=255 beside it changes nothing. A masked array as the source, and WarpedVRT(nodata=0), give 0.
+# rasterio's sources have been corrected since (pull request 3506), but 1.4.4 is the last version for Python 3.11.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
