@@ -3,8 +3,9 @@
 #
 # Expected: write_parquet leaves a file with the schema and no row, as pyarrow.parquet does, so that the next step reads
 # zero rows of the right columns. Seen: after a filter that keeps nothing, such as tiles without a building, the folder
-# isn't there, without an error, and read_parquet of it raises FileNotFoundError. With mode="overwrite" the old files are deleted and an empty folder is left, of which read_parquet says that no files were
-# found. A table of zero rows gives the same, although its schema is known before.
+# isn't there, without an error, and read_parquet of it raises FileNotFoundError. With mode="overwrite" the old files
+# are deleted and an empty folder is left, of which read_parquet says that no files were found. A table of zero rows
+# gives the same, although its schema is known before.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
