@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # pyogrio 0.13.0 (GDAL 3.12.4), geopandas 1.2.0, h3 4.5.0: use_arrow=True, which is meant to be faster, changes ids.
 #
-# Expected: to_file(use_arrow=True) writes the same values as without, since the documentation has it as a matter of
-# speed; or it refuses a type that the format doesn't have, as it does elsewhere. Seen: a column of uint64, the type in
+# Expected: to_file(use_arrow=True) writes the same values as without, since the documentation has it as a faster way to
+# hand data to GDAL; or it refuses a type that the format doesn't have, as it does elsewhere. Seen: a column of uint64, the type in
 # which H3 and S2 give their cells, becomes one of floating-point numbers. Every H3 cell is rounded to 53 bits and so
 # names no cell any more. No warning is given. Without use_arrow the column is int64 and each cell is right. That holds
 # for GeoPackage, FlatGeobuf and GeoJSON alike.
