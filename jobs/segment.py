@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -222,13 +223,29 @@ def run_pipe(
     actors = size_pool(resources, execution.actors is not None, len(shares))
     tasks = [{"parts": pack_parts(share)} for share in shares]
     watched = choose_watched(todo)
+    arguments = (model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store)
+    return stream_receipts(tasks, PartSegmenter, arguments, actors, resources.num_cpus, resources.num_gpus)
+
+
+def stream_receipts(
+    tasks: list[dict[str, Any]],
+    actor: Any,
+    arguments: tuple[Any, ...],
+    num_actors: int,
+    num_cpus: float,
+    num_gpus: float = 0,
+) -> Iterable[Receipt]:
+    """Have actors, each of which takes `num_cpus` and `num_gpus`, carry out tasks. Yields the receipts of their parts.
+
+    `actor` is a class like PartSegmenter, that is made of `arguments`.
+    """
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        PartSegmenter,
-        fn_constructor_args=(model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store),
+        actor,
+        fn_constructor_args=arguments,
         batch_size=1,
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus or None,
+        compute=ActorPoolStrategy(size=num_actors),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
     )
     receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
