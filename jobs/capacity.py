@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import ray
 from ray.util import placement_group, remove_placement_group
 
 from seg_core.errors import SegError
@@ -14,6 +15,8 @@ from .progress import CLEAR_LINE, StatusLine, format_duration
 from .terminal import note
 
 LOOK_INTERVAL = 1.0  # s
+NODE_TIMEOUT = 900  # s to wait for nodes, unless a command is told otherwise
+NO_CPU = "the cluster has no node with a CPU for workers"
 Bundle = Mapping[str, float]  # resources that must be free on one node, such as {"CPU": 1, "GPU": 1}
 
 
@@ -24,17 +27,23 @@ class Shortage(NamedTuple):
     way_out: str
 
 
-def wait_for_nodes(find_shortage: Callable[[], Shortage | None], bundles: Sequence[Bundle], timeout: float) -> None:
+def wait_for_nodes(
+    find_shortage: Callable[[], Shortage | None],
+    bundles: Sequence[Bundle],
+    timeout: float,
+    option: str = " (--node-timeout)",
+) -> None:
     """Wait until `find_shortage` finds none, and ask for nodes on which `bundles` are free until then.
 
-    Says what is lacking, and regularly for how long. Raises SegError if it is still lacking after `timeout` seconds.
+    Says what is lacking, and regularly for how long. Raises SegError if it is still lacking after `timeout` seconds,
+    which an `option` of the command may change.
     """
     shortage = find_shortage()
     if shortage is None:
         return
     if timeout <= 0:
         raise SegError(f"{shortage.lack}: {shortage.way_out}")
-    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)} (--node-timeout)")
+    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)}{option}")
     with _ask_for(bundles), _watch_nodes() as (watch, seconds):
         while (shortage := find_shortage()) is not None:
             if seconds() > timeout:
@@ -44,6 +53,15 @@ def wait_for_nodes(find_shortage: Callable[[], Shortage | None], bundles: Sequen
                 )
             time.sleep(LOOK_INTERVAL)
             watch.look()
+
+
+def wait_for_cpu(joined: bool) -> None:
+    """Wait until there is a CPU for tasks, in a cluster that has been `joined`. Raises SegError if there is none."""
+
+    def find_shortage() -> Shortage | None:
+        return None if ray.cluster_resources().get("CPU") else Shortage(NO_CPU, "start one")
+
+    wait_for_nodes(find_shortage, [{"CPU": 1.0}], NODE_TIMEOUT if joined else 0, option="")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 
-from .capacity import Shortage, wait_for_nodes
+from .capacity import NO_CPU, NODE_TIMEOUT, Shortage, wait_for_nodes
 from .node_watch import list_nodes
 from .ray_session import find_address
 
@@ -33,7 +33,7 @@ class ExecutionOptions:
     compiling: str = "auto"  # see Segmenter
     max_failures: int | None = None  # tiles that may fail; one more stops the run; None: no limit
     address: str | None = None  # of the Ray cluster; None: see ray_session
-    node_timeout: float = 900.0  # s to wait for nodes with room for the least number of actors
+    node_timeout: float = NODE_TIMEOUT  # s to wait for nodes with room for the least number of actors
     verbose: bool = False  # whether Ray's messages are shown
 
 
@@ -104,7 +104,7 @@ def _find_shortage(execution: ExecutionOptions) -> Shortage | None:
     if not nodes and use_gpu:
         return Shortage(f"--device {execution.device}: no node of the cluster has a GPU", "use --device cpu")
     if not nodes:
-        return Shortage("the cluster has no node with a CPU for workers", "start one")
+        return Shortage(NO_CPU, "start one")
     room = sum(int(n["GPU"] / execution.gpus_per_actor) if use_gpu else int(n["CPU"]) for n in nodes)
     least, most = execution.actors or (1, 1)
     if room >= least:

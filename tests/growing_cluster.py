@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import psutil
 from conftest import free_port, outside_environment
+from ray._raylet import GcsClient
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.util import get_node_ip_address
 
+GROUP = "by-hand"
 HEAD = "f" * 51 + "00000"  # ids of the provider's nodes are f...f00001 and so on
 NODE_CPUS, IDLE_SECONDS = 2, 3
 STORE = 80 * 10**6  # bytes of a node's object store
@@ -27,9 +30,14 @@ class GrowingCluster(NamedTuple):
     folder: Path  # for Ray's files
 
     def add_node(self) -> None:
-        """Start a node that the autoscaler knows nothing of."""
+        """Start a node that the autoscaler knows nothing of, in a group of nodes, as KubeRay starts its pods."""
         options = ["--address", self.address, "--num-cpus", str(NODE_CPUS), "--object-store-memory", str(STORE)]
-        run_ray(self.folder, *options)
+        run_ray(self.folder, *options, RAY_NODE_TYPE_NAME=GROUP)
+
+    def labels(self) -> list[dict[str, str]]:
+        """The labels of each node that is alive."""
+        nodes = GcsClient(address=self.address).get_all_node_info(timeout=60).values()
+        return [dict(node.labels) for node in nodes if node.state == GcsNodeInfo.GcsNodeState.ALIVE]
 
     def processes(self, title: str) -> list[psutil.Process]:
         """The processes of the cluster whose command line begins like that."""

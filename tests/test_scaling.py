@@ -16,12 +16,13 @@ import numpy as np
 import psutil
 import pytest
 from conftest import NORTH_UP, UTM, outside_environment, read_in_this_process, write_untrained
-from growing_cluster import TOKEN, GrowingCluster, growing_cluster
+from growing_cluster import GROUP, TOKEN, GrowingCluster, growing_cluster
 from parts import segment_in_this_process
 from PIL import Image
 from runs import part_digests, published_parts
 
 from aerial_seg.cli.main import main
+from aerial_seg.resources import NODE_GROUP_LABEL
 from seg_core.imagery.geotiff import write_geotiff
 
 pytestmark = pytest.mark.chaos
@@ -134,6 +135,7 @@ def test_workers_that_train_are_spread_over_nodes(cluster: GrowingCluster, folde
     """Each node has two CPUs, so that both workers could be on one."""
     while len(raylets(cluster)) < 3:
         cluster.add_node()
+    assert [labels.get(NODE_GROUP_LABEL) for labels in cluster.labels()].count(GROUP) == 2  # see size_actors
     log, nodes = folder / "train.log", dict[int, int]()
 
     def find_nodes() -> bool:

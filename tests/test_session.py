@@ -25,6 +25,7 @@ from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
 
 import seg_core
+from aerial_seg.capacity import wait_for_cpu
 from aerial_seg.processes import ESSENTIAL_NAMES
 from aerial_seg.ray_session import (
     AUTHENTICATION_ADVICE,
@@ -37,6 +38,8 @@ from aerial_seg.ray_session import (
 )
 from aerial_seg.resources import MOST_ACTORS, ActorResources, ExecutionOptions, size_actors
 from aerial_seg.segment import size_pool
+from aerial_seg.train import _wait_for_room as wait_for_room
+from aerial_seg.training.settings import TrainSettings
 from seg_core.errors import JobError, SegError
 
 GIB = 2**30
@@ -123,6 +126,27 @@ def test_more_processes_wait_for_nodes_than_there_is_room_for_if_they_have_enoug
     resources = replace(RESOURCES, min_actors=2, max_actors=50)
     assert [size_pool(resources, True, number) for number in (1, 30, 1000)] == [1, 30, 50]
     assert [size_pool(resources, False, number) for number in (1, 30, 1000)] == [1, 7, 50]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_train_need_a_cpu_each_and_a_gpu_where_they_are_asked_to() -> None:
+    wait_for_room(TrainSettings(workers=4, min_workers=2), joined=False)
+    with pytest.raises(SegError, match=r"^workers = 3: the cluster has 2 CPUs, each worker takes one: use fewer$"):
+        wait_for_room(TrainSettings(workers=3), joined=False)
+    lack = "workers = 1: the cluster has 0 GPUs, each worker takes one"
+    with pytest.raises(SegError, match=f"{lack}: use fewer, or --device cpu$"):
+        wait_for_room(TrainSettings(device="cuda"), joined=False)
+    with pytest.raises(SegError, match=f"{lack}, after 0:01 of waiting for nodes"):
+        wait_for_room(TrainSettings(device="cuda", node_timeout=1), joined=True)
+
+
+def test_tasks_need_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 1.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    wait_for_cpu(joined=False)
+    resources.clear()
+    with pytest.raises(SegError, match=r"^the cluster has no node with a CPU for workers: start one$"):
+        wait_for_cpu(joined=False)
 
 
 def test_ray_lets_an_actor_be_ahead_of_the_driver_where_it_is_asked_to() -> None:
