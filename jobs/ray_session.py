@@ -61,7 +61,7 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
     if ray.is_initialized():
         yield
         return
-    given, address = address, address or os.environ.get("RAY_ADDRESS")
+    given, address = address, find_address(address)
     with _quiet_logger(verbose), warnings.catch_warnings(), stoppable(), _processes(address) as processes:
         warnings.simplefilter("ignore", FutureWarning)  # announcements of Ray's to its developers
         with environment(WORKER_ENVIRONMENT):  # inherited by a Ray that starts here, and by its workers from it
@@ -78,6 +78,11 @@ def ray_session(address: str | None, num_cpus: int = 1, verbose: bool = False) -
             if processes is None or processes.close():
                 wait_for_data()
                 _shut_down()
+
+
+def find_address(given: str | None) -> str | None:
+    """Return the address of the cluster that a job joins; None if it starts a Ray inside this process."""
+    return given or os.environ.get("RAY_ADDRESS")
 
 
 def _processes(address: str | None) -> AbstractContextManager[RayProcesses | None]:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -42,6 +43,7 @@ DEVICE_DECODER_LIMITS = (
 TASK_PIXELS = 2**26
 TASK_PIXELS_GPU = 2**33
 MAX_TASKS = 2**11  # and some 10 kB, so that the parts of a huge region share one as well
+TASKS_WORTH_A_NODE = 4  # some minutes of work, which is what a node takes to start
 RECEIPTS = 2**10  # of an actor that the driver has not taken yet
 MAX_CHECKED_PARTS = 32  # at most, in which a border between windows is looked at
 CHECK_EVERY_PARTS = 4  # parts: to look at one costs a fiftieth of the part
@@ -68,7 +70,7 @@ def _choose_settings(plan: Plan, out: str, execution: ExecutionOptions) -> Itera
         yield plan
         return
     with ray_session(execution.address, verbose=execution.verbose):
-        resources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+        resources = size_actors(execution)
         yield plan.for_device(on_gpu=resources.num_gpus > 0)
 
 
@@ -80,7 +82,7 @@ def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> t
     started = time.time()
     if todo:
         with ray_session(execution.address, verbose=execution.verbose):
-            resources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+            resources = size_actors(execution)
             window = choose_window(execution.window, plan.settings, read_bundle(model), resources.window_memory)
             make_folder(out)
             with _lease_of(out) as lease:
@@ -195,6 +197,16 @@ def choose_watched(parts: Sequence[Part]) -> frozenset[str]:
     return frozenset(part.key for part in parts[:: max(CHECK_EVERY_PARTS, -(-len(parts) // MAX_CHECKED_PARTS))])
 
 
+def size_pool(resources: ActorResources, asked_for: bool, num_tasks: int) -> int:
+    """Return how many actors are to be started: those for which there is no room yet start when further nodes come.
+
+    Meanwhile they wait, and autoscalers start nodes for them. No more are started than there are tasks. Unless their
+    number was `asked_for`, no more wait than have enough to do to be worth the start of a node.
+    """
+    worthwhile = num_tasks if asked_for else max(resources.min_actors, num_tasks // TASKS_WORTH_A_NODE)
+    return min(resources.max_actors, worthwhile, num_tasks)
+
+
 def run_pipe(
     todo: Sequence[Part],
     model: str,
@@ -206,16 +218,34 @@ def run_pipe(
     store: Store = PLAIN,
 ) -> Iterable[Receipt]:
     """Parts to receipts. The rows themselves go from the actors to the store, and never through the driver."""
-    shares = share_out(todo, resources.max_actors, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
+    aim = resources.max_actors if execution.actors else resources.min_actors
+    shares = share_out(todo, aim, TASK_PIXELS_GPU if resources.num_gpus else TASK_PIXELS)
+    actors = size_pool(resources, execution.actors is not None, len(shares))
     tasks = [{"parts": pack_parts(share)} for share in shares]
     watched = choose_watched(todo)
+    arguments = (model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store)
+    return stream_receipts(tasks, PartSegmenter, arguments, actors, resources.num_cpus, resources.num_gpus)
+
+
+def stream_receipts(
+    tasks: list[dict[str, Any]],
+    actor: Any,
+    arguments: tuple[Any, ...],
+    num_actors: int,
+    num_cpus: float,
+    num_gpus: float = 0,
+) -> Iterable[Receipt]:
+    """Have actors, each of which takes `num_cpus` and `num_gpus`, carry out tasks. Yields the receipts of their parts.
+
+    `actor` is a class like PartSegmenter, that is made of `arguments`.
+    """
     receipts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        PartSegmenter,
-        fn_constructor_args=(model, out, settings, window, resources, execution, uuid.uuid4().hex, watched, store),
+        actor,
+        fn_constructor_args=arguments,
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus or None,
+        compute=ActorPoolStrategy(size=num_actors),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
     )
     receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.

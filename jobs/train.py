@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from seg_core.storage.files import check_writable, exists, filesystem, folder_of
 from seg_core.training.class_names import describe_class, is_building
 from seg_core.training.dataset import find_pairs, read_header
 
+from .capacity import Shortage, wait_for_nodes
 from .progress import waiting
-from .ray_session import ray_session
+from .ray_session import find_address, ray_session
 from .terminal import add_log_field, note
 from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
@@ -66,7 +68,7 @@ def train(
     check_writable(folder_of(out))
     _refuse_other(work, settings)
     with ray_session(address, settings.workers, verbose):
-        _check_room(settings)
+        _wait_for_room(settings, joined=find_address(address) is not None)
         with waiting("decoding the images"):
             samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= describe_data(samples, settings, classes, origin)
@@ -116,14 +118,28 @@ def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:
     return settings.steps or -(-num_images // settings.batch)
 
 
-def _check_room(settings: TrainSettings) -> None:
-    room, needed = ray.cluster_resources(), settings.min_workers or settings.workers
-    for kind in ("CPU", "GPU"):
-        number = int(room.get(kind, 0))
-        if number < needed and (kind == "CPU" or number):  # where there is no GPU at all, CPUs train
-            raise SegError(f"workers = {needed}: the cluster has {number} {kind}s, each worker takes one")
-    if settings.sync_batchnorm and not room.get("GPU"):
+def _wait_for_room(settings: TrainSettings, joined: bool) -> None:
+    """Wait for room for the workers in a cluster that has been `joined`. Raises SegError if there is none."""
+    bundle = {"CPU": 1.0, "GPU": 1.0} if _use_gpus(settings) else {"CPU": 1.0}
+    bundles = [bundle] * settings.least_workers
+    wait_for_nodes(partial(_find_shortage, settings), bundles, settings.node_timeout if joined else 0)
+    if settings.sync_batchnorm and not _use_gpus(settings):
         raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and there is none")
+
+
+def _use_gpus(settings: TrainSettings) -> bool:
+    return settings.use_gpus(ray.cluster_resources().get("GPU", 0))
+
+
+def _find_shortage(settings: TrainSettings) -> Shortage | None:
+    """Return what the cluster lacks for workers that take a CPU each, and a GPU if they use any."""
+    needed, use_gpus = settings.least_workers, _use_gpus(settings)
+    for kind in ("CPU", "GPU") if use_gpus else ("CPU",):
+        number = int(ray.cluster_resources().get(kind, 0))
+        if number < needed:
+            lack = f"workers = {needed}: the cluster has {number} {kind}s, each worker takes one"
+            return Shortage(lack, f"use fewer{', or --device cpu' if use_gpus else ''}")
+    return None
 
 
 def _refuse_other(work: str, settings: TrainSettings) -> None:
@@ -185,7 +201,11 @@ def _fit(config: WorkerConfig, work: str) -> Checkpoint:
         trainer = TorchTrainer(
             worker,
             train_loop_config={**config, "queue": queue},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=_use_gpus(settings),
+                placement_strategy=settings.placement.upper(),
+            ),
             run_config=RunConfig(
                 name="epochs",
                 storage_path=path,

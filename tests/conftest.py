@@ -68,6 +68,7 @@ LONG = {
     "test_bounds.py",
     "test_brookline.py",
     "test_readme.py",
+    "test_scaling.py",
 }
 
 REGIONS = ("region/", "r/", "scenes/")  # folders of scenes that are segmented together

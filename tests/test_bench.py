@@ -18,6 +18,7 @@ from seg_command import seg
 from aerial_seg.benchmarks.scenes import make_scene as make_town
 from aerial_seg.benchmarks.scenes import scratch_folder
 from aerial_seg.benchmarks.segmenting import Bench, bench_scale, bench_segment, steady_rate
+from aerial_seg.benchmarks.sleeping import measure as measure_sleepers
 from aerial_seg.benchmarks.stages import Stages
 from aerial_seg.segmenting.receipts import Receipt
 from aerial_seg.terminal import print_figures
@@ -145,6 +146,14 @@ def test_the_plain_loop_writes_the_masks_of_the_model(
         assert mask is not None
         assert ((mask > 0) == expected).mean() > 0.999
         assert set(np.unique(mask)) <= {0, 255}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_many_processes_cost_is_measured_on_some_that_sleep() -> None:
+    found = measure_sleepers(2, window_seconds=0.02, seconds=1.0)
+    assert found["actors"] == 2
+    assert 0 < found["slowest_actor"] <= found["windows_s_per_actor"] <= 1 / 0.02 + 4  # a part has four windows
+    assert found["driver_cores"] > 0
 
 
 def test_rates_leave_out_the_time_in_which_not_all_actors_worked() -> None:

@@ -58,7 +58,7 @@ REGION = [
     "--window",
     "SCENE",
 ]
-EXECUTION = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor"]
+EXECUTION = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor", "--node-timeout"]
 BENCH = ["--at", "--codec", "--json", "--seconds", "--side"]
 SETTINGS = [
     "--accumulate",
@@ -70,6 +70,7 @@ SETTINGS = [
     "--crop",
     "--data",
     "--depth",
+    "--device",
     "--edge-weight",
     "--ema",
     "--encoder-weights",
@@ -88,10 +89,12 @@ SETTINGS = [
     "--no-equivariant",
     "--no-freeze-batchnorm",
     "--no-sync-batchnorm",
+    "--node-timeout",
     "--optimizer",
     "--pad-multiple",
     "--patch",
     "--patience",
+    "--placement",
     "--precision",
     "--preset",
     "--readers",

@@ -28,9 +28,9 @@ LIBRARY = (
     ("api",),
 )
 JOBS = (
-    ("terminal", "progress", "processes", "resources", "metrics", "node_watch", "ray_node"),
-    ("ray_session",),
-    ("spread",),
+    ("terminal", "progress", "processes", "metrics", "node_watch", "ray_node"),
+    ("ray_session", "capacity"),
+    ("spread", "resources"),
     ("segmenting", "training", "submitting"),
     ("segment", "train", "calibrate", "submit"),
     ("demo", "benchmarks"),

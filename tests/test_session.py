@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -19,10 +21,12 @@ import psutil
 import pytest
 import ray
 from conftest import outside_environment
+from parts import RESOURCES
 from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
 
 import seg_core
+from aerial_seg.capacity import wait_for_cpu
 from aerial_seg.processes import ESSENTIAL_NAMES
 from aerial_seg.ray_session import (
     AUTHENTICATION_ADVICE,
@@ -33,27 +37,36 @@ from aerial_seg.ray_session import (
     ray_session,
     wait_for_data,
 )
-from aerial_seg.resources import size_actors
+from aerial_seg.resources import MOST_ACTORS, ActorResources, ExecutionOptions, size_actors
+from aerial_seg.segment import size_pool
+from aerial_seg.train import _wait_for_room as wait_for_room
+from aerial_seg.training.settings import TrainSettings
 from seg_core.errors import JobError, SegError
 
 GIB = 2**30
 
 
 def node(cpus: int, gpus: int = 0, memory: int = 64 * GIB) -> dict[str, Any]:
-    return {"Alive": True, "Resources": {"CPU": cpus, "memory": memory, **({"GPU": gpus} if gpus else {})}}
+    resources = {"CPU": cpus, "memory": memory, **({"GPU": gpus} if gpus else {})}
+    return {"NodeID": secrets.token_hex(), "Alive": True, "Resources": resources}
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Nodes as Ray lists them, for a cluster of GPUs can't be had here."""
     nodes: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     return nodes
 
 
+def size(actors: tuple[int, int] | None = None, gpus_per_actor: float = 1.0, **options: Any) -> ActorResources:
+    return size_actors(ExecutionOptions(actors=actors, gpus_per_actor=gpus_per_actor, **options))
+
+
 def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node(2, memory=16 * GIB))
-    resources = size_actors(None, 1.0, "auto")
+    resources = size()
     assert (resources.min_actors, resources.max_actors, resources.num_cpus, resources.num_gpus) == (1, 1, 1, 0)
     assert (resources.threads, resources.readers, resources.memory) == (2, 2, 16 * GIB)
     assert (resources.initial_readers("device"), resources.window_memory) == (2, 16 * GIB)
@@ -61,32 +74,80 @@ def test_on_two_cores_one_actor_has_two_threads_and_two_readers(cluster: list[di
 
 def test_cores_of_a_large_node_serve_several_actors(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(16), node(16)]
-    resources = size_actors(None, 1.0, "cpu")
+    resources = size(device="cpu")
     assert (resources.max_actors, resources.num_cpus, resources.threads, resources.readers) == (8, 3, 4, 2)
     assert resources.memory == 16 * GIB
 
 
 def test_beside_a_gpu_all_cores_of_its_share_read(cluster: list[dict[str, Any]]) -> None:
     cluster += [node(2, memory=GIB), node(32, gpus=2)]  # a small node without a GPU counts for nothing
-    resources = size_actors(None, 1.0, "auto")
+    resources = size()
     assert (resources.max_actors, resources.num_gpus, resources.num_cpus, resources.readers) == (2, 1.0, 15, 16)
     assert resources.memory == 32 * GIB
     readers = [resources.initial_readers(decode) for decode in ("cpu", "device")]
     assert readers == [16, 4]  # few threads feed a GPU's JPEG engine
     assert resources.window_memory == math.inf  # its own is what counts
-    shared = size_actors(None, 0.5, "cuda")
+    shared = size(None, 0.5, device="cuda")
     assert (shared.max_actors, shared.num_gpus, shared.num_cpus, shared.readers) == (4, 0.5, 7, 8)
 
 
 def test_more_than_the_cluster_has_is_refused(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node(2))
-    with pytest.raises(SegError, match="--actors 3: the cluster has room for 2"):
-        size_actors((1, 3), 1.0, "auto")
+    with pytest.raises(SegError, match="--actors 3: the cluster has room for 2: use --actors 2:3"):
+        size((3, 3))
     with pytest.raises(SegError, match="--device cuda: no node of the cluster has a GPU"):
-        size_actors(None, 1.0, "cuda")
+        size(device="cuda")
     cluster.clear()
     with pytest.raises(SegError, match="no node"):
-        size_actors(None, 1.0, "auto")
+        size()
+
+
+def test_a_cluster_may_get_nodes_for_further_actors(cluster: list[dict[str, Any]]) -> None:
+    cluster += [node(2, memory=16 * GIB), node(2, memory=16 * GIB)]
+    alone = size((1, 8))
+    assert (alone.min_actors, alone.max_actors, alone.num_cpus) == (2, 2, 1)  # a Ray of this process gets none
+    joined = size((1, 8), address="10.0.0.1:6379")
+    assert (joined.min_actors, joined.max_actors) == (2, 8)
+    assert (joined.num_cpus, joined.memory) == (2, 16 * GIB)  # a node holds no more than it has memory for
+    assert size((4, 8), address="10.0.0.1:6379").memory == 8 * GIB
+    assert size(address="10.0.0.1:6379") == size()
+    cluster[0]["Labels"] = {"ray.io/node-group": "workers"}
+    assert size(address="10.0.0.1:6379").max_actors == MOST_ACTORS
+
+
+@pytest.mark.parametrize("cpus", range(1, 33))
+def test_a_node_holds_no_more_actors_than_it_was_divided_for(cluster: list[dict[str, Any]], cpus: int) -> None:
+    cluster.append(node(cpus))
+    sized = size((1, 100), address="10.0.0.1:6379")
+    assert sized.min_actors == -(-cpus // 4)
+    assert sized.num_cpus * sized.min_actors <= cpus < sized.num_cpus * (sized.min_actors + 1)
+
+
+def test_more_processes_wait_for_nodes_than_there_is_room_for_if_they_have_enough_to_do() -> None:
+    resources = replace(RESOURCES, min_actors=2, max_actors=50)
+    assert [size_pool(resources, True, number) for number in (1, 30, 1000)] == [1, 30, 50]
+    assert [size_pool(resources, False, number) for number in (1, 30, 1000)] == [1, 7, 50]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_train_need_a_cpu_each_and_a_gpu_where_they_are_asked_to() -> None:
+    wait_for_room(TrainSettings(workers=4, min_workers=2), joined=False)
+    with pytest.raises(SegError, match=r"^workers = 3: the cluster has 2 CPUs, each worker takes one: use fewer$"):
+        wait_for_room(TrainSettings(workers=3), joined=False)
+    lack = "workers = 1: the cluster has 0 GPUs, each worker takes one"
+    with pytest.raises(SegError, match=f"{lack}: use fewer, or --device cpu$"):
+        wait_for_room(TrainSettings(device="cuda"), joined=False)
+    with pytest.raises(SegError, match=f"{lack}, after 0:01 of waiting for nodes"):
+        wait_for_room(TrainSettings(device="cuda", node_timeout=1), joined=True)
+
+
+def test_tasks_need_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 1.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    wait_for_cpu(joined=False)
+    resources.clear()
+    with pytest.raises(SegError, match=r"^the cluster has no node with a CPU for workers: start one$"):
+        wait_for_cpu(joined=False)
 
 
 def test_ray_lets_an_actor_be_ahead_of_the_driver_where_it_is_asked_to() -> None:

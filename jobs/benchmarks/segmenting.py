@@ -126,7 +126,8 @@ class Bench:
     run_numbers = count()  # so that each run has its own folder
 
     def __init__(self, plan: Plan, model: str, folder: str, execution: ExecutionOptions) -> None:
-        self.resources: ActorResources = size_actors(execution.actors, execution.gpus_per_actor, execution.device)
+        sized = size_actors(execution)
+        self.resources: ActorResources = replace(sized, max_actors=sized.min_actors)
         self.plan, self.model, self.folder = plan.for_device(on_gpu=self.resources.num_gpus > 0), model, folder
         compile_first = execution.compiling == "auto" and self.resources.num_gpus > 0  # before the time is taken
         self.execution = replace(execution, compiling="yes") if compile_first else execution

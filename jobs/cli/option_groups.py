@@ -12,6 +12,7 @@ from .arguments import (
     parse_alpha,
     parse_bands,
     parse_device,
+    parse_nonnegative_int,
     parse_positive_float,
     parse_positive_int,
     parse_positive_int_or_auto,
@@ -114,8 +115,10 @@ def add_precision(parser: argparse._ActionsContainer) -> None:
 def add_speed_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run that do not change its result."""
     group = parser.add_argument_group("options that only change speed")
-    text = "number of processes that segment (default: one per GPU)"
+    text = "processes that segment: MIN at once, and up to MAX as further nodes come (default: one per GPU)"
     group.add_argument("--actors", type=parse_actors, metavar="MIN[:MAX]", help=text)
+    text = "how long to wait for nodes with room for MIN processes, on a cluster (900)"
+    group.add_argument("--node-timeout", type=parse_nonnegative_int, default=900, metavar="S", help=text)
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
     group.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
     text = "windows inferred together; auto: as many as make a GPU faster, 1 on a CPU"

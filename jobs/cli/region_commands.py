@@ -159,6 +159,7 @@ def execution_options(args: Namespace) -> "ExecutionOptions":
         compiling=args.compile,
         max_failures=getattr(args, "max_failures", None),
         address=args.address,
+        node_timeout=args.node_timeout,
         verbose=args.debug,
     )
 

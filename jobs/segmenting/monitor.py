@@ -46,10 +46,12 @@ class RunMonitor:
         self.metrics.publish({**self.progress.figures(), **busy})
 
     def _note_new_actor(self) -> None:
-        """Say when a receipt comes from an actor that has taken the place of another."""
+        """Say when a receipt comes from an actor beyond those that there was room for at the start."""
         before, self.num_actors = self.num_actors, len(self.busy.spans)
         if before < self.num_actors > self.resources.max_actors:
             self.progress.status.note("a process that segments has ended, and a new one has taken its place")
+        elif before < self.num_actors > self.resources.min_actors:
+            self.progress.status.note(f"another process has begun to segment: {self.num_actors} until now")
 
     def bottleneck(self) -> dict[str, Any]:
         """Return what has limited the run so far: see `BottleneckReport.figures`."""

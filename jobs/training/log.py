@@ -196,7 +196,6 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
     log = TrainingLog(work, settings)
     status = StatusLine(log.under_way)
     log.note = status.note
-    workers = settings.min_workers or settings.workers
     # On the driver's own node: where that is lost, so is the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -204,8 +203,8 @@ def recording(work: str, settings: TrainSettings) -> Iterator[tuple[Queue, Train
     thread.start()
     try:
         with watch_nodes(status.note, log.metrics) as nodes:
-            resource = "GPU" if nodes.total("GPU") else "CPU"
-            log.missing = lambda: describe_lack(nodes, resource, workers)
+            resource = "GPU" if settings.use_gpus(nodes.total("GPU")) else "CPU"
+            log.missing = lambda: describe_lack(nodes, resource, settings.least_workers)
             yield queue, log
     finally:
         with suppress(RayActorError):

@@ -86,10 +86,26 @@ class TrainSettings:
     seed: int = _setting(0, "of weights, crops and augmentation")
     workers: int = _speed(1, "training processes, each on a GPU of its own or on CPUs")
     min_workers: int = _speed(0, "go on with as few when nodes are lost, and with more when they return; 0: never")
+    placement: str = _speed(
+        "spread", "on which nodes workers are: spread: on as many as there are; pack: on as few", ("spread", "pack")
+    )
+    device: str = _speed(
+        "auto", "auto: GPUs, if the cluster has one; cuda: waits for GPUs; cpu", ("auto", "cpu", "cuda")
+    )
+    node_timeout: int = _speed(900, "s to wait for nodes with room for the workers, on a cluster")
     readers: int = _speed(-1, "processes a worker has to make crops, 0: makes them itself; -1: by the cores")
     accumulate: int = _speed(0, "pieces a worker's share of a batch is taken in; 0: as many as memory demands")
     compile: str = _speed("auto", "torch.compile; auto: on GPUs, where it pays", ("auto", "yes", "no"))
     keep: int = _speed(2, "best checkpoints to keep, besides the last")
+
+    def use_gpus(self, number: float) -> bool:
+        """Return whether workers are on GPUs, on a cluster that has this number of them."""
+        return self.device == "cuda" or (self.device == "auto" and number > 0)
+
+    @property
+    def least_workers(self) -> int:
+        """The number of workers that training can't go on without."""
+        return self.min_workers or self.workers
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -226,7 +242,7 @@ def key_of(setting: Field[Any]) -> str:
 POSITIVE = ("width", "patch", "epochs", "batch", "crop", "workers", "keep", "lr")
 NOT_NEGATIVE = (
     *("depth", "steps", "max_norm", "weight_decay", "edge_weight"),
-    *("pad_multiple", "accumulate", "patience", "seed"),
+    *("pad_multiple", "accumulate", "patience", "seed", "node_timeout"),
 )
 SHARES = ("ema", "threshold", "min_valid", "label_smoothing")
 
