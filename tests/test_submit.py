@@ -194,7 +194,7 @@ def test_a_job_is_stopped_and_resumed_under_its_name(dashboard: str, shared: Pat
 def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, dataset: Path, tmp_path: Path) -> None:
     for path in dataset.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    command = ["train", "--data", ".", "--out", "b", *shlex.split(TINY), "--workers", "2"]
+    command = ["train", "--data", ".", "--out", "b", *shlex.split(TINY)]
     found = seg("submit", "--address", dashboard, "--", *command, folder=tmp_path)
     assert "epoch 1 of 1" in found.stdout
     assert (tmp_path / "b" / "model.json").is_file()

@@ -514,7 +514,7 @@ def test_a_batch_or_a_crop_that_cannot_fit_is_refused() -> None:
 def test_each_worker_is_left_a_core() -> None:
     assert choose_readers(3, 1) == 3
     assert choose_readers(0, 1) == 0
-    assert choose_readers(-1, os.cpu_count() or 1) == 1
+    assert choose_readers(-1, os.cpu_count() or 1) == 0
 
 
 def figures_of(epoch: int, iou: float | None) -> dict[str, Any]:

@@ -59,10 +59,13 @@ class BatchLoader:
 
 
 def choose_readers(readers: int, workers_here: int) -> int:
-    """Number of processes that make crops for each worker of a node; with -1 each worker keeps a core for itself."""
+    """Number of processes that make crops for each worker of a node; with -1 each worker keeps a core for itself.
+
+    Where no core is left, it is 0: a thread of the worker makes them, which spares a process that loads libraries.
+    """
     if readers >= 0:
         return readers
-    return min(MAX_READERS, max(1, (os.cpu_count() or 1) // workers_here - 1))
+    return min(MAX_READERS, max(0, (os.cpu_count() or 1) // workers_here - 1))
 
 
 def iter_batches(
