@@ -112,7 +112,8 @@ def test_a_run_begins_without_a_node_grows_with_nodes_and_leaves_none(cluster: G
         first.send_signal(signal.SIGCONT)
         assert job.wait(PATIENCE) == 0, log.read_text()
     said = log.read_text()
-    assert "the cluster has no node with a CPU for workers: waiting for nodes, at most 15:00" in said
+    lack = "the cluster has no node with a CPU for workers, nor a GPU (--device cuda waits for one)"
+    assert f"{lack}: waiting for nodes, at most 15:00 (--node-timeout)\n" in said
     assert len(re.findall(r"^new node .*2 CPU\)", said, re.MULTILINE)) == 2
     assert "another process has begun to segment: 2 until now" in said
     with pytest.MonkeyPatch.context() as patch:
