@@ -104,7 +104,8 @@ def _find_shortage(execution: ExecutionOptions) -> Shortage | None:
     if not nodes and use_gpu:
         return Shortage(f"--device {execution.device}: no node of the cluster has a GPU", "use --device cpu")
     if not nodes:
-        return Shortage(NO_CPU, "start one")
+        hint = ", nor a GPU (--device cuda waits for one)" if execution.device == "auto" else ""
+        return Shortage(f"{NO_CPU}{hint}", "start one")
     room = sum(int(n["GPU"] / execution.gpus_per_actor) if use_gpu else int(n["CPU"]) for n in nodes)
     least, most = execution.actors or (1, 1)
     if room >= least:
