@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
 from seg_core.errors import SegError
+from seg_core.training.class_names import describe_class
 from seg_core.training.dataset import (
     MISSING,
     ROWS,
     Classes,
     Pair,
     Sample,
-    describe_class,
     find_pairs,
     read_classes,
     read_header,

@@ -20,7 +20,7 @@ from aerial_seg.segmenting import reading, writers
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import StoreUnavailableError
 from seg_core.grid import Window
-from seg_core.imagery import mosaic
+from seg_core.imagery import raster
 from seg_core.model.device_chips import DeviceChip
 from seg_core.model.segmenter import Pending, Segmenter
 from seg_core.model.window_results import WindowResult, WindowSpec
@@ -60,7 +60,7 @@ def failed_places(rows: Rows) -> set[tuple[int, int]]:
 def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
     wide: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, read, asked = undisturbed(wide), mosaic.read_chip, []
+    whole, read, asked = undisturbed(wide), raster.read_chip, []
 
     def broken(scene: Any, at: Window, scale: Any, **named: Any) -> Any:
         asked.append(at)
@@ -68,7 +68,7 @@ def test_whatever_a_reader_raises_becomes_rows_and_the_other_windows_go_on(
             raise MemoryError("array is too big")
         return read(scene, at, scale, **named)
 
-    monkeypatch.setattr(mosaic, "read_chip", broken)
+    monkeypatch.setattr(raster, "read_chip", broken)
     rows = work(wide)
     assert failed_places(rows) == {(128, 512), (128, 576), (192, 512), (192, 576)}
     assert len(asked) == 6 + 4  # those of the broken square are read alone then
@@ -200,14 +200,14 @@ def test_rows_do_not_depend_on_how_many_windows_are_under_way(
 
 def segment_deadly(made: Made, places: Sequence[int]) -> None:
     """Segment, but die of windows of the second line at these columns, whose chips measure 204 px."""
-    read = mosaic.read_chip
+    read = raster.read_chip
 
     def deadly(scene: Any, at: Window, *rest: Any, **named: Any) -> Any:
         if at.bottom > 300 and any(at.col_off <= col - 24 and at.right >= col - 24 + 204 for col in places):
             os.kill(os.getpid(), signal.SIGSEGV)
         return read(scene, at, *rest, **named)
 
-    mosaic.read_chip = deadly
+    raster.read_chip = deadly
     work(made, "new")
 
 

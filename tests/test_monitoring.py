@@ -119,9 +119,9 @@ def test_progress_and_failures_as_json_have_figures_and_places(capsys: Capture) 
 def test_a_training_that_waits_for_a_node_says_so(tmp_path: Path) -> None:
     log = TrainingLog(str(tmp_path), TrainSettings(epochs=7))
     log.close()
-    assert log.under_way() == "training: 0 of 7 epochs done ... 0:00"
+    assert re.fullmatch(r"training: 0 of 7 epochs done \.\.\. \d:\d\d", log.under_way())
     log.missing = lambda: "2 workers need one CPU each, and the cluster has 1"
-    assert log.under_way().endswith(" ... 0:00; waiting for a node: 2 workers need one CPU each, and the cluster has 1")
+    assert log.under_way().endswith("; waiting for a node: 2 workers need one CPU each, and the cluster has 1")
 
 
 def test_a_small_run_is_seen_by_prometheus(
