@@ -36,7 +36,7 @@ class NodeWatch:
 
 def list_nodes() -> dict[str, Node]:
     """Return the nodes of the cluster that are alive, by id; none if this process has no Ray."""
-    if not ray.is_initialized():  # ray.nodes would start one
+    if not ray.is_initialized():
         return {}
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 

@@ -90,7 +90,9 @@ class RayProcesses:
             if time.monotonic() - updated > UPDATE_INTERVAL:
                 self._update()
                 updated = time.monotonic()
-            gone = [process for process in essential if not is_alive(process)]
+            if all(is_alive(process) for process in essential):
+                continue
+            gone = essential.keys() - self._update()
             with self.lock:
                 if not gone or self.closing.is_set():
                     continue

@@ -36,6 +36,7 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
 # Before Ray is loaded: its clients send the token that local clusters ask for. It is made in one step, for of several
 # test processes that find none each would have Ray make another.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # as the command line has it
 TOKEN = Path.home() / ".ray" / "auth_token"
 if not TOKEN.exists():
     TOKEN.parent.mkdir(exist_ok=True)

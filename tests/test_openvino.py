@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.model import engines
-from seg_core.model.bundle import BUILT_IN, read_bundle
+from seg_core.model.bundle import BUILT_IN, read_bundle, read_weights
 from seg_core.model.engines import TorchNetwork, load_network
+from seg_core.model.loading import load_model
+from seg_core.model.networks import fold_batchnorm
 from seg_core.model.openvino_network import OpenVinoNetwork
+from seg_core.model.quantize import import_nncf, quantize_network
 from seg_core.model.quantized import read_quantized
 from seg_core.model.segmenter import Segmenter
 from seg_core.processor import choose_precision
@@ -179,6 +183,21 @@ def test_a_bundle_is_quantized_and_a_region_segmented_in_int8(
     assert json.loads(out)["rechecked"] > 0
     _, err = seg(capsys, "quantize", scene, "--model", model, "--out", quantized, code=2)
     assert "quantized: already exists" in err
+
+
+def test_quantizing_leaves_the_logging_of_the_process_as_it_was(make_bundle: MakeBundle) -> None:
+    """NNCF has a class of loggers of its own, and sets the levels of handlers that others have given its logger."""
+    import_nncf()
+    handler, log = logging.NullHandler(), logging.getLogger("nncf")
+    log.addHandler(handler)
+    before = logging.getLoggerClass(), log.level
+    path = make_bundle()
+    network = fold_batchnorm(load_model(read_bundle(path), read_weights(path, read_bundle(path))))
+    quantize_network(network, [np.zeros((1, 3, 64, 64), np.float32)], 64)
+    assert (logging.getLoggerClass(), log.level) == before
+    assert before[0] is logging.Logger
+    assert handler.level == logging.NOTSET
+    log.removeHandler(handler)
 
 
 def test_quantizing_twice_gives_the_same_network(bundle: str, make_scene: MakeScene, tmp_path: Path) -> None:

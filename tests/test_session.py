@@ -183,6 +183,22 @@ def program(process: psutil.Process) -> list[str]:
     return []
 
 
+ASK = """
+from aerial_seg.cli.main import main
+assert main(["models", "show", "built-in"]) == 0
+import ray
+try:
+    ray.put(1)
+except Exception as error:
+    print(f"{type(error).__name__}: {ray.is_initialized()}")
+"""
+
+
+def test_who_asks_ray_for_something_after_its_end_starts_no_other_one() -> None:
+    said = subprocess.check_output([sys.executable, "-c", ASK], env=outside_environment(), text=True)
+    assert said.splitlines()[-1] == "RaySystemError: False"
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_threads_of_ray_data_do_not_outlive_a_session() -> None:
     rows = iter(ray.data.range(100, override_num_blocks=10).iter_rows())

@@ -70,6 +70,8 @@ def _set_environment(args: argparse.Namespace) -> None:
     if not args.debug:
         for name, value in QUIET_RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+    # A thread that asks Ray for something after it has ended would start another Ray.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     # Ray's clients would not send it otherwise. A command that joins a cluster must have the mode of the cluster.
     if args.command in JOB_COMMANDS and (
         any(os.environ.get(name) for name in RAY_TOKENS) or os.path.exists(os.path.expanduser(RAY_TOKEN_FILE))

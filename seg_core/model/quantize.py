@@ -20,11 +20,14 @@ NO_STATISTICS = "NNCF_CI"  # with this variable set, NNCF sends no usage statist
 
 def import_nncf() -> Any:
     """Return the package nncf. Raises SegError if it is not installed."""
+    logger_class = logging.getLoggerClass()
     try:
         with environment({NO_STATISTICS: "1"}), log_errors_only("torch.utils.cpp_extension"):
             import nncf
     except ImportError as error:
         raise SegError(f"{error.name} is not installed: pip install 'aerial-seg[int8]'") from error
+    finally:
+        logging.setLoggerClass(logger_class)  # NNCF leaves its own
     return nncf
 
 
@@ -35,8 +38,7 @@ def quantize_network(model: nn.Module, images: Sequence[NDArray[np.float32]], si
     traced with an image of `side` px.
     """
     nncf = import_nncf()
-    nncf.set_log_level(logging.ERROR)
     converted = convert(model, images[0].shape[1], side)
-    with redirect_stdout(io.StringIO()):  # it draws bars
+    with redirect_stdout(io.StringIO()), log_errors_only("nncf"):  # it draws bars
         quantized = nncf.quantize(converted, nncf.Dataset(images), subset_size=len(images))
     return serialize(quantized)
