@@ -22,6 +22,8 @@ from conftest import MakeBundle, MakeScene, free_port, outside_environment
 from proxy import Proxy
 from ray._common.utils import get_default_ray_temp_dir
 from readme import NAMES, commands
+from runs import rows_of
+from weed import put
 
 from aerial_seg import submit
 from aerial_seg.cli.main import main
@@ -38,8 +40,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a two-node cluster that lives as long as this module's tests."""
+def dashboard(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[str]:  # noqa: ARG001 - it inherits the way
+    """Address of a two-node cluster that lives as long as this module's tests, and finds the way to S3."""
     with local_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as address:
         yield address
 
@@ -135,6 +137,44 @@ def copy_and_move(bundle: Path, target: Path) -> Callable[[str, str | None], lis
         return copies
 
     return copy
+
+
+CLIENT = """
+import contextlib, io, sys
+from aerial_seg.cli.main import main
+address, s3, *options = sys.argv[1:]
+ids = []
+for name in ("north", "south"):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        command = ["segment", f"{s3}/two/{name}", "--model", "model", "--out", f"{s3}/two/runs/{name}", *options]
+        assert main(["submit", "--address", address, "--no-follow", "--name", name, "--", *command]) == 0
+    ids.append(said.getvalue().strip())
+for job in ids:
+    assert main(["logs", job, "--follow", "--address", address]) == 0
+"""
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_two_jobs_of_a_client_that_shares_no_disk_with_the_cluster_both_finish(
+    dashboard: str, s3: str, make_scene: MakeScene, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The client's folder and its bundle are in a file system that no other process sees."""
+    for name in ("north", "south"):
+        put(make_scene(f"region/{name}.tif", 200, 200), f"{s3}/two/{name}/scene.tif")
+    bundle, client = make_bundle("model"), tmp_path / "client"
+    client.mkdir()
+    mount = f"mount -t tmpfs tmpfs {client} && cd {client} && cp -r {bundle} model && touch seen"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("file systems can't be mounted here")
+    words = [sys.executable, "-c", CLIENT, dashboard, s3, *SMALL]
+    command = ["unshare", "--mount", "sh", "-c", f"{mount} && exec {shlex.join(words)}"]
+    done = subprocess.run(command, env=outside_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("of 4 windows") >= 2
+    assert list(client.iterdir()) == []
+    for name in ("north", "south"):
+        local = seg("segment", f"{s3}/two/{name}", "--model", bundle, "--out", name, *SMALL, folder=tmp_path)
+        assert rows_of(f"{s3}/two/runs/{name}") == rows_of(tmp_path / name), local.stderr
 
 
 def test_a_place_that_the_cluster_lacks_ends_the_job_with_code_2(
