@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray._private.node as ray_nodes
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+
+NO_ADDRESS = b"127.0.0.1:-1"  # as a server writes that has no dashboard
 
 
 class _LeanNode(ray_nodes.Node):
@@ -21,7 +24,11 @@ class _LeanNode(ray_nodes.Node):
         """Start nothing that reads logs."""
 
     def start_api_server(self, **_: Any) -> None:
-        """Start no server: without a dashboard, statistics of usage are all that it would serve."""
+        """Start no server: without a dashboard, statistics of usage are all that it would serve.
+
+        The agents of nodes ask for its address, and log an error every second until there is one.
+        """
+        self.get_gcs_client().internal_kv_put(DASHBOARD_ADDRESS.encode(), NO_ADDRESS, True, KV_NAMESPACE_DASHBOARD)
 
 
 @contextmanager

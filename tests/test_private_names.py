@@ -21,7 +21,8 @@ NAMES = {
     "argparse._SubParsersAction": "jobs/cli/parser.py",
     "argparse._ActionsContainer": "jobs/cli/option_groups.py",
     "self._get_positional_actions": "jobs/cli/parser.py",
-    "ray._private": "jobs/ray_session.py",
+    "ray._private": "jobs/ray_session.py, ray_node.py",
+    "ray._private.ray_constants": "jobs/ray_node.py",
     "ray._private.worker._worker_logs_enabled": "jobs/ray_session.py",
     "client._server_ray_version": "jobs/submitting/dashboard.py",
     "receipts.context._max_num_blocks_in_streaming_gen_buffer": "jobs/segment.py",
@@ -125,6 +126,16 @@ def test_ray_can_be_told_not_to_print_what_goes_wrong_on_standard_output() -> No
 
     assert isinstance(ray._private.worker._worker_logs_enabled, bool)
     assert "if not _worker_logs_enabled" in inspect.getsource(ray._private.worker)
+
+
+def test_ray_starts_what_a_command_does_without_by_methods_of_a_node() -> None:
+    """Methods that Ray no longer calls would be overridden without a word: see jobs/ray_node.py."""
+    import ray
+
+    calls = inspect.getsource(ray._private.node.Node)
+    for method in ("start_monitor", "start_log_monitor", "start_api_server"):
+        assert f"self.{method}(" in calls
+    assert "ray._private.node.Node(" in inspect.getsource(ray._private.worker)
 
 
 def test_ray_data_takes_how_many_receipts_may_wait_for_the_driver() -> None:

@@ -22,8 +22,10 @@ import pytest
 import ray
 from conftest import outside_environment
 from parts import RESOURCES
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray._private.utils import validate_socket_filepath
 from ray.data import DataContext
+from ray.experimental.internal_kv import _internal_kv_get
 
 import seg_core
 from aerial_seg.capacity import wait_for_cpu
@@ -174,6 +176,12 @@ def test_a_ray_inside_a_command_starts_no_process_that_only_a_cluster_needs() ->
     programs = {name for process in psutil.Process().children(recursive=True) for name in program(process)}
     assert programs >= ESSENTIAL_NAMES
     assert not programs & {"dashboard.py", "monitor.py", "log_monitor.py"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_agents_find_an_address_though_there_is_no_dashboard() -> None:
+    """They would ask for it each second, and write an error to their log."""
+    assert _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)
 
 
 def program(process: psutil.Process) -> list[str]:
