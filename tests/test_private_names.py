@@ -25,6 +25,7 @@ NAMES = {
     "ray._private.ray_constants": "jobs/ray_node.py",
     "ray._private.worker._worker_logs_enabled": "jobs/ray_session.py",
     "client._server_ray_version": "jobs/submitting/dashboard.py",
+    "client._do_request": "jobs/submitting/dashboard.py",
     "receipts.context._max_num_blocks_in_streaming_gen_buffer": "jobs/segment.py",
 }
 TYPE = re.compile(r"\w+\.\w+\[\w+(\.\w+)*\]")  # that is named in quotes

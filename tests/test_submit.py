@@ -29,7 +29,7 @@ from aerial_seg import submit
 from aerial_seg.cli.main import main
 from aerial_seg.ray_session import AUTHENTICATION_ADVICE
 from aerial_seg.submit import follow
-from aerial_seg.submitting.dashboard import connect
+from aerial_seg.submitting.dashboard import MIN_PYTHON, connect
 from aerial_seg.submitting.jobs import list_jobs
 from aerial_seg.submitting.packages import copy_packages
 from seg_core.environment import environment
@@ -201,13 +201,22 @@ def test_wrong_use_shows_before_anything_is_submitted(dashboard: str, tmp_path: 
     assert [job["id"] for job in list_jobs(connect(dashboard))] == before
 
 
-def test_a_cluster_of_another_ray_is_refused_before_anything_is_submitted(
+def test_a_cluster_of_another_ray_or_with_an_older_python_is_refused_before_anything_is_submitted(
     dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    command = ["submit", "--address", dashboard, "--", "plan", "a.tif"]
+    monkeypatch.setattr("aerial_seg.submitting.dashboard.MIN_PYTHON", (9, 0))
+    here = ".".join(map(str, sys.version_info[:2]))
+    refusal = f"the cluster runs Python {here}: this program needs 9.0 or later on each node"
+    assert refusal in seg(*command, folder=tmp_path, code=2).stderr
     there = ray.__version__
     monkeypatch.setattr(ray, "__version__", "1.9.0")
-    found = seg("submit", "--address", dashboard, "--", "plan", "a.tif", folder=tmp_path, code=2)
-    assert f"the cluster runs Ray {there}, this machine has Ray 1.9.0: install the same" in found.stderr
+    refusal = f"the cluster runs Ray {there}, this machine has Ray 1.9.0: install the same"
+    assert refusal in seg(*command, folder=tmp_path, code=2).stderr
+
+
+def test_the_least_python_of_a_cluster_is_that_of_the_package() -> None:
+    assert f'requires-python = ">={".".join(map(str, MIN_PYTHON))}"' in (REPOSITORY / "pyproject.toml").read_text()
 
 
 def test_a_job_is_stopped_and_resumed_under_its_name(dashboard: str, shared: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -19,6 +20,7 @@ from ..ray_session import AUTHENTICATION_ADVICE
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT = 5.0  # s that a dashboard is given to answer
+MIN_PYTHON = (3, 11)  # as pyproject.toml says
 START_ADVICE = "name the one that Ray names when a cluster starts (ray start --head starts one)"
 UPLOAD_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
@@ -68,10 +70,26 @@ def _await_answer(url: str) -> None:
 
 
 def check_version(client: JobSubmissionClient) -> None:
-    """Raise SegError if the cluster's Ray is of another release than the one on this machine."""
+    """Raise SegError if the cluster's Ray is of another release than the one here, or its Python can't run the code.
+
+    Another Python is no obstacle in itself: what is sent is a command, code as text and weights.
+    """
     there, here = str(client._server_ray_version), str(ray.__version__)  # noqa: SLF001 - it has no public name
     if there.split(".")[:2] != here.split(".")[:2]:
         raise SegError(
             f"the cluster runs Ray {there}, this machine has Ray {here}: install the same release on both, such as "
             f"with pip install ray=={there}"
         )
+    python = find_python(client)
+    if python is not None and python < MIN_PYTHON:
+        found, least = (".".join(map(str, version)) for version in (python, MIN_PYTHON))
+        raise SegError(f"the cluster runs Python {found}: this program needs {least} or later on each node")
+
+
+def find_python(client: JobSubmissionClient) -> tuple[int, int] | None:
+    """Return the version of the Python that a cluster runs, such as (3, 11); None if its dashboard does not tell."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        answer = client._do_request("GET", "/api/v0/cluster_metadata")  # noqa: SLF001 - no public method sends it
+        major, minor = answer.json()["data"]["pythonVersion"].split(".")[:2]
+        return int(major), int(minor)
+    return None
