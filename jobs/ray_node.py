@@ -28,7 +28,8 @@ class _LeanNode(ray_nodes.Node):
 
         The agents of nodes ask for its address, and log an error every second until there is one.
         """
-        self.get_gcs_client().internal_kv_put(DASHBOARD_ADDRESS.encode(), NO_ADDRESS, True, KV_NAMESPACE_DASHBOARD)
+        client = self.get_gcs_client()  # type: ignore[no-untyped-call]
+        client.internal_kv_put(DASHBOARD_ADDRESS.encode(), NO_ADDRESS, True, KV_NAMESPACE_DASHBOARD)
 
 
 @contextmanager
