@@ -29,6 +29,7 @@ class ExecutionOptions:
     # The least number, which there must be room for, and the most, as further nodes come; None: see size_actors.
     actors: tuple[int, int] | None = None
     gpus_per_actor: float = 1.0
+    readers: int = 0  # Ray tasks in which each actor reads; 0: it reads in threads of its own
     device: str = "auto"
     compiling: str = "auto"  # see Segmenter
     max_failures: int | None = None  # tiles that may fail; one more stops the run; None: no limit
@@ -48,6 +49,7 @@ class ActorResources:
     threads: int  # for torch
     readers: int  # threads that read windows at first: see enough_readers
     memory: int  # bytes of a node's memory that one actor may use
+    reading_tasks: int = 0  # Ray tasks that read windows for an actor; 0: its own threads read
 
     @property
     def cores(self) -> int:
@@ -87,7 +89,11 @@ def size_actors(execution: ExecutionOptions) -> ActorResources:
     least = execution.actors[0] if execution.actors else 1
     wait_for_nodes(partial(_find_shortage, execution), [bundle] * least, execution.node_timeout if joined else 0)
     nodes, use_gpu = _find_nodes(execution)
-    return _divide(nodes, execution, use_gpu, joined)
+    sized = _divide(nodes, execution, use_gpu, joined)
+    if sized.reading_tasks:
+        find_shortage = partial(_find_shortage_of_readers, sized)
+        wait_for_nodes(find_shortage, [{"CPU": 1.0}], execution.node_timeout if joined else 0)
+    return sized
 
 
 def _find_nodes(execution: ExecutionOptions) -> tuple[list[Resources], bool]:
@@ -115,6 +121,14 @@ def _find_shortage(execution: ExecutionOptions) -> Shortage | None:
     return Shortage(f"--actors {least}: the cluster has room for {room}", f"use --actors {room}:{max(room, most)}")
 
 
+def _find_shortage_of_readers(sized: ActorResources) -> Shortage | None:
+    """Return what the nodes lack for tasks that read beside the actors; None if they lack nothing."""
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in list_nodes().values())
+    if cpus - sized.min_actors * sized.num_cpus >= 1:
+        return None
+    return Shortage(f"--readers {sized.reading_tasks}: the processes that segment take every CPU", "leave it out")
+
+
 def _divide(nodes: list[Resources], execution: ExecutionOptions, use_gpu: bool, joined: bool) -> ActorResources:
     """Divide nodes among the actors that are to start now; those of further nodes get the same."""
     gpus_per_actor = execution.gpus_per_actor
@@ -140,6 +154,7 @@ def _divide(nodes: list[Resources], execution: ExecutionOptions, use_gpu: bool, 
         threads=threads,
         readers=readers,
         memory=int(min(n["memory"] / actors for n, actors in shares)),
+        reading_tasks=execution.readers,
     )
 
 

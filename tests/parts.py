@@ -34,15 +34,16 @@ def open_plan(path: str, model: str, run: str) -> Made:
 
 
 def work(
-    made: Made, session: str = "s", execution: ExecutionOptions = EXECUTION, parts: Sequence[Part] | None = None
+    made: Made,
+    session: str = "s",
+    execution: ExecutionOptions = EXECUTION,
+    parts: Sequence[Part] | None = None,
+    resources: ActorResources = RESOURCES,
 ) -> Rows:
     """Segment all parts in this process; the rows of the run."""
     plan, model, run = made
-    list(
-        PartSegmenter(model, run, SETTINGS, WINDOW, RESOURCES, execution, session).segment_parts(
-            parts or list(plan.parts())
-        )
-    )
+    actor = PartSegmenter(model, run, SETTINGS, WINDOW, resources, execution, session)
+    list(actor.segment_parts(parts or list(plan.parts())))
     return rows_of(made)
 
 

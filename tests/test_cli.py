@@ -58,7 +58,16 @@ REGION = [
     "--window",
     "SCENE",
 ]
-EXECUTION = ["--actors", "--address", "--batch", "--compile", "--device", "--gpus-per-actor", "--node-timeout"]
+EXECUTION = [
+    "--actors",
+    "--address",
+    "--batch",
+    "--compile",
+    "--device",
+    "--gpus-per-actor",
+    "--node-timeout",
+    "--readers",
+]
 BENCH = ["--at", "--codec", "--json", "--seconds", "--side"]
 SETTINGS = [
     "--accumulate",

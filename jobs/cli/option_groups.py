@@ -120,6 +120,8 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     text = "how long to wait for nodes with room for MIN processes, on a cluster (900)"
     group.add_argument("--node-timeout", type=parse_nonnegative_int, default=900, metavar="S", help=text)
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
+    text = "tasks that read for each process, on free CPUs of any node; 0: it reads by itself (0)"
+    group.add_argument("--readers", type=parse_nonnegative_int, default=0, metavar="N", help=text)
     group.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
     text = "windows inferred together; auto: as many as make a GPU faster, 1 on a CPU"
     group.add_argument("--batch", type=parse_positive_int_or_auto, metavar="N|auto", help=text)

@@ -155,6 +155,7 @@ def execution_options(args: Namespace) -> "ExecutionOptions":
         batch=args.batch,
         actors=args.actors,
         gpus_per_actor=args.gpus_per_actor,
+        readers=args.readers,
         device=args.device,
         compiling=args.compile,
         max_failures=getattr(args, "max_failures", None),

@@ -153,6 +153,6 @@ class PartSegmenter:
             seam_differing=seam_differing,
             decoded_on_cpu=self.batches.runner.take_decoded_on_cpu(),
             exact=self.segmenter.exact,
-            software=self.software,
+            software=self.software | (self.reader.tasks.decoders if self.reader.tasks else {}),
             times=self.clock.take(),
         )

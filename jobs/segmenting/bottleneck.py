@@ -20,7 +20,8 @@ IDLE = 0.5
 # If a GPU that limits the run was busy for less than this, it often waited for the one process that feeds it.
 STARVED_BELOW = 0.8
 ADVICE = {
-    "reading": "use nodes with more CPUs for each device, or scenes that decode faster (tiled JPEG or ZSTD GeoTIFFs)",
+    "reading": "use nodes with more CPUs for each device, read on other nodes as well (--readers), or use scenes that "
+    "decode faster (tiled JPEG or ZSTD GeoTIFFs)",
     "decoding": "add devices (--actors on a larger cluster), or let CPUs decode (--decode cpu, in a run of its own)",
     "model": "add devices (--actors on a larger cluster), or use a narrower model",
     "process": "let two of them share each GPU (--gpus-per-actor 0.5)",

@@ -1,6 +1,7 @@
 """Read windows ahead of the model in threads. GDAL releases the interpreter's lock.
 
 blocks of windows ─▶ as many threads as keep the model busy ─▶ loaded windows, or failures
+                       └─ --readers N: each waits for a task ─┘
 """
 
 import threading
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ray.exceptions import WorkerCrashedError
+
 from seg_core.errors import ReadError, StoreUnavailableError
-from seg_core.inference.windows import may_be_partial, stage_windows
+from seg_core.inference.windows import may_be_partial, read_pixels, stage_windows
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import Failure, PartialFailure
 from seg_core.run.sizing import chip_memory, choose_read_blocks, enough_readers, gpu_share
@@ -19,6 +22,7 @@ from seg_core.threads import prefetch
 
 from ..resources import ActorResources
 from .guard import CrashGuard, end_if_lost
+from .reading_tasks import MAX_ATTEMPTS, TaskReader
 from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -55,7 +59,9 @@ class WindowReader:
     ) -> None:
         self.settings, self.segmenter, self.resources = settings, segmenter, resources
         self.guard, self.clock = guard, clock
-        self.num_threads = resources.initial_readers(settings.decode)  # threads that may read at once
+        self.tasks = TaskReader() if resources.reading_tasks else None
+        # Threads that may read at once, or wait for a task that reads.
+        self.num_threads = resources.reading_tasks or resources.initial_readers(settings.decode)
         self.turns = threading.Semaphore(self.num_threads)
         self.depth = 0  # blocks that are being read or wait for the model; more threads would be useless
 
@@ -77,13 +83,17 @@ class WindowReader:
         """Read the windows of a block together. If the block can't be read, read its windows one by one."""
         self.guard.mark_started(block.part)
         try:
-            chips = stage_windows(block, self.settings, self.segmenter, partial(self.turn, len(block.windows)))
+            turn = partial(self.turn, len(block.windows))
+            chips = stage_windows(block, self.settings, self.segmenter, turn, self.tasks or read_pixels)
             return [LoadedWindow(*each) for each in zip(block.tasks, chips, strict=True)]
         except ReadError as error:
             kind = PartialFailure if may_be_partial(error, self.settings) else Failure
             failure = kind(type(error).__name__, str(error), error.attempts)
             # If a store is unavailable, the other windows of the block would fail too, unless they are in other files.
             concerns_all = isinstance(error, StoreUnavailableError) and not block.part.sources
+        except WorkerCrashedError:
+            text = f"{block.part.scene.uri}: reading this window crashed the process"
+            failure, concerns_all = Failure("Crash", text, MAX_ATTEMPTS), False
         except Exception as error:  # reading damaged files raises errors of any type; the other windows go on
             end_if_lost(self.segmenter)
             failure, concerns_all = Failure(type(error).__name__, f"{block.part.scene.uri}: {error}"), False
@@ -99,7 +109,12 @@ class WindowReader:
             yield
 
     def add_threads(self) -> None:
-        """Let more threads read at once if the times of the last windows show that the model waits for them."""
+        """Let more threads read at once if the times of the last windows show that the model waits for them.
+
+        The number of tasks stays as it was asked for.
+        """
+        if self.tasks is not None:
+            return
         times = self.clock.lap(WINDOWS_TO_COUNT_READERS * self.num_threads)
         if times is not None:
             enough = enough_readers(

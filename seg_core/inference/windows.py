@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BORDER_STRIP = 32  # px on this side of a border that are looked at
 
 Chip = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+ReadPixels = Callable[[Part, Window, Settings, AllocatePixels], Chip]  # see read_pixels
 
 
 def read_pixels(part: Part, chip: Window, settings: Settings, new: AllocatePixels = allocate_pixels) -> Chip:
@@ -34,18 +35,20 @@ def stage_windows(
     settings: Settings,
     segmenter: "Segmenter",
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    pixels_of: ReadPixels = read_pixels,
 ) -> "list[DeviceChip]":
     """The chips of windows that are read at once, where the device has them at hand.
 
-    It decodes them, where that is wanted and can be. Raises ReadError where one of them can't be read. The work is done
-    within a `turn`, but for that of a GPU, which takes chips of many threads at once.
+    It decodes them, where that is wanted and can be. All others are read by `pixels_of`. Raises ReadError where one of
+    them can't be read. The work is done within a `turn`, but for that of a GPU, which takes chips of many threads at
+    once.
     """
     bundle, normalization = segmenter.bundle, block.part.normalization(settings)
     chips = [chip_window(window, settings.halo, bundle.stride, bundle.min_chip) for window in block.windows]
     whole = bounding_window(chips)
 
     def read() -> "DeviceChip":
-        pixels, valid = read_pixels(block.part, whole, settings, segmenter.allocate_pixels)
+        pixels, valid = pixels_of(block.part, whole, settings, segmenter.allocate_pixels)
         return segmenter.stage(pixels, valid, normalization)
 
     with ExitStack() as within:
