@@ -2,14 +2,20 @@
 
 import json
 import re
+import shutil
+import subprocess
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from conftest import MakeScene
+from conftest import MakeScene, free_port
 from parts import RESOURCES
 from seg_command import SMALL, seg
 
@@ -150,6 +156,50 @@ def test_a_small_run_is_seen_by_prometheus(
     assert found == pytest.approx(metrics.latest)
     assert found.keys() == METRICS.keys()
     assert found["windows_done"] == found["windows_total"] > 0
+
+
+@pytest.fixture
+def prometheus(ray_cluster: None, tmp_path: Path) -> Iterator[str]:  # noqa: ARG001
+    """Host and port of a Prometheus that asks this node every second."""
+    (here,) = [each for each in ray.nodes() if each["Alive"]]
+    target = f"{here['NodeManagerAddress']}:{here['MetricsExportPort']}"
+    jobs = [{"job_name": "ray", "static_configs": [{"targets": [target]}]}]
+    (tmp_path / "prometheus.yml").write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+    address = f"127.0.0.1:{free_port()}"
+    options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(["prometheus", *options], cwd=tmp_path, stdout=log, stderr=log)
+        yield address
+        process.terminate()
+        process.wait(30)
+
+
+def ask(prometheus: str, expression: str) -> list[tuple[dict[str, str], float]]:
+    """The series that an expression of Prometheus gives now: their labels, and the value of each."""
+    query = urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(f"http://{prometheus}/api/v1/query?{query}") as answer:
+        found = json.load(answer)["data"]["result"]
+    return [(each["metric"], float(each["value"][1])) for each in found]
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_prometheus_answers_what_the_dashboard_asks(prometheus: str) -> None:
+    runs = [JobMetrics(f"s3://bucket/{name}") for name in ("a", "b")]
+    for number, run in enumerate(runs):
+        run.publish({name: 1.5 * place + number for place, name in enumerate(METRICS)})
+    targets = [target for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])]
+    deadline = time.monotonic() + 60
+    for target in targets:
+        expression, found = target["expr"].replace("$run", "s3://bucket/.*"), list[tuple[dict[str, str], float]]()
+        (name,) = re.findall(rf"ray_{PREFIX}(\w+)", expression)
+        wanted = [({"run": f"s3://bucket/{letter}"}, run.latest[name]) for letter, run in zip("ab", runs, strict=True)]
+        while found != wanted:
+            assert time.monotonic() < deadline, (expression, found)
+            time.sleep(0.2)
+            for run in runs:
+                run.refresh()  # which a thread does while a job works
+            with suppress(urllib.error.URLError):  # it starts
+                found = sorted(ask(prometheus, expression), key=lambda series: series[0]["run"])
 
 
 def test_the_dashboard_shows_the_metrics_that_jobs_publish_and_no_others() -> None:
