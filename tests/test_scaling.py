@@ -138,7 +138,9 @@ def count_added(cluster: GrowingCluster) -> int:
     return [labels.get(NODE_GROUP_LABEL) for labels in cluster.labels()].count(GROUP)
 
 
-def test_workers_that_train_are_spread_over_nodes(cluster: GrowingCluster, folder: Path) -> None:
+def test_workers_that_train_are_spread_over_nodes_and_one_goes_on_if_the_other_is_lost(
+    cluster: GrowingCluster, folder: Path
+) -> None:
     """Each node has two CPUs, so that both workers could be on one."""
     for _ in range(count_added(cluster), 2):
         cluster.add_node()
@@ -151,11 +153,35 @@ def test_workers_that_train_are_spread_over_nodes(cluster: GrowingCluster, folde
                 nodes[worker.pid] = worker.ppid()
         return len(nodes) == 2
 
-    sizes = ["--width", "4", "--depth", "2", "--batch", "2", "--crop", "64", "--workers", "2", "--readers", "0"]
+    def said(text: str) -> Callable[[], bool]:
+        return lambda: text in log.read_text()
+
+    sizes = [
+        "--width",
+        "4",
+        "--depth",
+        "2",
+        "--batch",
+        "2",
+        "--crop",
+        "64",
+        "--readers",
+        "0",
+        "--epochs",
+        "99",
+        "--steps",
+        "9",
+    ]
     words = ["train", "--data", "data", "--out", "trained", "--preset", "small", "--address", cluster.address, *sizes]
     with log.open("w") as stream:
-        job = start(folder, stream, *words)
+        job = start(folder, stream, *words, "--workers", "2", "--min-workers", "1")
         wait_until(find_nodes, log, job)
+        assert len(set(nodes.values())) == 2
+        wait_until(said("\nepoch 1 of 99: "), log, job)
+        psutil.Process(min(nodes.values())).kill()
+        wait_until(said("\nlost node "), log, job)
+        wait_until(said("\ngoing on with epoch "), log, job)
+        before = log.read_text().count("\nepoch ")
+        wait_until(lambda: log.read_text().count("\nepoch ") > before, log, job)
         job.terminate()
         assert job.wait(PATIENCE)
-    assert len(set(nodes.values())) == 2
