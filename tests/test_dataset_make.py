@@ -13,7 +13,7 @@ import pytest
 import shapely
 from conftest import NORTH_UP, UTM, MakeScene
 from footprints import to_map, write_vectors
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from seg_command import seg
@@ -237,6 +237,7 @@ def test_overlapping_scenes_share_no_ground_across_splits(tmp_path: Path) -> Non
     assert make([one, other], labels, tmp_path / "more", 64, val=0.3, test=0.2, seed=1).splits != made.splits
 
 
+@example(number=4, marked=3, val=0.5, test=0.25)
 @given(number=st.integers(2, 60), marked=st.integers(0, 60), val=st.floats(0, 0.5), test=st.floats(0, 0.4))
 @settings(max_examples=60, deadline=None)
 def test_splits_have_their_shares_and_each_has_the_class_where_there_is_enough(

@@ -29,12 +29,15 @@ def assign_splits(cells: Mapping[Cell, bool], val: float, test: float, seed: int
     ordered = sorted(cells)
     shuffled = [ordered[at] for at in rng.permutation(len(ordered))]
     shuffled.sort(key=lambda cell: not cells[cell])  # stable: those with the class first
-    pool = shuffled[1:]  # the first is for training
-    num_val, num_test = (max(1, round(share * len(cells))) if share else 0 for share in (val, test))
-    if num_val + num_test > len(pool):
-        num_val, num_test = min(num_val, 1), min(num_test, 1)
-    for name, number in (("val", num_val), ("test", num_test)):
+    shares = {name: share for name, share in (("val", val), ("test", test)) if share}
+    firsts = dict(zip(shuffled, ("train", *shares), strict=False))  # one for each split, with the class if possible
+    pool = shuffled[len(firsts) :]
+    numbers = {name: max(1, round(share * len(cells))) - 1 for name, share in shares.items()}  # of further cells
+    if sum(numbers.values()) > len(pool):
+        numbers = dict.fromkeys(shares, 0)
+    for name, number in numbers.items():
         chosen = [pool[at * len(pool) // number] for at in range(number)]  # evenly from both kinds
         found |= dict.fromkeys(chosen, name)
         pool = [cell for cell in pool if cell not in found]
+    found |= firsts
     return {cell: found.get(cell, "train") for cell in ordered}
