@@ -12,10 +12,12 @@ from seg_core.errors import SegError
 
 from .node_watch import NodeWatch
 from .progress import CLEAR_LINE, StatusLine, format_duration
+from .ray_session import find_address
 from .terminal import note
 
 LOOK_INTERVAL = 1.0  # s
 NODE_TIMEOUT = 900  # s to wait for nodes, unless a command is told otherwise
+NODE_TIMEOUT_OPTION = "--node-timeout"
 NO_CPU = "the cluster has no node with a CPU for workers"
 Bundle = Mapping[str, float]  # resources that must be free on one node, such as {"CPU": 1, "GPU": 1}
 
@@ -30,20 +32,22 @@ class Shortage(NamedTuple):
 def wait_for_nodes(
     find_shortage: Callable[[], Shortage | None],
     bundles: Sequence[Bundle],
-    timeout: float,
-    option: str = " (--node-timeout)",
+    address: str | None,
+    timeout: float = NODE_TIMEOUT,
+    option: str = "",
 ) -> None:
     """Wait until `find_shortage` finds none, and ask for nodes on which `bundles` are free until then.
 
     Says what is lacking, and regularly for how long. Raises SegError if it is still lacking after `timeout` seconds,
-    which an `option` of the command may change.
+    which an `option` of the command may change, and at once if Ray was started in this process and not joined at
+    `address`, since it gets no nodes.
     """
     shortage = find_shortage()
     if shortage is None:
         return
-    if timeout <= 0:
+    if timeout <= 0 or find_address(address) is None:
         raise SegError(f"{shortage.lack}: {shortage.way_out}")
-    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)}{option}")
+    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)}{option and f' ({option})'}")
     with _ask_for(bundles), _watch_nodes() as (watch, seconds):
         while (shortage := find_shortage()) is not None:
             if seconds() > timeout:
@@ -55,13 +59,13 @@ def wait_for_nodes(
             watch.look()
 
 
-def wait_for_cpu(joined: bool) -> None:
-    """Wait until there is a CPU for tasks, in a cluster that has been `joined`. Raises SegError if there is none."""
+def wait_for_cpu(address: str | None) -> None:
+    """Wait until there is a CPU for tasks, in a cluster that was joined at `address`. Raises SegError if none comes."""
 
     def find_shortage() -> Shortage | None:
         return None if ray.cluster_resources().get("CPU") else Shortage(NO_CPU, "start one")
 
-    wait_for_nodes(find_shortage, [{"CPU": 1.0}], NODE_TIMEOUT if joined else 0, option="")
+    wait_for_nodes(find_shortage, [{"CPU": 1.0}], address)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 
-from .capacity import NO_CPU, NODE_TIMEOUT, Shortage, wait_for_nodes
+from .capacity import NO_CPU, NODE_TIMEOUT, NODE_TIMEOUT_OPTION, Shortage, wait_for_nodes
 from .node_watch import list_nodes
 from .ray_session import find_address
 
@@ -82,17 +82,16 @@ def size_actors(execution: ExecutionOptions) -> ActorResources:
     this waits for them, and asks for them. Raises SegError if there still is no room, and at once in a Ray of this
     process.
     """
-    gpus_per_actor, joined = execution.gpus_per_actor, find_address(execution.address) is not None
-    if gpus_per_actor <= 0:
-        raise SegError(f"--gpus-per-actor {gpus_per_actor:g}: must be more than 0")
-    bundle = {"CPU": 1.0, "GPU": gpus_per_actor} if _find_nodes(execution)[1] else {"CPU": 1.0}
+    if execution.gpus_per_actor <= 0:
+        raise SegError(f"--gpus-per-actor {execution.gpus_per_actor:g}: must be more than 0")
+    bundle = {"CPU": 1.0, "GPU": execution.gpus_per_actor} if _find_nodes(execution)[1] else {"CPU": 1.0}
     least = execution.actors[0] if execution.actors else 1
-    wait_for_nodes(partial(_find_shortage, execution), [bundle] * least, execution.node_timeout if joined else 0)
+    waiting = execution.address, execution.node_timeout, NODE_TIMEOUT_OPTION
+    wait_for_nodes(partial(_find_shortage, execution), [bundle] * least, *waiting)
     nodes, use_gpu = _find_nodes(execution)
-    sized = _divide(nodes, execution, use_gpu, joined)
+    sized = _divide(nodes, execution, use_gpu, joined=find_address(execution.address) is not None)
     if sized.reading_tasks:
-        find_shortage = partial(_find_shortage_of_readers, sized)
-        wait_for_nodes(find_shortage, [{"CPU": 1.0}], execution.node_timeout if joined else 0)
+        wait_for_nodes(partial(_find_shortage_of_readers, sized), [{"CPU": 1.0}], *waiting)
     return sized
 
 

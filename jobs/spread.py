@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import ray
 
 from .capacity import wait_for_cpu
-from .ray_session import find_address, ray_session
+from .ray_session import ray_session
 
 TASKS_PER_CPU = 2  # that are waiting or at work, so that no CPU waits for the next one
 ITEMS_PER_TASK = 8
@@ -29,7 +29,7 @@ def spread_over_cluster(
     """
     size = items_per_task or ITEMS_PER_TASK
     with ray_session(address, verbose=verbose):
-        wait_for_cpu(joined=find_address(address) is not None)
+        wait_for_cpu(address)
         shared: Any = ray.put(function)
         task: Any = ray.remote(_apply)
         most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -29,9 +29,9 @@ from seg_core.storage.files import check_writable, exists, filesystem, folder_of
 from seg_core.training.class_names import describe_class, is_building
 from seg_core.training.dataset import find_pairs, read_header
 
-from .capacity import Shortage, wait_for_nodes
+from .capacity import NODE_TIMEOUT_OPTION, Shortage, wait_for_nodes
 from .progress import waiting
-from .ray_session import find_address, ray_session
+from .ray_session import ray_session
 from .terminal import add_log_field, note
 from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
@@ -68,7 +68,7 @@ def train(
     check_writable(folder_of(out))
     _refuse_other(work, settings)
     with ray_session(address, settings.workers, verbose):
-        _wait_for_room(settings, joined=find_address(address) is not None)
+        _wait_for_room(settings, address)
         with waiting("decoding the images"):
             samples = {split: decode(pairs[split], classes) for split in pairs}
         header |= describe_data(samples, settings, classes, origin)
@@ -118,11 +118,11 @@ def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:
     return settings.steps or -(-num_images // settings.batch)
 
 
-def _wait_for_room(settings: TrainSettings, joined: bool) -> None:
-    """Wait for room for the workers in a cluster that has been `joined`. Raises SegError if there is none."""
+def _wait_for_room(settings: TrainSettings, address: str | None) -> None:
+    """Wait for room for the workers in a cluster that was joined at `address`. Raises SegError if there is none."""
     bundle = {"CPU": 1.0, "GPU": 1.0} if _use_gpus(settings) else {"CPU": 1.0}
     bundles = [bundle] * settings.least_workers
-    wait_for_nodes(partial(_find_shortage, settings), bundles, settings.node_timeout if joined else 0)
+    wait_for_nodes(partial(_find_shortage, settings), bundles, address, settings.node_timeout, NODE_TIMEOUT_OPTION)
     if settings.sync_batchnorm and not _use_gpus(settings):
         raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and there is none")
 

@@ -133,23 +133,23 @@ def test_more_processes_wait_for_nodes_than_there_is_room_for_if_they_have_enoug
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_that_train_need_a_cpu_each_and_a_gpu_where_they_are_asked_to() -> None:
-    wait_for_room(TrainSettings(workers=4, min_workers=2), joined=False)
+    wait_for_room(TrainSettings(workers=4, min_workers=2), None)
     with pytest.raises(SegError, match=r"^workers = 3: the cluster has 2 CPUs, each worker takes one: use fewer$"):
-        wait_for_room(TrainSettings(workers=3), joined=False)
+        wait_for_room(TrainSettings(workers=3), None)
     lack = "workers = 1: the cluster has 0 GPUs, each worker takes one"
     with pytest.raises(SegError, match=f"{lack}: use fewer, or --device cpu$"):
-        wait_for_room(TrainSettings(device="cuda"), joined=False)
+        wait_for_room(TrainSettings(device="cuda"), None)
     with pytest.raises(SegError, match=f"{lack}, after 0:01 of waiting for nodes"):
-        wait_for_room(TrainSettings(device="cuda", node_timeout=1), joined=True)
+        wait_for_room(TrainSettings(device="cuda", node_timeout=1), "10.0.0.1:6379")
 
 
 def test_tasks_need_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     resources = {"CPU": 1.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    wait_for_cpu(joined=False)
+    wait_for_cpu(None)
     resources.clear()
     with pytest.raises(SegError, match=r"^the cluster has no node with a CPU for workers: start one$"):
-        wait_for_cpu(joined=False)
+        wait_for_cpu(None)
 
 
 def test_ray_lets_an_actor_be_ahead_of_the_driver_where_it_is_asked_to() -> None:
