@@ -12,15 +12,22 @@ from ray.train import Checkpoint, Result
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 
-class LocalTrainer:
-    """Ray's trainer, but for its processes. Checkpoints are kept where Ray would keep them, all of them."""
+Kept = list[tuple[Checkpoint, dict[str, Any]]]
+_kept: dict[str, Kept] = {}  # the checkpoints of each training, by its folder: Ray goes on from the last one
 
-    def __init__(self, worker: Any, *, train_loop_config: Any, run_config: Any, **_: Any) -> None:
-        self.worker, self.config = worker, train_loop_config
+
+class LocalTrainer:
+    """Ray's trainer, but for its processes. Checkpoints are kept where Ray would keep them, all of them.
+
+    Of several workers it is the first one, which exchanges its gradients with none.
+    """
+
+    def __init__(self, worker: Any, *, train_loop_config: Any, run_config: Any, scaling_config: Any) -> None:
+        self.worker, self.config, self.scaling = worker, train_loop_config, scaling_config
         self.folder = f"{run_config.storage_path}/{run_config.name}"
 
     def fit(self) -> Result:
-        reported = _Reports(self.folder)
+        reported = _Reports(self.folder, self.scaling.max_workers)
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
             with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -36,10 +43,10 @@ class LocalTrainer:
 
 
 class _Reports(ray_train.LocalTrainFnUtils):
-    def __init__(self, folder: str) -> None:
-        super().__init__("local")
-        self.folder = folder
-        self.kept: list[tuple[Checkpoint, dict[str, Any]]] = []
+    def __init__(self, folder: str, workers: int) -> None:
+        super().__init__("local", world_size=workers)
+        self.folder, self.kept = folder, _kept.setdefault(folder, [])
+        self._last_checkpoint = self.kept[-1][0] if self.kept else None
 
     def report(
         self, metrics: dict[str, Any], checkpoint: Any = None, checkpoint_dir_name: Any = None, **_: Any

@@ -249,7 +249,7 @@ def test_labels_in_other_frames_are_the_same_data_and_named(
     assert contents[0] == contents[1]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_workers")
 def test_a_run_does_not_go_on_with_other_data(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,10 +330,10 @@ def corners(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_workers")
 def test_a_network_with_layers_that_nothing_uses_trains_with_two_workers(corners: Path, tmp_path: Path) -> None:
     model = "smp:PSPNet/resnet18"
-    bundle = run(corners, tmp_path, model=model, steps=1, crop=64, epochs=1, workers=2, min_valid=0.0)
+    bundle = run(corners, tmp_path, model=model, steps=2, crop=64, epochs=1, workers=2, min_valid=0.0)
     assert bundle.architecture["name"] == model
 
 
