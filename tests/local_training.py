@@ -11,7 +11,6 @@ import torch.distributed
 from ray.train import Checkpoint, Result
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-
 Kept = list[tuple[Checkpoint, dict[str, Any]]]
 _kept: dict[str, Kept] = {}  # the checkpoints of each training, by its folder: Ray goes on from the last one
 
