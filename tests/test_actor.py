@@ -57,7 +57,7 @@ def test_more_threads_read_where_the_model_waits_for_a_store(
 ) -> None:
     read, at_once, most = reading.stage_windows, Counter[str](), []
 
-    def slow(block: Any, settings: Any, segmenter: Any, turn: Any) -> Any:
+    def slow(block: Any, settings: Any, segmenter: Any, turn: Any, *_: Any) -> Any:
         with turn():
             at_once["reading"] += 1
             most.append(at_once["reading"])

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import ray
 from conftest import MakeBundle, MakeScene
-from parts import RESOURCES, Made, open_plan, work
+from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, open_plan, work
 
 from aerial_seg.resources import ExecutionOptions, size_actors
-from aerial_seg.segmenting import reading_tasks
+from aerial_seg.segmenting import reading, reading_tasks
+from aerial_seg.segmenting.actor import PartSegmenter
 from aerial_seg.segmenting.reading_tasks import MAX_ATTEMPTS, TaskReader, read_chip
 from seg_core.errors import SegError
 from seg_core.imagery.jpeg_library import find_decoders
@@ -57,6 +58,17 @@ def test_a_chip_says_what_decoded_it(made: Made, no_reading_here: None) -> None:
     assert pixels.flags.writeable
     assert valid.flags.writeable
     assert not valid[0, 0]
+
+
+def test_the_number_of_tasks_stays_as_it_was_asked_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(reading, "WINDOWS_TO_COUNT_READERS", 1)
+    monkeypatch.setattr(reading, "enough_readers", lambda *_: asked.append(1) or 64)
+    for resources in (RESOURCES, IN_TASKS):
+        actor = PartSegmenter(made[1], made[2], SETTINGS, WINDOW, resources, EXECUTION, "s")
+        (*_, last) = actor.segment_parts(list(made[0].parts()))
+        assert asked
+        assert (last.readers == 2) == (resources is IN_TASKS)
 
 
 def test_what_cannot_be_read_fails_as_it_does_without_tasks(made: Made) -> None:
