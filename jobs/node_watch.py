@@ -1,7 +1,7 @@
 """Says when a node of the cluster is lost or comes, in one line each, and keeps a job's metrics up to date."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,6 +32,13 @@ class NodeWatch:
     def total(self, resource: str) -> int:
         """Return how much of a resource, such as `CPU`, the nodes had at the last look."""
         return int(sum(node["Resources"].get(resource, 0) for node in self.nodes.values()))
+
+    def has_node(self, resources: Mapping[str, float]) -> bool:
+        """Return whether a node had as much of each of these resources at the last look, free or not."""
+        return any(
+            all(node["Resources"].get(kind, 0) >= number for kind, number in resources.items())
+            for node in self.nodes.values()
+        )
 
 
 def list_nodes() -> dict[str, Node]:

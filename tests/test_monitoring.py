@@ -88,6 +88,25 @@ def receipt(actor: str, **fields: Any) -> Receipt:
     )
 
 
+def test_a_run_that_has_lost_its_last_node_says_that_it_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"head": node("0"), "one": node("1", CPU=2)}
+    monkeypatch.setattr(node_watch, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(node_watch, "list_nodes", lambda: dict(nodes))
+    with RunMonitor("/a/run", 3, RESOURCES) as monitor:
+        monitor.take(receipt("one"))
+        line = monitor.progress.status.line
+        assert line().endswith(" left")
+        del nodes["one"]
+        deadline = time.monotonic() + 60
+        while (waits := line()) != "1 of 3 windows, waiting for a node: a process that segments takes 1 CPU":
+            assert time.monotonic() < deadline, waits
+            time.sleep(0.01)
+        nodes["two"] = node("2", CPU=4)
+        while "waiting" in line():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("without_head")
 def test_a_process_that_is_replaced_is_a_line(capsys: Capture) -> None:
     with RunMonitor("/a/run", 3, RESOURCES) as monitor:

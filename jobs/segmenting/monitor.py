@@ -1,10 +1,11 @@
 """What the driver of a run shows while its actors work: progress, metrics, and one line for each event."""
 
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from ..metrics import JobMetrics
-from ..node_watch import watch_nodes
+from ..node_watch import NodeWatch, watch_nodes
 from ..progress import Progress
 from ..resources import ActorResources
 from ..terminal import logs_json
@@ -23,7 +24,7 @@ class RunMonitor:
 
     def __enter__(self) -> Self:
         """Begin to watch the nodes."""
-        self.watching.__enter__()
+        self.progress.lack = partial(describe_lack, self.watching.__enter__(), self.resources)
         return self
 
     def __exit__(
@@ -56,3 +57,11 @@ class RunMonitor:
     def bottleneck(self) -> dict[str, Any]:
         """Return what has limited the run so far: see `BottleneckReport.figures`."""
         return self.busy.figures(self.resources.writers, self.resources.num_gpus, self.resources.cores)
+
+
+def describe_lack(nodes: NodeWatch, resources: ActorResources) -> str:
+    """Return what the cluster lacks for a process that segments. Empty if a node is large enough, or none known."""
+    wanted = {kind: number for kind, number in (("CPU", resources.num_cpus), ("GPU", resources.num_gpus)) if number}
+    if not nodes.nodes or nodes.has_node(wanted):
+        return ""
+    return f"a process that segments takes {' and '.join(f'{n:g} {kind}' for kind, n in wanted.items())}"
