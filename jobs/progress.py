@@ -26,7 +26,9 @@ class StatusLine:
         self.line, self.stream, self.figures = line, stream or sys.stderr, figures
         self.tty = self.stream.isatty() and not logs_json()
         self.interval = TERMINAL_INTERVAL if self.tty else LOG_INTERVAL
-        self.shown_at, self.lock, self.done = time.monotonic(), threading.Lock(), threading.Event()
+        # The first line is due after half of that time, since a command may have been at work before.
+        self.shown_at = time.monotonic() - self.interval / 2
+        self.lock, self.done = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._show_regularly, daemon=True)
         self.thread.start()
 
