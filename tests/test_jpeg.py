@@ -316,3 +316,16 @@ def test_the_jpeg_library_is_known_by_its_pixels() -> None:
     bgr = cv2.imdecode(np.frombuffer(IMAGE, np.uint8), cv2.IMREAD_COLOR)  # by the libjpeg-turbo in OpenCV's wheel
     pixels = np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))
     assert NAMES[sha256(pixels.tobytes()).hexdigest()[:8]] == "libjpeg-turbo"
+
+
+@pytest.mark.parametrize("colours", ["ycbcr", "rgb"])
+def test_a_cpu_decodes_as_libjpeg_turbo_whatever_library_gdal_has(tmp_path: Path, colours: str) -> None:
+    """So the rows of a run do not depend on the wheels of a node. OpenCV's wheel contains libjpeg-turbo."""
+    scene = write_jpeg(tmp_path / "a.tif", photometric=colours)
+    streams = read_streams(scene, scene.window)
+    assert streams is not None
+    found = JpegDecoder(torch.device("cpu"), lambda: None)(streams).image.numpy()
+    for block, (row, col) in zip(streams.blocks, streams.block_offsets, strict=True):
+        pixels = cv2.imdecode(block, cv2.IMREAD_COLOR)[..., ::-1].transpose(2, 0, 1)
+        part = found[:, row : row + pixels.shape[1], col : col + pixels.shape[2]]
+        assert np.array_equal(part, pixels[:, : part.shape[1], : part.shape[2]])
