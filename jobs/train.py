@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -31,7 +31,7 @@ from seg_core.training.dataset import find_pairs, read_header
 
 from .capacity import NODE_TIMEOUT_OPTION, Shortage, wait_for_nodes
 from .progress import waiting
-from .ray_session import ray_session
+from .ray_session import find_address, ray_session
 from .terminal import add_log_field, note
 from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
@@ -42,6 +42,7 @@ from .training.worker import train_worker, use_bfloat16
 
 # A report waits for the controller's next look at its workers: every 2 s unless the environment says otherwise.
 LOOK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+SEGMENTING = "segmenting the images of val"
 
 MAX_FAILURES = 3  # of workers or nodes, before a run is given up; nodes that announce their end (spot) don't count
 
@@ -90,7 +91,13 @@ def train(
             lease.check()
             bundle = _publish(best, out, settings)
     try:
-        _draw_samples(out, settings, data, f"{work}/samples.png")
+        note("drawing samples.png: the images of val are segmented once more")
+        if find_address(address) is None:
+            with waiting(SEGMENTING) as report:
+                _draw_samples(out, settings, data, f"{work}/samples.png", report)
+        else:
+            with ray_session(address, verbose=verbose), waiting(SEGMENTING):
+                _draw_samples_in_task(out, settings, data, f"{work}/samples.png")
     except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
         note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
     return bundle
@@ -104,13 +111,21 @@ def _check_paths(out: str, work: str) -> None:
         raise SegError(f"--work {work}: lies in --out {out}, which is to be the bundle alone: choose another folder")
 
 
-def _draw_samples(bundle: str, settings: TrainSettings, data: str, path: str) -> None:
-    note("drawing samples.png: the images of val are segmented once more")
+def _draw_samples(
+    bundle: str, settings: TrainSettings, data: str, path: str, report: Callable[[str], None] = lambda _: None
+) -> None:
     bfloat16 = use_bfloat16(settings.precision, choose_device("auto"))
     segmenter = Segmenter(bundle, precision="bfloat16" if bfloat16 else "float32")
-    with waiting("segmenting the images of val") as report:
-        found = evaluate(segmenter, data, "val", report)
-    write_samples(found, segmenter, path)
+    write_samples(evaluate(segmenter, data, "val", report), segmenter, path)
+
+
+def _draw_samples_in_task(bundle: str, settings: TrainSettings, data: str, path: str) -> None:
+    """Draw samples on a node that trains: the head of a cluster may have few CPUs, and no GPU."""
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(_use_gpus(settings)))(_draw_samples)
+    try:
+        ray.get(task.remote(bundle, settings, data, path))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:

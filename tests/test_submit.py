@@ -21,6 +21,7 @@ import ray
 from conftest import MakeBundle, MakeScene, free_port, outside_environment
 from proxy import Proxy
 from ray._common.utils import get_default_ray_temp_dir
+from ray.util.state import list_tasks
 from readme import NAMES, commands
 from runs import rows_of
 from weed import put
@@ -247,6 +248,12 @@ def test_a_submitted_training_job_leaves_a_bundle(dashboard: str, dataset: Path,
     found = seg("submit", "--address", dashboard, "--", *command, folder=tmp_path)
     assert "epoch 1 of 1" in found.stdout
     assert (tmp_path / "b" / "model.json").is_file()
+    assert (tmp_path / "b.train" / "samples.png").stat().st_size > 10_000
+    assert "is not drawn" not in found.stdout
+    deadline = time.monotonic() + 60  # Ray knows of tasks a while later
+    while not list_tasks(address=dashboard, filters=[("name", "=", "_draw_samples"), ("state", "=", "FINISHED")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_a_job_runs_on_the_cluster_that_it_was_given_to_beside_another_ray(dashboard: str, tmp_path: Path) -> None:
