@@ -133,6 +133,28 @@ def test_a_segmenter_is_freed_by_whoever_drops_it_and_not_by_the_garbage_collect
         gc.enable()
 
 
+SIGNAL = """
+import os, signal, sys, threading
+import numpy as np
+from seg_core.model.segmenter import Segmenter
+
+segmenters = [Segmenter(sys.argv[1], "cpu", precision="float32")]
+segmenters[0](np.zeros((3, 64, 64), np.uint8), np.ones((64, 64), np.bool_), 0, 64, 64)
+thread = threading.Thread(target=segmenters.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_whose_segmenter_was_freed_in_another_thread_takes_signals(bundle: str) -> None:
+    """The stack for signals that OpenVINO gives a thread must outlive the network."""
+    command = [sys.executable, "-X", "faulthandler", "-P", "-c", SIGNAL, bundle]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_a_gpu_refuses_what_only_cpus_compute_in() -> None:
     for precision in ("exact", "int8"):
         with pytest.raises(SegError, match=f"^--precision {precision}: is for CPUs: add --device cpu"):

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ HINT = "INFERENCE_PRECISION_HINT"
 OPTIONS: Mapping[str, Any] = {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def keep_core() -> openvino.Core:
+    """Return the one core of this process, which is never freed.
+
+    OpenVINO's plugin for CPUs gives the thread that loads it another stack for signals, and frees that stack with
+    itself. If it is freed in another thread, or after a second core was made, the first thread keeps the address. Its
+    next signal with a handler, such as Ctrl-C, then ends the process without a word (seen in OpenVINO 2026.4.1).
+    """
+    return openvino.Core()
 
 
 class OpenVinoNetwork:
@@ -58,7 +70,7 @@ class OpenVinoNetwork:
             HINT: PRECISIONS[self.precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        compiled = openvino.Core().compile_model(self.model, "CPU", options)
+        compiled = keep_core().compile_model(self.model, "CPU", options)
         if self.precision == "bfloat16" and compiled.get_property(HINT) != openvino.Type.bf16:
             log.warning("this processor has no instructions for bfloat16: the network computes in float32, and slower")
         return compiled.create_infer_request()
@@ -80,7 +92,7 @@ def convert(model: nn.Module, bands: int, side: int) -> openvino.Model:
 def read_model(network: QuantizedNetwork) -> openvino.Model:
     """Return the model of a bundle's int8 network."""
     weights = openvino.Tensor(np.frombuffer(network.weights, np.uint8))
-    return openvino.Core().read_model(network.model, weights)
+    return keep_core().read_model(network.model, weights)
 
 
 def serialize(model: openvino.Model) -> QuantizedNetwork:
