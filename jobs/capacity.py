@@ -17,7 +17,6 @@ from .terminal import note
 
 LOOK_INTERVAL = 1.0  # s
 NODE_TIMEOUT = 900  # s to wait for nodes, unless a command is told otherwise
-NODE_TIMEOUT_OPTION = "--node-timeout"
 NO_CPU = "the cluster has no node with a CPU for workers"
 Bundle = Mapping[str, float]  # resources that must be free on one node, such as {"CPU": 1, "GPU": 1}
 
@@ -33,21 +32,21 @@ def wait_for_nodes(
     find_shortage: Callable[[], Shortage | None],
     bundles: Sequence[Bundle],
     address: str | None,
-    timeout: float = NODE_TIMEOUT,
-    option: str = "",
+    node_timeout: float | None = None,
 ) -> None:
     """Wait until `find_shortage` finds none, and ask for nodes on which `bundles` are free until then.
 
-    Says what is lacking, and regularly for how long. Raises SegError if it is still lacking after `timeout` seconds,
-    which an `option` of the command may change, and at once if Ray was started in this process and not joined at
-    `address`, since it gets no nodes.
+    Says what is lacking, and regularly for how long. Raises SegError if it is still lacking after the seconds of
+    --node-timeout, or NODE_TIMEOUT for a command without that option, and at once if Ray was started in this process
+    and not joined at `address`, since it gets no nodes.
     """
+    timeout, option = (NODE_TIMEOUT, "") if node_timeout is None else (node_timeout, " (--node-timeout)")
     shortage = find_shortage()
     if shortage is None:
         return
     if timeout <= 0 or find_address(address) is None:
         raise SegError(f"{shortage.lack}: {shortage.way_out}")
-    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)}{option and f' ({option})'}")
+    note(f"{shortage.lack}: waiting for nodes, at most {format_duration(timeout)}{option}")
     with _ask_for(bundles), _watch_nodes() as (watch, seconds):
         while (shortage := find_shortage()) is not None:
             if seconds() > timeout:

@@ -87,7 +87,7 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.pixels, self.failed = total, 0, 0, 0
         self.created = self.started = time.time()
-        self.lack: Callable[[], str] = str  # what no node has that the work needs, in words
+        self.missing: Callable[[], str] = str  # what the cluster lacks for the work, in words
         note(f"{total:,} windows to segment; starting workers ...")
         self.status = StatusLine(self._line, figures=self.figures)
 
@@ -119,8 +119,8 @@ class Progress:
         }
 
     def _line(self) -> str:
-        if lack := self.lack():
-            return f"{self.done:,} of {self.total:,} windows, waiting for a node: {lack}"
+        if missing := self.missing():
+            return f"{self.done:,} of {self.total:,} windows, waiting for a node: {missing}"
         figures = self.figures()
         rate, left = figures["mpx_per_second"], figures["seconds_left"]
         if rate is None or left is None:

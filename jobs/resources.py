@@ -7,7 +7,7 @@ from typing import Any
 
 from seg_core.errors import SegError
 
-from .capacity import NO_CPU, NODE_TIMEOUT, NODE_TIMEOUT_OPTION, Shortage, wait_for_nodes
+from .capacity import NO_CPU, NODE_TIMEOUT, Shortage, wait_for_nodes
 from .node_watch import list_nodes
 from .ray_session import find_address
 
@@ -86,7 +86,7 @@ def size_actors(execution: ExecutionOptions) -> ActorResources:
         raise SegError(f"--gpus-per-actor {execution.gpus_per_actor:g}: must be more than 0")
     bundle = {"CPU": 1.0, "GPU": execution.gpus_per_actor} if _find_nodes(execution)[1] else {"CPU": 1.0}
     least = execution.actors[0] if execution.actors else 1
-    waiting = execution.address, execution.node_timeout, NODE_TIMEOUT_OPTION
+    waiting = execution.address, execution.node_timeout
     wait_for_nodes(partial(_find_shortage, execution), [bundle] * least, *waiting)
     nodes, use_gpu = _find_nodes(execution)
     sized = _divide(nodes, execution, use_gpu, joined=find_address(execution.address) is not None)

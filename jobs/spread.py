@@ -1,4 +1,4 @@
-"""Spread a function of many items over the nodes of a Ray cluster."""
+"""Spread a function of many items over the nodes of a Ray cluster, and get the results of tasks."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +40,14 @@ def spread_over_cluster(
                 yield from ray.get(waiting.popleft())
         while waiting:
             yield from ray.get(waiting.popleft())
+
+
+def get_result(reference: Any) -> Any:
+    """Return the result of a Ray task, or raise its own exception, without Ray's class and traceback around it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def _apply(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

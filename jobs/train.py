@@ -29,9 +29,10 @@ from seg_core.storage.files import check_writable, exists, filesystem, folder_of
 from seg_core.training.class_names import describe_class, is_building
 from seg_core.training.dataset import find_pairs, read_header
 
-from .capacity import NODE_TIMEOUT_OPTION, Shortage, wait_for_nodes
+from .capacity import Shortage, wait_for_nodes
 from .progress import waiting
 from .ray_session import find_address, ray_session
+from .spread import get_result
 from .terminal import add_log_field, note
 from .training.fine_tuning import choose_classes, read_origin
 from .training.log import recording
@@ -122,10 +123,7 @@ def _draw_samples(
 def _draw_samples_in_task(bundle: str, settings: TrainSettings, data: str, path: str) -> None:
     """Draw samples on a node that trains: the head of a cluster may have few CPUs, and no GPU."""
     task: Any = ray.remote(num_cpus=1, num_gpus=int(_use_gpus(settings)))(_draw_samples)
-    try:
-        ray.get(task.remote(bundle, settings, data, path))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+    get_result(task.remote(bundle, settings, data, path))
 
 
 def steps_an_epoch(settings: TrainSettings, num_images: int) -> int:
@@ -137,7 +135,7 @@ def _wait_for_room(settings: TrainSettings, address: str | None) -> None:
     """Wait for room for the workers in a cluster that was joined at `address`. Raises SegError if there is none."""
     bundle = {"CPU": 1.0, "GPU": 1.0} if _use_gpus(settings) else {"CPU": 1.0}
     bundles = [bundle] * settings.least_workers
-    wait_for_nodes(partial(_find_shortage, settings), bundles, address, settings.node_timeout, NODE_TIMEOUT_OPTION)
+    wait_for_nodes(partial(_find_shortage, settings), bundles, address, settings.node_timeout)
     if settings.sync_batchnorm and not _use_gpus(settings):
         raise SegError("sync_batchnorm = true: torch offers it on GPUs only, and there is none")
 

@@ -14,7 +14,7 @@ from parts import EXECUTION, RESOURCES, SETTINGS, WINDOW, Made, open_plan, work
 from aerial_seg.resources import ExecutionOptions, size_actors
 from aerial_seg.segmenting import reading, reading_tasks
 from aerial_seg.segmenting.actor import PartSegmenter
-from aerial_seg.segmenting.reading_tasks import MAX_ATTEMPTS, TaskReader, read_chip
+from aerial_seg.segmenting.reading_tasks import MAX_ATTEMPTS, TaskReader, read_in_task
 from seg_core.errors import SegError
 from seg_core.imagery.jpeg_library import find_decoders
 from seg_core.inference import windows
@@ -90,10 +90,10 @@ def test_a_window_that_ends_the_processes_that_read_it_is_given_up(
             with log.open("a") as file:
                 file.write(f"{chip.shape}\n")
             os._exit(1)
-        return ray.get(read_chip.remote(part, chip, settings))
+        return ray.get(read_in_task.remote(part, chip, settings))
 
     task = ray.remote(num_cpus=1, max_retries=1)(deadly)
-    monkeypatch.setattr(reading_tasks, "read_chip", task)
+    monkeypatch.setattr(reading_tasks, "read_in_task", task)
     rows = work(made, "tasks", resources=IN_TASKS)
     failed = [row for row in rows if row["status"] == "failed"]
     assert {(row["error_class"], row["attempts"]) for row in failed} == {("Crash", MAX_ATTEMPTS)}

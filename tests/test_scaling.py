@@ -156,22 +156,7 @@ def test_workers_that_train_are_spread_over_nodes_and_one_goes_on_if_the_other_i
     def said(text: str) -> Callable[[], bool]:
         return lambda: text in log.read_text()
 
-    sizes = [
-        "--width",
-        "4",
-        "--depth",
-        "2",
-        "--batch",
-        "2",
-        "--crop",
-        "64",
-        "--readers",
-        "0",
-        "--epochs",
-        "99",
-        "--steps",
-        "9",
-    ]
+    sizes = ["--width=4", "--depth=2", "--batch=2", "--crop=64", "--readers=0", "--epochs=99", "--steps=9"]
     words = ["train", "--data", "data", "--out", "trained", "--preset", "small", "--address", cluster.address, *sizes]
     with log.open("w") as stream:
         job = start(folder, stream, *words, "--workers", "2", "--min-workers", "1")

@@ -17,7 +17,6 @@ from typing import Any
 
 from seg_core.errors import JobError
 from seg_core.grid import num_splits
-from seg_core.imagery.jpeg_library import find_decoders
 from seg_core.run.attempts import Attempt
 from seg_core.run.check import Expected
 from seg_core.run.fence import PLAIN, Store
@@ -81,7 +80,6 @@ class PartSegmenter:
         writers = make_writers(resources.writers, processes=segmenter.on_gpu)
         self.name, self.planned_window = uuid.uuid4().hex, window
         self.segmenter, self.clock = segmenter, Stopwatch()
-        self.software = {**find_decoders(), "engine": segmenter.engine}
         segmenter.decoder.decode_context = partial(self.clock.on, "decoding")
         self.guard = CrashGuard(out, session, settings.tile_size, store)
         self.reader = WindowReader(settings, segmenter, resources, self.guard, self.clock)
@@ -153,6 +151,6 @@ class PartSegmenter:
             seam_differing=seam_differing,
             decoded_on_cpu=self.batches.runner.take_decoded_on_cpu(),
             exact=self.segmenter.exact,
-            software=self.software | (self.reader.tasks.decoders if self.reader.tasks else {}),
+            software={**self.reader.decoders, "engine": self.segmenter.engine},
             times=self.clock.take(),
         )

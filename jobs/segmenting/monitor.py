@@ -24,7 +24,7 @@ class RunMonitor:
 
     def __enter__(self) -> Self:
         """Begin to watch the nodes."""
-        self.progress.lack = partial(describe_lack, self.watching.__enter__(), self.resources)
+        self.progress.missing = partial(describe_lack, self.watching.__enter__(), self.resources)
         return self
 
     def __exit__(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ray.exceptions import WorkerCrashedError
 
 from seg_core.errors import ReadError, StoreUnavailableError
+from seg_core.imagery.jpeg_library import find_decoders
 from seg_core.inference.windows import may_be_partial, read_pixels, stage_windows
 from seg_core.run.plan import Part, ReadBlock, Settings, WindowTask
 from seg_core.run.rows import Failure, PartialFailure
@@ -64,6 +65,11 @@ class WindowReader:
         self.num_threads = resources.reading_tasks or resources.initial_readers(settings.decode)
         self.turns = threading.Semaphore(self.num_threads)
         self.depth = 0  # blocks that are being read or wait for the model; more threads would be useless
+
+    @property
+    def decoders(self) -> dict[str, str]:
+        """What decodes what is read, with versions: see `find_decoders`."""
+        return (self.tasks and self.tasks.decoders) or find_decoders()
 
     def read_ahead(
         self, parts: Sequence[Part], side: int, batch: int

@@ -5,7 +5,6 @@ thread of an actor ─ part, chip ─▶ task on a free CPU ─ pixels, by the o
 
 import numpy as np
 import ray
-from ray.exceptions import RayTaskError
 
 from seg_core.chips import AllocatePixels, Pixels, Valid, allocate_pixels
 from seg_core.grid import Window
@@ -13,11 +12,13 @@ from seg_core.imagery.jpeg_library import find_decoders
 from seg_core.inference.windows import Chip, read_pixels
 from seg_core.run.plan import Part, Settings
 
+from ..spread import get_result
+
 MAX_ATTEMPTS = 4  # processes, or nodes, that may end over a window before it is given up
 
 
 @ray.remote(num_cpus=1, max_retries=MAX_ATTEMPTS - 1)
-def read_chip(part: Part, chip: Window, settings: Settings) -> tuple[Pixels, Valid | None, dict[str, str]]:
+def read_in_task(part: Part, chip: Window, settings: Settings) -> tuple[Pixels, Valid | None, dict[str, str]]:
     """Return the pixels of a chip, which of them hold data (None: all), and what decoded them. Raises ReadError."""
     import cv2
 
@@ -41,10 +42,7 @@ class TaskReader:
 
         Raises ReadError, or WorkerCrashedError if reading the chip ends MAX_ATTEMPTS processes.
         """
-        try:
-            shared, valid, self.decoders = ray.get(read_chip.remote(part, chip, settings))
-        except RayTaskError as error:
-            raise error.cause from None
+        shared, valid, self.decoders = get_result(read_in_task.remote(part, chip, settings))
         pixels = new(shared.shape)  # what Ray shares can't be written to, nor be copied by a GPU by itself
         np.copyto(pixels, shared)
         return pixels, np.ones(shared.shape[1:], np.bool_) if valid is None else np.array(valid)
