@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import aerial_seg.train
 from aerial_seg.benchmarks.training import bench_train
+from aerial_seg.ray_session import ray_session
 from aerial_seg.train import train
 from aerial_seg.training.log import TrainingLog, _drain
 from aerial_seg.training.messages import EpochDone, Failed, Resumed
@@ -435,8 +438,21 @@ def test_images_of_different_numbers_of_bands_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("readers", [0, 2])
-def test_training_is_measured_against_steps_that_need_no_data(dataset: Path, readers: int) -> None:
+def test_training_is_measured_against_steps_that_need_no_data(
+    monkeypatch: pytest.MonkeyPatch, dataset: Path, readers: int
+) -> None:
+    before = set(threading.enumerate())
+    left: list[threading.Thread] = []
+
+    @contextmanager
+    def session(address: str | None) -> Iterator[None]:
+        with ray_session(address):
+            yield
+            left.extend(thread for thread in set(threading.enumerate()) - before if "Executor" in thread.name)
+
+    monkeypatch.setattr("aerial_seg.benchmarks.training.ray_session", session)
     figures = bench_train(settings_of(crop=64, readers=readers), str(dataset), num_steps=3)
+    assert not left  # when Ray ends, threads that wait for batches would wait for ever
     assert min(figures[f"{name}_mpx_s"] for name in ("resident", "fed", "crops")) > 0
     assert figures["fed_to_resident"] == pytest.approx(figures["fed_mpx_s"] / figures["resident_mpx_s"], rel=0.1)
     assert (figures["readers"], figures["device"], figures["steps"]) == (readers, "cpu", 6)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice, repeat
 from typing import Any
 
@@ -43,8 +44,9 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     set_training_mode(learner)
     with ray_session(None):
         samples = [ref for ref, _ in decode(pairs, classes)]
-        feed = iter_batches(BatchShare(settings, num_steps), samples, range(sys.maxsize), readers, device)
-        seconds = _time_steps(learner, feed, num_steps, BATCHES_AHEAD * max(1, readers))
+        batches = iter_batches(BatchShare(settings, num_steps), samples, range(sys.maxsize), readers, device)
+        with closing(batches) as feed:  # while Ray runs: its threads would wait for ever for batches afterwards
+            seconds = _time_steps(learner, feed, num_steps, BATCHES_AHEAD * max(1, readers))
     pixels = num_steps * settings.batch * settings.crop**2
     return {
         **{f"{name}_mpx_s": round(pixels / spent / 1e6, 3) for name, spent in seconds.items()},

@@ -5,7 +5,7 @@ because the threads of OpenCV and OpenMP do not survive a fork, and would wait f
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -74,8 +74,11 @@ def iter_batches(
     numbers: range,
     readers: int,
     device: torch.device,
-) -> Iterator[Batch]:
-    """Yield the numbered batches in order, made by `readers` processes (0: by a thread); in pinned memory for a GPU."""
+) -> Generator[Batch, None, None]:
+    """Yield the numbered batches in order, made by `readers` processes (0: by a thread); in pinned memory for a GPU.
+
+    It must be exhausted or closed before Ray is shut down.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # They take none of the CPUs that Ray counts: they share the one of their worker.
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
