@@ -368,29 +368,29 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.stop()
 
 
+def forget_clients() -> None:
+    """Have clients of S3 made anew, as the environment says now."""
+    from seg_core.storage import s3 as store
+
+    for cached in (store._session, store._client, store._arrow, store._region):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def other_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Changes to the AWS environment, for clients that are made anew."""
-    from seg_core.storage import s3 as store
-
-    cached = (store._client, store._arrow, store._region)
-    for clients in cached:
-        clients.cache_clear()
+    forget_clients()
     yield monkeypatch
     monkeypatch.undo()
-    for clients in cached:
-        clients.cache_clear()
+    forget_clients()
 
 
 @pytest.fixture
 def proxied(s3: str, other_environment: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: ARG001
     """A proxy that the AWS environment of this process leads through."""
-    from seg_core.storage import s3 as store
-
     with Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as proxy:
         other_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        store._client.cache_clear()
-        store._arrow.cache_clear()
+        forget_clients()
         yield proxy
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,19 +19,19 @@ from botocore.exceptions import (
     NoCredentialsError,
     ReadTimeoutError,
 )
-from conftest import MakeBundle, MakeScene
+from conftest import MakeBundle, MakeScene, forget_clients
 from parts import EXECUTION, RESOURCES
 from proxy import Proxy
 from runs import published_parts, rows_of
 from seg_command import SMALL, seg
-from weed import SECRET, put
+from weed import KEY, SECRET, put
 
 from aerial_seg import segment
 from aerial_seg.segmenting.actor import PartSegmenter
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.headers import read_scene
-from seg_core.imagery.raster import read_chip
+from seg_core.imagery.raster import read_chip, read_whole
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.ledger import read_live_ledger
@@ -56,6 +58,32 @@ def test_a_window_of_a_scene_fetches_little_more_than_its_blocks(
     assert 0.9 * needed < proxied.received - before - header < 1.3 * needed
     assert pixels.shape == (3, 512, 512)
     assert valid.all()
+
+
+def test_keys_that_a_program_gives_open_imagery_and_tables(
+    s3: str, make_scene: MakeScene, other_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = make_scene("keys.tif", 64, 64)
+    uri = put(path, f"{s3}/keys/keys.tif")
+    given, program = tmp_path / "given", tmp_path / "program.py"
+    soon = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()  # boto3 renews keys ten minutes before
+    answer = {"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET, "Expiration": soon}
+    program.write_text(f"open({str(given)!r}, 'a').write('once\\n')\nprint({json.dumps(answer)!r}, end='')\n")
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
+    other_environment.setenv("AWS_CONFIG_FILE", str(config))
+    other_environment.delenv("AWS_SHARED_CREDENTIALS_FILE")
+    scene = read_scene(uri, "keys.tif")
+    before = given.stat().st_size
+    assert np.array_equal(read_chip(scene, Window(0, 0, 64, 64))[0], read_whole(path))
+    assert given.stat().st_size > before
+    system, inside = storage.filesystem(uri)
+    assert system.get_file_info(inside).size == Path(path).stat().st_size
+    program.write_text("raise SystemExit('log in again')\n")
+    forget_clients()
+    with pytest.raises(SegError, match=rf"^{s3}: .*log in again") as refusal:
+        read_chip(scene, Window(0, 0, 64, 64))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_listing_is_handed_on_page_by_page(s3: str, proxied: Proxy) -> None:
@@ -87,7 +115,7 @@ def test_reading_outlives_a_store_that_refuses_and_breaks_off(s3: str, make_scen
 def test_no_quota_ends_the_attempts_of_a_client(s3: str, proxied: Proxy, other_environment: pytest.MonkeyPatch) -> None:
     other_environment.setattr(retries, "pause", lambda _: 0.0)
     other_environment.setattr(retries, "ATTEMPTS", 100)
-    store._client.cache_clear()
+    forget_clients()
     proxied.refusals = 80
     storage.publish(f"{s3}/refused", b"x")
     assert (proxied.refusals, proxied.num_refused) == (0, 80)
@@ -171,7 +199,7 @@ def test_a_store_that_breaks_off_at_the_very_end_is_no_refusal(
     other_environment.setattr(segment, "_finish", break_off)
     other_environment.setattr(retries, "DAMAGE_PAUSES", ())
     other_environment.setattr(retries, "ATTEMPTS", 2)
-    store._client.cache_clear()
+    forget_clients()
     _, err = seg(capsys, *command, code=1)
     assert err.splitlines()[-1].startswith(f"seg: {run}")
     assert err.endswith(": the run has begun, and the same command goes on\n")

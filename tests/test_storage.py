@@ -9,6 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.stub import Stubber
+from conftest import forget_clients
 from pyarrow.fs import FileSystem
 from s3transfer.exceptions import RetriesExceededError
 from weed import KEY, SECRET
@@ -120,11 +121,11 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
     boto3.client("s3").put_bucket_policy(Bucket="tests", Policy=json.dumps(policy))
     try:
         other_environment.delenv("AWS_SHARED_CREDENTIALS_FILE")
-        store._client.cache_clear()
+        forget_clients()
         with pytest.raises(SegError, match=f"^{s3}/open/a: no credentials: .*--no-sign-request"):
             read_bytes(f"{s3}/open/a")
         other_environment.setenv("AWS_NO_SIGN_REQUEST", "YES")
-        store._client.cache_clear()
+        forget_clients()
         assert read_bytes(f"{s3}/open/a") == b"a"
         system, inside = filesystem(f"{s3}/open/a")
         assert system.open_input_file(inside).read() == b"a"

@@ -13,10 +13,15 @@ from contextlib import ExitStack, contextmanager
 import rasterio
 from rasterio._env import set_gdal_config, set_proj_data_search_path
 from rasterio.crs import CRS
-from rasterio.env import GDALDataFinder, PROJDataFinder
+from rasterio.env import GDALDataFinder, PROJDataFinder, setenv
 from rasterio.session import DummySession
 
 VARIABLES = {"PROJ_DATA", "PROJ_LIB", "GDAL_DATA"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+}  # which `rasterio.Env` takes from boto3 alone
 
 _beginning = threading.Lock()
 _thread = threading.local()
@@ -26,11 +31,13 @@ _thread = threading.local()
 def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Iterator[None]:
     """Enter a `rasterio.Env` with settings, in which the data files of the rasterio package are used.
 
-    The variables decide if rasterio has no data files, because it was built against the system's libraries. GDAL finds
-    credentials by itself. With keys in the environment, rasterio would make a session of boto3 for each image that is
-    opened: https://github.com/rasterio/rasterio/issues/3331.
+    The variables decide if rasterio has no data files, because it was built against the system's libraries.
+    Credentials are among the settings. With keys in the environment, rasterio would make a session of boto3 for each
+    image that is opened: https://github.com/rasterio/rasterio/issues/3331.
     """
-    environment = rasterio.Env(session=DummySession(), **settings or {})
+    settings = dict(settings or {})
+    keys = {name: settings.pop(name) for name in KEYS & settings.keys()}
+    environment = rasterio.Env(session=DummySession(), **settings)
     with ExitStack() as stack:
         if VARIABLES.isdisjoint(os.environ):
             stack.enter_context(environment)
@@ -40,6 +47,7 @@ def gdal_environment(settings: Mapping[str, str | float] | None = None) -> Itera
             with _beginning:
                 stack.enter_context(environment)
                 _use_own_files()
+        setenv(**keys)
         yield
 
 

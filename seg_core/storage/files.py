@@ -82,7 +82,7 @@ def gdal_path(path: str) -> str:
 
 
 def gdal_settings(path: str = "") -> GdalSettings:
-    """Settings for `rasterio.Env` to read imagery at a path, the same in every process."""
+    """Settings for GDAL to read imagery at a path: the same in every process, but for its credentials."""
     # MB; by default GDAL's block cache takes 5 % of the machine in each process.
     return {"GDAL_CACHEMAX": 64, **PINNED, **_store(path).gdal_settings(path)}
 

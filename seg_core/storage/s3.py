@@ -1,8 +1,9 @@
 """S3, and what speaks its language: boto3 lists and writes, pyarrow reads tables, GDAL reads windows of imagery.
 
-boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are told. Each finds credentials by
-itself (keys and session token in the environment, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, the machine's role): they
-are never handed around, and so can't get into a file, a log or the arguments of a task.
+boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are told. Each process finds
+credentials by itself (keys and session token in the environment, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, a login by
+SSO, a program, the machine's role). They never leave it, so they can't get into a file, a log or the arguments of a
+task. Within it, GDAL is given those that boto3 finds, because it knows fewer places.
 
 A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for what S3 refuses or does not answer.
 """
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 S3 = "s3://"
-KEY_FILE = "AWS_SHARED_CREDENTIALS_FILE"
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
@@ -43,7 +43,7 @@ def gdal_path(uri: str) -> str:
 
 
 def gdal_settings(uri: str) -> GdalSettings:
-    """Settings for `rasterio.Env` to read imagery at a URI, the same in every process."""
+    """Settings for GDAL to read imagery at a URI: the same in every process, but for its credentials."""
     endpoint, region, anonymous = _service(_split(uri)[0])
     settings: GdalSettings = {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing in search of files beside the image
@@ -70,9 +70,21 @@ def gdal_settings(uri: str) -> GdalSettings:
             "AWS_HTTPS": "YES" if host.scheme == "https" else "NO",
             "AWS_VIRTUAL_HOSTING": "FALSE",  # of such a server, buckets are paths and not host names
         }
-    if KEY_FILE in os.environ:  # GDAL 3.10 has a name of its own for it, and would look in the home folder
-        settings["CPL_AWS_CREDENTIALS_FILE"] = os.environ[KEY_FILE]
+    if not anonymous:
+        settings |= _ask(uri, lambda _: _keys()) or {}
     return settings
+
+
+def _keys() -> GdalSettings:
+    """The keys of this moment, as GDAL's settings. Keys that expire are renewed in time. It is empty without keys.
+
+    GDAL 3.10 knows no SSO, no program that gives keys, and another name than AWS_SHARED_CREDENTIALS_FILE.
+    """
+    credentials = _session().get_credentials()
+    if credentials is None:
+        return {}
+    key, secret, token = credentials.get_frozen_credentials()[:3]
+    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token or ""}
 
 
 def arrow(uri: str) -> "tuple[FileSystem, str]":
@@ -241,7 +253,7 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _service(bucket: str) -> tuple[str | None, str, bool]:
     """Endpoint (None: Amazon's own), region of a bucket, and whether requests are not signed."""
-    client = _client()
+    client: Any = _ask(f"{S3}{bucket}", lambda client: client)  # raises SegError if credentials can't be had
     endpoint = str(client.meta.endpoint_url)
     own = not str(urlsplit(endpoint).hostname).endswith((".amazonaws.com", ".amazonaws.com.cn"))
     return (endpoint, str(client.meta.region_name), _anonymous()) if own else (None, _region(bucket), _anonymous())
@@ -271,9 +283,16 @@ def _anonymous() -> bool:
 
 
 @cache
-def _client() -> Any:
-    """The S3 client of this process; threads may share it. It finds credentials by itself and hands them to nobody."""
+def _session() -> Any:
+    """The session of boto3 of this process. It keeps the credentials that it has found, and renews them."""
     import boto3
+
+    return boto3.Session()
+
+
+@cache
+def _client() -> Any:
+    """The S3 client of this process; threads may share it."""
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -284,7 +303,7 @@ def _client() -> Any:
         read_timeout=retries.READ_TIMEOUT,
         **options,
     )
-    session = boto3.Session()
+    session = _session()
     client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     client.meta.events.register("before-send.s3", _dont_expect)
     client.meta.events.register("needs-retry.s3", _retry)
@@ -345,7 +364,8 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
         raise SegError(f"{uri}: what arrives does not match its checksum, in several attempts") from error
     except RetriesExceededError as error:
         raise SegError(f"{uri}: S3 breaks off again and again: {error.last_exception}") from error
-    except (BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a ValueError to botocore
+    # An endpoint that is no URL is a ValueError to botocore, and keys that are new and have expired a RuntimeError.
+    except (BotoCoreError, ValueError, RuntimeError) as error:
         raise SegError(f"{uri}: {' '.join(str(error).split()) or 'S3 does not answer'}") from error
 
 

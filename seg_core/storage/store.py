@@ -61,7 +61,7 @@ class Store(Protocol):
         """The path as GDAL names it."""
 
     def gdal_settings(self, path: str, /) -> GdalSettings:
-        """Settings for `rasterio.Env` to read imagery at a path, the same in every process."""
+        """Settings for GDAL to read imagery at a path: the same in every process, but for its credentials."""
 
 
 class ObjectStore(Store, Protocol):
