@@ -1,6 +1,5 @@
 """Estimate the time and cost of a run from a few of its windows, segmented on this machine."""
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from seg_core.model.loading import choose_device
 from seg_core.model.segmenter import Segmenter
 from seg_core.run.plan import Plan, ReadBlock, Settings
 from seg_core.run.sizing import fit_window, gpu_share, largest_read_block, read_blocks
-from seg_core.threads import prefetch
+from seg_core.threads import count_cpus, prefetch
 
 from .progress import waiting
 from .resources import CPUS_PER_ACTOR, split_cores
@@ -36,7 +35,7 @@ def calibrate(
     as in a run. `devices` is by default the number in this machine, whose CPUs are divided as in a run. `price` is per
     device-hour; without it the cost is None. Start-up is not counted. Rates are in Mpx/s.
     """
-    on_gpu, cpus = choose_device(device).type == "cuda", os.cpu_count() or 1
+    on_gpu, cpus = choose_device(device).type == "cuda", count_cpus()
     compiling = "yes" if on_gpu else "no"  # on a GPU most of a run is compiled
     plan = plan.for_device(on_gpu)
     segmenter = Segmenter(model, device, precision=plan.settings.precision, compiling=compiling)

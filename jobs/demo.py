@@ -64,7 +64,7 @@ def demo(out: str, say: Callable[[str], None]) -> dict[str, Any]:
     with ray_session(None, WORKERS):
         say(f"2. Training a narrow U-Net with {WORKERS} Ray Train workers")
         settings = make_settings("large", None, [TRAINING_SETTINGS])
-        bundle = train(settings, f"{out}/data", f"{out}/bundle", f"{out}/bundle.train")
+        bundle = train(settings, f"{out}/data", f"{out}/bundle", f"{out}/bundle.train", draw=False)
         say(f"   bundle {bundle.hash[:8]}: building IoU {bundle.metrics['val_iou']:.3f} on validation")
         say("3. Segmenting a scene it has not seen with Ray Data")
         segment_scene(out)

@@ -23,6 +23,7 @@ import seg_core
 from seg_core.environment import environment
 from seg_core.errors import JobError, SegError
 from seg_core.storage.s3 import SHARED
+from seg_core.threads import count_cpus
 
 from .processes import RayProcesses, own_ray
 from .progress import waiting
@@ -132,7 +133,7 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
             else:
                 check_temporary_folder()
                 with _loopback(), nullcontext() if verbose else lean_node():  # verbose: the log monitor is needed
-                    ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+                    ray.init("local", num_cpus=max(num_cpus, count_cpus()), include_dashboard=False, **options)
         handle_stops()  # as Ray has put a handler of its own in place
     except SystemExit as stopped:  # Ray's answer to SIGTERM while it starts
         raise Terminated from stopped
@@ -149,7 +150,7 @@ def _start(given: str | None, address: str | None, num_cpus: int, verbose: bool)
     except Exception as error:  # Ray's own class for it
         if "timed out during startup" not in str(error):
             raise
-        load, cpus = os.getloadavg()[0], os.cpu_count()
+        load, cpus = os.getloadavg()[0], count_cpus()
         raise JobError(f"Ray has not started in time: {cpus} CPUs under a load of {load:.0f}: try again") from error
 
 

@@ -144,7 +144,8 @@ def _divide(nodes: list[Resources], execution: ExecutionOptions, use_gpu: bool, 
     threads, readers = split_cores(cpus, use_gpu)
     num_cpus: float = max(1, (cpus if use_gpu else threads) - 1)  # one core is left for Ray's own work
     if most > number and not use_gpu:  # all of its share, or a node would hold more actors than it has memory for
-        num_cpus = max(1, int(min(100 * n["CPU"] / actors for n, actors in shares)) / 100)
+        spare = 1 if execution.readers else 0  # of each node, for tasks that read
+        num_cpus = max(1, int(min(100 * (n["CPU"] - spare) / actors for n, actors in shares)) / 100)
     return ActorResources(
         min_actors=number,
         max_actors=most,

@@ -247,6 +247,7 @@ def stream_receipts(
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
     )
+    receipts.context.execution_no_progress_timeout_s = -1  # a run waits for nodes, and for parts that take long
     receipts.context.target_max_block_size = 1  # bytes: receipts come as soon as they are passed on
     # An actor would wait a tenth of a second for the driver to take each one, and its device with it.
     receipts.context._max_num_blocks_in_streaming_gen_buffer = RECEIPTS  # noqa: SLF001 - there is no other way

@@ -37,9 +37,9 @@ def spread_over_cluster(
         for first in range(0, len(items), size):
             waiting.append(task.remote(shared, items[first : first + size]))
             if len(waiting) >= most:
-                yield from ray.get(waiting.popleft())
+                yield from get_result(waiting.popleft())
         while waiting:
-            yield from ray.get(waiting.popleft())
+            yield from get_result(waiting.popleft())
 
 
 def get_result(reference: Any) -> Any:

@@ -49,12 +49,19 @@ MAX_FAILURES = 3  # of workers or nodes, before a run is given up; nodes that an
 
 
 def train(
-    settings: TrainSettings, data: str, out: str, work: str, address: str | None = None, verbose: bool = False
+    settings: TrainSettings,
+    data: str,
+    out: str,
+    work: str,
+    address: str | None = None,
+    verbose: bool = False,
+    draw: bool = True,
 ) -> Bundle:
     """Train on `data` and write the best epoch's bundle to `out`.
 
     Checkpoints and metrics go to `work`, a folder or an `s3://` prefix; the same call goes on from the last checkpoint
-    there. Raises SegError for data or settings that can't work, JobError for a training run that can't go on.
+    there. Unless `draw` is false, samples.png is drawn there last, and Ctrl-C then only leaves it out. Raises SegError
+    for data or settings that can't work, JobError for a training run that can't go on.
     """
     add_log_field("run", out)
     _check_paths(out, work)
@@ -91,16 +98,17 @@ def train(
             best = _fit(config, work)
             lease.check()
             bundle = _publish(best, out, settings)
-    try:
-        note("drawing samples.png: the images of val are segmented once more")
-        if find_address(address) is None:
-            with waiting(SEGMENTING) as report:
-                _draw_samples(out, settings, data, f"{work}/samples.png", report)
-        else:
-            with ray_session(address, verbose=verbose), waiting(SEGMENTING):
-                _draw_samples_in_task(out, settings, data, f"{work}/samples.png")
-    except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
-        note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
+    if draw:
+        try:
+            note("drawing samples.png: the images of val are segmented once more")
+            if find_address(address) is None:
+                with waiting(SEGMENTING) as report:
+                    _draw_samples(out, settings, data, f"{work}/samples.png", report)
+            else:
+                with ray_session(address, verbose=verbose), waiting(SEGMENTING):
+                    _draw_samples_in_task(out, settings, data, f"{work}/samples.png")
+        except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
+            note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
     return bundle
 
 

@@ -1,17 +1,35 @@
 """Work in threads: compute results before they are needed, read many files, or combine calls of many threads."""
 
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Generic, TypeVar
 
 NUM_FILE_THREADS = 32  # threads that read files: an object store's latency costs more than its transfer
 # Number of files after which threads are replaced: Arrow's memory for a thread grows with each footer that it reads.
 FILES_PER_POOL = 1000
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's control group: microseconds, and per how many
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def count_cpus() -> int:
+    """How many CPUs this process may use: in a container, a pod or a batch job, these are fewer than there are.
+
+    Both the mask of the scheduler and the quota of the control group (version 2) are obeyed.
+    """
+    mask = getattr(os, "sched_getaffinity", None)  # not everywhere
+    cpus = len(mask(0)) if mask else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # there is no such file, or it says `max`
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cpus = min(cpus, math.ceil(quota / period))
+    return max(1, cpus)
 
 
 def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:

@@ -1231,6 +1231,12 @@ def test_a_device_that_is_none_is_refused_before_anything(seg: Seg, command: lis
     refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "expected auto, cpu or cuda")
 
 
+@pytest.mark.parametrize("command", ["segment", "bench segment", "bench scale"])
+def test_ray_chooses_the_gpu_of_a_job(seg: Seg, command: str) -> None:
+    arguments = ["scene.tif", "--out", "run"] if command == "segment" else []
+    refused_by_parser(seg(*command.split(), *arguments, "--device", "cuda:1"), "cuda:1", "CUDA_VISIBLE_DEVICES=1")
+
+
 def test_an_option_that_would_do_nothing_is_refused(seg: Seg, make_scene: MakeScene, make_bundle: MakeBundle) -> None:
     scene, bundle = make_scene(), make_bundle()
     refused(seg("plan", scene, "--model", bundle, "--order", "given"), "--order given", "add --mosaic")

@@ -20,6 +20,7 @@ def test_the_demo_trains_segments_verifies_and_scores(tmp_path: Path) -> None:
     figures = dict(line.split(None, 1) for line in found.stdout.splitlines()[-7:])
     assert float(figures["iou"]) >= 0.8
     assert figures["verified"] == "yes"
+    assert not (tmp_path / "demo" / "bundle.train" / "samples.png").exists()  # drawing it could not be stopped
     picture = cv2.imread(str(tmp_path / "demo" / "picture.png"))
     assert picture is not None
     assert picture.std() > 20

@@ -19,6 +19,9 @@ from seg_command import seg
 from shapely import box
 
 from aerial_seg import spread
+from aerial_seg.benchmarks.sleeping import Sleeper
+from aerial_seg.segment import stream_receipts
+from seg_core.errors import SegError
 from seg_core.run.compact import compact_run
 
 COLUMNS = ["scene_id", "tile_row", "tile_col", "building_px", "coverage"]
@@ -95,3 +98,20 @@ def test_areas_are_measured_on_a_cluster_as_on_this_machine(
     assert tasks == [1]
     assert json.loads(found) == json.loads(expected)
     assert json.loads(found)[0]["valid_m2"] > 100
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_errors_on_a_cluster_are_those_of_this_machine() -> None:
+    def fail(number: int) -> int:
+        raise SegError(f"{number}: is damaged")
+
+    with pytest.raises(SegError) as refusal:
+        list(spread.spread_over_cluster("auto", fail, [7]))
+    assert str(refusal.value) == "7: is damaged"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_part_may_take_longer_than_ray_data_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1)
+    (receipt,) = stream_receipts([{"parts": 1}], Sleeper, (0.75,), 1, num_cpus=1)
+    assert receipt.ended - receipt.started >= 3

@@ -113,6 +113,8 @@ def test_a_cluster_may_get_nodes_for_further_actors(cluster: list[dict[str, Any]
     assert (joined.num_cpus, joined.memory) == (2, 16 * GIB)  # a node holds no more than it has memory for
     assert size((4, 8), address="10.0.0.1:6379").memory == 8 * GIB
     assert size(address="10.0.0.1:6379") == size()
+    reading = size((1, 8), address="10.0.0.1:6379", readers=1)
+    assert (reading.num_cpus, reading.reading_tasks) == (1, 1)  # of each node a CPU is left for tasks that read
     cluster[0]["Labels"] = {"ray.io/node-group": "workers"}
     assert size(address="10.0.0.1:6379").max_actors == MOST_ACTORS
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import MakeBundle, MakeScene
 
-from aerial_seg.cli import submitted
+from aerial_seg.cli import cluster_commands, submitted
 from aerial_seg.cli.parser import make_parser
 from aerial_seg.cli.places import check_places, existing_folders, find_local_bundle, find_run
 from aerial_seg.progress import Progress
 from aerial_seg.submitting.jobs import find_progress
-from aerial_seg.submitting.packages import lasting_name
+from aerial_seg.submitting.packages import ORIGIN, SENT_BUNDLE, copy_packages, lasting_name
 from aerial_seg.training.log import TrainingLog
 from aerial_seg.training.settings import TrainSettings
 from seg_core.errors import SegError
-from seg_core.model.bundle import BUILT_IN
+from seg_core.model.bundle import BUILT_IN, read_bundle
 
 
 def parse(*words: str) -> Namespace:
@@ -41,6 +41,36 @@ def test_a_bundle_is_named_by_what_lasts(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "origin.txt").write_text("/home/me/model")
     monkeypatch.setattr("aerial_seg.submitting.packages.SENT_BUNDLE", tmp_path)
     assert lasting_name(str(tmp_path)) == "/home/me/model"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_all_files_of_a_bundle_are_sent(make_bundle: MakeBundle, tmp_path: Path, int8: bool) -> None:
+    bundle = BUILT_IN if int8 else make_bundle()
+    copies = copy_packages(str(tmp_path / "job"), bundle)
+    sent = Path(copies[-1], SENT_BUNDLE.name)
+    assert bool(read_bundle(str(sent)).int8_sha256) == int8
+    assert {path.name for path in sent.iterdir()} == {*os.listdir(bundle), ORIGIN}
+
+
+def test_a_resumed_command_runs_in_the_folder_that_it_ran_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["-C", "imagery", "segment", "a.tif", "--out", "run"]
+    args = parse("submit", "--", *command)
+    first = cluster_commands._check(args, command)
+    assert (first.folder, first.run) == (f"{tmp_path}/imagery", f"{tmp_path}/imagery/run")
+    monkeypatch.chdir("/")
+    assert cluster_commands._check(args, first.command, first.folder) == first
+
+
+def test_a_model_that_was_sent_is_exported_to_where_it_came_from(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Path(make_bundle("sent"))
+    (sent / ORIGIN).write_text(str(tmp_path / "model"))
+    monkeypatch.setattr("aerial_seg.submitting.packages.SENT_BUNDLE", sent)
+    args = parse("export", "model", str(sent), "--to", "torch-export")
+    assert args.carry_out(args) == 0
+    assert (tmp_path / "model.pt2").is_file()
 
 
 def test_the_run_of_a_command_is_what_it_writes_or_reads() -> None:

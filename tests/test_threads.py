@@ -1,13 +1,33 @@
 """Results that are computed ahead, and one call for what many threads ask for at once."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from seg_core.threads import CallBatcher, prefetch
+from seg_core.threads import CallBatcher, count_cpus, prefetch
+
+
+def test_cpus_are_those_that_the_scheduler_and_the_control_group_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from seg_core.threads import count_cpus"
+    found = subprocess.run([sys.executable, "-c", f"{code}; print(count_cpus())"], capture_output=True, check=True)
+    assert int(found.stdout) == 1
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("seg_core.threads.CPU_QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    for text, cpus in {"max 100000": 64, "400000 100000": 4, "150000 100000": 2, "5000 100000": 1}.items():
+        quota.write_text(text)
+        assert count_cpus() == cpus
+    quota.unlink()
+    assert count_cpus() == 64
 
 
 def test_no_more_is_computed_ahead_than_asked_for() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -593,7 +594,8 @@ def test_figures_reach_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     log = TrainingLog(str(tmp_path / "work"), settings_of(lr=0.25))
-    log.take(figures_of(1, 0.5))
+    with ThreadPoolExecutor(1) as pool:  # messages are taken in a thread, and MLflow's active run belongs to that one
+        pool.submit(log.take, figures_of(1, 0.5)).result()
     log.close()
     import mlflow
 

@@ -25,6 +25,7 @@ from ..resources import ActorResources, ExecutionOptions, size_actors
 from ..segment import run_pipe
 from ..segmenting.bottleneck import Spans, widen
 from ..segmenting.receipts import Receipt
+from ..spread import get_result
 from .peak import Peak
 
 MIN_PARTS_PER_ACTOR = 3  # one to warm up, and two to measure
@@ -155,8 +156,9 @@ class Bench:
         actors: list[Any] = [actor_class.remote(*arguments) for _ in range(resources.max_actors)]
         try:
             for actor in actors:  # the batch size that the first actor finds is used by the others and the pipeline
-                self.execution = replace(self.execution, batch=ray.get(actor.choose_batch.remote(self.execution.batch)))
-            measured = {name: ray.get([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}
+                batch = get_result(actor.choose_batch.remote(self.execution.batch))
+                self.execution = replace(self.execution, batch=batch)
+            measured = {name: get_result([getattr(actor, name).remote(seconds) for actor in actors]) for name in names}
         finally:
             for actor in actors:
                 ray.kill(actor)

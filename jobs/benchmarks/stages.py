@@ -1,6 +1,5 @@
 """The stages of segmentation, each of which can be measured alone, and a plain loop to compare them with."""
 
-import os
 import tempfile
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from seg_core.model.segmenter import Pending, Segmenter
 from seg_core.run.plan import ReadBlock, Settings, WindowTask, unpack_parts
 from seg_core.run.rows import encode_mask
 from seg_core.run.sizing import fit_window, gpu_share
-from seg_core.threads import prefetch
+from seg_core.threads import count_cpus, prefetch
 
 from ..resources import ActorResources, ExecutionOptions
 from ..segmenting.reading import choose_reading
@@ -68,7 +67,7 @@ class Stages:
         self.settings, self.batch = settings, execution.batch or 1
         self.readers = resources.initial_readers(settings.decode)
         self.segmenter = Segmenter(model, execution.device, precision=settings.precision, compiling=execution.compiling)
-        self.workers = max(1, (os.cpu_count() or 1) - self.segmenter.on_gpu)
+        self.workers = max(1, count_cpus() - self.segmenter.on_gpu)
         bundle, gpu_memory = self.segmenter.bundle, gpu_share(self.segmenter.memory, resources.num_gpus)
         window = fit_window(window, execution.window, settings, bundle, gpu_memory)
         known = unpack_parts(parts)

@@ -1,6 +1,5 @@
 """Measure the throughput of training, of making crops alone, and of training on one batch that is repeated."""
 
-import os
 import sys
 import time
 from collections import deque
@@ -13,6 +12,7 @@ import torch
 
 from seg_core.model.loading import choose_device
 from seg_core.model.networks import build_model
+from seg_core.threads import count_cpus
 from seg_core.training.dataset import find_pairs, read_header
 from seg_core.training.loop import Batch, Learner, set_training_mode, step
 
@@ -36,8 +36,8 @@ def bench_train(settings: TrainSettings, data: str, num_steps: int = 30) -> dict
     num_bands = len(read_header(pairs[0]).bands)
     header, _ = describe_model(settings, classes, num_bands, origin)
     header |= {"mean": (127.0,) * num_bands, "std": (64.0,) * num_bands}
-    device, readers = choose_device("auto"), choose_readers(settings.readers, 1)
-    torch.set_num_threads(os.cpu_count() or 1)
+    device, readers = choose_device(settings.device), choose_readers(settings.readers, 1)
+    torch.set_num_threads(count_cpus())
     network = build_model(header["architecture"])
     steps = max(10 * num_steps, steps_an_epoch(settings, len(pairs)))
     learner = make_learner(settings, header, network, device, steps, settings.batch)

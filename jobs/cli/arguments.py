@@ -62,6 +62,14 @@ def parse_device(text: str) -> str:
     return text
 
 
+def parse_device_kind(text: str) -> str:
+    """Check the device of a job: `auto`, `cpu` or `cuda`. Ray chooses which GPU a process has."""
+    if re.fullmatch(r"cuda:\d+", text):
+        number = text.removeprefix("cuda:")
+        raise ArgumentTypeError(f"{text}: Ray chooses the GPU: use cuda, and CUDA_VISIBLE_DEVICES={number} to limit it")
+    return parse_device(text)
+
+
 def parse_bands(text: str) -> tuple[int, ...]:
     """Parse band numbers, counted from 1, separated by commas."""
     try:

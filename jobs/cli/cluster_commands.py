@@ -24,14 +24,17 @@ def submit(args: Namespace) -> int:
     command = args.job[1:] if args.job[:1] == ["--"] else args.job
     if not command:
         raise SegError("submit: no command: use seg submit -- segment ...")
-    wanted = _check(args, command, os.getcwd())
+    wanted = _check(args, command)
     from ..submitting.dashboard import connect
 
     return _submit(args, connect(args.address), wanted)
 
 
-def _check(args: Namespace, command: list[str], folder: str) -> "Submission":
-    """Check a command, and find out what the job needs to know of it. Wrong usage ends the process."""
+def _check(args: Namespace, command: list[str], folder: str | None = None) -> "Submission":
+    """Check a command, and find out what the job needs to know of it. Wrong usage ends the process.
+
+    `folder` is the one that the command runs in. By default, it is where this process is, or what -C names from there.
+    """
     parsed = args.parse(command)
     if parsed.command in HERE_ONLY:
         raise SegError(f"submit: seg {parsed.command} is for this machine: leave out seg submit --")
@@ -51,7 +54,7 @@ def _check(args: Namespace, command: list[str], folder: str) -> "Submission":
     from ..submit import Submission
     from .places import existing_folders, find_local_bundle, find_run
 
-    folder = absolute(parsed.folder or ".", folder)
+    folder = folder or absolute(parsed.folder or ".")
     bundle = find_local_bundle(parsed, folder)
     return Submission(
         command=command,

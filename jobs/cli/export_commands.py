@@ -186,8 +186,10 @@ def export_model(args: Namespace) -> int:
     from seg_core.model.export import SUFFIXES
     from seg_core.model.export import export_model as write_model
 
+    from ..submitting.packages import lasting_name
+
     source = absolute(args.model)
-    out = local_path(args.out or source + SUFFIXES[args.to])
+    out = local_path(args.out or lasting_name(source) + SUFFIXES[args.to])
     bundle = write_model(source, args.to, out)
     figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}
     print_figures(figures, args.json)

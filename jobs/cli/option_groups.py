@@ -11,7 +11,7 @@ from .arguments import (
     parse_actors,
     parse_alpha,
     parse_bands,
-    parse_device,
+    parse_device_kind,
     parse_nonnegative_int,
     parse_positive_float,
     parse_positive_int,
@@ -122,7 +122,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
     text = "tasks that read for each process, on free CPUs of any node; 0: it reads by itself (0)"
     group.add_argument("--readers", type=parse_nonnegative_int, default=0, metavar="N", help=text)
-    group.add_argument("--device", type=parse_device, default="auto", help="auto, cpu or cuda")
+    group.add_argument("--device", type=parse_device_kind, default="auto", help="auto, cpu or cuda")
     text = "windows inferred together; auto: as many as make a GPU faster, 1 on a CPU"
     group.add_argument("--batch", type=parse_positive_int_or_auto, metavar="N|auto", help=text)
     text = "use torch.compile where results needn't be exact; auto: on a GPU, for window sizes that take long enough"

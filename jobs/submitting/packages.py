@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import seg_core
-from seg_core.model.bundle import BUILT_IN, BUILT_IN_NAME, HEADER, WEIGHTS
+from seg_core.model.bundle import BUILT_IN, BUILT_IN_NAME, read_bundle
 from seg_core.version import code_version
 
 PACKAGE = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def copy_packages(folder: str, bundle: str | None) -> list[str]:
     if bundle is not None:
         copy = Path(folder, "aerial_seg", SENT_BUNDLE.name)
         copy.mkdir()
-        for name in (HEADER, WEIGHTS):
+        for name in read_bundle(bundle).files:
             shutil.copyfile(Path(bundle, name), copy / name)
         (copy / ORIGIN).write_text(bundle, encoding="utf-8")
     return [str(Path(folder, name)) for name in sources]

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from seg_core.environment import environment
 from seg_core.errors import SegError
 from seg_core.plots.figures import draw_curves
 from seg_core.storage.files import is_remote, publish, read_bytes, upload
@@ -147,25 +148,27 @@ class _MLflow:
     name = "MLflow"
 
     def __init__(self, work: str, settings: TrainSettings) -> None:
-        self.work, self.settings, self.begun = work, settings, False
+        self.work, self.settings = work, settings
+        self.run: str | None = None  # its id, once it has begun
 
     def write(self, figures: dict[str, Any]) -> None:
         import mlflow
 
-        if not self.begun:
-            self._begin()
-        mlflow.log_metrics(dict(_scalars(figures)), step=figures["epoch"])
+        self.run = self.run or self._begin()
+        mlflow.log_metrics(dict(_scalars(figures)), step=figures["epoch"], run_id=self.run)
 
     def close(self) -> None:
+        """End the run. MLflow's own `end_run` only ends one that began in the same thread."""
         import mlflow
 
-        mlflow.end_run()
+        if self.run is not None:
+            with environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}):
+                mlflow.MlflowClient().set_terminated(self.run)
 
-    def _begin(self) -> None:
-        """Resume the MLflow run of this training run, or begin one."""
+    def _begin(self) -> str:
+        """Resume the MLflow run of this training run, or begin one. Returns its id."""
         import mlflow
 
-        self.begun = True
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{self.work}/mlflow.db")
         known = (read_bytes(f"{self.work}/{MLFLOW_RUN}") or b"").decode() or None
@@ -173,6 +176,7 @@ class _MLflow:
         if known is None:
             mlflow.log_params(vars(self.settings))
             publish(f"{self.work}/{MLFLOW_RUN}", run.info.run_id.encode())
+        return str(run.info.run_id)
 
 
 def _has_mlflow(work: str) -> bool:

@@ -4,7 +4,6 @@ Batch loaders are Ray actors: they share the decoded images in the object store 
 because the threads of OpenCV and OpenMP do not survive a fork, and would wait for each other for ever.
 """
 
-import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from seg_core.threads import prefetch
+from seg_core.threads import count_cpus, prefetch
 from seg_core.training.crops import Crops
 from seg_core.training.dataset import Sample
 from seg_core.training.loop import Batch
@@ -65,7 +64,7 @@ def choose_readers(readers: int, workers_here: int) -> int:
     """
     if readers >= 0:
         return readers
-    return min(MAX_READERS, max(0, (os.cpu_count() or 1) // workers_here - 1))
+    return min(MAX_READERS, max(0, count_cpus() // workers_here - 1))
 
 
 def iter_batches(

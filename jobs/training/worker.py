@@ -21,6 +21,7 @@ from seg_core.model.networks import build_model, training_bytes_per_px
 from seg_core.model.unet import UNet
 from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
+from seg_core.threads import count_cpus
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
@@ -40,7 +41,7 @@ def train_worker(config: WorkerConfig) -> None:
     settings = config["settings"]
     context = ray.train.get_context()
     rank, world, steps = context.get_world_rank(), context.get_world_size(), config["steps"]
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(max(1, count_cpus() // context.get_local_world_size()))
     torch.manual_seed(settings.seed)
     validation = [Sample(*pair) for pair in ray.get(config["samples"]["val"][rank::world])]
     try:

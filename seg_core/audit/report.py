@@ -1,6 +1,5 @@
 """What a judged sample says: building area with an interval, of the run and of areas, and where to look first."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from seg_core.imagery.georef import lonlat
 from seg_core.run.area_files import area_table, check_id
 from seg_core.run.area_projection import LONLAT
 from seg_core.run.zonal import Areas, count_pixels, pair_tiles
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 LOOK_FIRST = 10  # tiles
 AREA_FIGURES = ("area_m2", "mapped_m2", "building_m2", "building_low_m2", "building_high_m2", "places", "wrong")
@@ -121,7 +120,7 @@ def audit_areas(audit: Audit, areas: Areas, report: Callable[[str], None] = lamb
     areas.project_to(audit.survey.plan.images)
     m2 = np.zeros((len(areas.frame), len(NAMES)))
     numbers = range(len(audit.survey.parts))
-    for number, found in enumerate(for_each(partial(_strata_of_part, audit.survey, areas), numbers, os.cpu_count()), 1):
+    for number, found in enumerate(for_each(partial(_strata_of_part, audit.survey, areas), numbers, count_cpus()), 1):
         for area, strata in found:
             m2[area] += strata
         report(f"{number} of {len(numbers)} parts")

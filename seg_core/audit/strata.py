@@ -4,7 +4,6 @@ Errors are rare in most strata and common in a few small ones. A sample that is 
 one of equal size that is drawn from all pixels at once.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from seg_core.run.parts import Locations, find_parts, read_rows
 from seg_core.run.plan import Part, Plan
 from seg_core.run.rows import Row, decode_probability
 from seg_core.run.stored_plan import read_plan
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 EMPTY, BACKGROUND, DOUBTFUL_BACKGROUND, DOUBTFUL_BUILDING, BUILDING = range(5)
 NAMES = (
@@ -107,7 +106,7 @@ def survey_run(run: str, report: Callable[[str], None] = lambda _: None) -> Surv
         if image.crs is None:
             raise SegError(f"{image.scene_id}: has no CRS, so that its ground area is not known")
     parts, tiles = list(plan.parts()), []
-    for number, found in enumerate(for_each(partial(_sum_part, there, plan), parts, os.cpu_count()), 1):
+    for number, found in enumerate(for_each(partial(_sum_part, there, plan), parts, count_cpus()), 1):
         tiles.append(found)
         report(f"{number} of {len(parts)} parts")
     survey = Survey(run, plan, there, parts, tiles)

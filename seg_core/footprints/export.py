@@ -42,7 +42,7 @@ from seg_core.run.schema import GEO
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage.disk import check_new_file, staged_file
 from seg_core.storage.files import PARTIAL
-from seg_core.threads import prefetch
+from seg_core.threads import count_cpus, prefetch
 
 WRITERS = {
     ".parquet": "Parquet",
@@ -65,7 +65,7 @@ Spread = Callable[[Find, Sequence[Item]], Iterator[Found]]
 
 
 def _spread_over_threads(find: Find, items: Sequence[Item]) -> Iterator[Found]:
-    number = os.cpu_count() or 1
+    number = count_cpus()
     with ThreadPoolExecutor(number) as pool:
         yield from prefetch(pool, find, items, 2 * number)
 

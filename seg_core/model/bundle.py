@@ -20,6 +20,7 @@ from seg_core.chips import PIXEL_DTYPE
 from seg_core.errors import SegError
 from seg_core.grey_levels import Normalization, Shares, normal_shares
 from seg_core.grid import MIN_CHIP
+from seg_core.model.quantized import FILES as INT8_FILES
 from seg_core.model.quantized import QuantizedNetwork
 from seg_core.storage.disk import staged_folder
 from seg_core.storage.files import (
@@ -69,6 +70,11 @@ class Bundle:
     weights_sha256: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that it consists of."""
+        return (HEADER, WEIGHTS, *(INT8_FILES if self.int8_sha256 else ()))
 
     @property
     def class_name(self) -> str:

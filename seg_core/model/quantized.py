@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from seg_core.errors import SegError
 from seg_core.storage.files import read_bytes, sha256
 
-MODEL = "int8.xml"
-WEIGHTS = "int8.bin"
+FILES = MODEL, WEIGHTS = "int8.xml", "int8.bin"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def read_quantized(path: str, expected: str) -> QuantizedNetwork:
 
     Raises SegError if it is missing or damaged.
     """
-    found = [read_bytes(f"{path}/{name}") for name in (MODEL, WEIGHTS)]
+    found = [read_bytes(f"{path}/{name}") for name in FILES]
     model, weights = (content or b"" for content in found)
     network = QuantizedNetwork(model, weights)
     if None in found or network.sha256 != expected:

@@ -1,6 +1,5 @@
 """Image and mask of single tiles, side by side: of all tiles of a small run, of some tiles of a large one."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from seg_core.run.export_masks import join_tiles
 from seg_core.run.parts import Locations, find_parts
 from seg_core.run.plan import Part
 from seg_core.run.rows import encode_png
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 MAX_CROPS = 200
 SIDE = 256  # px of a crop
@@ -60,7 +59,7 @@ def cut_crops(run: str, tally: Tally, report: Callable[[str], None] = lambda _: 
         best = tally.best[cell]
         return _cut(tally, best, finder.find(best.image, best.window), there)
 
-    for number, (cell, crop) in enumerate(zip(cells, for_each(cut, cells, os.cpu_count()), strict=True), 1):
+    for number, (cell, crop) in enumerate(zip(cells, for_each(cut, cells, count_cpus()), strict=True), 1):
         report(f"{number:,} of {len(cells):,}")
         size += len(crop.image) + len(crop.mask)
         if size > MAX_BYTES:

@@ -1,7 +1,6 @@
 """Outlines of what was found, for a map that is zoomed in: of all of a small region, of some tiles of a large one."""
 
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +19,7 @@ from seg_core.report.frame import Frame
 from seg_core.report.part_finder import PartFinder
 from seg_core.report.tiles import Tally
 from seg_core.run.parts import find_parts
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 MAX_PIXELS = 400_000_000  # of a region whose outlines are all looked for
 MAX_VERTICES = 100_000  # of a page, some 25 bytes each
@@ -116,6 +115,6 @@ def _find_some(run: str, tally: Tally, cells: Collection[int], report: Callable[
         whole, cut = find_buildings(settings, replace(part, window=tile.window), there.get(part.key))
         return part.scene, np.concatenate([whole.geometry.to_numpy(), cut.buildings.geometry.to_numpy()])
 
-    for number, found in enumerate(for_each(find, range(len(tiles)), os.cpu_count()), 1):
+    for number, found in enumerate(for_each(find, range(len(tiles)), count_cpus()), 1):
         report(f"{number:,} of {len(tiles):,} tiles")
         yield found

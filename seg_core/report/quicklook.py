@@ -1,6 +1,5 @@
 """The imagery under the map, with few pixels: a picture of each file, where it lies."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from seg_core.plots.pictures import Rgb
 from seg_core.report.frame import Box, Frame
 from seg_core.report.pictures import data_uri, encode_image, shrink, to_rgb
 from seg_core.run.plan import Plan, relocate
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 NUM_PIXELS = 8_000_000  # of all pictures together, about
 MAX_BYTES = 3_500_000  # of all pictures together: they are made smaller until they fit
@@ -73,7 +72,7 @@ def draw_quicklook(plan: Plan, frame: Frame, report: Callable[[str], None] = lam
             return str(error)
 
     # The first lies on top of the others, because in a mosaic its pixels count.
-    for done, picture in enumerate(for_each(draw, numbers[::-1].tolist(), os.cpu_count()), 1):
+    for done, picture in enumerate(for_each(draw, numbers[::-1].tolist(), count_cpus()), 1):
         report(f"{done:,} of {len(numbers):,} files")
         if isinstance(picture, str):
             found.problems.append(picture)

@@ -6,7 +6,6 @@
 Square metres are geodesic.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from seg_core.run.plan import Part, Settings
 from seg_core.run.rows import Row, decode_mask
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.zonal import Areas, Pairs, count_pixels, pair_tiles
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 COLUMNS = (*Window._fields, "status", "valid_px", "building_px", "area_m2", "building_m2")
 MASKS = ("mask", "valid")
@@ -64,7 +63,7 @@ Spread = Callable[[Measure, Sequence[Batch]], Iterator[Sums]]
 
 def spread_over_threads(measure: Measure, batches: Sequence[Batch]) -> Iterator[Sums]:
     """Yield what a function measures in each group of parts, in threads."""
-    return for_each(measure, batches, os.cpu_count())
+    return for_each(measure, batches, count_cpus())
 
 
 def measure_areas(

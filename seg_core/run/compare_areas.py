@@ -4,7 +4,6 @@ same grid:   tiles of both runs ─▶ pixels by class ─▶ whole tiles, and s
 other grid:  each run measured by itself; what was gained and what was lost is not known, only the difference
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from seg_core.run.areas import measure_areas
 from seg_core.run.compare import CLASSES, OtherGridError, Pair, PairReader, pair_parts
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.zonal import Areas, count_pixels, pair_tiles
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 Floats = NDArray[np.float64]
 LAYERS = ("compared", *CLASSES)
@@ -68,7 +67,7 @@ def compare_areas(before: str, after: str, areas: Areas, report: Callable[[str],
         return Comparison(_measure_each(before, after, areas, report), str(error).partition(": compare them")[0])
     reader = PairReader((before, after), plans)
     total = _Sums(len(areas.frame))
-    for number, found in enumerate(for_each(partial(_compare_part, reader, areas), pairs, os.cpu_count()), 1):
+    for number, found in enumerate(for_each(partial(_compare_part, reader, areas), pairs, count_cpus()), 1):
         total.add(found)
         report(f"{number} of {len(pairs)} parts")
     kept, gained, lost = (total.m2[name] for name in CLASSES)

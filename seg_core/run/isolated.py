@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from seg_core.errors import SegError
+from seg_core.threads import count_cpus
 
 BATCH_SIZE = 250  # items that are sent to a child at once
 ITEMS_PER_CHILD = 2000  # items that justify another child, which takes half a second to start, and some 150 MB
@@ -59,7 +60,7 @@ def for_each_isolated(
             results += call_child([item]) or [crashed(item)]
         return results
 
-    pool = ThreadPoolExecutor(min(MAX_CHILDREN, os.cpu_count() or 1, 1 + len(items) // ITEMS_PER_CHILD))
+    pool = ThreadPoolExecutor(min(MAX_CHILDREN, count_cpus(), 1 + len(items) // ITEMS_PER_CHILD))
     try:
         for results in pool.map(process, batches):
             yield from results

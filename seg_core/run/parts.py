@@ -8,7 +8,6 @@ the same. If several compacted files hold a part, its rows are the same in all o
 """
 
 import json
-import os
 import posixpath
 import time
 from collections import defaultdict
@@ -30,7 +29,7 @@ from seg_core.run.rows import Row
 from seg_core.run.schema import TILES, check_columns
 from seg_core.run.tables import OWN, REPAIR_ADVICE, SUFFIX, State, part_name, version_of
 from seg_core.storage.files import published, stat
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 T = TypeVar("T")
 
@@ -358,7 +357,7 @@ def map_live_tables(
                     live = [place for key, place in located if place.group in groups and key not in gone]
                 chunks.append((file, groups, live))
         yield from for_each(of_part, (location for key, location in index.own.items() if key not in skipped))
-        yield from for_each(of_groups, chunks, os.cpu_count())
+        yield from for_each(of_groups, chunks, count_cpus())
 
 
 def _read_live(

@@ -5,7 +5,6 @@ and `(v + 0.5) / 255`. So it is known for each pixel whether it reaches a thresh
 other thresholds it is not. 0.5 is one of those that are known, for level 128.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from seg_core.run.rows import Row, decode_probability, tile_rows
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import write_part
 from seg_core.storage.files import make_folder
-from seg_core.threads import for_each
+from seg_core.threads import count_cpus, for_each
 
 LEVELS = 255  # of probability, besides 0
 
@@ -91,7 +90,7 @@ def rethreshold(run: str, threshold: float, out: str, report: Callable[[str], No
         there = find_parts(run)
         todo = [part for part in parts_to_do(out, planned) if part.key in there]
         write = partial(_rewrite_part, run, there, out, level, planned, lease)
-        for number, _ in enumerate(for_each(write, todo, os.cpu_count()), 1):
+        for number, _ in enumerate(for_each(write, todo, count_cpus()), 1):
             report(f"{number} of {len(todo)} parts")
         if len(find_parts(out)) == planned.counts["parts"]:
             record.finished, record.counts = now(), summary(out)
@@ -153,7 +152,7 @@ def measure_curve(run: str, report: Callable[[str], None] = lambda _: None) -> C
     pixels, areas = np.zeros(LEVELS + 1, np.int64), np.zeros(LEVELS + 1)
     valid_px, has_areas = 0, True
     count = partial(_count_part, run, there)
-    for number, found in enumerate(for_each(count, parts, os.cpu_count()), 1):
+    for number, found in enumerate(for_each(count, parts, count_cpus()), 1):
         for levels, valid, pixel_m2 in found:
             pixels += levels
             areas += levels * (pixel_m2 or 0.0)
