@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
+from seg_core.inference.quantize import _compare
 from seg_core.model import engines
 from seg_core.model.bundle import BUILT_IN, read_bundle, read_weights
 from seg_core.model.engines import TorchNetwork, load_network
 from seg_core.model.loading import load_model
 from seg_core.model.networks import fold_batchnorm
-from seg_core.model.openvino_network import OpenVinoNetwork
+from seg_core.model.openvino_network import OpenVinoNetwork, read_model
 from seg_core.model.quantize import import_nncf, quantize_network
 from seg_core.model.quantized import read_quantized
 from seg_core.model.segmenter import Segmenter
@@ -205,6 +206,22 @@ def test_a_bundle_is_quantized_and_a_region_segmented_in_int8(
     assert json.loads(out)["rechecked"] > 0
     _, err = seg(capsys, "quantize", scene, "--model", model, "--out", quantized, code=2)
     assert "quantized: already exists" in err
+
+
+def test_int8_is_compared_where_there_is_data(bundle: str) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    model = load_model(read_bundle(bundle), read_weights(bundle, read_bundle(bundle)))
+    quantized = quantize_network(fold_batchnorm(model), [image], 64)
+    int8, valid = OpenVinoNetwork(read_model(quantized), "int8"), np.zeros((64, 64), bool)
+    valid[:48] = True
+
+    class DiffersWhereMissing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.where(torch.from_numpy(valid), int8(images), -int8(images))
+
+    for mask, share in ((valid, 0.0), (~valid, 1.0), (np.ones((64, 64), bool), 0.25)):
+        found = _compare(DiffersWhereMissing(), quantized, read_bundle(bundle), [(image, mask)])
+        assert found == pytest.approx(share, abs=0.002)
 
 
 def test_quantizing_leaves_the_logging_of_the_process_as_it_was(make_bundle: MakeBundle) -> None:

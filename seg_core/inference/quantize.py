@@ -1,6 +1,6 @@
 """Give a bundle an int8 network, quantised on crops of imagery."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from seg_core.chips import Valid
 from seg_core.errors import ReadError, SegError
 from seg_core.grid import round_up
 from seg_core.imagery.raster import read_image
@@ -22,7 +23,7 @@ from seg_core.run.normalization import draw_blocks, frames_of
 from seg_core.run.plan import Plan
 from seg_core.storage.files import exists
 
-Image = NDArray[np.float32]  # normalised, (1, bands, h, w)
+Crop = tuple[NDArray[np.float32], Valid]  # a normalised image `(1, bands, height, width)`, and its valid pixels
 
 
 class Quantization(NamedTuple):
@@ -30,7 +31,7 @@ class Quantization(NamedTuple):
 
     bundle: Bundle
     crops: int  # on which ranges were measured
-    differing: float  # share of the pixels of these crops that have another answer in int8
+    differing: float  # share of the valid pixels of these crops that have another answer in int8
 
 
 def quantize_bundle(
@@ -47,18 +48,21 @@ def quantize_bundle(
     bundle = read_bundle(path)
     weights = read_weights(path, bundle)
     model = fold_batchnorm(load_model(bundle, weights))
-    images = list(_read_crops(plan, bundle, number, report))
-    if not images:
+    crops = list(_read_crops(plan, bundle, number, report))
+    if not crops:
         raise SegError(f"{plan.scenes[0].uri}: no crop of the scenes holds data: name others")
     report("measuring the ranges of values")
-    quantized = quantize_network(model, images, round_up(TRACED_SIDE, bundle.stride))
+    quantized = quantize_network(model, [image for image, _ in crops], round_up(TRACED_SIDE, bundle.stride))
     report("comparing with float32")
-    differing = _compare(model, quantized, bundle, images)
-    return Quantization(write_bundle(out, bundle, weights, quantized), len(images), differing)
+    differing = _compare(model, quantized, bundle, crops)
+    return Quantization(write_bundle(out, bundle, weights, quantized), len(crops), differing)
 
 
-def _read_crops(plan: Plan, bundle: Bundle, number: int, report: Callable[[str], None]) -> Iterator[Image]:
-    """Yield crops whose sides are multiples of the stride. Those that can't be read or hold no data are left out."""
+def _read_crops(plan: Plan, bundle: Bundle, number: int, report: Callable[[str], None]) -> Iterator[Crop]:
+    """Yield crops, and which of their pixels are valid. Their sides are multiples of the stride.
+
+    Those that can't be read or hold no data are left out.
+    """
     blocks = draw_blocks(frames_of(plan, plan.images), number, plan.settings.scale)
     for count, block in enumerate(blocks, 1):
         report(f"reading {count} of {len(blocks)} crops")
@@ -71,15 +75,18 @@ def _read_crops(plan: Plan, bundle: Bundle, number: int, report: Callable[[str],
         normalization = block.frame.image.normalization or plan.settings.normalization or bundle.normalization
         if valid.any():
             image = normalise(torch.from_numpy(pixels)[None], torch.from_numpy(valid)[None], *normalization)
-            yield image.numpy()
+            yield image.numpy(), valid
 
 
 @torch.inference_mode()
-def _compare(model: nn.Module, quantized: QuantizedNetwork, bundle: Bundle, images: list[Image]) -> float:
-    """Return the share of pixels on another side of the threshold in int8."""
+def _compare(model: nn.Module, quantized: QuantizedNetwork, bundle: Bundle, crops: Sequence[Crop]) -> float:
+    """Return the share of valid pixels that are on another side of the threshold in int8."""
     int8, differing, total = OpenVinoNetwork(read_model(quantized), "int8"), 0, 0
-    for image in map(torch.from_numpy, images):
-        one, other = (class_probability(network(image), bundle.building) for network in (model, int8))
-        differing += int(((one >= bundle.threshold) != (other >= bundle.threshold)).sum())
-        total += one.numel()
+    for image, valid in crops:
+        one, other = (
+            (class_probability(network(torch.from_numpy(image)), bundle.building) >= bundle.threshold)[0].numpy()
+            for network in (model, int8)
+        )
+        differing += int(np.count_nonzero((one != other) & valid))
+        total += int(np.count_nonzero(valid))
     return differing / total
