@@ -77,6 +77,15 @@ def test_areas_that_overlap_are_each_measured_and_those_outside_are_null(run: st
     assert 0 < found["building_m2"][0] < found["building_m2"][4]
 
 
+@pytest.mark.parametrize("lon", [-172.0, -80.0, 102.0, 178.0])
+def test_areas_on_the_other_side_of_the_earth_are_null(run: str, tmp_path: Path, lon: float) -> None:
+    """A transverse Mercator projection folds them onto the scenes, or has no numbers for them."""
+    far = [shapely.box(lon - 4, south, lon + 4, south + 8) for south in (-50, -12, -4, 48)]
+    found = measure(run, [*far, shapely.box(4, 44, 20, 60)], tmp_path, "EPSG:4326")
+    assert found["valid_m2"][:4].isna().all() or (found["valid_m2"][:4] == 0).all()
+    assert found["valid_m2"][4] > 0
+
+
 def test_where_no_pixel_is_valid_rounding_makes_none(run: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     within = zip(rng.uniform(60, 80, 100), rng.uniform(30, 45, 100), rng.uniform(5, 25, 100), strict=True)

@@ -602,7 +602,7 @@ def test_what_is_doubtful_is_no_part_of_a_runs_record(tmp_path: Path, make_bundl
     assert read_plan(str(tmp_path / "run")).fingerprint == plan.fingerprint
 
 
-@pytest.mark.parametrize("name", ["b.png", "a2.png", "a.1.png", "sub/a.png"])
+@pytest.mark.parametrize("name", ["b.png", "a2.png", "a.1.png", "sub/a.png", "b_small.png", "overview_bridge.png"])
 def test_other_pictures_in_a_folder_are_scenes(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.tif", noise())
     (tmp_path / "sub").mkdir()

@@ -6,10 +6,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from botocore.exceptions import (
@@ -84,6 +86,19 @@ def test_keys_that_a_program_gives_open_imagery_and_tables(
     with pytest.raises(SegError, match=rf"^{s3}: .*log in again") as refusal:
         read_chip(scene, Window(0, 0, 64, 64))
     assert "\n" not in str(refusal.value)
+
+
+def test_keys_that_arrow_does_not_find_are_given_to_it(
+    s3: str, make_scene: MakeScene, other_environment: pytest.MonkeyPatch
+) -> None:
+    uri = put(make_scene("role.tif", 64, 64), f"{s3}/keys/role.tif")
+    other_environment.delenv("AWS_SHARED_CREDENTIALS_FILE")
+    session = boto3.Session(aws_access_key_id=KEY, aws_secret_access_key=SECRET)
+    session._session.get_credentials().method = "assume-role"
+    other_environment.setattr(store, "_session", cache(lambda: session))
+    system, inside = storage.filesystem(uri)
+    assert system.get_file_info(inside).size > 0
+    assert read_scene(uri, "role.tif").width == 64
 
 
 def test_a_listing_is_handed_on_page_by_page(s3: str, proxied: Proxy) -> None:

@@ -20,7 +20,7 @@ from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.headers import read_scene
-from seg_core.imagery.vectors import index_polygons, open_vectors, read_bounds
+from seg_core.imagery.vectors import Tally, index_polygons, open_vectors, read_bounds, repair_polygons
 
 HEIGHT, WIDTH = 100, 120  # of make_scene
 ONE = np.ones(1, np.uint8)
@@ -166,3 +166,14 @@ def test_whole_numbers_are_read_as_such_and_absent_values_as_none(make_scene: Ma
     path = write_vectors(tmp_path / "labels.parquet", [HOUSE, COURT, TWINS], kind=[1.0, 2.5, None])
     found, _ = index(path, make_scene(), tmp_path / "index", "kind")
     assert found.tally.numbers == {"1": 0, "2.5": 1, None: 2}
+
+
+def test_collections_keep_all_of_their_polygons() -> None:
+    one, two, three = (shapely.box(x, 0, x + 10, 10) for x in (0, 20, 25))
+    line = shapely.LineString([(50, 0), (60, 10)])
+    collections = [[one, shapely.MultiPolygon([two])], [shapely.MultiPolygon([one, two]), line], [one, two, three]]
+    tally = Tally()
+    found = repair_polygons(np.array([shapely.GeometryCollection(each) for each in collections], object), tally)
+    assert shapely.area(found).tolist() == [200, 200, 250]
+    assert shapely.is_valid(found).all()
+    assert not +tally.dropped

@@ -72,7 +72,7 @@ class VectorLabels:
 class RasterLabels:
     """Rasters of one band: 0 is background, `building` is building, `missing` and what holds no data is unknown."""
 
-    aligned: dict[str, AlignedLabel]  # by the URI of the scene
+    aligned: dict[str, AlignedLabel]  # by the id of the scene, whose URI may change
     building: int
     missing: int | None = None
     names: tuple[str, ...] = (BACKGROUND, BUILDING)
@@ -80,9 +80,9 @@ class RasterLabels:
 
     def read(self, scene: Scene, window: Window) -> NDArray[np.uint8]:
         """Return the class index of each pixel of a window, `uint8 (height, width)`, and MISSING where unknown."""
-        if scene.uri not in self.aligned:
+        if scene.scene_id not in self.aligned:
             return np.full(window.shape, MISSING, np.uint8)
-        (pixels,), known = self.aligned[scene.uri].read(window)
+        (pixels,), known = self.aligned[scene.scene_id].read(window)
         return np.where(known & (pixels != self.missing), pixels == self.building, MISSING).astype(np.uint8)
 
 
@@ -198,7 +198,7 @@ def _open_rasters(path: str, scenes: Sequence[Scene], settings: LabelSettings) -
     else:
         headers = {path: _read_header(path)}
         found = {scene.uri: path for scene in _find_touched(headers[path], scenes)}
-    aligned = {scene.uri: open_label(found[scene.uri], scene, (0, ONE)) for scene in scenes if scene.uri in found}
+    aligned = {scene.scene_id: open_label(found[scene.uri], scene, (0, ONE)) for scene in scenes if scene.uri in found}
     by_file = {label: _values_of(header) for label, header in headers.items()}
     for label, values in by_file.items():
         if unknown := values - {0, ONE, WHITE}:

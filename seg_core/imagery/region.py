@@ -155,7 +155,8 @@ def _shown_by_name(scene: Scene, tiffs: Mapping[str, Scene]) -> Scene | None:
     word = PREVIEW_WORD.search(stem)
     if word is None:
         return None
-    return tiffs.get(stem[: word.start()], tiffs[min(tiffs)])
+    shown = tiffs[min(tiffs)] if word[0] == stem else tiffs.get(stem[: word.start()])
+    return shown if shown is not None and _may_show(scene, shown) else None
 
 
 def _shown_by_place(scene: Scene, tiffs: Sequence[Scene]) -> Scene | None:

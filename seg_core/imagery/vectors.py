@@ -163,6 +163,9 @@ def reading_errors(path: str) -> Iterator[None]:
     except (DataSourceError, DataLayerError, pa.ArrowException, OSError, CRSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SegError(f"{path}: can't be read: {lines[-1]}") from error
+    except NotImplementedError as error:  # shapely knows no curves
+        way_out = f"ogr2ogr polygons.gpkg {path} -nlt CONVERT_TO_LINEAR"
+        raise SegError(f"{path}: has curved polygons: make them straight first ({way_out})") from error
 
 
 def _open_layer(path: str, driver: str) -> Source | None:
@@ -293,8 +296,8 @@ def repair_polygons(geometries: Geometries, tally: Tally) -> Geometries:
     repaired = shapely.make_valid(found[wrong], method="structure", keep_collapsed=False)
     found[wrong] = repaired
     for at in np.flatnonzero(~no_area & ~np.isin(shapely.get_type_id(found), POLYGONAL)):
-        parts = shapely.get_parts(found[at])
-        found[at] = shapely.multipolygons(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
+        parts = shapely.get_parts(shapely.get_parts(found[at]))  # of a collection, which may hold multipolygons
+        found[at] = shapely.union_all(parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON])
     flat = ~no_area & ~(shapely.area(found) > 0)
     tally.dropped.update({"without area": int(flat.sum())})
     found[flat] = None

@@ -65,16 +65,20 @@ def _widths(polygons: Geometries) -> NDArray[np.float64]:
 def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene]) -> Geometries:
     """Return areas in the CRS of some scenes.
 
-    Wide areas are cut to the surroundings of the scenes, because the CRS may not describe all of them. If a scene
+    Wide areas are cut to the surroundings of the scenes, because the CRS may not describe all of them. Areas that lie
+    elsewhere become empty, because it may fold them onto the scenes. If a scene
     reaches beyond the antimeridian in a CRS that ends there, the areas are repeated on the other side.
     """
     lonlat = areas.to_crs(LONLAT).to_numpy()
     _, south, _, north = shapely.bounds(lonlat).T
     is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
     polygons = np.full(len(areas), None, object)
-    polygons[~is_wide] = areas[~is_wide].to_crs(crs).to_numpy()
+    with np.errstate(invalid="ignore"):  # of coordinates that the CRS does not have
+        polygons[~is_wide] = areas[~is_wide].to_crs(crs).to_numpy()
+    surroundings = _surroundings(scenes)
+    polygons[~shapely.intersects(lonlat, surroundings)] = shapely.Polygon()
     if is_wide.any():
-        near = shapely.intersection(lonlat[is_wide], _surroundings(scenes))
+        near = shapely.intersection(lonlat[is_wide], surroundings)
         polygons[is_wide] = geopandas.GeoSeries(shapely.segmentize(near, STEP), crs=LONLAT).to_crs(crs).to_numpy()
     return _repeat(polygons, crs, scenes)
 

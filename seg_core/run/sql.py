@@ -290,7 +290,7 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
         if files is not None and files.error is not None:
             changed = "if the run is being compacted or worked on, ask again"
             raise SegError(f"{str(files.error).splitlines()[0]}: {changed}") from error
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
         # An error of Python within DuckDB has its own words in the last line.
         line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
         is_of_query = isinstance(error, duckdb.ProgrammingError | duckdb.DataError | duckdb.PermissionException)

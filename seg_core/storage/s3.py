@@ -3,7 +3,7 @@
 boto3 finds out where it is (AWS_ENDPOINT_URL, AWS_REGION, a profile), the others are told. Each process finds
 credentials by itself (keys and session token in the environment, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, a login by
 SSO, a program, the machine's role). They never leave it, so they can't get into a file, a log or the arguments of a
-task. Within it, GDAL is given those that boto3 finds, because it knows fewer places.
+task. Within it, GDAL and Arrow are given those that boto3 finds where they would not.
 
 A URI is `s3://BUCKET/KEY`. Every function raises SegError, in one line, for what S3 refuses or does not answer.
 """
@@ -15,7 +15,7 @@ import posixpath
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 S3 = "s3://"
+UNKNOWN_TO_ARROW = {"assume-role", "login"}  # methods of boto3: a role of another profile, `aws login` (Arrow 26)
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
@@ -87,13 +88,20 @@ def _keys() -> GdalSettings:
     return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token or ""}
 
 
+def _keys_for_arrow(uri: str) -> tuple[str, ...]:
+    """Key, secret and token of this moment, where Arrow does not find them by itself; else none."""
+    if _anonymous() or getattr(_session().get_credentials(), "method", None) not in UNKNOWN_TO_ARROW:
+        return ()
+    return tuple(map(str, (_ask(uri, lambda _: _keys()) or {}).values()))
+
+
 def arrow(uri: str) -> "tuple[FileSystem, str]":
     """The bucket's file system of pyarrow and the path in it."""
-    return _arrow(_split(uri)[0]), uri.removeprefix(S3)
+    return _arrow(_split(uri)[0], *_keys_for_arrow(uri)), uri.removeprefix(S3)
 
 
-@cache
-def _arrow(bucket: str) -> "FileSystem":
+@lru_cache(maxsize=16)  # keys that are renewed make another one
+def _arrow(bucket: str, *keys: str) -> "FileSystem":
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     endpoint, region, anonymous = _service(bucket)
@@ -101,6 +109,7 @@ def _arrow(bucket: str) -> "FileSystem":
     if endpoint:
         host = urlsplit(endpoint)
         options |= {"endpoint_override": host.netloc, "scheme": host.scheme}
+    options |= dict(zip(("access_key", "secret_key", "session_token"), keys, strict=False))
     # Delayed: a file of a few MB is one put, not an upload in parts.
     return S3FileSystem(
         allow_delayed_open=True,
