@@ -220,6 +220,13 @@ def test_answers_are_printed_and_written_in_each_format(run: str, tmp_path: Path
     assert err == f"seg: --out {tmp_path}/found.gpkg: already exists: choose another name\n"
 
 
+def test_geojson_is_in_longitude_and_latitude(run: str, tmp_path: Path, capsys: Capture) -> None:
+    seg(capsys, "query", run, "--grid", "5000", "--out", tmp_path / "cells.geojson")
+    west, south, east, north = geopandas.read_file(tmp_path / "cells.geojson").total_bounds
+    assert 5 < west < east < 20
+    assert 50 < south < north < 55
+
+
 def test_the_library_gives_the_same_frame(run: str, tmp_path: Path) -> None:
     geopandas.GeoDataFrame({"name": ["a"]}, geometry=[POLYGONS["a hole"]], crs=UTM).to_file(tmp_path / "areas.gpkg")
     found = seg_core.open_run(run).measure_areas(str(tmp_path / "areas.gpkg"), "name")

@@ -1231,6 +1231,20 @@ def test_a_device_that_is_none_is_refused_before_anything(seg: Seg, command: lis
     refused_by_parser(seg(*command, "scene.tif", "--device", device), device, "expected auto, cpu or cuda")
 
 
+def test_tracebacks_leave_the_exit_code_as_it_is(seg: Seg) -> None:
+    outcome = seg("query", "nope", "--debug")
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("seg: ")
+
+
+@pytest.mark.parametrize("name", ["figures.json", "figures"])
+def test_figures_of_images_are_a_table(seg: Seg, name: str) -> None:
+    outcome = seg("evaluate", "built-in", "--data", "absent", "--per-image", name)
+    assert outcome.code == 2
+    assert outcome.err == f"seg: --per-image {name}: must be a file that ends in .parquet or .csv\n"
+
+
 @pytest.mark.parametrize("command", ["segment", "bench segment", "bench scale"])
 def test_ray_chooses_the_gpu_of_a_job(seg: Seg, command: str) -> None:
     arguments = ["scene.tif", "--out", "run"] if command == "segment" else []

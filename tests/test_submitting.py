@@ -13,12 +13,13 @@ from aerial_seg.cli import cluster_commands, submitted
 from aerial_seg.cli.parser import make_parser
 from aerial_seg.cli.places import check_places, existing_folders, find_local_bundle, find_run
 from aerial_seg.progress import Progress
+from aerial_seg.submitting import dashboard
 from aerial_seg.submitting.jobs import find_progress
 from aerial_seg.submitting.packages import ORIGIN, SENT_BUNDLE, copy_packages, lasting_name
 from aerial_seg.training.log import TrainingLog
 from aerial_seg.training.settings import TrainSettings
 from seg_core.errors import SegError
-from seg_core.model.bundle import BUILT_IN, read_bundle
+from seg_core.model.bundle import BUILT_IN, Bundle, read_bundle
 
 
 def parse(*words: str) -> Namespace:
@@ -33,6 +34,35 @@ def test_a_bundle_on_this_machine_is_found_and_sent(make_bundle: MakeBundle, tmp
     assert find_local_bundle(parse("train", "--data", "d", "--out", "b", "--from", "model"), folder) == path
     for elsewhere in ("built-in", "s3://bucket/model", "absent"):
         assert find_local_bundle(parse(*segment, "--model", elsewhere), folder) is None
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:8265", "http://10.0.0.5:8265"])
+def test_the_dashboard_of_the_environment_needs_no_scheme(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    def refuse(url: str) -> None:
+        raise ConnectionError(url)
+
+    monkeypatch.setattr(dashboard, "_await_answer", refuse)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    with pytest.raises(SegError, match=f"^--address {address}: ") as refusal:
+        dashboard.connect(None)
+    assert str(refusal.value.__cause__) == "http://10.0.0.5:8265"
+
+
+def test_names_with_brackets_are_found_as_they_are(make_scene: MakeScene, tmp_path: Path) -> None:
+    make_scene("tile[1].tif")
+    check_places(parse("plan", "tile[1].tif"), str(tmp_path), [])
+
+
+def test_the_built_in_model_is_exported_beside_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(source: str, _: str, out: str) -> Bundle:
+        Path(out).write_text(source)
+        return read_bundle(source)
+
+    monkeypatch.setattr("seg_core.model.export.export_model", write)
+    monkeypatch.chdir(tmp_path)
+    args = parse("export", "model", "built-in", "--to", "onnx")
+    assert args.carry_out(args) == 0
+    assert (tmp_path / "built-in.onnx").read_text() == BUILT_IN
 
 
 def test_a_bundle_is_named_by_what_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

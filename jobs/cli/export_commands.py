@@ -183,12 +183,13 @@ def export_coverage(args: Namespace) -> int:
 
 def export_model(args: Namespace) -> int:
     """Run `seg export model`: write a bundle as one ONNX or torch.export file."""
+    from seg_core.model.bundle import find_bundle
     from seg_core.model.export import SUFFIXES
     from seg_core.model.export import export_model as write_model
 
     from ..submitting.packages import lasting_name
 
-    source = absolute(args.model)
+    source = find_bundle(args.model)
     out = local_path(args.out or lasting_name(source) + SUFFIXES[args.to])
     bundle = write_model(source, args.to, out)
     figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}

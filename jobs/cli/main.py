@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from seg_core.errors import JobError, SegError
@@ -55,14 +56,15 @@ def _run(args: argparse.Namespace) -> int:
         return 143 if isinstance(stop, Terminated) else 130
     except SegError as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         note(f"seg: {error}", level="error")
         return 1 if isinstance(error, JobError) else 2
     except Exception as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
-        note(f"seg: {type(error).__name__}: {lines[-1]} (--debug shows more)", level="error")
+        more = "" if args.debug else " (--debug shows more)"
+        note(f"seg: {type(error).__name__}: {lines[-1]}{more}", level="error")
         return 1
 
 

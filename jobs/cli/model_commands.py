@@ -133,6 +133,8 @@ def _make_table_path(args: Namespace) -> str | None:
     if not args.per_image:
         return None
     path = local_path(args.per_image)
+    if not path.lower().endswith((".csv", ".parquet")) or os.path.isdir(path):
+        raise SegError(f"--per-image {args.per_image}: must be a file that ends in .parquet or .csv")
     make_folder(os.path.dirname(path))
     return path
 

@@ -19,6 +19,7 @@ from .area_options import add_areas
 from .arguments import (
     parse_device,
     parse_nonnegative_int,
+    parse_positive_float,
     parse_positive_int,
     parse_positive_ints,
 )
@@ -141,7 +142,8 @@ def _add_plan(commands: Commands) -> None:
     group.add_argument("--calibrate", action="store_true", help=text)
     text = "number of devices that segment (default: this machine's)"
     group.add_argument("--devices", type=parse_positive_int, metavar="N", help=text)
-    group.add_argument("--price", type=float, metavar="PER_HOUR", help="price of a device per hour, for the cost")
+    text = "price of a device per hour, for the cost"
+    group.add_argument("--price", type=parse_positive_float, metavar="PER_HOUR", help=text)
     group.add_argument("--device", type=parse_device, default="auto", help="device to calibrate on: auto, cpu or cuda")
 
 

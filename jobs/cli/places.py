@@ -69,7 +69,7 @@ def check_places(args: Namespace, folder: str, folders: list[str]) -> None:
     node = f"node {socket.gethostname()} of the cluster"
     for option, path in _places(args, INPUTS, folder):
         try:
-            found = bool(expand(path)) if re.search(r"[*?\[]", path) else exists(path)
+            found = exists(path) or (bool(re.search(r"[*?\[]", path)) and bool(expand(path)))
         except (SegError, OSError) as error:
             raise SegError(f"{option}{error} ({node} has tried it)") from error
         if not found:

@@ -6,7 +6,7 @@ from seg_core.errors import SegError
 
 from ..progress import waiting
 from ..terminal import note, print_figures
-from .arguments import model_folder, parse_bands, parse_positive_int
+from .arguments import model_folder, output_folder, parse_bands, parse_positive_int
 from .option_groups import SCENE_HELP, add_normalize
 
 
@@ -30,9 +30,8 @@ def quantize(args: Namespace) -> int:
     from seg_core.model.bundle import read_bundle
     from seg_core.run.normalization import normalize_plan
     from seg_core.run.plan import Settings, make_plan
-    from seg_core.storage.files import absolute
 
-    path, out = model_folder(args), absolute(args.out)
+    path, out = model_folder(args), output_folder("--out", args.out)
     bundle = read_bundle(path)
     settings = Settings(
         halo=bundle.halo,

@@ -3,6 +3,7 @@
 Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
 
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -52,8 +53,9 @@ def verify(args: Namespace) -> int:
 
 def _recheck(args: Namespace) -> "Recheck":
     from seg_core.inference.recheck import recheck
+    from seg_core.model.bundle import find_bundle
 
-    model = absolute(args.model) if args.model else None
+    model = find_bundle(args.model) if args.model else None
     with waiting("segmenting again") as report:
         return recheck(absolute(args.run), args.deep, args.device, model, absolute_places(args.relocate), report)
 
@@ -148,6 +150,8 @@ def compare(args: Namespace) -> int:
     if args.out is not None and not args.out.lower().endswith(".parquet"):
         raise SegError(f"--out {args.out}: is written as GeoParquet: name a file that ends in .parquet")
     out = None if args.out is None else local_path(args.out)
+    if out is not None and not os.path.isdir(os.path.dirname(out)):
+        raise SegError(f"--out {args.out}: there is no such folder: create it first")
     rasters = None if args.rasters is None else local_path(output_folder("--rasters", args.rasters))
     with waiting("comparing the parts of the runs") as report:
         found = compare_runs(absolute(args.before), absolute(args.after), out, rasters, report)

@@ -30,8 +30,9 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     It does not log each upload. Raises SegError if no dashboard answers at the address, or if it asks for a token.
     """
-    values = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
-    address = address or next((value for value in values if value.startswith("http")), DEFAULT_ADDRESS)
+    ray_address = os.environ.get("RAY_ADDRESS", "")  # of a cluster itself, unless it begins with http
+    of_dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or (ray_address if ray_address.startswith("http") else None)
+    address = address or of_dashboard or DEFAULT_ADDRESS
     url = _make_url(address)
     try:
         _await_answer(url)

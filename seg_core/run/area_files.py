@@ -102,6 +102,8 @@ def write_areas(frame: geopandas.GeoDataFrame, path: str) -> None:
             elif suffix.lower() == ".parquet":
                 frame.to_parquet(draft, index=False, schema_version="1.1.0", write_covering_bbox=True)
             else:
+                if suffix.lower() == ".geojson":
+                    frame = frame.to_crs("OGC:CRS84")  # the only CRS that RFC 7946 has
                 frame.to_file(draft, driver=WRITERS[suffix.lower()], layer=stem, engine="pyogrio")
     except (OSError, DataSourceError, DataLayerError) as error:
         raise SegError(f"--out {path}: can't be written: {error}") from error

@@ -149,16 +149,17 @@ def _report_unplanned(report: VerifyReport, index: PartIndex, planned: Collectio
 
 
 def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
-    """Remove the parts that have problems, and those with these file names. Returns the report of the check before.
+    """Remove the parts that have problems, and those of these files. Returns the report of the check before.
 
     Raises SegError as `verify` does, for a name that no part has, and if a driver is working on the run.
     """
     read_record(run)  # otherwise the lease would be written to a folder that is not a run
     with acquire_lease(run) as lease:
         named = {part_name(key): key for key in _index(run)[0].find()}
+        names = [posixpath.basename(name) for name in names]
         unknown = next((name for name in names if name not in named), None)
         if unknown is not None:
-            raise SegError(f"{unknown}: not a part of {run}: seg verify --deep lists the names of its files")
+            raise SegError(f"{unknown}: not a part of {run}: its parts are the files in {run}/tiles")
         report = verify(run)
         keys = {key for key in named.values() if part_path(run, key) in report.bad_parts} | {
             named[name] for name in names
