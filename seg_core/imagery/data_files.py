@@ -17,11 +17,8 @@ from rasterio.env import GDALDataFinder, PROJDataFinder, setenv
 from rasterio.session import DummySession
 
 VARIABLES = {"PROJ_DATA", "PROJ_LIB", "GDAL_DATA"}
-KEYS = {
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-}  # which `rasterio.Env` takes from boto3 alone
+# Credentials, which `rasterio.Env` takes from boto3 alone.
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
 _beginning = threading.Lock()
 _thread = threading.local()

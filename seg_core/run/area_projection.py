@@ -66,8 +66,8 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     """Return areas in the CRS of some scenes.
 
     Wide areas are cut to the surroundings of the scenes, because the CRS may not describe all of them. Areas that lie
-    elsewhere become empty, because it may fold them onto the scenes. If a scene
-    reaches beyond the antimeridian in a CRS that ends there, the areas are repeated on the other side.
+    elsewhere become empty, because it may fold them onto the scenes. If a scene reaches beyond the antimeridian in a
+    CRS that ends there, the areas are repeated on the other side.
     """
     lonlat = areas.to_crs(LONLAT).to_numpy()
     _, south, _, north = shapely.bounds(lonlat).T

@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import posixpath
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -36,6 +37,7 @@ ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests ar
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", ANONYMOUS)
 
 log = logging.getLogger(__name__)
+_making_client = threading.Lock()
 
 
 def gdal_path(uri: str) -> str:
@@ -90,9 +92,11 @@ def _keys() -> GdalSettings:
 
 def _keys_for_arrow(uri: str) -> tuple[str, ...]:
     """Key, secret and token of this moment, where Arrow does not find them by itself; else none."""
-    if _anonymous() or getattr(_session().get_credentials(), "method", None) not in UNKNOWN_TO_ARROW:
+    if _anonymous():
         return ()
-    return tuple(map(str, (_ask(uri, lambda _: _keys()) or {}).values()))
+    keys = _ask(uri, lambda _: _keys()) or {}
+    known = getattr(_session().get_credentials(), "method", None) not in UNKNOWN_TO_ARROW
+    return () if known else tuple(map(str, keys.values()))
 
 
 def arrow(uri: str) -> "tuple[FileSystem, str]":
@@ -301,7 +305,12 @@ def _session() -> Any:
 
 @cache
 def _client() -> Any:
-    """The S3 client of this process; threads may share it."""
+    """The S3 client of this process, which threads may share. They may not share its session while it makes one."""
+    with _making_client:
+        return _make_client()
+
+
+def _make_client() -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
