@@ -98,17 +98,18 @@ def train(
             best = _fit(config, work)
             lease.check()
             bundle = _publish(best, out, settings)
-    if draw:
-        try:
-            note("drawing samples.png: the images of val are segmented once more")
-            if find_address(address) is None:
-                with waiting(SEGMENTING) as report:
-                    _draw_samples(out, settings, data, f"{work}/samples.png", report)
-            else:
-                with ray_session(address, verbose=verbose), waiting(SEGMENTING):
-                    _draw_samples_in_task(out, settings, data, f"{work}/samples.png")
-        except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
-            note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
+    if not draw:
+        return bundle
+    try:
+        note("drawing samples.png: the images of val are segmented once more")
+        if find_address(address) is None:
+            with waiting(SEGMENTING) as report:
+                _draw_samples(out, settings, data, f"{work}/samples.png", report)
+        else:
+            with ray_session(address, verbose=verbose), waiting(SEGMENTING):
+                _draw_samples_in_task(out, settings, data, f"{work}/samples.png")
+    except (Exception, KeyboardInterrupt) as error:  # there is a model, and that is what counts
+        note(f"samples.png is not drawn: {str(error) or type(error).__name__}")
     return bundle
 
 

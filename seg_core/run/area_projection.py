@@ -72,11 +72,10 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     lonlat = areas.to_crs(LONLAT).to_numpy()
     _, south, _, north = shapely.bounds(lonlat).T
     is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
-    polygons = np.full(len(areas), None, object)
-    with np.errstate(invalid="ignore"):  # of coordinates that the CRS does not have
-        polygons[~is_wide] = areas[~is_wide].to_crs(crs).to_numpy()
     surroundings = _surroundings(scenes)
-    polygons[~shapely.intersects(lonlat, surroundings)] = shapely.Polygon()
+    polygons = np.full(len(areas), shapely.Polygon(), object)
+    whole = ~is_wide & shapely.intersects(lonlat, surroundings)
+    polygons[whole] = areas[whole].to_crs(crs).to_numpy()
     if is_wide.any():
         near = shapely.intersection(lonlat[is_wide], surroundings)
         polygons[is_wide] = geopandas.GeoSeries(shapely.segmentize(near, STEP), crs=LONLAT).to_crs(crs).to_numpy()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 S3 = "s3://"
+GDAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 UNKNOWN_TO_ARROW = {"assume-role", "login"}  # methods of boto3: a role of another profile, `aws login` (Arrow 26)
 ANONYMOUS = "AWS_NO_SIGN_REQUEST"  # GDAL's name for it; set to YES, requests are not signed
 # What a cluster's nodes are told of S3: where it is, never who asks. That they must know themselves.
@@ -73,35 +74,29 @@ def gdal_settings(uri: str) -> GdalSettings:
             "AWS_HTTPS": "YES" if host.scheme == "https" else "NO",
             "AWS_VIRTUAL_HOSTING": "FALSE",  # of such a server, buckets are paths and not host names
         }
-    if not anonymous:
-        settings |= _ask(uri, lambda _: _keys()) or {}
-    return settings
+    # GDAL 3.10 knows no SSO, no program that gives keys, and another name than AWS_SHARED_CREDENTIALS_FILE.
+    return settings | dict(zip(GDAL_KEYS, _keys(uri), strict=False))
 
 
-def _keys() -> GdalSettings:
-    """The keys of this moment, as GDAL's settings. Keys that expire are renewed in time. It is empty without keys.
+def _keys(uri: str, methods: Collection[str] = ()) -> tuple[str, ...]:
+    """Key, secret and session token of this moment; none if there are none. Those that expire are renewed in time.
 
-    GDAL 3.10 knows no SSO, no program that gives keys, and another name than AWS_SHARED_CREDENTIALS_FILE.
+    With `methods` of boto3, only if one of them has found the keys. Raises SegError if they can't be had.
     """
-    credentials = _session().get_credentials()
-    if credentials is None:
-        return {}
-    key, secret, token = credentials.get_frozen_credentials()[:3]
-    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token or ""}
 
+    def find(_: Any) -> tuple[str, ...]:
+        credentials = _session().get_credentials()
+        if credentials is None or (methods and credentials.method not in methods):
+            return ()
+        key, secret, token = credentials.get_frozen_credentials()[:3]
+        return key, secret, token or ""
 
-def _keys_for_arrow(uri: str) -> tuple[str, ...]:
-    """Key, secret and token of this moment, where Arrow does not find them by itself; else none."""
-    if _anonymous():
-        return ()
-    keys = _ask(uri, lambda _: _keys()) or {}
-    known = getattr(_session().get_credentials(), "method", None) not in UNKNOWN_TO_ARROW
-    return () if known else tuple(map(str, keys.values()))
+    return () if _anonymous() else _ask(uri, find) or ()
 
 
 def arrow(uri: str) -> "tuple[FileSystem, str]":
     """The bucket's file system of pyarrow and the path in it."""
-    return _arrow(_split(uri)[0], *_keys_for_arrow(uri)), uri.removeprefix(S3)
+    return _arrow(_split(uri)[0], *_keys(uri, UNKNOWN_TO_ARROW)), uri.removeprefix(S3)
 
 
 @lru_cache(maxsize=16)  # keys that are renewed make another one
@@ -306,11 +301,6 @@ def _session() -> Any:
 @cache
 def _client() -> Any:
     """The S3 client of this process, which threads may share. They may not share its session while it makes one."""
-    with _making_client:
-        return _make_client()
-
-
-def _make_client() -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -321,8 +311,9 @@ def _make_client() -> Any:
         read_timeout=retries.READ_TIMEOUT,
         **options,
     )
-    session = _session()
-    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    with _making_client:
+        session = _session()
+        client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     client.meta.events.register("before-send.s3", _dont_expect)
     client.meta.events.register("needs-retry.s3", _retry)
     return client
