@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from seg_core.errors import SegError
-
 from .capacity import NO_CPU, NODE_TIMEOUT, Shortage, wait_for_nodes
 from .node_watch import list_nodes
 from .ray_session import find_address
@@ -82,8 +80,6 @@ def size_actors(execution: ExecutionOptions) -> ActorResources:
     this waits for them, and asks for them. Raises SegError if there still is no room, and at once in a Ray of this
     process.
     """
-    if execution.gpus_per_actor <= 0:
-        raise SegError(f"--gpus-per-actor {execution.gpus_per_actor:g}: must be more than 0")
     bundle = {"CPU": 1.0, "GPU": execution.gpus_per_actor} if _find_nodes(execution)[1] else {"CPU": 1.0}
     least = execution.actors[0] if execution.actors else 1
     waiting = execution.address, execution.node_timeout

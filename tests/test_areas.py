@@ -207,7 +207,8 @@ def test_answers_are_printed_and_written_in_each_format(run: str, tmp_path: Path
     assert read["building_m2"][0] == pytest.approx(found[0]["building_m2"])
     for suffix in (".gpkg", ".parquet", ".geojson", ".fgb", ".csv"):
         path = tmp_path / f"found{suffix}"
-        seg(capsys, *command, "--out", path)
+        out, _ = seg(capsys, *command, "--out", path)
+        assert out == f"file   {path}\nareas  2\n"
         written = read_back(path).sort_values("name", ignore_index=True)
         assert list(written.columns)[: len(columns)] == columns
         assert written["building_m2"][0] == pytest.approx(found[0]["building_m2"])

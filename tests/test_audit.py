@@ -883,8 +883,8 @@ def test_areas_of_a_file_are_null_where_the_run_holds_nothing(
         assert found.pop("area_m2") > 0
         assert set(found.values()) == {None}
     assert 0 < inside["wrong"] < inside["places"] < 100
-    _, err = seg(capsys, *command, "--out", tmp_path / "found.gpkg")
-    assert err == f"{tmp_path}/found.gpkg\n"
+    out, _ = seg(capsys, *command, "--out", tmp_path / "found.gpkg", "--json")
+    assert json.loads(out) == {"file": f"{tmp_path}/found.gpkg", "areas": 3}
     written = geopandas.read_file(tmp_path / "found.gpkg")
     assert written["building_high_m2"].isna().to_list() == [True, False, True]
     assert written["building_high_m2"][1] == pytest.approx(inside["building_high_m2"])

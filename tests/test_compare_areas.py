@@ -276,7 +276,8 @@ def test_a_file_holds_what_is_printed(
     expected = found.loc[list(POLYGONS), "lost_m2"].to_list()
     assert printed["lost_m2"].to_list()[:-1] == pytest.approx(expected, nan_ok=True)
     path = tmp_path / f"found{suffix}"
-    assert seg(capsys, *command, "--out", path) == ("", f"{path}\n")
+    out, err = seg(capsys, *command, "--out", path, "--json")
+    assert (json.loads(out), err) == ({"file": str(path), "areas": len(polygons)}, "")
     written = pd.read_csv(path) if suffix == ".csv" else read_back(path)
     assert written.columns.to_list()[: len(COLUMNS) + 1] == ["name", *COLUMNS]
     plain = pd.DataFrame(written[["name", *COLUMNS]]).sort_values("name", ignore_index=True)

@@ -16,6 +16,7 @@ from footprints import to_map, write_vectors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rasterio.transform import Affine
 from seg_command import seg
 
 from seg_core.chips import MISSING
@@ -216,6 +217,17 @@ def test_scenes_of_another_crs_share_the_cells(make_scene: MakeScene) -> None:
         assert grid.crs == UTM
 
 
+def test_blocks_of_a_turned_scene_have_names_of_their_own(make_scene: MakeScene, tmp_path: Path) -> None:
+    # The cells of the straight scene lie askew in the turned one, so the boxes of two may begin at one pixel.
+    turned = tuple(Affine.translation(400_015, 5_799_979) @ Affine.rotation(37) @ Affine.scale(0.5, -0.5))[:6]
+    paths = [make_scene("straight.tif", 100, 100), make_scene("turned.tif", 60, 60, transform=turned)]
+    labels = write_vectors(tmp_path / "labels.fgb", [HOUSE, SHED])
+    made = make(paths, labels, tmp_path / "data", 16, val=0.3)
+    names = [path.stem for path in (tmp_path / "data").glob("*_labels/*.tif")]
+    assert len(names) == len(made.blocks)
+    assert any(name.endswith("-2") for name in names)
+
+
 def test_overlapping_scenes_share_no_ground_across_splits(tmp_path: Path) -> None:
     (one, truth), (other, _) = write_town(tmp_path), write_town(tmp_path, 4, "other.tif", col_off=130)
     labels = write_vectors(tmp_path / "labels.fgb", vectorise((truth == 1).astype(np.uint8)))
@@ -235,6 +247,12 @@ def test_overlapping_scenes_share_no_ground_across_splits(tmp_path: Path) -> Non
     again = make([one, other], labels, tmp_path / "again", 64, val=0.3, test=0.2)
     assert again.splits == made.splits
     assert make([one, other], labels, tmp_path / "more", 64, val=0.3, test=0.2, seed=1).splits != made.splits
+
+
+@pytest.mark.parametrize("val", [-0.1, 1.0, float("nan"), float("inf")])
+def test_shares_that_are_none_are_refused(val: float) -> None:
+    with pytest.raises(SegError, match="shares are at least 0 and less than 1 together"):
+        assign_splits({Cell(0, at, 0): True for at in range(9)}, val, 0.0, 0)
 
 
 @example(number=4, marked=3, val=0.5, test=0.25)

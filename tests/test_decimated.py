@@ -76,6 +76,18 @@ def test_overviews_are_read_where_there_are_any(make_scene: MakeScene) -> None:
     assert valid.all()
 
 
+def test_black_water_in_an_overview_is_valid_if_infrared_shows_it(make_scene: MakeScene) -> None:
+    pixels = np.full((4, 256, 256), 90, np.uint8)
+    pixels[:3, :, :128] = 0  # water
+    pixels[:, :, :64] = 0  # no data
+    path = make_scene(pixels=pixels, nodata=0)
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([4], Resampling.nearest)
+    scene = read_scene(path, "a.tif", alpha=0)
+    _, valid = read_decimated(replace(scene, bands=(1, 2, 3)), 4)
+    assert (valid == (np.arange(64) >= 16)).all()
+
+
 def test_a_scene_that_is_resampled_is_read_from_its_own_pixels(make_scene: MakeScene) -> None:
     pixels = smooth(120, 80)
     scene = resample_grid(scene_of(make_scene(pixels=pixels)), 2.0)

@@ -635,7 +635,22 @@ def test_each_column_is_described_with_its_type(ask: Ask) -> None:
         assert each["type"] == str(schema.field(each["column"]).type)
         assert each["description"]
     assert "m2: geodesic ground area of the building pixels" in ask("--schema")[1].decode()
-    assert ask("SELECT 1", "--schema")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["SELECT 1", "--schema"], "--schema: takes no SQL, no areas and no --explain"),
+        (["--schema", "--h3", "9"], "--schema: takes no SQL, no areas and no --explain"),
+        (["--schema", "--out", "a.csv"], "--out: is for --areas"),
+        (["--explain", "--grid", "50"], "take no SQL"),
+        (["SELECT 1", "--grid", "50"], "take no SQL"),
+        (["SELECT 1", "--explain", "--format", "csv"], "--format csv: --explain prints text"),
+        (["SELECT 1", "--explain", "--address", "auto"], "--address: is for --areas"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(ask: Ask, args: list[str], line: str) -> None:
+    assert line in refused(ask(*args))
 
 
 def test_sql_is_read_from_standard_input(run: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,21 @@ def test_one_band_that_equals_nodata_by_chance_is_valid(tmp_path: Path, dtype: s
     assert valid.all()
 
 
+@pytest.mark.parametrize("gsd_m", [None, 2.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_black_water_with_infrared_is_valid_if_the_colours_alone_are_read(
+    tmp_path: Path, dtype: str, gsd_m: float | None
+) -> None:
+    pixels = np.full((4, 16, 24), 90, dtype)
+    pixels[:3, :, :16] = 0  # water
+    pixels[:, :, :8] = 0  # no data
+    scene = write_raw(tmp_path / "a.tif", pixels, nodata=0, photometric="minisblack")
+    scene = replace(scene, bands=(1, 2, 3))
+    _, valid = chip_of(scene if gsd_m is None else resample_grid(scene, gsd_m))
+    assert not valid[:, : valid.shape[1] // 3].any()
+    assert valid[:, -(-valid.shape[1] // 3) + 1 :].all()
+
+
 def test_of_one_band_the_nodata_value_is_missing(tmp_path: Path) -> None:
     pixels, valid = draw("uint8", bands=1)
     pixels[:, ~valid] = 255

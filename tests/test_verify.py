@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from runs import SETTINGS, build_run, read_part
 from runs import BuiltRun as Made
+from seg_command import seg
 
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
@@ -48,6 +49,13 @@ def test_the_proof_needs_no_scene_and_no_model(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "scenes")
     shutil.rmtree(tmp_path / "bundle")
     assert verify(run).ok
+
+
+def test_windows_are_not_segmented_again_if_files_have_problems(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.path(1).write_bytes(b"no Parquet")
+    out, err = seg(capsys, "verify", made.run, "--deep", "--json", code=1)
+    assert (json.loads(out)["rechecked"], json.loads(out)["complete"]) == (0, False)
+    assert "--deep: no window was segmented again" in err
 
 
 def test_the_proof_changes_nothing(made: Made) -> None:

@@ -10,7 +10,7 @@ from seg_core.errors import SegError
 from seg_core.storage.files import absolute
 
 from ..progress import waiting
-from ..terminal import TABLE_ROWS, note
+from ..terminal import TABLE_ROWS, note, print_figures
 from .area_options import choose_areas
 from .arguments import local_path
 
@@ -30,8 +30,6 @@ def measure(args: Namespace) -> int:
     from seg_core.run.area_files import check_new_areas
     from seg_core.run.areas import measure_areas
 
-    if args.sql is not None:
-        raise SegError("--areas, --grid, --h3, --bbox: take no SQL: their table has one row for each area")
     if args.out is not None:
         check_new_areas(local_path(args.out))
     areas = choose_areas(args, args.run)
@@ -68,7 +66,7 @@ def _spread(
 
 
 def give_areas(found: "GeoDataFrame", out: str | None, form: str) -> None:
-    """Write measured areas to a file, or print them without their geometries."""
+    """Write measured areas to a file and print its name, or print them without their geometries."""
     from pyarrow import Table
 
     from seg_core.run.area_files import write_areas
@@ -76,7 +74,7 @@ def give_areas(found: "GeoDataFrame", out: str | None, form: str) -> None:
 
     if out is not None:
         write_areas(found, local_path(out))
-        note(out)
+        print_figures({"file": out, "areas": len(found)}, as_json=form == "json")
     else:
         table = Table.from_pandas(found.drop(columns="geometry"), preserve_index=False)
         write_result(table.to_reader(), form, sys.stdout.buffer, TABLE_ROWS)

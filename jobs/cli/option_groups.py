@@ -119,7 +119,8 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--actors", type=parse_actors, metavar="MIN[:MAX]", help=text)
     text = "how long to wait for nodes with room for MIN processes, on a cluster (900)"
     group.add_argument("--node-timeout", type=parse_nonnegative_int, default=900, metavar="S", help=text)
-    group.add_argument("--gpus-per-actor", type=float, default=1.0, metavar="N", help="GPUs per process (1)")
+    text = "GPUs per process (1)"
+    group.add_argument("--gpus-per-actor", type=parse_positive_float, default=1.0, metavar="N", help=text)
     text = "tasks that read for each process, on free CPUs of any node; 0: it reads by itself (0)"
     group.add_argument("--readers", type=parse_nonnegative_int, default=0, metavar="N", help=text)
     group.add_argument("--device", type=parse_device_kind, default="auto", help="auto, cpu or cuda")

@@ -39,9 +39,11 @@ def verify(args: Namespace) -> int:
     rechecked = _recheck(args) if args.deep and report.ok else None
     differing, unread = (rechecked.differing, rechecked.unread) if rechecked else ({}, [])
     report.problems += [f"{name}: {line}" for name, lines in differing.items() for line in lines]
-    if rechecked:
-        figures["rechecked"] = rechecked.num_same + len(differing)
+    if args.deep:
+        figures["rechecked"] = rechecked.num_same + len(differing) if rechecked else 0
         figures["not_rechecked"] = unread if args.json else len(unread)
+        if rechecked is None:
+            note("--deep: no window was segmented again, because the files of the run have problems")
     figures |= {"complete": report.ok, "problems": report.problems if args.json else len(report.problems)}
     print_figures(figures if args.json else {"run": report.describe(), **figures}, args.json)
     if not args.json:
@@ -186,28 +188,41 @@ def query(args: Namespace) -> int:
     """Run `seg query`: query a run in SQL, or print its summary."""
     from seg_core.run.stored_plan import read_plan
 
-    if args.format == "parquet" and sys.stdout.isatty():
-        raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
+    with_areas = has_areas(args)
+    _check_query(args, with_areas)
     run = absolute(args.run)
     planned = read_plan(run)  # reports damage before a result is printed
     if args.schema:
         return _print_schema(args)
-    if has_areas(args):
-        code = area_commands.measure(args)
-        note_missing(args.run, planned)
-        return code
-    if args.address is not None:
-        raise SegError("--address: is for --areas, --grid, --h3 and --bbox: other questions take seconds")
     if args.explain:
         return _explain(run, args)
-    if args.out is not None:
-        raise SegError("--out: is for --areas, --grid, --h3 and --bbox")
-    if args.sql is None and args.format in {"table", "json"}:
+    code = 0
+    if with_areas:
+        code = area_commands.measure(args)
+    elif args.sql is None and args.format in {"table", "json"}:
         _print_summary(run, args.format == "json")
     else:
         _write_result(run, args)
     note_missing(args.run, planned)
-    return 0
+    return code
+
+
+def _check_query(args: Namespace, with_areas: bool) -> None:
+    """Raise SegError for an option of `seg query` that has no meaning beside the others."""
+    if args.format == "parquet" and sys.stdout.isatty():
+        raise SegError("--format parquet: Parquet is binary: redirect it to a file (> answer.parquet)")
+    if args.schema and (with_areas or args.explain or args.sql is not None):
+        raise SegError("--schema: takes no SQL, no areas and no --explain: it says what the columns mean")
+    if with_areas and (args.explain or args.sql is not None):
+        raise SegError("--areas, --grid, --h3, --bbox: take no SQL: their table has one row for each area")
+    if args.explain and args.sql is None:
+        raise SegError("--explain: needs a query in SQL: without SQL, the summary reads six columns of all rows")
+    if args.explain and args.format not in {"table", "json"}:
+        raise SegError(f"--format {args.format}: --explain prints text, or an object (--json)")
+    if args.address is not None and not with_areas:
+        raise SegError("--address: is for --areas, --grid, --h3 and --bbox: other questions take seconds")
+    if args.out is not None and not with_areas:
+        raise SegError("--out: is for --areas, --grid, --h3 and --bbox")
 
 
 def _print_schema(args: Namespace) -> int:
@@ -217,8 +232,6 @@ def _print_schema(args: Namespace) -> int:
     from seg_core.run.query import write_result
     from seg_core.run.schema import describe_columns
 
-    if args.sql is not None:
-        raise SegError("--schema: takes no SQL: it says what the columns mean")
     write_result(Table.from_pylist(describe_columns()).to_reader(), args.format, sys.stdout.buffer, TABLE_ROWS)
     return 0
 
@@ -228,8 +241,6 @@ def _explain(run: str, args: Namespace) -> int:
     from seg_core.run.sql import explain
 
     sql = sys.stdin.read() if args.sql == "-" else args.sql
-    if sql is None:
-        raise SegError("--explain: needs a query in SQL: without SQL, the summary reads six columns of all rows")
     found = explain(run, sql)
     plan = found.pop("plan")
     print_figures(found | {"plan": plan} if args.format == "json" else found, args.format == "json")

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,7 +149,7 @@ def _write_block(plan: Planned, labels: Labels, stem: str, folder: str) -> tuple
     known = label != MISSING
     if not known.any():
         return None
-    name = f"{stem}_{window.row_off:06}_{window.col_off:06}"
+    name = _unused_name(folder, f"{stem}_{window.row_off:06}_{window.col_off:06}")
     place = window_transform(scene.transform, window)
     image = np.where(valid, pixels, 0).astype(np.uint8)
     write_masked(f"{folder}/{name}.tif", image, valid, crs=scene.crs, transform=place)
@@ -159,6 +160,12 @@ def _write_block(plan: Planned, labels: Labels, stem: str, folder: str) -> tuple
     counts = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
     block = Block(name, scene, plan.cell, label.size, int(valid.sum()), counts)
     return block, measure_fit(image, valid, label)
+
+
+def _unused_name(folder: str, name: str) -> str:
+    """Return a name that no image in a folder has. Where cells lie askew in a scene, two may begin at one pixel."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(name for name in names if not exists(f"{folder}/{name}.tif"))
 
 
 def _trim(plan: Planned) -> tuple[Window | None, NDArray[np.bool_]]:

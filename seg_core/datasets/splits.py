@@ -18,7 +18,7 @@ def assign_splits(cells: Mapping[Cell, bool], val: float, test: float, seed: int
     SegError if there are too few cells.
     """
     needed = 1 + (val > 0) + (test > 0)
-    if val < 0 or test < 0 or val + test >= 1:
+    if not (val >= 0 and test >= 0 and val + test < 1):  # also if one is no number
         raise SegError(f"--val {val:g} --test {test:g}: shares are at least 0 and less than 1 together")
     if len(cells) < needed:
         raise SegError(

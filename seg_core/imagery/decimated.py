@@ -56,7 +56,8 @@ def _read_overview(dataset: DatasetReader, scene: Scene, step: int, scale: Scale
         valid &= dataset.read(alpha, out_shape=shape) > 0
     if has_own_mask(dataset):
         valid &= dataset.read_masks(scene.bands[0], out_shape=shape) > 0
-    drop_nodata(scene, pixels, valid)
+    average = {"out_shape": shape, "resampling": Resampling.average}
+    drop_nodata(dataset, scene, pixels, valid, lambda band: dataset.read(band, **average))
     if scene.inverted:
         pixels = (np.iinfo(pixels.dtype).max if scene.bits is None else 2**scene.bits - 1) - pixels
     return np.asarray(pixels, np.uint8) if scale is None else to_uint8(pixels, scale, None), valid

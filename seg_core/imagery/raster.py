@@ -266,7 +266,7 @@ def _read_native(dataset: DatasetReader, box: Window, scene: Scene, pixels: NDAr
         dataset.read(list(scene.bands), window=window, out=pixels)
     if stored is not None:
         valid &= stored
-    drop_nodata(scene, pixels, valid)
+    drop_nodata(dataset, scene, pixels, valid, lambda band: dataset.read(band, window=window))
     if scene.premultiplied and alpha is not None:
         _divide_by_alpha(pixels, dataset.read(alpha, window=window))
     if scene.inverted:

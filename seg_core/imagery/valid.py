@@ -1,6 +1,7 @@
 """Which pixels of an image hold data: by its mask, its alpha band, its nodata value, and the blocks that it holds."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,25 @@ from seg_core.imagery.open import as_rasterio
 from seg_core.imagery.scene import Scene
 
 
-def drop_nodata(scene: Scene, pixels: NDArray[Any], valid: Valid) -> None:
+def drop_nodata(
+    dataset: DatasetReader, scene: Scene, pixels: NDArray[Any], valid: Valid, read_band: Callable[[int], NDArray[Any]]
+) -> None:
     """Take from the valid pixels those that hold the nodata value in all bands, and those that are no numbers.
 
-    One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing.
+    One band may hold the nodata value by chance, as a white roof holds 255: only all of them mean missing. `pixels` are
+    the bands of the scene. `read_band` returns another colour band of the file, `(height, width)`. It is called only if
+    pixels hold the nodata value in all bands of the scene: black water may still be seen in infrared.
     """
-    if scene.nodata_color is not None:
-        values = [(band, scene.nodata_color[number - 1]) for band, number in zip(pixels, scene.bands, strict=True)]
-        differs = [band != value for band, value in values if value is not None and not math.isnan(value)]
-        if differs:
-            valid &= np.any(differs, axis=0)
-    elif scene.nodata is not None and not np.isnan(scene.nodata):
-        valid &= (pixels != scene.nodata).any(axis=0)
+    values = scene.nodata_color or (scene.nodata,) * dataset.count
+    nodata = {i: value for i, value in enumerate(values, 1) if value is not None and not math.isnan(value)}
+    chosen = [band == nodata[i] for i, band in zip(scene.bands, pixels, strict=True) if i in nodata]
+    if chosen:
+        missing = valid & np.all(chosen, axis=0)
+        for i in set(nodata) - {*scene.bands, alpha_band(dataset, scene.alpha)}:
+            if not missing.any():
+                break
+            missing &= read_band(i) == nodata[i]
+        valid &= ~missing
     if np.issubdtype(pixels.dtype, np.floating):
         valid &= np.isfinite(pixels).all(axis=0)
 
