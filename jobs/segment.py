@@ -17,7 +17,7 @@ from seg_core.run.fence import PLAIN, Lease, Store
 from seg_core.run.lease import acquire_lease
 from seg_core.run.plan import Part, Plan, Settings, pack_parts
 from seg_core.run.query import summary
-from seg_core.run.record import RunRecord, SeamCounts, now, write_record
+from seg_core.run.record import RunRecord, SeamCounts, now, read_record, write_record
 from seg_core.run.resume import changed_scenes, find_run, open_run, parts_to_do, with_choices_of_run
 from seg_core.run.sizing import choose_window
 from seg_core.storage.files import make_folder
@@ -101,7 +101,9 @@ def _segment(plan: Plan, model: str, out: str, execution: ExecutionOptions) -> t
     assert record is not None  # a plan has parts, so either they are published or they were to do
     if not record.finished:  # the driver was killed after the last part
         with _lease_of(out) as lease:
-            _finish(record, lease, started)
+            record = read_record(out)  # another driver may have finished the run until now
+            if not record.finished:
+                _finish(record, lease, started)
     return record, len(todo)
 
 

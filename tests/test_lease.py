@@ -88,9 +88,14 @@ def test_a_second_driver_is_told_the_job_of_the_first(run: str, monkeypatch: pyt
         pass
 
 
-def test_the_lease_of_a_killed_driver_is_taken_over_at_once(run: str, other: "subprocess.Popen[str]") -> None:
+@pytest.mark.parametrize("reaped", [True, False])
+def test_the_lease_of_a_killed_driver_is_taken_over_at_once(
+    run: str, other: "subprocess.Popen[str]", reaped: bool
+) -> None:
     other.kill()
-    other.wait()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # its parent may not have asked for its exit code yet
+    if reaped:
+        other.wait()
     began = time.monotonic()
     with acquire_lease(run):
         assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["pid"] == os.getpid()
@@ -134,6 +139,25 @@ def test_who_lost_the_lease_is_told(run: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(JobError, match="another driver has taken this run over"):
         lose(run)
     assert json.loads(read_bytes(f"{run}/{LEASE}") or b"")["owner"] == "somebody"
+
+
+def test_a_disk_that_is_full_for_a_moment_ends_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, renewed = storage.publish, list[bool]()
+
+    def publish_to_full_disk(path: str, content: bytes, staging: str | None = None) -> None:
+        renewed.append(len(renewed) > 0)
+        if not renewed[-1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content, staging)
+
+    monkeypatch.setattr(lease, "RENEWAL_INTERVAL", 0.05)
+    with acquire_lease(str(tmp_path)) as held:
+        monkeypatch.setattr(storage, "publish", publish_to_full_disk)
+        deadline = time.monotonic() + 60
+        while not any(renewed):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        held.check()
 
 
 FREEZER = """

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ from seg_core.grid import Window
 from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
 from seg_core.model.segmenter import Segmenter
+from seg_core.run.plan import Part, Plan
+from seg_core.run.record import read_record, write_record
 from seg_core.run.rows import Failure, decode_mask, encode_mask, encode_png, failed_rows, tile_rows
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, write_part
@@ -400,6 +403,23 @@ def test_what_another_driver_did_while_ray_started_is_not_done_again(
     _, err = seg(capsys, *command)
     assert "windows" not in err
     assert part.read_bytes() == content
+
+
+@pytest.mark.usefixtures("without_actors")
+def test_what_another_driver_noted_at_its_end_stays(
+    command: list[object], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, find = read_record(str(run)), aerial_seg.segment.parts_to_do
+    write_record(str(run), replace(record, finished=None, seconds=None))
+
+    def find_while_another_ends(out: str, plan: Plan) -> list[Part]:
+        found = find(out, plan)
+        write_record(out, replace(record, seconds=4000.0, exact=False))
+        return found
+
+    monkeypatch.setattr(aerial_seg.segment, "parts_to_do", find_while_another_ends)
+    seg(capsys, *command)
+    assert (read_record(str(run)).seconds, read_record(str(run)).exact) == (4000.0, False)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -149,13 +149,17 @@ class Lease:
         return True
 
     def renew(self, content: bytes) -> None:
-        """Replace the content of the lease's file. Raises JobError if the lease is lost.
+        """Replace the content of the lease's file. Raises JobError if the lease is lost, OSError if a disk fails.
 
         A later owner may have finished and removed the file. It is not created then: this driver would hold the lease
         again, and could change a run that is finished.
         """
         if not is_remote(self.run):
-            self.publish(self.path, content)
+            try:
+                files.publish(self.path, content, self.staging)
+            except OSError:
+                self.check()
+                raise
             return
         state = files.stat(self.path)
         self.check()

@@ -95,7 +95,7 @@ def _renew(lease: Lease, content: dict[str, Any], done: threading.Event) -> None
         except JobError:
             _interrupt()
             return
-        except (OSError, SegError):  # a store that is unavailable now may be back in time
+        except (OSError, SegError):  # a store that is unavailable or a disk that is full now may be back in time
             continue
 
 
@@ -127,15 +127,17 @@ def _pid_scope() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot, or None if it is gone.
+    """Return when a process started, in clock ticks since boot, or None if it has ended.
 
+    A process that has ended stays in the list while its parent has not asked for its exit code (state Z or X).
     The time tells the process from a later one with the same pid. It does not come from psutil, which gives it on the
     wall clock: if that was set in the meantime, a process that is alive would be taken for another one.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+    return None if status[0] in {"Z", "X"} else status[19]
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
