@@ -250,7 +250,7 @@ def test_a_file_of_cells_keeps_their_geometry_and_crs(run: str, tmp_path: Path, 
         (["--bbox", *box], opened.measure_bbox(*box)),
     ):
         out, err = seg(capsys, "query", run, *options, "--out", path)
-        assert (out, err) == ("", f"{path}\n")
+        assert (out, err) == (f"file   {path}\nareas  {len(found)}\n", "")
         written = geopandas.read_parquet(path) if suffix == ".parquet" else geopandas.read_file(path)
         assert written.crs.equals(found.crs, ignore_axis_order=True)
         assert written[found.columns[0]].to_list() == found.iloc[:, 0].to_list()

@@ -17,13 +17,15 @@ import shapely
 from areas import POLYGONS, X, Y, at, expected_sums, save
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, cut
 from rasterio.windows import Window as RasterWindow
-from runs import build_run, read_part
+from runs import bare_scene, build_run, read_part
 from seg_command import SMALL, seg
+from shapely.affinity import translate
 
 import seg_core
 from seg_core.errors import SegError
 from seg_core.imagery.georef import Transform
 from seg_core.run.area_files import read_areas
+from seg_core.run.area_projection import project_areas
 from seg_core.run.areas import measure_areas
 from seg_core.run.query import summary
 from seg_core.run.stored_plan import read_plan
@@ -84,6 +86,24 @@ def test_areas_on_the_other_side_of_the_earth_are_null(run: str, tmp_path: Path,
     found = measure(run, [*far, shapely.box(4, 44, 20, 60)], tmp_path, "EPSG:4326")
     assert found["valid_m2"][:4].isna().all() or (found["valid_m2"][:4] == 0).all()
     assert found["valid_m2"][4] > 0
+
+
+def test_longitudes_of_areas_may_run_from_0_to_360(run: str, tmp_path: Path) -> None:
+    (whole,) = geopandas.GeoSeries([at(-10, -10, 200, 20_000)], crs=UTM).to_crs("OGC:CRS84")
+    turns = [translate(whole, turn) for turn in (-360, 0, 360)]
+    found = measure(run, [*turns, shapely.box(0, -90, 360, 90), shapely.box(-180, -90, 180, 90)], tmp_path, "EPSG:4326")
+    total = summary(run)
+    assert found["valid_m2"].to_numpy() == pytest.approx(total["area_km2"] * 1e6, rel=1e-6)
+    assert found["building_m2"].to_numpy() == pytest.approx(total["building_km2"] * 1e6, rel=1e-6)
+    assert found["area_m2"][3:].to_numpy() == pytest.approx(5.1007e14, rel=1e-4)
+
+
+def test_areas_beside_a_pole_are_those_of_the_plane() -> None:
+    scene = bare_scene(200, 200, crs="EPSG:3031", transform=(1.0, 0.0, -100.0, 0.0, -1.0, 100.0))
+    areas = geopandas.GeoSeries([shapely.box(40, -20, 60, 20), shapely.box(20, -60, 40, -40)], crs="EPSG:3031")
+    assert shapely.area(project_areas(areas, "EPSG:3031", [scene])).tolist() == [800.0, 400.0]
+    lonlat = geopandas.GeoSeries(shapely.segmentize(areas, 0.1), crs="EPSG:3031").to_crs("OGC:CRS84")
+    assert shapely.area(project_areas(lonlat, "EPSG:3031", [scene])) == pytest.approx([800, 400], rel=1e-3)
 
 
 def test_where_no_pixel_is_valid_rounding_makes_none(run: str, tmp_path: Path) -> None:

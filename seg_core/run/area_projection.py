@@ -59,7 +59,9 @@ def _widths(polygons: Geometries) -> NDArray[np.float64]:
     plain, turned = polygons, shapely.transform(polygons, lambda points: points % [360, 720])
     west, _, east, _ = shapely.bounds(plain).T
     turned_west, _, turned_east, _ = shapely.bounds(turned).T
-    return np.asarray(np.minimum(east - west, turned_east - turned_west))
+    turned_width = turned_east - turned_west
+    # All vertices at 180 degrees, to the east and to the west: around the whole Earth.
+    return np.asarray(np.where(turned_width > 0, np.minimum(east - west, turned_width), east - west))
 
 
 def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene]) -> Geometries:
@@ -69,6 +71,8 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     elsewhere become empty, because it may fold them onto the scenes. If a scene reaches beyond the antimeridian in a
     CRS that ends there, the areas are repeated on the other side.
     """
+    if areas.crs == crs:
+        return _repeat(areas.to_numpy(), crs, scenes)
     lonlat = areas.to_crs(LONLAT).to_numpy()
     _, south, _, north = shapely.bounds(lonlat).T
     is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
@@ -83,11 +87,17 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
 
 
 def _surroundings(scenes: Sequence[Scene]) -> shapely.Geometry:
-    """Return what is near scenes in longitude and latitude, as a polygon or several."""
+    """Return what is near scenes in longitude and latitude, as a polygon or several.
+
+    It is repeated a turn to the east and to the west: longitudes of areas may run from 0 to 360.
+    """
     outlines = [footprints(str(scene.crs), scene.transform, [scene.window])[0] for scene in scenes]
     known = np.array([each for each in outlines if each is not None], object)
-    boxes = shapely.box(*shapely.bounds(np.concatenate([shapely.get_parts(split_at_antimeridian(known)[0]), []])).T)
-    return shapely.union_all(shapely.buffer(boxes, MARGIN, join_style="mitre"))
+    west, south, east, north = shapely.bounds([*shapely.get_parts(split_at_antimeridian(known)[0])]).reshape(-1, 4).T
+    south, north = south - MARGIN, north + MARGIN
+    polar = (south <= -90) | (north >= 90)  # where all longitudes are near
+    west, east = np.where(polar, -180, west - MARGIN), np.where(polar, 180, east + MARGIN)
+    return shapely.union_all([shapely.box(west + turn, south, east + turn, north) for turn in (-360, 0, 360)])
 
 
 def _repeat(polygons: Geometries, crs: str, scenes: Sequence[Scene]) -> Geometries:
@@ -112,4 +122,4 @@ def antimeridian_x(crs: str) -> float | None:
     """Return x at 180 degrees, if the CRS shows the Earth from -x to x; None if the antimeridian is no edge of it."""
     to_crs = Transformer.from_crs(LONLAT, CRS.from_user_input(crs), always_xy=True)
     (east, west), _ = to_crs.transform([ANTIMERIDIAN, -ANTIMERIDIAN], [0.0, 0.0])
-    return float(east) if np.isfinite(east) and east > 0 and abs(east + west) < 1e-6 * east else None
+    return float(east) if np.isfinite(east) and east > 1 and abs(east + west) < 1e-6 * east else None
