@@ -87,3 +87,22 @@ def decode(segmenter: Segmenter, scene: Scene, window: Window) -> tuple[NDArray[
     if staged.ready is not None:
         staged.ready.synchronize()
     return staged.image.cpu().numpy(), staged.valid
+
+
+def damage(path: Path, blocks: set[tuple[int, int]] | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Make nonsense of blocks `(column, row)`, of all without `blocks`."""
+    with rasterio.open(path) as dataset:
+        found = set()
+        for (row, col), _ in dataset.block_windows(1):
+            if blocks is None or (col, row) in blocks:
+                for band in bands:
+                    size, at = (
+                        dataset.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band)
+                        for what in ("SIZE", "OFFSET")
+                    )
+                    found |= {(int(at), int(size))} if at else set()
+    assert found
+    with path.open("r+b") as file:
+        for at, size in found:
+            file.seek(at)
+            file.write(b"\xff" * size)

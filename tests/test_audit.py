@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.windows import Window as RasterWindow
+from rasters import damage, write_raw
 from runs import SETTINGS, rows_of, write_light_bundle
 from seg_command import Json, seg
 
@@ -605,6 +606,25 @@ def test_a_picture_shows_the_image_around_its_place_and_the_mask(
             assert (outlined.picture == (255, 140, 0)).all(axis=-1).any()
         assert not (plain.picture == (255, 140, 0)).all(axis=-1).any()
     assert num_marked > 20
+
+
+def test_what_is_damaged_around_a_place_is_black_in_its_picture(
+    tmp_path: Path, capsys: Capture, pictures: list[Sequence[Panel]]
+) -> None:
+    scene = tmp_path / "scenes/town.tif"
+    scene.parent.mkdir()
+    image = np.random.default_rng(0).integers(1, 250, (3, HEIGHT, WIDTH)).astype(np.uint8)
+    write_raw(scene, image, tiled=True, blockxsize=32, blockysize=32, compress="deflate")
+    run, _ = make_run(tmp_path, failed=[0])
+    damage(scene, {(0, 0)})
+    seg(capsys, "audit", run, "--sample", "50", "--out", tmp_path / "sample")
+    sample, num_black = geopandas.read_file(tmp_path / "sample/sample.gpkg"), 0
+    for (plain, _), row, col in zip(pictures, sample["row"], sample["col"], strict=True):
+        is_near = row < 32 + 40 and col < 32 + 40
+        assert plain.title.endswith("black can't be read") == is_near
+        assert (plain.picture == 0).all(axis=-1).any() == is_near
+        num_black += is_near
+    assert 0 < num_black < 50
 
 
 FIGURES = [

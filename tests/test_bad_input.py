@@ -29,6 +29,7 @@ from proxy import Proxy
 from pyproj import Geod, Transformer
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
+from rasters import damage
 from runs import build_run, published_parts, read_part
 from weed import put
 
@@ -214,25 +215,6 @@ def test_a_scene_that_is_gone_is_asked_for_once_a_window(
     assert len(asked) == 1
     rows = [row for path in published_parts(str(tmp_path / "run")) for row in read_part(path)]
     assert {(row["status"], row["error"]) for row in rows} == {("failed", f"{path}: no such file")}
-
-
-def damage(path: Path, blocks: set[tuple[int, int]] | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Make nonsense of blocks `(column, row)`, of all without `blocks`."""
-    with rasterio.open(path) as dataset:
-        found = set()
-        for (row, col), _ in dataset.block_windows(1):
-            if blocks is None or (col, row) in blocks:
-                for band in bands:
-                    size, at = (
-                        dataset.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band)
-                        for what in ("SIZE", "OFFSET")
-                    )
-                    found |= {(int(at), int(size))} if at else set()
-    assert found
-    with path.open("r+b") as file:
-        for at, size in found:
-            file.seek(at)
-            file.write(b"\xff" * size)
 
 
 def raw_tiff(width: int, height: int, tile: tuple[int, int] | None, bands: int, content: bytes) -> bytes:

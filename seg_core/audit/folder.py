@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -9,8 +10,11 @@ from numpy.typing import NDArray
 
 from seg_core.audit.sample import Place, to_frame
 from seg_core.audit.strata import Survey
-from seg_core.grid import Window, intersection, intersects
+from seg_core.chips import Pixels
+from seg_core.errors import ReadError, StoreUnavailableError
+from seg_core.grid import Window, intersection, intersects, split
 from seg_core.imagery.raster import read_image
+from seg_core.imagery.scene import Scene
 from seg_core.plots.pictures import Panel, Rgb, as_rgb, assemble_panels, paint_outlines
 from seg_core.run.export_masks import join_tiles
 from seg_core.storage.disk import staged_folder
@@ -19,6 +23,7 @@ SAMPLE = "sample.gpkg"
 PICTURES = "places"
 AROUND_M = 40.0  # of ground on each side of a place
 SIDE = 512  # px of the picture of a place, before it is put beside the other one
+PIECE = 16  # px; side of what is read at once of an image with damaged blocks
 CROSS = (255, 0, 0)
 
 
@@ -28,7 +33,8 @@ def write_sample(
     """Write the places to `sample.gpkg` in a new local folder, and a picture of each to `places/`.
 
     A picture shows the image around the place, and the same with the outlines of the mask. `report` is called with a
-    text for each picture. Raises SegError if a scene can't be read, or the folder can't be written to.
+    text for each picture. What is damaged of a scene is black. Raises SegError if a store does not answer, or the
+    folder can't be written to.
     """
     names = [f"{PICTURES}/{number:05}.png" for number in range(1, len(places) + 1)]
     with staged_folder(folder) as draft:
@@ -53,11 +59,28 @@ def _picture(survey: Survey, place: Place, title: str) -> bytes:
     reached = {source.scene_id: source for other in near for source in other.sources}
     precedence = [scene.scene_id for scene in survey.plan.scenes if scene.scene_id in reached]
     sources = [reached[scene_id] for scene_id in precedence]
-    pixels, _ = read_image(image, sources, window, settings.scale)
+    pixels, is_whole = _read_around(image, sources, window, settings.scale)
+    title = title if is_whole else f"{title}: black can't be read"
     rgb = as_rgb(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
     at = place.row - window.row_off, place.col - window.col_off
     plain, outlined = (_enlarge(each, at) for each in (rgb, paint_outlines(rgb, mask)))
     return assemble_panels([Panel(title, plain), Panel("with the mask", outlined)])
+
+
+def _read_around(
+    image: Scene, sources: Sequence[Scene], window: Window, scale: tuple[float, float] | None
+) -> tuple[Pixels, bool]:
+    """Return the pixels around a place, and whether all could be read: a block beside it may be damaged."""
+    try:
+        return read_image(image, sources, window, scale)[0], True
+    except StoreUnavailableError:
+        raise
+    except ReadError:
+        pixels = np.zeros((len(image.bands), *window.shape), np.uint8)
+    for piece in split(window, PIECE):
+        with suppress(ReadError):
+            pixels[:, *piece.slices(window)] = read_image(image, sources, piece, scale)[0]
+    return pixels, False
 
 
 def _enlarge(picture: Rgb, at: tuple[int, int]) -> NDArray[np.uint8]:
