@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from seg_command import Json, seg
 
 from seg_core.audit.estimate import Interval, Judged, estimate_areas, estimate_run
 from seg_core.audit.report import audit_areas, audit_run, figures, look_first, wrong_places
-from seg_core.audit.sample import TRUTHS, Place, allocate, draw_places, find_places, read_judged
+from seg_core.audit.sample import TRUTHS, Place, allocate, draw_places, find_places, read_judged, to_frame
 from seg_core.audit.strata import NAMES, Survey, is_building, survey_run
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
@@ -752,6 +753,21 @@ def test_a_truth_is_a_word_or_a_number_that_is_known(
         _, err = seg(capsys, "audit", town, "--labels", tmp_path / f"{word}.gpkg", code=2)
         place = f"town.tif: row {sample['row'][7]}, column {sample['col'][7]}"
         assert err == f"seg: {place}: truth is '{word}': say building or background, or leave it empty\n"
+
+
+def test_a_run_that_finds_roads_is_judged_in_its_own_words(town: str, tmp_path: Path, capsys: Capture) -> None:
+    run = Path(shutil.copytree(town, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "class_name": "road"}))
+    survey, row = survey_run(str(run)), {"scene_id": "town.tif", "row": 20, "col": 21}
+    places, truths = find_places(survey, [{**row, "truth": "Road"}])
+    assert truths == [True]
+    frame = to_frame(survey, places, ["a.png"])
+    assert frame.loc[0, ["mapped", "stratum"]].to_list() == ["road", "road"]
+    with pytest.raises(SegError, match="say road or background"):
+        find_places(survey, [{**row, "truth": "house"}])
+    _, err = seg(capsys, "audit", run, "--sample", "50", "--out", tmp_path / "sample")
+    assert "fill in the column truth with road or background" in err
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
 def draw(run: str, plan: Any) -> tuple[Figure, Tally, Frame]:
     frame = choose_frame(plan.images)
     tally = add_up(run, plan, make_cells(plan, frame))
-    return make_figure("run", tally, frame, Quicklook()), tally, frame
+    return make_figure("run", tally, frame, Quicklook(), "building"), tally, frame
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltRun:
     found = BuiltRun(run, plan)
     found.path(0).unlink()
     return found
+
+
+def test_the_legend_names_what_the_run_finds(built: BuiltRun) -> None:
+    frame = choose_frame(built.plan.images)
+    tally = add_up(built.run, built.plan, make_cells(built.plan, frame))
+    figure = make_figure("run", tally, frame, Quicklook(), "road")
+    assert "road, % of the valid pixels" in [axes.get_xlabel() for axes in figure.axes]
 
 
 def test_each_tile_has_the_colour_of_its_coverage(built: BuiltRun) -> None:

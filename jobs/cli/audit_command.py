@@ -51,7 +51,6 @@ def _draw(args: Namespace) -> int:
     """Draw a sample, and write it to a folder."""
     from seg_core.audit.folder import SAMPLE, write_sample
     from seg_core.audit.sample import draw_places
-    from seg_core.audit.strata import NAMES
 
     if args.sample is None or args.out is None:
         raise SegError("say --sample N --out FOLDER to draw places to be judged, or --labels FILE to estimate")
@@ -64,12 +63,12 @@ def _draw(args: Namespace) -> int:
     places = draw_places(survey, args.sample, args.seed)
     with waiting("drawing pictures") as report:
         write_sample(survey, places, folder, report)
-    numbers = {name: sum(place.stratum == at for place in places) for at, name in enumerate(NAMES)}
+    numbers = {name: sum(place.stratum == at for place in places) for at, name in enumerate(survey.names)}
     drawn = {name: number for name, number in numbers.items() if number}
     strata = {"strata": drawn} if args.json else drawn
     print_figures({"places": len(places), **strata}, args.json)
     note(
-        f"{args.out}/{SAMPLE}: fill in the column truth with building or background (QGIS shows the places, "
+        f"{args.out}/{SAMPLE}: fill in the column truth with {survey.class_name} or background (QGIS shows the places, "
         f"{args.out}/places their pictures), then: seg audit {args.run} --labels {args.out}/{SAMPLE}"
     )
     return 0

@@ -11,6 +11,7 @@ distances from the estimate (Zou and Donner, Construction of confidence limits a
 Medicine 27, 2008).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from seg_core.audit.strata import NAMES, is_building
+from seg_core.audit.strata import BUILDING, NAMES, is_building
 from seg_core.errors import SegError
 
 TAIL = 0.025  # on each side of the interval
@@ -58,14 +59,14 @@ class Estimate:
     shares: Floats  # of each stratum that is wrong, `(5,)`
 
 
-def estimate_run(m2: Floats, judged: Judged) -> Estimate:
+def estimate_run(m2: Floats, judged: Judged, names: Sequence[str] = NAMES) -> Estimate:
     """Estimate building area and accuracies from the ground area by stratum, `(5,)`, and judged places.
 
-    Raises SegError where a stratum has too few judged places.
+    `names` are those of the strata. Raises SegError where a stratum has too few judged places.
     """
     if not judged.places.sum():
-        raise SegError("no place of the sample is judged: fill in its column truth with building or background")
-    for name, area, number in zip(NAMES, m2, judged.places, strict=True):
+        raise SegError(f"no place of the sample is judged: fill in its column truth with {names[BUILDING]} or background")
+    for name, area, number in zip(names, m2, judged.places, strict=True):
         if area and number < MIN_PLACES:
             raise SegError(f"{name}: {number} judged places: judge {MIN_PLACES} or more, or draw a larger sample")
     wrong = _share_wrong(judged.wrong, judged.places)

@@ -43,7 +43,8 @@ def write_sample(
             with open(os.path.join(draft, name), "wb") as file:
                 file.write(_picture(survey, place, f"place {number}"))
             report(f"{number} of {len(places)} pictures")
-        to_frame(places, names).to_file(os.path.join(draft, SAMPLE), driver="GPKG", layer="sample", engine="pyogrio")
+        frame = to_frame(survey, places, names)
+        frame.to_file(os.path.join(draft, SAMPLE), driver="GPKG", layer="sample", engine="pyogrio")
 
 
 def _picture(survey: Survey, place: Place, title: str) -> bytes:

@@ -36,7 +36,7 @@ class Audit(NamedTuple):
 def audit_run(survey: Survey, places: Sequence[Place], truths: Sequence[bool | None]) -> Audit:
     """Estimate what is wrong with a run from places and their truth. Raises SegError if there are too few."""
     judged = count_judged(places, truths)
-    return Audit(survey, places, truths, judged, estimate_run(survey.m2, judged))
+    return Audit(survey, places, truths, judged, estimate_run(survey.m2, judged, survey.names))
 
 
 def figures(audit: Audit) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def strata_table(audit: Audit) -> list[dict[str, Any]]:
             "wrong": int(judged.wrong[at]),
             "share_wrong": float(audit.estimate.shares[at]),
         }
-        for at, (name, m2) in enumerate(zip(NAMES, audit.survey.m2, strict=True))
+        for at, (name, m2) in enumerate(zip(audit.survey.names, audit.survey.m2, strict=True))
         if m2
     ]
 
@@ -101,8 +101,8 @@ def wrong_places(audit: Audit) -> list[dict[str, Any]]:
             "scene_id": place.scene_id,
             "row": place.row,
             "col": place.col,
-            "mapped": "building" if is_building(place.stratum) else "background",
-            "truth": "building" if truth else "background",
+            "mapped": audit.survey.describe(is_building(place.stratum)),
+            "truth": audit.survey.describe(truth),
         }
         for number, (place, truth) in enumerate(zip(audit.places, audit.truths, strict=True), 1)
         if truth is not None and truth != is_building(place.stratum)

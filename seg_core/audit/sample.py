@@ -120,13 +120,13 @@ def judge_by_labels(survey: Survey, places: Sequence[Place], labels: Labels) -> 
     return found
 
 
-def to_frame(places: Sequence[Place], pictures: Sequence[str]) -> geopandas.GeoDataFrame:
+def to_frame(survey: Survey, places: Sequence[Place], pictures: Sequence[str]) -> geopandas.GeoDataFrame:
     """Return the places as points, with an empty column `truth` for a person to fill in."""
     columns: dict[str, Any] = {
         "place": np.arange(1, len(places) + 1),
         "truth": pd.array([None] * len(places), dtype="string"),
-        "mapped": ["building" if is_building(place.stratum) else "background" for place in places],
-        "stratum": [NAMES[place.stratum] for place in places],
+        "mapped": [survey.describe(is_building(place.stratum)) for place in places],
+        "stratum": [survey.names[place.stratum] for place in places],
         **{name: [getattr(place, name) for place in places] for name in ("scene_id", "row", "col")},
         "picture": list(pictures),
     }
@@ -188,7 +188,7 @@ def find_places(survey: Survey, rows: Sequence[dict[str, Any]]) -> tuple[list[Pl
             if stratum == MISSING:
                 raise SegError(f"{_describe(rows[at])}: holds no data in this run: is it of the sample of another one?")
             places[at] = _make_place(survey, part, row, col, stratum)
-    return [places[at] for at in range(len(rows))], [_truth(judged) for judged in rows]
+    return [places[at] for at in range(len(rows))], [_truth(judged, survey.class_name) for judged in rows]
 
 
 def _describe(judged: dict[str, Any]) -> str:
@@ -205,9 +205,10 @@ def _pixel(judged: dict[str, Any]) -> tuple[int, int]:
     return int(row), int(col)
 
 
-def _truth(judged: dict[str, Any]) -> bool | None:
-    """Return what a judge has written: building or not, or None for an empty cell."""
+def _truth(judged: dict[str, Any], class_name: str) -> bool | None:
+    """Return what a judge has written: of the class or not, or None for an empty cell."""
     text = "" if pd.isna(judged["truth"]) else str(judged["truth"]).strip()
-    if text.lower() not in TRUTHS:
-        raise SegError(f"{_describe(judged)}: truth is {text!r}: say building or background, or leave it empty")
-    return TRUTHS[text.lower()]
+    truths = {**TRUTHS, class_name.lower(): True}
+    if text.lower() not in truths:
+        raise SegError(f"{_describe(judged)}: truth is {text!r}: say {class_name} or background, or leave it empty")
+    return truths[text.lower()]

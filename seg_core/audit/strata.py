@@ -22,6 +22,7 @@ from seg_core.run.plan import Part, Plan
 from seg_core.run.rows import Row, decode_probability
 from seg_core.run.stored_plan import read_plan
 from seg_core.threads import count_cpus, for_each
+from seg_core.training.class_names import is_building as is_building_class
 
 EMPTY, BACKGROUND, DOUBTFUL_BACKGROUND, DOUBTFUL_BUILDING, BUILDING = range(5)
 NAMES = (
@@ -79,6 +80,21 @@ class Survey:
     there: Locations  # where its parts are, by key
     parts: list[Part]
     tiles: list[TileAreas]  # of each part
+
+    @property
+    def class_name(self) -> str:
+        """The name of what the run finds."""
+        name = self.plan.class_name
+        return name if name and not is_building_class(name) else "building"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the strata, in words of what the run finds."""
+        return tuple(name.replace("building", self.class_name) for name in NAMES)
+
+    def describe(self, is_found: bool) -> str:
+        """Return the word for pixels that are of the class, or are not."""
+        return self.class_name if is_found else "background"
 
     @property
     def part_m2(self) -> NDArray[np.float64]:

@@ -62,13 +62,15 @@ def draw_picture(
     Scenes that can't be read are left out, so that colours have no imagery under them. `report` is called with a text
     for each step. Raises SegError where there is no run, or if a file of it is damaged.
     """
-    frame, tally, quicklook = read_overview(run, read_plan(run, given), report)
+    plan = read_plan(run, given)
+    frame, tally, quicklook = read_overview(run, plan, report)
     report("drawing")
-    return to_png(make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook)), tally.figures()
+    figure = make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook, plan.class_name or "building")
+    return to_png(figure), tally.figures()
 
 
-def make_figure(name: str, tally: Tally, frame: Frame, quicklook: Quicklook) -> Figure:
-    """Return the picture of a run, which is called `name`."""
+def make_figure(name: str, tally: Tally, frame: Frame, quicklook: Quicklook, class_name: str) -> Figure:
+    """Return the picture of a run, which is called `name` and finds `class_name`."""
     x, y = tally.cells.outlines(frame)
     left, right, bottom, top = (float(each) for each in (x.min(), x.max(), y.min(), y.max()))
     ratio = (top - bottom) * frame.aspect / (right - left)
@@ -88,7 +90,7 @@ def make_figure(name: str, tally: Tally, frame: Frame, quicklook: Quicklook) -> 
     styles = [style_of(each) for each in cells]
     fills = [style.fill or colormaps[RAMP](each["coverage"] / end) for style, each in zip(styles, cells, strict=True)]
     _draw_cells(axes, np.stack([x, y], axis=-1), styles, fills, OPACITY if quicklook.pictures else 1.0)
-    _draw_legend(figure, set(styles), end, below)
+    _draw_legend(figure, set(styles), end, below, class_name)
     if frame.crs is not None:
         box = Box(left, bottom, right, top)
         _draw_scale_bar(axes, choose_scale_bar(frame, box))
@@ -122,7 +124,7 @@ def _draw_cells(
         )
 
 
-def _draw_legend(figure: Figure, styles: Collection[Style], end: float, share: float) -> None:
+def _draw_legend(figure: Figure, styles: Collection[Style], end: float, share: float, class_name: str) -> None:
     """Draw what colours and patterns mean, below the map, which leaves this share of the figure's height.
 
     `end` is the coverage of the last colour.
@@ -131,7 +133,7 @@ def _draw_legend(figure: Figure, styles: Collection[Style], end: float, share: f
     bar = figure.colorbar(
         colours, cax=figure.add_axes((0.02, 0.62 * share, 0.45, 0.12 * share)), orientation="horizontal"
     )
-    bar.set_label("building, % of the valid pixels", fontsize=12)
+    bar.set_label(f"{class_name}, % of the valid pixels", fontsize=12)
     patches = [
         Patch(facecolor=style.fill, edgecolor=style.line, hatch=HATCHES[style.hatch], label=text)
         for text, style in LEGEND.items()
