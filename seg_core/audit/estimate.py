@@ -65,7 +65,8 @@ def estimate_run(m2: Floats, judged: Judged, names: Sequence[str] = NAMES) -> Es
     `names` are those of the strata. Raises SegError where a stratum has too few judged places.
     """
     if not judged.places.sum():
-        raise SegError(f"no place of the sample is judged: fill in its column truth with {names[BUILDING]} or background")
+        words = f"{names[BUILDING]} or background"
+        raise SegError(f"no place of the sample is judged: fill in its column truth with {words}")
     for name, area, number in zip(names, m2, judged.places, strict=True):
         if area and number < MIN_PLACES:
             raise SegError(f"{name}: {number} judged places: judge {MIN_PLACES} or more, or draw a larger sample")
