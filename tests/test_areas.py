@@ -167,16 +167,16 @@ def test_a_run_of_an_older_version_is_measured_with_its_scenes(tmp_path: Path) -
 
 @pytest.mark.usefixtures("without_actors")
 def test_real_areas_are_those_of_the_exported_mask(shared: Path, tmp_path: Path, capsys: Capture) -> None:
-    cut(shared / "brookline/region.tif", tmp_path / "region.tif", RasterWindow(430, 0, 600, 600))
+    cut(shared / "brookline/region.tif", tmp_path / "region.tif", RasterWindow(430, 0, 400, 400))
     run = tmp_path / "run"
-    seg(capsys, "segment", tmp_path / "region.tif", "--tile-size", "256", "--out", run)
+    seg(capsys, "segment", tmp_path / "region.tif", "--tile-size", "128", "--out", run)
     seg(capsys, "export", "masks", run, "--out", tmp_path / "masks")
     with rasterio.open(tmp_path / "masks/region.tif") as file:
         crs, transform = file.crs.to_wkt(), tuple(file.transform)[:6]
     x, y = transform[2], transform[5]
-    across = shapely.Polygon([(x + 30, y - 110), (x + 520, y - 40), (x + 430.5, y - 540), (x + 60, y - 490)])
-    outside = shapely.box(x + 300.5, y - 500, x + 700, y - 100.25)
-    elsewhere = geopandas.GeoSeries([shapely.box(x + 20, y - 440, x + 351, y - 30)], crs=crs).to_crs("EPSG:26919")
+    across = shapely.Polygon([(x + 30, y - 90), (x + 370, y - 40), (x + 330.5, y - 360), (x + 60, y - 310)])
+    outside = shapely.box(x + 200.5, y - 350, x + 500, y - 100.25)
+    elsewhere = geopandas.GeoSeries([shapely.box(x + 20, y - 340, x + 251, y - 30)], crs=crs).to_crs("EPSG:26919")
     save(tmp_path / "own.gpkg", [across, outside], crs)
     elsewhere.to_file(tmp_path / "other.gpkg")
     for name, polygons in (("own", [across, outside]), ("other", list(elsewhere.to_crs(crs)))):

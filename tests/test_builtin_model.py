@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import cut
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 from rasterio.warp import transform_geom
@@ -39,11 +40,13 @@ def test_it_is_small_and_says_how_it_was_trained() -> None:
 def test_a_region_it_has_never_seen_is_segmented_without_naming_it(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, brookline = tmp_path / "run", shared / "brookline"
-    seg(capsys, "segment", brookline / "region.tif", "--out", run)
+    for name in ("region", "region_label"):
+        cut(shared / f"brookline/{name}.tif", tmp_path / f"{name}.tif", Window(1200, 900, 1500, 1500))
+    run = tmp_path / "run"
+    seg(capsys, "segment", tmp_path / "region.tif", "--out", run)
     seg(capsys, "verify", run)
-    found = json.loads(seg(capsys, "evaluate", run, "--labels", brookline / "region_label.tif", "--json")[0])
-    assert found["iou"] > 0.57
+    found = json.loads(seg(capsys, "evaluate", run, "--labels", tmp_path / "region_label.tif", "--json")[0])
+    assert found["iou"] > 0.52
 
 
 def test_its_answer_turns_with_the_image(shared: Path) -> None:

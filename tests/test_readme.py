@@ -34,7 +34,6 @@ CHEAP = (
     (r"seg train", "--width 4 --depth 2 --patch 1 --epochs 1 --steps 2 --batch 2 --crop 64"),
     (r"seg dataset make", "--block 100"),
     (r"seg bench train", "--width 4 --depth 2 --patch 1 --batch 2 --crop 64"),
-    (r"seg bench segment imagery/", f"{SMALL_PIPE} --rounds 1"),
     (r"seg bench scale", f"{SMALL_PIPE} --side {SIDE} --sizes 2,4"),
     (r"pytest", "--collect-only -q tests/test_threads.py"),
 )
@@ -43,7 +42,8 @@ REPLACED = (
     (r"--workers 8 --min-workers 4", "--workers 2 --min-workers 1"),
     (r"s3://(imagery|results|bucket)", r"{s3}/\1"),
 )
-ELSEWHERE = ("seg demo", "seg view run")  # one takes minutes and the other serves: their own tests run them
+# These take minutes or serve: their own tests run them.
+ELSEWHERE = ("seg demo", "seg view run", "seg bench segment imagery/")
 PREPARATION = {
     "seg_core/README.md": ["cp -r light bundle"],
     "seg_core/run/README.md": ["seg segment imagery/ --out run", "cp -r imagery moved"],
@@ -129,14 +129,21 @@ def run(command: str) -> None:
 
 @pytest.mark.usefixtures("without_workers", "without_actors")
 @pytest.mark.parametrize("name", [name for name in NAMES if commands(name)])
-def test_the_commands_and_snippets_run_in_their_order(name: str, folder: Path, s3: str) -> None:
+def test_the_commands_and_snippets_run_in_their_order(
+    name: str, folder: Path, s3: str, request: pytest.FixtureRequest
+) -> None:
     for command in [*PREPARATION.get(name, []), *commands(name)]:
         short = cheap(command, s3)
-        if short not in ELSEWHERE and not short.startswith(". "):
+        if not short.startswith((*ELSEWHERE, ". ")):
             run(short)
-    outside = outside_environment(RAY_ADDRESS="local")  # not a cluster of another test, which may lose nodes
     for snippet in blocks(name, "python"):
-        subprocess.run([sys.executable, "-c", snippet], cwd=folder, env=outside, timeout=300, check=True)
+        if "import ray" in snippet:  # on the Ray of the session: another one takes seconds to start
+            request.getfixturevalue("ray_cluster")
+            exec(snippet.replace('"run/', f'"{folder}/run/'), {})  # noqa: S102 - its processes are in another folder
+        else:
+            subprocess.run(
+                [sys.executable, "-c", snippet], cwd=folder, env=outside_environment(), timeout=300, check=True
+            )
 
 
 def test_commands_that_take_minutes_or_serve_are_run_by_other_tests() -> None:
@@ -144,6 +151,9 @@ def test_commands_that_take_minutes_or_serve_are_run_by_other_tests() -> None:
     assert '["seg", "demo"' in read("tests/test_demo.py")
     assert "seg view run" in commands(README)
     assert '"view", built.run' in read("tests/test_view.py")
+    (bench,) = [each for name in NAMES for each in commands(name) if each.startswith(ELSEWHERE[-1])]
+    assert make_parser().parse_args(shlex.split(bench)[1:])
+    assert '"bench", "segment"' in read("tests/test_bench.py")
 
 
 def test_ci_finds_the_command_that_installs_and_tests() -> None:

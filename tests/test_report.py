@@ -257,13 +257,13 @@ def test_of_many_cells_the_densest_and_some_others_have_pictures() -> None:
 
 def test_a_page_is_small_however_many_tiles_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SETTINGS, tile_size=16, part=16 * 64)
-    run, plan = plan_scenes(tmp_path, [scene_at("a.tif", 16 * 200, 16 * 200)], settings)
+    run, plan = plan_scenes(tmp_path, [scene_at("a.tif", 16 * 120, 16 * 120)], settings)
     fill(run, plan)
-    assert plan.counts["tiles"] == 40_000
+    assert plan.counts["tiles"] == 14_400
     page = make_page(run)
     assert page.figures == pytest.approx(summary(run))
     assert len(page.html) < LARGEST / 3  # there is no imagery: its part of the bound is below
-    assert "4 x 4 tiles" in text_of(page.html)
+    assert "2 x 2 tiles" in text_of(page.html)
     assert "Pictures of 200 tiles" in text_of(page.html)
     bounds = quicklook_module.MAX_BYTES + crops_module.MAX_BYTES
     assert len(page.html) + bounds < LARGEST
