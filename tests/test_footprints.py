@@ -48,6 +48,7 @@ from seg_core.run.tables import part_path, write_part
 
 Capture = pytest.CaptureFixture[str]
 Frame = geopandas.GeoDataFrame
+UTM_FEET = "+proj=utm +zone=33 +datum=WGS84 +units=us-ft"
 
 
 def buildings_of(
@@ -530,6 +531,10 @@ def test_a_run_without_a_building_has_no_footprints(tmp_path: Path, capsys: Capt
         (["--out", "f.gpkg", "--crs", "+proj=gnom +lat_0=-90"], ": does not cover the scenes: name another one"),
         (["--out", "f.gpkg", "--simplify", "1", "--regularize"], "--simplify, --regularize: choose one"),
         (["--out", "f.gpkg", "--crs", "EPSG:0"], "--crs EPSG:0: not a coordinate reference system that PROJ knows"),
+        (
+            ["--out", "f.fgb", "--crs", UTM_FEET],
+            "f.fgb: .fgb would say WGS 84 / UTM zone 33N, not unknown: name a .gpkg",
+        ),
         (["--out", "f.gpkg", "--min-area", "-1"], "--min-area -1: say square metres, 0 or more"),
         (["--out", "f.gpkg", "--simplify", "nan"], "--simplify nan: say metres, 0 or more"),
         (["--out", "none/f.gpkg"], "none/f.gpkg: there is no such folder: create it first"),

@@ -47,6 +47,16 @@ def test_polygons_of_each_format_and_crs_are_burnt_where_they_lie(
     assert np.array_equal(burn(found, scene, scene.window, ONE), truth([HOUSE, COURT, TWINS]))
 
 
+@pytest.mark.parametrize("unit", ["us-ft", "km"])
+def test_polygons_of_a_utm_crs_in_another_unit_than_metres_are_burnt_where_they_lie(
+    make_scene: MakeScene, tmp_path: Path, unit: str
+) -> None:
+    crs = f"+proj=utm +zone=33 +datum=WGS84 +units={unit}"
+    path = write_vectors(tmp_path / "labels.gpkg", [HOUSE, COURT, TWINS], crs)
+    found, scene = index(path, make_scene(), tmp_path / "index")
+    assert np.array_equal(burn(found, scene, scene.window, ONE), truth([HOUSE, COURT, TWINS]))
+
+
 @given(seed=st.integers(0, 10**6), size=st.integers(30, 130), all_touched=st.booleans())
 @settings(max_examples=10, deadline=None)
 def test_windows_are_burnt_as_the_whole_scene_is(

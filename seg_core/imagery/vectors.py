@@ -111,7 +111,8 @@ class PolygonIndex:
             geopandas.read_file(self.path, bbox=bounds, engine="pyogrio")
             for bounds in transformed_bounds(scene, window, self.crs)
         ]
-        found = [_to_pixels(frame.geometry, scene, window) for frame in frames]
+        # The file may name another CRS, because FlatGeobuf takes UTM in feet for that in metres.
+        found = [_to_pixels(f.geometry.set_crs(self.crs, allow_override=True), scene, window) for f in frames]
         return np.concatenate([*found, []]), np.concatenate([*(f["value"] for f in frames), []]).astype(np.int32)
 
 
