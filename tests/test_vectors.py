@@ -11,7 +11,7 @@ import pytest
 import rasterio.features
 import shapely
 from conftest import NORTH_UP, UTM, MakeScene
-from footprints import index, to_map, write_json, write_vectors
+from footprints import DRIVERS, index, to_map, write_json, write_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +117,17 @@ def test_without_a_polygon_nearby_nothing_is_burnt(make_scene: MakeScene, tmp_pa
     assert not found.tally.numbers
     assert not burn(found, scene, Window(0, 0, 10, 10), ONE).any()
     assert read_bounds(open_vectors(path)) == (400_500, 5_799_480, 400_510, 5_799_500)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp", ".fgb", ".parquet"])
+def test_a_file_without_a_polygon_has_no_bounds(tmp_path: Path, suffix: str) -> None:
+    frame, path = geopandas.GeoDataFrame({"kind": []}, geometry=[], crs="EPSG:4326"), f"{tmp_path}/labels{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path, driver=DRIVERS[suffix], geometry_type="Polygon")
+    with pytest.raises(SegError, match=rf"labels{suffix}: holds no polygon$"):
+        read_bounds(open_vectors(path))
 
 
 def test_geoparquet_without_a_bbox_column_is_read_too(make_scene: MakeScene, tmp_path: Path) -> None:

@@ -307,15 +307,28 @@ def repair_polygons(geometries: Geometries, tally: Tally) -> Geometries:
 
 
 def read_bounds(source: Source) -> Bounds:
-    """Return the bounding box of all that a file holds, in its CRS."""
-    with reading_errors(source.path):
-        if source.driver != PARQUET:
-            info = pyogrio.read_info(source.gdal_name, layer=source.layer, force_total_bounds=True)
-            return tuple(map(float, info["total_bounds"]))  # type: ignore[return-value]
-        table = pa.dataset.dataset(source.path, format="parquet")
-        found = [
-            shapely.total_bounds(shapely.from_wkb(batch[0].to_numpy(zero_copy_only=False), on_invalid="ignore"))
-            for batch in table.to_batches(columns=[source.geometry], batch_size=BATCH, batch_readahead=1)
-        ]
-    (left, bottom), (right, top) = np.nanmin([b[:2] for b in found], 0), np.nanmax([b[2:] for b in found], 0)
+    """Return the bounding box of all that a file holds, in its CRS. Raises SegError if it holds nothing."""
+    found = _read_boxes(source)
+    found = found[np.isfinite(found).all(axis=1)]
+    if not len(found):
+        raise SegError(f"{source.path}: holds no polygon")
+    (left, bottom), (right, top) = found[:, :2].min(axis=0), found[:, 2:].max(axis=0)
     return float(left), float(bottom), float(right), float(top)
+
+
+def _read_boxes(source: Source) -> NDArray[np.float64]:
+    """Boxes of what a file holds, `(boxes, 4)`: of all of it, or of each batch. They are NaN where that is nothing."""
+    with reading_errors(source.path):
+        if source.driver == PARQUET:
+            table = pa.dataset.dataset(source.path, format="parquet")
+            batches = table.to_batches(columns=[source.geometry], batch_size=BATCH, batch_readahead=1)
+            return np.array([_box_of(batch[0]) for batch in batches if len(batch)]).reshape(-1, 4)
+        info = pyogrio.read_info(
+            source.gdal_name, layer=source.layer, force_feature_count=True, force_total_bounds=True
+        )
+        box = info["total_bounds"] if info["features"] else None  # of an empty shapefile it is 0, 0, 0, 0
+        return np.array([] if box is None else [box], np.float64).reshape(-1, 4)
+
+
+def _box_of(wkb: pa.Array) -> NDArray[np.float64]:
+    return np.asarray(shapely.total_bounds(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False), on_invalid="ignore")))
