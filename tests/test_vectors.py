@@ -14,10 +14,12 @@ from conftest import NORTH_UP, UTM, MakeScene
 from footprints import DRIVERS, index, to_map, write_json, write_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import bare_scene
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
+from seg_core.imagery.georef import position
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.headers import read_scene
 from seg_core.imagery.vectors import Tally, index_polygons, open_vectors, read_bounds, repair_polygons
@@ -55,6 +57,35 @@ def test_polygons_of_a_utm_crs_in_another_unit_than_metres_are_burnt_where_they_
     path = write_vectors(tmp_path / "labels.gpkg", [HOUSE, COURT, TWINS], crs)
     found, scene = index(path, make_scene(), tmp_path / "index")
     assert np.array_equal(burn(found, scene, scene.window, ONE), truth([HOUSE, COURT, TWINS]))
+
+
+WORLD, HEMISPHERE = shapely.box(-180, -90, 180, 90), shapely.segmentize(shapely.box(-80, 0, 110, 80), 1.0)
+
+
+@pytest.mark.parametrize("wide", [WORLD, HEMISPHERE], ids=["world", "hemisphere"])
+def test_polygons_that_are_wider_than_a_crs_describes_are_burnt_where_the_scene_is(
+    make_scene: MakeScene, tmp_path: Path, wide: Any
+) -> None:
+    geopandas.GeoDataFrame(geometry=[wide], crs="EPSG:4326").to_file(tmp_path / "wide.geojson")
+    found, scene = index(f"{tmp_path}/wide.geojson", make_scene(), tmp_path / "index")
+    assert burn(found, scene, scene.window, ONE).all()
+
+
+@pytest.mark.parametrize("first_col", [-120, -60, 0])  # of the scene, to the east of a meridian that ends the CRS
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize(("crs", "half"), [("EPSG:4326", 180.0), ("EPSG:3857", 20_037_508.342789244)])
+def test_polygons_lie_on_a_scene_that_goes_on_beyond_the_antimeridian(
+    tmp_path: Path, crs: str, half: float, side: int, first_col: int
+) -> None:
+    pixel = half / 2e7
+    scene = bare_scene(100, 120, crs, (pixel, 0, side * half + first_col * pixel, 0, -pixel, 10 * pixel))
+    pixels = [shapely.box(10, 20, 30, 35), shapely.box(70, 40, 110, 80)]
+    placed = shapely.transform(pixels, lambda p: np.stack(position(scene.transform, *p.T[::-1]), axis=1))
+    lonlat = geopandas.GeoSeries(placed, crs=crs).to_crs("EPSG:4326").to_numpy()
+    wrapped = shapely.transform(lonlat, lambda p: np.stack([(p[:, 0] + 180) % 360 - 180, p[:, 1]], axis=1))
+    geopandas.GeoDataFrame(geometry=wrapped, crs="EPSG:4326").to_file(tmp_path / "labels.geojson")
+    found = index_polygons(open_vectors(f"{tmp_path}/labels.geojson"), [scene], str(tmp_path))
+    assert np.array_equal(burn(found, scene, scene.window, ONE), truth(pixels))
 
 
 @given(seed=st.integers(0, 10**6), size=st.integers(30, 130), all_touched=st.booleans())

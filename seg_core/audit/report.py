@@ -13,9 +13,9 @@ from seg_core.audit.estimate import BUILT, Estimate, Interval, Judged, estimate_
 from seg_core.audit.sample import Place, count_judged
 from seg_core.audit.strata import NAMES, Survey, is_building
 from seg_core.grid import split
+from seg_core.imagery.area_projection import LONLAT
 from seg_core.imagery.georef import lonlat
 from seg_core.run.area_files import area_table, check_id
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.zonal import Areas, count_pixels, pair_tiles
 from seg_core.threads import count_cpus, for_each
 

@@ -32,11 +32,10 @@ from seg_core.footprints.merge import OpenRow, join_row
 from seg_core.footprints.pieces import Pieces, find_buildings
 from seg_core.footprints.shape import Shape, make_shape
 from seg_core.footprints.table import FOOTPRINTS, ground_transform, make_table
+from seg_core.imagery.area_projection import LONLAT, Bounds, transformed_bounds
 from seg_core.imagery.georef import position
 from seg_core.imagery.qgis_style import style_path, write_vector_style
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Bounds, transformed_bounds
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.parts import Location, find_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.schema import GEO

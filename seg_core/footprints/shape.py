@@ -8,9 +8,9 @@ import numpy as np
 from pyproj import CRS
 
 from seg_core.errors import SegError
+from seg_core.imagery.area_projection import LONLAT, parse_crs
 from seg_core.imagery.georef import footprints, split_at_antimeridian
 from seg_core.imagery.scene import Scene
-from seg_core.run.area_projection import LONLAT, parse_crs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from pyproj import Transformer
 from seg_core.errors import SegError
 from seg_core.footprints.outlines import drop_collinear, regularize
 from seg_core.footprints.shape import Shape
+from seg_core.imagery.area_projection import Geometries
 from seg_core.imagery.georef import Transform, position, split_at_antimeridian, unwrap
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
 from seg_core.run.schema import BBOX
 
 FULL_LEVEL = 255  # of a probability of 1

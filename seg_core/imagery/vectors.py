@@ -24,20 +24,17 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError, ProjError
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from seg_core.errors import SegError
 from seg_core.grid import Window
-from seg_core.imagery.georef import pixel_at, position
+from seg_core.imagery.area_projection import Bounds, Geometries, boxes_near, project_areas
+from seg_core.imagery.georef import pixel_at
 from seg_core.imagery.scene import Scene
 from seg_core.imagery.vector_formats import PARQUET, check_format
 
-Bounds = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
-Geometries = NDArray[np.object_]
-
 BATCH = 16384  # features that are read at once
-DENSITY = 21  # points along each side of a rectangle that is transformed to another CRS
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 KINDS = {
     shapely.GeometryType.POINT: "points",
@@ -105,43 +102,24 @@ class PolygonIndex:
 
         x is the column and y the row, counted from the window's corner. The scene must have a CRS.
         """
-        if not self.tally.numbers:  # nothing was written
+        boxes = boxes_near(scene, window, self.crs) if self.tally.numbers else []  # otherwise there is no file
+        if not boxes:
             return np.empty(0, object), np.empty(0, np.int32)
-        frames = [
-            geopandas.read_file(self.path, bbox=bounds, engine="pyogrio")
-            for bounds in transformed_bounds(scene, window, self.crs)
-        ]
-        # The file may name another CRS, because FlatGeobuf takes UTM in feet for that in metres.
-        found = [_to_pixels(f.geometry.set_crs(self.crs, allow_override=True), scene, window) for f in frames]
-        return np.concatenate([*found, []]), np.concatenate([*(f["value"] for f in frames), []]).astype(np.int32)
+        frames = [geopandas.read_file(self.path, bbox=box, engine="pyogrio") for box in boxes]
+        # Not in the CRS that the file names: FlatGeobuf takes UTM in feet for UTM in metres.
+        found = geopandas.GeoSeries(np.concatenate([frame.geometry for frame in frames]), crs=self.crs)
+        polygons = project_areas(found, str(scene.crs), [scene])
+        numbers = np.concatenate([frame["value"] for frame in frames]).astype(np.int32)
+        there = ~shapely.is_empty(polygons)
+        return _to_pixels(polygons[there], scene, window), numbers[there]
 
 
-def _to_pixels(geometries: geopandas.GeoSeries, scene: Scene, window: Window) -> Geometries:
+def _to_pixels(geometries: Geometries, scene: Scene, window: Window) -> Geometries:
     def pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
         rows, cols = pixel_at(scene.transform, points[:, 0], points[:, 1])  # type: ignore[arg-type]
         return np.stack([cols - window.col_off, rows - window.row_off], axis=1)
 
-    found = geometries.to_crs(scene.crs).to_numpy()
-    return np.asarray(shapely.transform(found, pixels), object)
-
-
-def transformed_bounds(scene: Scene, window: Window, crs: CRS) -> list[Bounds]:
-    """Return the bounding boxes in another CRS of a window of a scene: two of them across the antimeridian.
-
-    There are none if the CRS does not cover the window. Raises SegError if PROJ knows no way to that CRS.
-    """
-    rows, cols = np.meshgrid((window.row_off, window.bottom), (window.col_off, window.right))
-    x, y = position(scene.transform, rows, cols)
-    try:
-        to_crs = Transformer.from_crs(scene.crs, crs, always_xy=True)
-        left, bottom, right, top = to_crs.transform_bounds(x.min(), y.min(), x.max(), y.max(), densify_pts=DENSITY)
-    except (CRSError, ProjError) as error:
-        raise SegError(f"{scene.uri}: PROJ knows no way from its CRS to that of the labels, {crs.name}") from error
-    if not np.isfinite([left, bottom, right, top]).all():
-        return []
-    if left > right:
-        return [(left, bottom, 180.0, top), (-180.0, bottom, right, top)]
-    return [(left, bottom, right, top)]
+    return np.asarray(shapely.transform(geometries, pixels), object)
 
 
 def open_vectors(path: str) -> Source:
@@ -213,7 +191,7 @@ def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column:
     if column is not None and column not in source.columns:
         known = ", ".join(name for name in source.columns if name != source.geometry) or "none"
         raise SegError(f"--class-column {column}: {source.path} has no such attribute: it has {known}")
-    boxes = [box for scene in scenes for box in transformed_bounds(scene, scene.window, source.crs)]
+    boxes = [box for scene in scenes for box in boxes_near(scene, scene.window, source.crs)]
     path, tally = f"{folder}/{Path(source.path).stem}.fgb", Tally()
     batches = _clean(_batches(source, boxes, column), boxes, tally, source.is_indexed)
     first = next(batches, None)

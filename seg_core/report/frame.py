@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from seg_core.imagery.area_projection import LONLAT
 from seg_core.imagery.georef import lonlat, position
 from seg_core.imagery.scene import Scene
-from seg_core.run.area_projection import LONLAT
 
 SAMPLES = 9  # points along a side of a scene, whose outline may be curved on the map
 GAP = 0.05  # between scenes without a place, relative to the largest of them

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from pyproj import Transformer
 
+from seg_core.imagery.area_projection import LONLAT
 from seg_core.imagery.georef import GEOD
 from seg_core.plots.style import DPI, to_png
 from seg_core.report.cell_columns import FAILED, MISSING, NO_DATA, RAMP, Style, end_of_ramp, style_of
@@ -24,7 +25,6 @@ from seg_core.report.frame import Box, Frame
 from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import area_text, share_text
 from seg_core.report.tiles import Tally, figures_of
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.plan import Places
 from seg_core.run.query import describe
 from seg_core.run.stored_plan import read_plan
