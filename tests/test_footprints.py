@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import CRS
 from ray import cloudpickle
-from runs import SETTINGS, bare_scene, build_run, read_part
+from runs import SETTINGS, bare_scene, build_run, fill_run, plan_scenes, read_part
 from scipy import ndimage
 from seg_command import seg
 
@@ -512,6 +512,18 @@ def test_buildings_across_the_antimeridian_are_cut_there(tmp_path: Path, capsys:
     assert cut.any()
     areas = frame.set_index("id")["area_m2"].loc[plain["id"]]
     assert list(areas) == pytest.approx(list(plain["area_m2"]))
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".parquet", ".gpkg"])
+def test_buildings_of_a_scene_beyond_the_antimeridian_have_longitudes_on_its_other_side(
+    tmp_path: Path, capsys: Capture, suffix: str
+) -> None:
+    scene = bare_scene(64, 64, "EPSG:4326", (1e-5, 0.0, 180.001, 0.0, -1e-5, -17.0))
+    run, plan = plan_scenes(tmp_path, [scene])
+    fill_run(run, plan, lambda tile: np.pad(np.ones((10, 20), bool), ((4, tile.height - 14), (4, tile.width - 24))))
+    frame, _ = export(run, tmp_path / f"f{suffix}", capsys)
+    assert set(frame.geom_type) == {"Polygon"}
+    assert frame.total_bounds == pytest.approx([-179.99896, -17.00046, -179.99844, -17.00004], abs=1e-9)
 
 
 def test_a_run_without_a_building_has_no_footprints(tmp_path: Path, capsys: Capture) -> None:

@@ -93,11 +93,12 @@ def _place(polygons: Geometries, image: Scene, shape: Shape) -> tuple[Geometries
     boxes = shapely.bounds(placed).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise SegError(f"--crs {shape.crs}: does not cover {image.scene_id}: name another one")
-    if shape.cut:
+    if shape.cut or (shape.is_geographic and (np.abs(boxes[:, [0, 2]]) > 180).any()):
         whole = np.array([shapely.transform(each, _unwrap) for each in placed], object)
-        halves, cut = split_at_antimeridian(whole)
-        placed = np.array([shapely.multipolygons(shapely.get_parts(each)) for each in halves], object)
-        boxes = np.array(cut).reshape(-1, 4)
+        placed, within = split_at_antimeridian(whole)
+        boxes = np.array(within).reshape(-1, 4)
+    if shape.cut:
+        placed = np.array([shapely.multipolygons(shapely.get_parts(each)) for each in placed], object)
     return shapely.orient_polygons(placed), boxes
 
 
