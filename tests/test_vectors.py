@@ -220,6 +220,12 @@ def test_whole_numbers_are_read_as_such_and_absent_values_as_none(make_scene: Ma
     assert found.tally.numbers == {"1": 0, "2.5": 1, None: 2}
 
 
+def test_blank_text_is_an_absent_value(make_scene: MakeScene, tmp_path: Path) -> None:
+    path = write_vectors(tmp_path / "labels.geojson", [HOUSE, COURT, TWINS], kind=["house", "", " "])
+    found, _ = index(path, make_scene(), tmp_path / "index", "kind")
+    assert found.tally.numbers == {"house": 0, None: 1}
+
+
 def test_collections_keep_all_of_their_polygons() -> None:
     one, two, three = (shapely.box(x, 0, x + 10, 10) for x in (0, 20, 25))
     line = shapely.LineString([(50, 0), (60, 10)])

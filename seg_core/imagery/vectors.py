@@ -254,10 +254,11 @@ def _clean(
 
 
 def _number(value: Any, column: Any, tally: Tally) -> int:
-    """Return the number of a value, which is new if the value is."""
+    """Return the number of a value, which is new if the value is. Blank text is no value."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # whole numbers are stored as floats where one is absent
-    text = "" if column is None else None if value is None or value != value else str(value)  # noqa: PLR0124 - NaN
+    is_absent = value is None or value != value or not str(value).strip()  # noqa: PLR0124 - NaN
+    text = "" if column is None else None if is_absent else str(value)
     return tally.numbers.setdefault(text, len(tally.numbers))
 
 
