@@ -542,6 +542,7 @@ def test_a_run_without_a_building_has_no_footprints(tmp_path: Path, capsys: Capt
         (["--out", "f.gpkg", "--crs", "EPSG:4978"], "--crs EPSG:4978: is not that of a map (Geocentric CRS)"),
         (["--out", "f.gpkg", "--crs", "+proj=gnom +lat_0=-90"], ": does not cover the scenes: name another one"),
         (["--out", "f.gpkg", "--simplify", "1", "--regularize"], "--simplify, --regularize: choose one"),
+        (["--out", "f.gpkg", "--crs", "IAU_2015:30100"], "a.tif: PROJ knows no way from its CRS to Moon (2015)"),
         (["--out", "f.gpkg", "--crs", "EPSG:0"], "--crs EPSG:0: not a coordinate reference system that PROJ knows"),
         (
             ["--out", "f.fgb", "--crs", UTM_FEET],

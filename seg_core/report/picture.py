@@ -145,13 +145,14 @@ def _draw_legend(figure: Figure, styles: Collection[Style], end: float, share: f
 
 def choose_scale_bar(frame: Frame, box: Box) -> ScaleBar:
     """Choose a bar of a round length, of BAR_SHARE of the width of a rectangle of the map at most."""
-    middle = (box.bottom + box.top) / 2
-    lon, lat = _to_lonlat(frame, np.array([box.left, box.right]), np.array([middle, middle]))
+    x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
+    most = BAR_SHARE * (box.right - box.left)
+    # Of the middle, because a map may reach around the Earth.
+    lon, lat = _to_lonlat(frame, np.array([x - most / 2, x + most / 2]), np.array([y, y]))
     metres = abs(float(GEOD.inv(lon[0], lat[0], lon[1], lat[1])[2]))
-    most = BAR_SHARE * metres
-    decade = 10.0 ** math.floor(math.log10(most))
-    length = max(factor * decade for factor in (1, 2, 5) if factor * decade <= most)
-    return ScaleBar(length, length / metres * (box.right - box.left))
+    decade = 10.0 ** math.floor(math.log10(metres))
+    length = max(factor * decade for factor in (1, 2, 5) if factor * decade <= metres)
+    return ScaleBar(length, length / metres * most)
 
 
 def north_angle(frame: Frame, box: Box) -> float:
