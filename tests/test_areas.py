@@ -23,9 +23,9 @@ from shapely.affinity import translate
 
 import seg_core
 from seg_core.errors import SegError
+from seg_core.imagery.area_projection import project_areas
 from seg_core.imagery.georef import Transform
 from seg_core.run.area_files import read_areas
-from seg_core.run.area_projection import project_areas
 from seg_core.run.areas import measure_areas
 from seg_core.run.query import summary
 from seg_core.run.stored_plan import read_plan

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.windows import Window as RasterWindow
 from rasters import damage, write_raw
-from runs import SETTINGS, rows_of, write_light_bundle
+from runs import SETTINGS, build_run, rows_of, write_light_bundle
 from seg_command import Json, seg
 
 from seg_core.audit.estimate import Interval, Judged, estimate_areas, estimate_run
@@ -938,6 +938,19 @@ def test_places_and_wrong_ones_are_counted_where_they_lie(survey: Survey) -> Non
     wrong = [sum(one != is_building(place.stratum) for place, one in each) for each in (within, known)]
     assert found["places"].to_list() == [len(within), len(known)]
     assert found["wrong"].to_list() == wrong
+
+
+def test_places_across_the_antimeridian_are_within_their_areas(tmp_path: Path) -> None:
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32660", always_xy=True).transform(179.9995, 17.0)
+    run, _ = build_run(tmp_path, crs="EPSG:32660", corner=(x, y))
+    survey = survey_run(run)
+    places = draw_places(survey, 60)
+    boxes = [shapely.box(x, y - 100, x + 120, y), shapely.box(x, y - 100, x + 50, y)]
+    areas = make_areas(geopandas.GeoDataFrame(geometry=boxes, crs="EPSG:32660"))
+    found = audit_areas(audit_run(survey, places, [is_building(place.stratum) for place in places]), areas)
+    there = [place for place in places if place.scene_id == "north/a.tif"]
+    assert {place.lon > 0 for place in there} == {False, True}
+    assert found["places"].to_list() == [len(there), sum(place.col < 50 for place in there)]
 
 
 def judge_town(survey: Survey, number: int, seed: int = 0) -> tuple[list[Place], list[bool | None]]:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import CRS
 from ray import cloudpickle
-from runs import SETTINGS, bare_scene, build_run, read_part
+from runs import SETTINGS, bare_scene, build_run, fill_run, plan_scenes, read_part
 from scipy import ndimage
 from seg_command import seg
 
@@ -48,6 +48,7 @@ from seg_core.run.tables import part_path, write_part
 
 Capture = pytest.CaptureFixture[str]
 Frame = geopandas.GeoDataFrame
+UTM_FEET = "+proj=utm +zone=33 +datum=WGS84 +units=us-ft"
 
 
 def buildings_of(
@@ -513,6 +514,18 @@ def test_buildings_across_the_antimeridian_are_cut_there(tmp_path: Path, capsys:
     assert list(areas) == pytest.approx(list(plain["area_m2"]))
 
 
+@pytest.mark.parametrize("suffix", [".geojson", ".parquet", ".gpkg"])
+def test_buildings_of_a_scene_beyond_the_antimeridian_have_longitudes_on_its_other_side(
+    tmp_path: Path, capsys: Capture, suffix: str
+) -> None:
+    scene = bare_scene(64, 64, "EPSG:4326", (1e-5, 0.0, 180.001, 0.0, -1e-5, -17.0))
+    run, plan = plan_scenes(tmp_path, [scene])
+    fill_run(run, plan, lambda tile: np.pad(np.ones((10, 20), bool), ((4, tile.height - 14), (4, tile.width - 24))))
+    frame, _ = export(run, tmp_path / f"f{suffix}", capsys)
+    assert set(frame.geom_type) == {"Polygon"}
+    assert frame.total_bounds == pytest.approx([-179.99896, -17.00046, -179.99844, -17.00004], abs=1e-9)
+
+
 def test_a_run_without_a_building_has_no_footprints(tmp_path: Path, capsys: Capture) -> None:
     run, _ = build_run(tmp_path, settings=Settings(**{**vars(SETTINGS), "threshold": 0.999999}))
     for suffix in (".parquet", ".gpkg", ".geojson", ".fgb"):
@@ -529,7 +542,12 @@ def test_a_run_without_a_building_has_no_footprints(tmp_path: Path, capsys: Capt
         (["--out", "f.gpkg", "--crs", "EPSG:4978"], "--crs EPSG:4978: is not that of a map (Geocentric CRS)"),
         (["--out", "f.gpkg", "--crs", "+proj=gnom +lat_0=-90"], ": does not cover the scenes: name another one"),
         (["--out", "f.gpkg", "--simplify", "1", "--regularize"], "--simplify, --regularize: choose one"),
+        (["--out", "f.gpkg", "--crs", "IAU_2015:30100"], "a.tif: PROJ knows no way from its CRS to Moon (2015)"),
         (["--out", "f.gpkg", "--crs", "EPSG:0"], "--crs EPSG:0: not a coordinate reference system that PROJ knows"),
+        (
+            ["--out", "f.fgb", "--crs", UTM_FEET],
+            "f.fgb: .fgb would say WGS 84 / UTM zone 33N, not unknown: name a .gpkg",
+        ),
         (["--out", "f.gpkg", "--min-area", "-1"], "--min-area -1: say square metres, 0 or more"),
         (["--out", "f.gpkg", "--simplify", "nan"], "--simplify nan: say metres, 0 or more"),
         (["--out", "none/f.gpkg"], "none/f.gpkg: there is no such folder: create it first"),

@@ -24,11 +24,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterioWindow
-from runs import read_part
+from runs import bare_scene, read_part
 
 from aerial_seg.cli.main import main
 from seg_core.errors import ReadError, SegError
-from seg_core.imagery.georef import GEOD, area_m2
+from seg_core.imagery.georef import GEOD, area_m2, split_at_antimeridian
 from seg_core.imagery.headers import read_scene
 from seg_core.imagery.jpeg_streams import read_streams
 from seg_core.imagery.overlaps import find_copies, find_overlaps
@@ -466,6 +466,25 @@ def ground(crs: str, north: float, size: float) -> float:
     if crs != "EPSG:4326":
         return size * 0.96
     return float((GEOD.inv(0, north, size, north)[2] * GEOD.inv(0, north, 0, north - size)[2]) ** 0.5)
+
+
+def test_the_halves_of_what_is_split_are_valid_where_a_hole_touches_the_shell() -> None:
+    shell = shapely.box(178, 0, 181, 3).difference(shapely.box(178, 2, 179, 3))
+    polygon = shell.difference(shapely.box(179, 1, 180, 2))
+    assert polygon.is_valid
+    (halves,), (box,) = split_at_antimeridian(np.array([polygon], object))
+    assert halves.is_valid
+    assert halves.area == polygon.area
+    assert box == [178.0, 0.0, -179.0, 3.0]
+
+
+def test_ground_around_a_pole_fails_nothing() -> None:
+    around = bare_scene(96, 96, "EPSG:3413", (1.0, 0.0, -48.0, 0.0, -1.0, 48.0))
+    beside = bare_scene(96, 96, "EPSG:3413", (1.0, 0.0, 1000.0, 0.0, -1.0, 48.0), scene_id="b.tif")
+    assert find_overlaps([around, beside]) == []
+    rows = list(failed_rows(around, around.window, 32, Failure("ReadError", "none")))
+    assert len(rows) == 9
+    assert all((row["geometry"] is None) == (row["bbox"] is None) for row in rows)
 
 
 def test_a_part_says_which_kinds_of_geometry_it_holds(tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ def test_scenes_without_a_crs_are_drawn_side_by_side_in_pixels() -> None:
     frame = choose_frame(tuple(scene_at(f"{name}.tif", 50, 40, crs=None) for name in "abc"))
     boxes = [frame.box(image) for image in frame.images]
     assert frame.crs is None
-    assert "no CRS" in frame.describe()
+    assert "The place of the imagery is not known (no CRS)" in frame.describe()
+    placed = scene_at("d.tif", 50, 40)
+    assert "The place of 3 of 4 images is not known" in choose_frame((*frame.images, placed)).describe()
     assert boxes[0] == (0, -50, 40, 0)
     for at, one in enumerate(boxes):
         for other in boxes[at + 1 :]:

@@ -90,6 +90,26 @@ def test_the_scale_bar_has_its_length_on_the_ground(crs: str) -> None:
     assert 0.1 < bar.length / (box.right - box.left) <= 0.25
 
 
+def test_a_map_around_the_earth_has_a_scale_bar_of_its_middle() -> None:
+    frame = choose_frame((bare_scene(180, 360, "EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, 90.0)),))
+    assert choose_scale_bar(frame, frame.box(frame.images[0])) == pytest.approx((1e7, 89.8315), rel=1e-4)
+
+
+@pytest.mark.parametrize(("crs", "half"), [("EPSG:4326", 180.0), ("EPSG:3857", 20_037_508.342789244)])
+def test_scenes_on_both_sides_of_the_antimeridian_are_neighbours_on_the_map(crs: str, half: float) -> None:
+    pixel = half / 2e7
+    east, west = (
+        bare_scene(100, 100, crs, (pixel, 0.0, x, 0.0, -pixel, 0.0), scene_id=f"{x}.tif")
+        for x in (half - 100 * pixel, -half)
+    )
+    for images in ((east, west), (west, east)):
+        frame = choose_frame(images)
+        boxes = sorted(map(frame.box, images))
+        assert boxes[0].right == pytest.approx(boxes[1].left, abs=pixel / 100)
+        whole = Box(boxes[0].left, boxes[0].bottom, boxes[1].right, boxes[0].top)
+        assert choose_scale_bar(frame, whole).metres == 50
+
+
 def test_north_is_where_the_crs_has_it() -> None:
     image = bare_scene(1000, 1000, "EPSG:3035", (1.0, 0.0, 6_000_000.0, 0.0, -1.0, 3_000_000.0))  # east of its middle
     frame = choose_frame((image,))

@@ -11,13 +11,15 @@ import pytest
 import rasterio.features
 import shapely
 from conftest import NORTH_UP, UTM, MakeScene
-from footprints import index, to_map, write_json, write_vectors
+from footprints import DRIVERS, index, to_map, write_json, write_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import bare_scene
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
 from seg_core.imagery.burning import burn
+from seg_core.imagery.georef import position
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.headers import read_scene
 from seg_core.imagery.vectors import Tally, index_polygons, open_vectors, read_bounds, repair_polygons
@@ -45,6 +47,45 @@ def test_polygons_of_each_format_and_crs_are_burnt_where_they_lie(
     assert (found.tally.read, found.tally.repaired, sum(found.tally.dropped.values())) == (3, 0, 0)
     # Edges lie between centres, so that the rounding of a CRS decides nothing.
     assert np.array_equal(burn(found, scene, scene.window, ONE), truth([HOUSE, COURT, TWINS]))
+
+
+@pytest.mark.parametrize("unit", ["us-ft", "km"])
+def test_polygons_of_a_utm_crs_in_another_unit_than_metres_are_burnt_where_they_lie(
+    make_scene: MakeScene, tmp_path: Path, unit: str
+) -> None:
+    crs = f"+proj=utm +zone=33 +datum=WGS84 +units={unit}"
+    path = write_vectors(tmp_path / "labels.gpkg", [HOUSE, COURT, TWINS], crs)
+    found, scene = index(path, make_scene(), tmp_path / "index")
+    assert np.array_equal(burn(found, scene, scene.window, ONE), truth([HOUSE, COURT, TWINS]))
+
+
+WORLD, HEMISPHERE = shapely.box(-180, -90, 180, 90), shapely.segmentize(shapely.box(-80, 0, 110, 80), 1.0)
+
+
+@pytest.mark.parametrize("wide", [WORLD, HEMISPHERE], ids=["world", "hemisphere"])
+def test_polygons_that_are_wider_than_a_crs_describes_are_burnt_where_the_scene_is(
+    make_scene: MakeScene, tmp_path: Path, wide: Any
+) -> None:
+    geopandas.GeoDataFrame(geometry=[wide], crs="EPSG:4326").to_file(tmp_path / "wide.geojson")
+    found, scene = index(f"{tmp_path}/wide.geojson", make_scene(), tmp_path / "index")
+    assert burn(found, scene, scene.window, ONE).all()
+
+
+@pytest.mark.parametrize("first_col", [-120, -60, 0])  # of the scene, to the east of a meridian that ends the CRS
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize(("crs", "half"), [("EPSG:4326", 180.0), ("EPSG:3857", 20_037_508.342789244)])
+def test_polygons_lie_on_a_scene_that_goes_on_beyond_the_antimeridian(
+    tmp_path: Path, crs: str, half: float, side: int, first_col: int
+) -> None:
+    pixel = half / 2e7
+    scene = bare_scene(100, 120, crs, (pixel, 0, side * half + first_col * pixel, 0, -pixel, 10 * pixel))
+    pixels = [shapely.box(10, 20, 30, 35), shapely.box(70, 40, 110, 80)]
+    placed = shapely.transform(pixels, lambda p: np.stack(position(scene.transform, *p.T[::-1]), axis=1))
+    lonlat = geopandas.GeoSeries(placed, crs=crs).to_crs("EPSG:4326").to_numpy()
+    wrapped = shapely.transform(lonlat, lambda p: np.stack([(p[:, 0] + 180) % 360 - 180, p[:, 1]], axis=1))
+    geopandas.GeoDataFrame(geometry=wrapped, crs="EPSG:4326").to_file(tmp_path / "labels.geojson")
+    found = index_polygons(open_vectors(f"{tmp_path}/labels.geojson"), [scene], str(tmp_path))
+    assert np.array_equal(burn(found, scene, scene.window, ONE), truth(pixels))
 
 
 @given(seed=st.integers(0, 10**6), size=st.integers(30, 130), all_touched=st.booleans())
@@ -109,6 +150,17 @@ def test_without_a_polygon_nearby_nothing_is_burnt(make_scene: MakeScene, tmp_pa
     assert read_bounds(open_vectors(path)) == (400_500, 5_799_480, 400_510, 5_799_500)
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp", ".fgb", ".parquet"])
+def test_a_file_without_a_polygon_has_no_bounds(tmp_path: Path, suffix: str) -> None:
+    frame, path = geopandas.GeoDataFrame({"kind": []}, geometry=[], crs="EPSG:4326"), f"{tmp_path}/labels{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path, driver=DRIVERS[suffix], geometry_type="Polygon")
+    with pytest.raises(SegError, match=rf"labels{suffix}: holds no polygon$"):
+        read_bounds(open_vectors(path))
+
+
 def test_geoparquet_without_a_bbox_column_is_read_too(make_scene: MakeScene, tmp_path: Path) -> None:
     frame = geopandas.GeoDataFrame(geometry=[to_map(HOUSE)], crs=UTM)
     frame.to_parquet(tmp_path / "plain.parquet")
@@ -166,6 +218,12 @@ def test_whole_numbers_are_read_as_such_and_absent_values_as_none(make_scene: Ma
     path = write_vectors(tmp_path / "labels.parquet", [HOUSE, COURT, TWINS], kind=[1.0, 2.5, None])
     found, _ = index(path, make_scene(), tmp_path / "index", "kind")
     assert found.tally.numbers == {"1": 0, "2.5": 1, None: 2}
+
+
+def test_blank_text_is_an_absent_value(make_scene: MakeScene, tmp_path: Path) -> None:
+    path = write_vectors(tmp_path / "labels.geojson", [HOUSE, COURT, TWINS], kind=["house", "", " "])
+    found, _ = index(path, make_scene(), tmp_path / "index", "kind")
+    assert found.tally.numbers == {"house": 0, None: 1}
 
 
 def test_collections_keep_all_of_their_polygons() -> None:

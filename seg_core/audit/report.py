@@ -13,9 +13,8 @@ from seg_core.audit.estimate import BUILT, Estimate, Interval, Judged, estimate_
 from seg_core.audit.sample import Place, count_judged
 from seg_core.audit.strata import NAMES, Survey, is_building
 from seg_core.grid import split
-from seg_core.imagery.georef import lonlat
+from seg_core.imagery.georef import lonlat, position
 from seg_core.run.area_files import area_table, check_id
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.zonal import Areas, count_pixels, pair_tiles
 from seg_core.threads import count_cpus, for_each
 
@@ -159,13 +158,15 @@ def _strata_of_part(survey: Survey, areas: Areas, number: int) -> list[tuple[int
 
 
 def _judge_areas(audit: Audit, areas: Areas) -> Judged:
-    """Return what was judged within each area, `(areas, 5)`."""
-    points = shapely.points([(place.lon, place.lat) for place in audit.places])
-    polygons = areas.frame.geometry.to_crs(LONLAT).to_numpy()
-    found = Judged(*np.zeros((2, len(polygons), len(NAMES)), np.int64))
-    for at, area in zip(*shapely.STRtree(polygons).query(points, predicate="intersects"), strict=True):
-        place, truth = audit.places[at], audit.truths[at]
-        if truth is not None:
-            found.places[area, place.stratum] += 1
-            found.wrong[area, place.stratum] += truth != is_building(place.stratum)
+    """Return what was judged within each area, `(areas, 5)`, in the CRS of each place's scene."""
+    found = Judged(*np.zeros((2, len(areas.frame), len(NAMES)), np.int64))
+    for place, truth in zip(audit.places, audit.truths, strict=True):
+        if truth is None:
+            continue
+        image = audit.survey.parts[place.part].scene
+        assert image.crs is not None  # see survey_run
+        point = shapely.Point(*position(image.transform, place.row + 0.5, place.col + 0.5))
+        within = areas.projected(image.crs).tree.query(point, predicate="intersects")
+        found.places[within, place.stratum] += 1
+        found.wrong[within, place.stratum] += truth != is_building(place.stratum)
     return found

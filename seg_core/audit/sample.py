@@ -24,10 +24,10 @@ from seg_core.chips import MISSING
 from seg_core.datasets.labels import Labels
 from seg_core.errors import SegError
 from seg_core.grid import Window
+from seg_core.imagery.area_projection import LONLAT
 from seg_core.imagery.georef import lonlat
 from seg_core.imagery.vector_formats import PARQUET, check_format, is_vector
 from seg_core.imagery.vectors import gdal_name
-from seg_core.run.area_projection import LONLAT
 
 MIN_SAMPLE = 50  # places
 TRUTHS = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from itertools import groupby
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyogrio import write_arrow
+from pyogrio import read_info, write_arrow, write_dataframe
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS
 
@@ -31,11 +32,10 @@ from seg_core.footprints.merge import OpenRow, join_row
 from seg_core.footprints.pieces import Pieces, find_buildings
 from seg_core.footprints.shape import Shape, make_shape
 from seg_core.footprints.table import FOOTPRINTS, ground_transform, make_table
+from seg_core.imagery.area_projection import LONLAT, Bounds, transformed_bounds
 from seg_core.imagery.georef import position
 from seg_core.imagery.qgis_style import style_path, write_vector_style
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Bounds, transformed_bounds
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.parts import Location, find_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.schema import GEO
@@ -156,7 +156,7 @@ def choose_shape(
 ) -> Shape:
     """Check how footprints of a run are to be drawn in the format of a file's suffix.
 
-    Raises SegError for a CRS that the format does not have, and as `make_shape` does.
+    Raises SegError for a CRS that the format can't hold, and as `make_shape` does.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IN_LONLAT and crs is not None:
@@ -166,7 +166,20 @@ def choose_shape(
     if suffix in IN_LONLAT and bare:
         why = f"{suffix} is in longitude and latitude, and {bare} has no CRS"
         raise SegError(f"--out {path}: {why}: name a .gpkg, .fgb or .parquet file")
-    return make_shape(images, LONLAT if suffix in IN_LONLAT else crs, min_area, simplify, regularize)
+    shape = make_shape(images, LONLAT if suffix in IN_LONLAT else crs, min_area, simplify, regularize)
+    if suffix == ".fgb" and shape.crs is not None:
+        _check_flatgeobuf(path, CRS.from_user_input(shape.crs))
+    return shape
+
+
+def _check_flatgeobuf(path: str, crs: CRS) -> None:
+    """Raise SegError if FlatGeobuf would name another CRS, as GDAL does for UTM in feet."""
+    file = BytesIO()
+    empty = geopandas.GeoDataFrame(geometry=[], crs=crs)
+    write_dataframe(empty, file, driver=WRITERS[".fgb"], geometry_type="Polygon")
+    named = CRS.from_user_input(read_info(file)["crs"])
+    if not named.equals(crs):
+        raise SegError(f"--out {path}: .fgb would say {named.name}, not {crs.name}: name a .gpkg or .parquet file")
 
 
 def check_new_footprints(path: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from seg_core.imagery.vectors import Geometries
+from seg_core.imagery.area_projection import Geometries
 
 TOLERANCES = (1.0, 1.5, 2.0)  # px
 WORSE = 0.03  # of IoU with the pixels, by which the outline that is taken may be worse than the best one

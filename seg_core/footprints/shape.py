@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pyproj import CRS
 
 from seg_core.errors import SegError
+from seg_core.imagery.area_projection import LONLAT, parse_crs
 from seg_core.imagery.georef import footprints, split_at_antimeridian
 from seg_core.imagery.scene import Scene
-from seg_core.run.area_projection import LONLAT, parse_crs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class Shape:
     min_area: float = 0.0  # m2 of its pixels; smaller ones are left out
     simplify: float = 0.0  # m that an outline may be off the pixels
     regularize: bool = False  # whether outlines get right angles
+
+    @property
+    def is_geographic(self) -> bool:
+        """Whether coordinates are longitude and latitude, from -180 to 180 degrees."""
+        return self.crs is not None and CRS.from_user_input(self.crs).is_geographic
 
     @property
     def geometry_type(self) -> str:
@@ -50,7 +55,8 @@ def make_shape(
     chosen = _choose_crs(images, crs)
     if chosen is None and (min_area or simplify):
         raise SegError(f"--min-area, --simplify: {images[0].scene_id} has no CRS, so that its metres are not known")
-    return Shape(crs=chosen, cut=_is_cut(images, chosen), min_area=min_area, simplify=simplify, regularize=regularize)
+    shape = Shape(crs=chosen, min_area=min_area, simplify=simplify, regularize=regularize)
+    return replace(shape, cut=shape.is_geographic and _cross_antimeridian(images))
 
 
 def _choose_crs(images: Sequence[Scene], wanted: str | None) -> str | None:
@@ -68,9 +74,7 @@ def _choose_crs(images: Sequence[Scene], wanted: str | None) -> str | None:
     return str(system.to_string())
 
 
-def _is_cut(images: Sequence[Scene], crs: str | None) -> bool:
-    """Whether an image crosses the antimeridian, in a CRS that ends there."""
-    if crs is None or not CRS.from_user_input(crs).is_geographic:
-        return False
+def _cross_antimeridian(images: Sequence[Scene]) -> bool:
+    """Whether an image crosses the antimeridian."""
     outlines = np.array([footprints(str(image.crs), image.transform, [image.window])[0] for image in images], object)
     return any(each.geom_type == "MultiPolygon" for each in split_at_antimeridian(outlines)[0] if each is not None)

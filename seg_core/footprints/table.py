@@ -10,9 +10,9 @@ from pyproj import Transformer
 from seg_core.errors import SegError
 from seg_core.footprints.outlines import drop_collinear, regularize
 from seg_core.footprints.shape import Shape
+from seg_core.imagery.area_projection import Geometries
 from seg_core.imagery.georef import Transform, position, split_at_antimeridian, unwrap
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
 from seg_core.run.schema import BBOX
 
 FULL_LEVEL = 255  # of a probability of 1
@@ -93,11 +93,12 @@ def _place(polygons: Geometries, image: Scene, shape: Shape) -> tuple[Geometries
     boxes = shapely.bounds(placed).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise SegError(f"--crs {shape.crs}: does not cover {image.scene_id}: name another one")
-    if shape.cut:
+    if shape.cut or (shape.is_geographic and (np.abs(boxes[:, [0, 2]]) > 180).any()):
         whole = np.array([shapely.transform(each, _unwrap) for each in placed], object)
-        halves, cut = split_at_antimeridian(whole)
-        placed = np.array([shapely.multipolygons(shapely.get_parts(each)) for each in halves], object)
-        boxes = np.array(cut).reshape(-1, 4)
+        placed, within = split_at_antimeridian(whole)
+        boxes = np.array(within).reshape(-1, 4)
+    if shape.cut:
+        placed = np.array([shapely.multipolygons(shapely.get_parts(each)) for each in placed], object)
     return shapely.orient_polygons(placed), boxes
 
 

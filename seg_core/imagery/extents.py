@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from pyproj import CRS, Transformer
 
+from seg_core.imagery.area_projection import Bounds, transformed_bounds
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Bounds, transformed_bounds
 
 LONLAT = CRS.from_user_input("OGC:CRS84")
 

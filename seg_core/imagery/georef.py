@@ -120,7 +120,7 @@ def split_at_antimeridian(polygons: NDArray[np.object_]) -> tuple[NDArray[np.obj
     """Return lon/lat polygons with longitudes from -180 to 180, and their bounding boxes `xmin, ymin, xmax, ymax`.
 
     A polygon that crosses the antimeridian becomes two, and its `xmin` is greater than its `xmax` (RFC 7946, sections
-    3.1.9 and 5.2). None stays None, with a box of NaN.
+    3.1.9 and 5.2). None stays None, with a box of NaN. So becomes one around a pole that has no area in degrees.
     """
     found, boxes = polygons.copy(), shapely.bounds(polygons).tolist()
     for at, (xmin, ymin, xmax, ymax) in enumerate(boxes):
@@ -128,16 +128,24 @@ def split_at_antimeridian(polygons: NDArray[np.object_]) -> tuple[NDArray[np.obj
             offset = 360.0 if xmin < -180 else 0.0
             found[at] = _split(translate(polygons[at], offset))
             west = xmin + offset
-            boxes[at] = [west if west < 180 else west - 360, ymin, xmax + offset - 360, ymax]
+            box = [west if west < 180 else west - 360, ymin, xmax + offset - 360, ymax]
+            boxes[at] = [math.nan] * 4 if found[at] is None else box
     return found, boxes
 
 
-def _split(polygon: shapely.Polygon) -> shapely.Geometry:
-    """Split a polygon that reaches beyond 180 degrees at that meridian, and move its eastern half to -180."""
-    east = translate(shapely.clip_by_rect(polygon, 180, -90, 540, 90), -360.0)
-    west = shapely.clip_by_rect(polygon, -180, -90, 180, 90)
-    # Of a polygon that merely touches a side, clipping leaves lines and points, too.
-    pieces = [shapely.orient_polygons(each) for each in shapely.get_parts([west, east]) if each.area]
+def _split(polygon: shapely.Polygon) -> shapely.Geometry | None:
+    """Split a polygon that reaches beyond 180 degrees at that meridian, and move its eastern half to -180.
+
+    The result is None if the polygon has no area, as some around a pole.
+    """
+    # The ring of a polygon around a pole may cross itself.
+    whole = polygon if polygon.is_valid else shapely.make_valid(polygon, method="structure", keep_collapsed=False)
+    west, east = shapely.intersection(whole, [shapely.box(-180, -90, 180, 90), shapely.box(180, -90, 540, 90)])
+    # Of a polygon that merely touches a side, cutting leaves lines and points, too.
+    parts = shapely.get_parts([west, translate(east, -360.0)])
+    pieces = [shapely.orient_polygons(each) for each in parts if each.area]
+    if not pieces:
+        return None
     return pieces[0] if len(pieces) == 1 else shapely.multipolygons(pieces)
 
 

@@ -24,20 +24,17 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError, ProjError
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from seg_core.errors import SegError
 from seg_core.grid import Window
-from seg_core.imagery.georef import pixel_at, position
+from seg_core.imagery.area_projection import Bounds, Geometries, boxes_near, project_areas
+from seg_core.imagery.georef import pixel_at
 from seg_core.imagery.scene import Scene
 from seg_core.imagery.vector_formats import PARQUET, check_format
 
-Bounds = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
-Geometries = NDArray[np.object_]
-
 BATCH = 16384  # features that are read at once
-DENSITY = 21  # points along each side of a rectangle that is transformed to another CRS
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 KINDS = {
     shapely.GeometryType.POINT: "points",
@@ -105,42 +102,24 @@ class PolygonIndex:
 
         x is the column and y the row, counted from the window's corner. The scene must have a CRS.
         """
-        if not self.tally.numbers:  # nothing was written
+        boxes = boxes_near(scene, window, self.crs) if self.tally.numbers else []  # otherwise there is no file
+        if not boxes:
             return np.empty(0, object), np.empty(0, np.int32)
-        frames = [
-            geopandas.read_file(self.path, bbox=bounds, engine="pyogrio")
-            for bounds in transformed_bounds(scene, window, self.crs)
-        ]
-        found = [_to_pixels(frame.geometry, scene, window) for frame in frames]
-        return np.concatenate([*found, []]), np.concatenate([*(f["value"] for f in frames), []]).astype(np.int32)
+        frames = [geopandas.read_file(self.path, bbox=box, engine="pyogrio") for box in boxes]
+        # Not in the CRS that the file names: FlatGeobuf takes UTM in feet for UTM in metres.
+        found = geopandas.GeoSeries(np.concatenate([frame.geometry for frame in frames]), crs=self.crs)
+        polygons = project_areas(found, str(scene.crs), [scene])
+        numbers = np.concatenate([frame["value"] for frame in frames]).astype(np.int32)
+        there = ~shapely.is_empty(polygons)
+        return _to_pixels(polygons[there], scene, window), numbers[there]
 
 
-def _to_pixels(geometries: geopandas.GeoSeries, scene: Scene, window: Window) -> Geometries:
+def _to_pixels(geometries: Geometries, scene: Scene, window: Window) -> Geometries:
     def pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
         rows, cols = pixel_at(scene.transform, points[:, 0], points[:, 1])  # type: ignore[arg-type]
         return np.stack([cols - window.col_off, rows - window.row_off], axis=1)
 
-    found = geometries.to_crs(scene.crs).to_numpy()
-    return np.asarray(shapely.transform(found, pixels), object)
-
-
-def transformed_bounds(scene: Scene, window: Window, crs: CRS) -> list[Bounds]:
-    """Return the bounding boxes in another CRS of a window of a scene: two of them across the antimeridian.
-
-    There are none if the CRS does not cover the window. Raises SegError if PROJ knows no way to that CRS.
-    """
-    rows, cols = np.meshgrid((window.row_off, window.bottom), (window.col_off, window.right))
-    x, y = position(scene.transform, rows, cols)
-    try:
-        to_crs = Transformer.from_crs(scene.crs, crs, always_xy=True)
-        left, bottom, right, top = to_crs.transform_bounds(x.min(), y.min(), x.max(), y.max(), densify_pts=DENSITY)
-    except (CRSError, ProjError) as error:
-        raise SegError(f"{scene.uri}: PROJ knows no way from its CRS to that of the labels, {crs.name}") from error
-    if not np.isfinite([left, bottom, right, top]).all():
-        return []
-    if left > right:
-        return [(left, bottom, 180.0, top), (-180.0, bottom, right, top)]
-    return [(left, bottom, right, top)]
+    return np.asarray(shapely.transform(geometries, pixels), object)
 
 
 def open_vectors(path: str) -> Source:
@@ -212,7 +191,7 @@ def index_polygons(source: Source, scenes: Sequence[Scene], folder: str, column:
     if column is not None and column not in source.columns:
         known = ", ".join(name for name in source.columns if name != source.geometry) or "none"
         raise SegError(f"--class-column {column}: {source.path} has no such attribute: it has {known}")
-    boxes = [box for scene in scenes for box in transformed_bounds(scene, scene.window, source.crs)]
+    boxes = [box for scene in scenes for box in boxes_near(scene, scene.window, source.crs)]
     path, tally = f"{folder}/{Path(source.path).stem}.fgb", Tally()
     batches = _clean(_batches(source, boxes, column), boxes, tally, source.is_indexed)
     first = next(batches, None)
@@ -275,10 +254,11 @@ def _clean(
 
 
 def _number(value: Any, column: Any, tally: Tally) -> int:
-    """Return the number of a value, which is new if the value is."""
+    """Return the number of a value, which is new if the value is. Blank text is no value."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # whole numbers are stored as floats where one is absent
-    text = "" if column is None else None if value is None or value != value else str(value)  # noqa: PLR0124 - NaN
+    is_absent = value is None or value != value or not str(value).strip()  # noqa: PLR0124 - NaN
+    text = "" if column is None else None if is_absent else str(value)
     return tally.numbers.setdefault(text, len(tally.numbers))
 
 
@@ -306,15 +286,28 @@ def repair_polygons(geometries: Geometries, tally: Tally) -> Geometries:
 
 
 def read_bounds(source: Source) -> Bounds:
-    """Return the bounding box of all that a file holds, in its CRS."""
-    with reading_errors(source.path):
-        if source.driver != PARQUET:
-            info = pyogrio.read_info(source.gdal_name, layer=source.layer, force_total_bounds=True)
-            return tuple(map(float, info["total_bounds"]))  # type: ignore[return-value]
-        table = pa.dataset.dataset(source.path, format="parquet")
-        found = [
-            shapely.total_bounds(shapely.from_wkb(batch[0].to_numpy(zero_copy_only=False), on_invalid="ignore"))
-            for batch in table.to_batches(columns=[source.geometry], batch_size=BATCH, batch_readahead=1)
-        ]
-    (left, bottom), (right, top) = np.nanmin([b[:2] for b in found], 0), np.nanmax([b[2:] for b in found], 0)
+    """Return the bounding box of all that a file holds, in its CRS. Raises SegError if it holds nothing."""
+    found = _read_boxes(source)
+    found = found[np.isfinite(found).all(axis=1)]
+    if not len(found):
+        raise SegError(f"{source.path}: holds no polygon")
+    (left, bottom), (right, top) = found[:, :2].min(axis=0), found[:, 2:].max(axis=0)
     return float(left), float(bottom), float(right), float(top)
+
+
+def _read_boxes(source: Source) -> NDArray[np.float64]:
+    """Boxes of what a file holds, `(boxes, 4)`: of all of it, or of each batch. They are NaN where that is nothing."""
+    with reading_errors(source.path):
+        if source.driver == PARQUET:
+            table = pa.dataset.dataset(source.path, format="parquet")
+            batches = table.to_batches(columns=[source.geometry], batch_size=BATCH, batch_readahead=1)
+            return np.array([_box_of(batch[0]) for batch in batches if len(batch)]).reshape(-1, 4)
+        info = pyogrio.read_info(
+            source.gdal_name, layer=source.layer, force_feature_count=True, force_total_bounds=True
+        )
+        box = info["total_bounds"] if info["features"] else None  # of an empty shapefile it is 0, 0, 0, 0
+        return np.array([] if box is None else [box], np.float64).reshape(-1, 4)
+
+
+def _box_of(wkb: pa.Array) -> NDArray[np.float64]:
+    return np.asarray(shapely.total_bounds(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False), on_invalid="ignore")))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from seg_core.imagery.area_projection import LONLAT, antimeridian_x
 from seg_core.imagery.georef import lonlat, position
 from seg_core.imagery.scene import Scene
-from seg_core.run.area_projection import LONLAT
 
 SAMPLES = 9  # points along a side of a scene, whose outline may be curved on the map
 GAP = 0.05  # between scenes without a place, relative to the largest of them
@@ -42,7 +42,7 @@ class Frame:
             return left + cols, -(top + rows)
         if scene.crs == self.crs:
             x, y = position(scene.transform, rows, cols)
-            return np.asarray(x), np.asarray(y)
+            return np.asarray(x) + self._shift(scene), np.asarray(y)
         lon, lat = lonlat(scene.crs or LONLAT, scene.transform, rows, cols)
         return lon + self.turns(lon), lat
 
@@ -55,6 +55,14 @@ class Frame:
         rows, cols = np.meshgrid(np.linspace(0, scene.height, SAMPLES), np.linspace(0, scene.width, SAMPLES))
         x, y = self.locate(scene, rows.ravel(), cols.ravel())
         return Box(float(x.min()), float(y.min()), float(x.max()), float(y.max()))
+
+    def _shift(self, scene: Scene) -> float:
+        """Return by how much x of a scene in the CRS of the map is moved, so that it is near the first image.
+
+        Scenes on both sides of the antimeridian would be a turn apart, if the CRS ends there.
+        """
+        half = antimeridian_x(str(self.crs))
+        return 0.0 if half is None else 2 * half * round((_middle_x(self.images[0]) - _middle_x(scene)) / (2 * half))
 
     @cached_property
     def _first_longitude(self) -> float:
@@ -93,13 +101,19 @@ class Frame:
         """Return a sentence that says what the coordinates of the map are."""
         if self.crs is None:
             where = "" if len(self.images) == 1 else " The images stand side by side, not where they belong."
-            return f"The imagery does not say where it lies (no CRS): coordinates are pixels.{where}"
+            bare, number = sum(image.crs is None for image in self.images), len(self.images)
+            who = "the imagery" if bare == number else f"{bare:,} of {number:,} images"
+            return f"The place of {who} is not known (no CRS): coordinates are pixels.{where}"
         name = CRS.from_user_input(self.crs).name
         if self.crs == LONLAT:
             several = len({image.crs for image in self.images})
             return f"The scenes are in {several} CRS: the map shows longitude and latitude ({name})."
         shown = self.crs if self.crs.startswith("EPSG:") else "the scenes' CRS"
         return f"Coordinates are those of {shown} ({name}; unit: {self.unit})."
+
+
+def _middle_x(scene: Scene) -> float:
+    return float(position(scene.transform, scene.height / 2, scene.width / 2)[0])
 
 
 def choose_frame(images: tuple[Scene, ...]) -> Frame:

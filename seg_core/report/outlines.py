@@ -12,9 +12,9 @@ from seg_core.footprints.export import find_footprints
 from seg_core.footprints.pieces import find_buildings
 from seg_core.footprints.shape import Shape
 from seg_core.footprints.table import ground_transform
+from seg_core.imagery.area_projection import Geometries
 from seg_core.imagery.georef import pixel_at
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
 from seg_core.report.frame import Frame
 from seg_core.report.part_finder import PartFinder
 from seg_core.report.tiles import Tally

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from pyproj import Transformer
 
+from seg_core.imagery.area_projection import LONLAT
 from seg_core.imagery.georef import GEOD
 from seg_core.plots.style import DPI, to_png
 from seg_core.report.cell_columns import FAILED, MISSING, NO_DATA, RAMP, Style, end_of_ramp, style_of
@@ -24,7 +25,6 @@ from seg_core.report.frame import Box, Frame
 from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import area_text, share_text
 from seg_core.report.tiles import Tally, figures_of
-from seg_core.run.area_projection import LONLAT
 from seg_core.run.plan import Places
 from seg_core.run.query import describe
 from seg_core.run.stored_plan import read_plan
@@ -147,13 +147,14 @@ def _draw_legend(figure: Figure, styles: Collection[Style], end: float, share: f
 
 def choose_scale_bar(frame: Frame, box: Box) -> ScaleBar:
     """Choose a bar of a round length, of BAR_SHARE of the width of a rectangle of the map at most."""
-    middle = (box.bottom + box.top) / 2
-    lon, lat = _to_lonlat(frame, np.array([box.left, box.right]), np.array([middle, middle]))
+    x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
+    most = BAR_SHARE * (box.right - box.left)
+    # Of the middle, because a map may reach around the Earth.
+    lon, lat = _to_lonlat(frame, np.array([x - most / 2, x + most / 2]), np.array([y, y]))
     metres = abs(float(GEOD.inv(lon[0], lat[0], lon[1], lat[1])[2]))
-    most = BAR_SHARE * metres
-    decade = 10.0 ** math.floor(math.log10(most))
-    length = max(factor * decade for factor in (1, 2, 5) if factor * decade <= most)
-    return ScaleBar(length, length / metres * (box.right - box.left))
+    decade = 10.0 ** math.floor(math.log10(metres))
+    length = max(factor * decade for factor in (1, 2, 5) if factor * decade <= metres)
+    return ScaleBar(length, length / metres * most)
 
 
 def north_angle(frame: Frame, box: Box) -> float:

@@ -16,11 +16,10 @@ from pyproj import CRS, Geod
 
 from seg_core.errors import SegError
 from seg_core.grid import split
+from seg_core.imagery.area_projection import ANTIMERIDIAN, LONLAT, Geometries, antimeridian_x, parse_crs, require_crs
 from seg_core.imagery.georef import footprints, split_at_antimeridian, unwrap
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
 from seg_core.run.area_files import DEFAULT_ID
-from seg_core.run.area_projection import ANTIMERIDIAN, LONLAT, antimeridian_x, parse_crs, require_crs
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.zonal import Areas
 

@@ -16,10 +16,9 @@ import shapely
 from numpy.typing import NDArray
 
 from seg_core.grid import Window
+from seg_core.imagery.area_projection import LONLAT, Geometries, ground_area, project_areas, require_crs
 from seg_core.imagery.georef import pixel_at, position
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
-from seg_core.run.area_projection import LONLAT, ground_area, project_areas, require_crs
 
 PREPARED = Lock()  # held while prepared polygons are used, which GEOS does not allow in two threads at once
 ROUNDING_PX = 1e-6  # pixels; a smaller count is none, and not ground of which a coverage could be said

@@ -9,15 +9,19 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 from shapely.affinity import translate
 
 from seg_core.errors import SegError
-from seg_core.imagery.georef import GEOD, footprints, position, split_at_antimeridian
+from seg_core.grid import Window
+from seg_core.imagery.georef import GEOD, position
 from seg_core.imagery.scene import Scene
-from seg_core.imagery.vectors import Geometries
+
+Bounds = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
+Geometries = NDArray[np.object_]
 
 LONLAT = "OGC:CRS84"
+DENSITY = 21  # points along each side of a rectangle that is transformed to another CRS
 WIDE = 30.0  # degrees; wider areas are cut to the surroundings of the scenes before they are projected
 MARGIN = 1.0  # degrees of these surroundings
 STEP = 0.05  # degrees between the vertices of an area that was cut
@@ -64,6 +68,39 @@ def _widths(polygons: Geometries) -> NDArray[np.float64]:
     return np.asarray(np.where(turned_width > 0, np.minimum(east - west, turned_width), east - west))
 
 
+def transformed_bounds(scene: Scene, window: Window, crs: CRS) -> list[Bounds]:
+    """Return the bounding boxes in another CRS of a window of a scene: two of them across the antimeridian.
+
+    There are none if the CRS does not cover the window. Raises SegError if PROJ knows no way to that CRS.
+    """
+    rows, cols = np.meshgrid((window.row_off, window.bottom), (window.col_off, window.right))
+    x, y = position(scene.transform, rows, cols)
+    try:
+        to_crs = Transformer.from_crs(scene.crs, crs, always_xy=True)
+        left, bottom, right, top = to_crs.transform_bounds(x.min(), y.min(), x.max(), y.max(), densify_pts=DENSITY)
+    except (CRSError, ProjError) as error:
+        raise SegError(f"{scene.uri}: PROJ knows no way from its CRS to {crs.name}") from error
+    if not np.isfinite([left, bottom, right, top]).all():
+        return []
+    if left > right:
+        return [(left, bottom, 180.0, top), (-180.0, bottom, right, top)]
+    return [(left, bottom, right, top)]
+
+
+def boxes_near(scene: Scene, window: Window, crs: CRS) -> list[Bounds]:
+    """Return the boxes in another CRS in which polygons may lie that touch a window of a scene.
+
+    They are those of `transformed_bounds`. Of a scene that reaches beyond the antimeridian, they are also on the other
+    side, in a CRS that ends there.
+    """
+    boxes, half = transformed_bounds(scene, window, crs), antimeridian_x(crs.to_wkt())
+    if half is None:
+        return boxes
+    beyond = [(left - 2 * half, bottom, right - 2 * half, top) for left, bottom, right, top in boxes if right > half]
+    before = [(left + 2 * half, bottom, right + 2 * half, top) for left, bottom, right, top in boxes if left < -half]
+    return boxes + beyond + before
+
+
 def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene]) -> Geometries:
     """Return areas in the CRS of some scenes.
 
@@ -74,7 +111,7 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     if areas.crs == crs:
         return _repeat(areas.to_numpy(), crs, scenes)
     lonlat = areas.to_crs(LONLAT).to_numpy()
-    _, south, _, north = shapely.bounds(lonlat).T
+    _, south, _, north = shapely.bounds(lonlat).reshape(-1, 4).T
     is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
     surroundings = _surroundings(scenes)
     polygons = np.full(len(areas), shapely.Polygon(), object)
@@ -91,9 +128,8 @@ def _surroundings(scenes: Sequence[Scene]) -> shapely.Geometry:
 
     It is repeated a turn to the east and to the west: longitudes of areas may run from 0 to 360.
     """
-    outlines = [footprints(str(scene.crs), scene.transform, [scene.window])[0] for scene in scenes]
-    known = np.array([each for each in outlines if each is not None], object)
-    west, south, east, north = shapely.bounds([*shapely.get_parts(split_at_antimeridian(known)[0])]).reshape(-1, 4).T
+    boxes = [box for scene in scenes for box in transformed_bounds(scene, scene.window, CRS.from_user_input(LONLAT))]
+    west, south, east, north = np.array(boxes).reshape(-1, 4).T
     south, north = south - MARGIN, north + MARGIN
     polar = (south <= -90) | (north >= 90)  # where all longitudes are near
     west, east = np.where(polar, -180, west - MARGIN), np.where(polar, 180, east + MARGIN)
