@@ -23,6 +23,7 @@ import seg_core
 from seg_core.errors import CorruptFileError, JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.run import compact, parts, sql, sql_files
+from seg_core.run import verify as verify_module
 from seg_core.run.area_files import make_areas
 from seg_core.run.areas import measure_areas
 from seg_core.run.compact import compact_run, remove_parts
@@ -30,7 +31,7 @@ from seg_core.run.compare import compare_runs
 from seg_core.run.export_masks import read_mask
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import find_parts, index_parts, read_rows
+from seg_core.run.parts import find_parts, index_parts, read_rows, read_versioned
 from seg_core.run.plan import Plan
 from seg_core.run.query import query, summary
 from seg_core.run.resume import open_run, parts_to_do
@@ -218,6 +219,24 @@ def test_a_reader_that_has_begun_finds_parts_where_they_are_now(run: str) -> Non
     for key in gone:
         with pytest.raises(SegError, match="no such file"):
             read_rows(there[key])
+
+
+def test_a_part_that_moves_into_a_compacted_file_keeps_its_version(run: str, plan: Plan) -> None:
+    there = find_parts(run)
+    compact_run(run)
+    found = {part.key: read_versioned(there[part.key])[1] for part in plan.parts()}
+    assert found == {part.key: part.version for part in plan.parts()}
+
+
+def test_a_run_is_sound_while_it_is_compacted(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, digests = verify(run), verify_module._compare_digests
+
+    def compact_meanwhile(*args: Any) -> Any:
+        compact_run(run)
+        return digests(*args)
+
+    monkeypatch.setattr(verify_module, "_compare_digests", compact_meanwhile)
+    assert verify(run) == before
 
 
 def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:

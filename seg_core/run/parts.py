@@ -250,19 +250,24 @@ def read_rows(location: Location, columns: Sequence[str] | None = None) -> list[
 
 def read_versioned(location: Location) -> tuple[pa.Table, str]:
     """Read the rows of a part and its version (see `Part.version`). Raises SegError as `read_rows` does."""
-    table = read_part_table(location)
-    return table, location.entry.version if location.entry else version_of(table.schema.metadata)
+    table, found = _read_where_it_is(location, None)
+    return table, found.entry.version if found.entry else version_of(table.schema.metadata)
 
 
 def read_part_table(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of a part as a table. A part that was compacted meanwhile is read from where it is now."""
+    return _read_where_it_is(location, columns)[0]
+
+
+def _read_where_it_is(location: Location, columns: Sequence[str] | None) -> tuple[pa.Table, Location]:
+    """Read the rows of a part, and return where they were found."""
     try:
-        return _read(location, columns)
+        return _read(location, columns), location
     except SegError:
         moved = None if stat(location.path) else _find_again(location)
         if moved is None:
             raise
-    return _read(moved, columns)
+    return _read(moved, columns), moved
 
 
 def _read(location: Location, columns: Sequence[str] | None) -> pa.Table:
