@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import UTM
 from pyproj import Transformer
-from runs import build_run, part_rows, replan, rows_of
+from runs import build_run, enter_task, part_rows, replan, rows_of
 from seg_command import seg
 from shapely import box
 
@@ -23,6 +23,7 @@ import seg_core
 from seg_core.errors import CorruptFileError, JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.run import compact, parts, sql, sql_files
+from seg_core.run import query as query_module
 from seg_core.run import verify as verify_module
 from seg_core.run.area_files import make_areas
 from seg_core.run.areas import measure_areas
@@ -237,6 +238,40 @@ def test_a_run_is_sound_while_it_is_compacted(run: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(verify_module, "_compare_digests", compact_meanwhile)
     assert verify(run) == before
+
+
+def test_sql_counts_each_part_once_while_files_of_parts_go_away(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger still lists parts whose files are gone."""
+    counts = "SELECT count(*) AS n, sum(building_px) AS px FROM tiles"
+    before, index = query(run, counts), sql.index_parts
+
+    def compact_meanwhile(run: str) -> parts.PartIndex:
+        with monkeypatch.context() as patch, suppress(StopError):
+            stop_after(patch, 4)  # one compacted file, and three files of parts removed
+            compact_run(run)
+        return index(run)
+
+    monkeypatch.setattr(sql, "index_parts", compact_meanwhile)
+    assert query(run, counts) == before
+
+
+@pytest.mark.parametrize("module", [query_module, sql])
+def test_a_part_that_is_done_anew_while_it_is_counted_counts_once(
+    run: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    compact_run(run)
+    (todo,) = parts_to_do(run, plan)
+    ledger = module.read_live_ledger
+
+    def do_anew(run: str) -> Any:
+        write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
+        enter_task(run, plan, [todo])
+        return ledger(run)
+
+    monkeypatch.setattr(module, "read_live_ledger", do_anew)
+    counts = "SELECT (SELECT count(*) FROM tiles) AS tiles, (SELECT count(*) FROM failures) AS failed"
+    found = summary(run) if module is query_module else query(run, counts).to_pylist()[0]
+    assert found["tiles"] + found["failed"] == plan.counts["tiles"]
 
 
 def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:

@@ -47,8 +47,9 @@ def summary(run: str) -> dict[str, Any]:
 
     def known_sums() -> Iterator[Mapping[str, Any]]:
         for _, entries in read_live_ledger(run):
-            known.update(entry.key for entry in entries)
-            yield from (entry.figures for entry in entries)
+            live = [entry for entry in entries if entry.key in index.own]  # else it counts from a compacted file too
+            known.update(entry.key for entry in live)
+            yield from (entry.figures for entry in live)
 
     found = add_sums(chain(known_sums(), map_live_tables(sum_table, index, COLUMNS, known)))
     area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")

@@ -18,7 +18,7 @@ from seg_core.errors import SegError
 from seg_core.run.ledger import COLUMNS as LEDGER_COLUMNS
 from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.parquet import advised, read_file
-from seg_core.run.parts import check_not_empty, index_parts
+from seg_core.run.parts import PartIndex, check_not_empty, index_parts
 from seg_core.run.record import read_record
 from seg_core.run.schema import BBOX, GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.run.sql_files import SCHEME, RunFiles
@@ -72,9 +72,9 @@ def connect(run: str, with_pixels: bool = True) -> Connection:
     if `run` is not a run, holds no rows yet, or can't be read.
     """
     read_record(run)
-    entered, dead, keys = ({}, {}, set()) if with_pixels else _find_figures(run)
     index = index_parts(run)
     check_not_empty(index)
+    entered, dead, keys = ({}, {}, set()) if with_pixels else _find_figures(index)
     own = FileSet("own", {each.name: each.path for key, each in index.own.items() if key not in keys}, TILES)
     ledger = FileSet("ledger", entered, TILES, tuple(LEDGER_COLUMNS.names))
     compacted = FileSet("compacted", {file.name: file.path for file in index.compacted}, TILES)
@@ -102,20 +102,22 @@ def connect(run: str, with_pixels: bool = True) -> Connection:
     return Connection(connection, files, row_groups, not ledger.paths)
 
 
-def _find_figures(run: str) -> tuple[dict[str, str], dict[str, set[str]], set[str]]:
+def _find_figures(index: PartIndex) -> tuple[dict[str, str], dict[str, set[str]], set[str]]:
     """Find the files of a ledger that hold rows: their paths by name, and the parts in them that don't count.
 
-    Also returns the keys of the parts that do.
+    Also returns the keys of the parts that do. Only those with files of their own do: a part that got one since the
+    index was made counts from where it was.
     """
-    sizes = {name: state.size for name, state in list_files(ledger_folder(run))}
+    folder = ledger_folder(index.run)
+    sizes = {name: state.size for name, state in list_files(folder)}
     paths: dict[str, str] = {}
     dead: dict[str, set[str]] = {}
     keys: set[str] = set()
-    for file, entries in read_live_ledger(run):
-        if sizes.get(file.figures) != file.size or file.figures in paths:
+    for file, entries in read_live_ledger(index.run):
+        live = {entry.key for entry in entries if entry.key in index.own}
+        if not live or sizes.get(file.figures) != file.size or file.figures in paths:
             continue
-        live = {entry.key for entry in entries}
-        paths[file.figures] = f"{ledger_folder(run)}/{file.figures}"
+        paths[file.figures] = f"{folder}/{file.figures}"
         keys |= live
         if gone := {entry.key for entry in file.entries} - live:
             dead[file.figures] = gone
