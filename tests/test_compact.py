@@ -63,6 +63,10 @@ def run(original: tuple[Path, Plan], tmp_path: Path) -> str:
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files_small(monkeypatch)
+
+
+def make_files_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of one or two parts, which are read one by one, and files of two row groups."""
     monkeypatch.setattr(compact, "GROUP_ROWS", 6)
     monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
@@ -272,6 +276,28 @@ def test_a_part_that_is_done_anew_while_it_is_counted_counts_once(
     counts = "SELECT (SELECT count(*) FROM tiles) AS tiles, (SELECT count(*) FROM failures) AS failed"
     found = summary(run) if module is query_module else query(run, counts).to_pylist()[0]
     assert found["tiles"] + found["failed"] == plan.counts["tiles"]
+
+
+@pytest.mark.parametrize("is_anew", [False, True])
+def test_a_summary_finds_parts_whose_compacted_files_are_merged_meanwhile(
+    run: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, is_anew: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        make_files_small(patch)
+        compact_run(run)
+    if is_anew:
+        (todo,) = parts_to_do(run, plan)
+        write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
+    before, files, ledger = summary(run), names(run), query_module.read_live_ledger
+
+    def merge_meanwhile(run: str) -> Any:
+        compact_run(run)
+        return ledger(run)
+
+    monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
+    monkeypatch.setattr(query_module, "read_live_ledger", merge_meanwhile)
+    assert summary(run) == pytest.approx(before)
+    assert set(files).isdisjoint(names(run))
 
 
 def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:

@@ -360,7 +360,8 @@ def map_live_tables(
                 groups, live = range(len(file.group_rows))[first : first + GROUPS_AT_ONCE], None
                 if gone := dead.get(file.name):
                     live = [place for key, place in located if place.group in groups and key not in gone]
-                chunks.append((file, groups, live))
+                if live != []:
+                    chunks.append((file, groups, live))
         yield from for_each(of_part, (location for key, location in index.own.items() if key not in skipped))
         yield from for_each(of_groups, chunks, count_cpus())
 
@@ -368,8 +369,18 @@ def map_live_tables(
 def _read_live(
     file: CompactedFile, groups: Sequence[int], live: Sequence[Location] | None, columns: Sequence[str]
 ) -> pa.Table:
-    """Read row groups that follow each other, and of them only some parts, unless `live` is None."""
-    table = _read_groups(file.path, groups, columns)
+    """Read row groups that follow each other, and of them only some parts, unless `live` is None.
+
+    If the file was merged into another one meanwhile, the parts are read one by one from where they are now.
+    """
+    try:
+        table = _read_groups(file.path, groups, columns)
+    except SegError:
+        if stat(file.path):
+            raise
+        if live is None:
+            live = [place for _, place in file.locations() if place.group in groups]
+        return pa.concat_tables([read_part_table(place, columns) for place in live])
     if live is None:
         return table
     starts = dict(zip(groups, accumulate([0, *(file.group_rows[group] for group in groups)]), strict=False))
