@@ -3,11 +3,11 @@
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import duckdb
@@ -34,7 +34,7 @@ CREATE MACRO tiles_in(west, south, east, north) AS TABLE SELECT * FROM tiles
 WHERE bbox.ymin <= north AND bbox.ymax >= south AND bbox.xmin <= east AND bbox.xmax >= west
 """
 READING = {"SELECT", "EXPLAIN", "MULTI"}  # types of statements; PIVOT is of the last
-EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b", re.IGNORECASE)
+EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b(\s*\(\s*(analyze|format)\b[^()]*\))?", re.IGNORECASE)
 # Where parts lie that don't count, in a compacted file.
 DEAD_PARTS = pa.schema(
     {"filename": pa.string(), "scene_id": pa.string(), "row_off": pa.int32(), "col_off": pa.int32()},
@@ -302,12 +302,13 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
 
 def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBatchReader:
     """Add a number to the names of columns that an earlier column has too."""
-    seen: Counter[str] = Counter()
-    fields = []
+    taken, fields = set(result.schema.names), dict[str, pa.Field]()
     for each in result.schema:
-        fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
-        seen[each.name] += 1
-    schema = pa.schema(fields, _geo(fields))
+        numbered = (f"{each.name}_{number}" for number in count(1))
+        name = next(name for name in numbered if name not in taken) if each.name in fields else each.name
+        taken.add(name)
+        fields[name] = each.with_name(name)
+    schema = pa.schema(fields.values(), _geo(fields))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _translated_errors(files):
@@ -317,9 +318,9 @@ def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBat
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
+def _geo(fields: Mapping[str, pa.Field]) -> dict[str, str] | None:
     """Return the metadata that makes a table GeoParquet if it has the geometry column, else None."""
-    types = {each.name: each.type for each in fields}
+    types = {name: each.type for name, each in fields.items()}
     if types.get("geometry") != pa.binary():
         return None
     column = dict(SPLIT)
