@@ -310,6 +310,16 @@ def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_query_whose_files_go_away_before_it_begins_says_so_in_a_line(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = index_parts(run)
+    compact_run(run)
+    monkeypatch.setattr(sql, "index_parts", lambda _: index)
+    with pytest.raises(SegError, match=r"part-.*: is gone: if the run is being compacted or worked on, ask again"):
+        query(run, "SELECT mask FROM tiles")
+
+
 @pytest.mark.parametrize("lost", ["parts and compacted file", "parts"])
 def test_a_list_that_is_made_while_files_go_away_does_not_count(
     run: str, monkeypatch: pytest.MonkeyPatch, lost: str

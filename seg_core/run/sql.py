@@ -25,7 +25,7 @@ from seg_core.run.sql_files import SCHEME, RunFiles
 from seg_core.run.sql_limit import Limit
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import REPAIR_ADVICE, scenes_path
-from seg_core.storage.files import list_files
+from seg_core.storage.files import list_files, stat
 from seg_core.threads import for_each
 
 # Tiles that touch a rectangle in degrees. Files and row groups that lie elsewhere are not read.
@@ -39,6 +39,7 @@ EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b(\s*\(\s*(analyze|format)\b[^()]
 DEAD_PARTS = pa.schema(
     {"filename": pa.string(), "scene_id": pa.string(), "row_off": pa.int32(), "col_off": pa.int32()},
 )
+CHANGED_ADVICE = "if the run is being compacted or worked on, ask again"
 BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 
 
@@ -137,7 +138,7 @@ class FileSet:
     def footers(self) -> list[tuple[tuple[str, ...], int]]:
         """Columns and number of row groups of each file.
 
-        Raises SegError for a file that is damaged, or that a newer version wrote.
+        Raises SegError for a file that is damaged or gone, or that a newer version wrote.
         """
         if self.columns:
             return [(self.columns, 1)] * len(self.paths)
@@ -150,7 +151,12 @@ class FileSet:
             check_columns(parquet.schema_arrow, self.schema)
             return tuple(parquet.schema_arrow.names), parquet.num_row_groups
 
-        return read_file(path, parse)
+        try:
+            return read_file(path, parse)
+        except SegError as error:
+            if stat(path):
+                raise
+            raise SegError(f"{path}: is gone: {CHANGED_ADVICE}") from error
 
     def select(self, with_filename: bool = False) -> str:
         """Return a query of all columns of the table, null where a file lacks them, and perhaps of the file's name."""
@@ -290,8 +296,7 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
         raise SegError(f"SQL: {text}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if files is not None and files.error is not None:
-            changed = "if the run is being compacted or worked on, ask again"
-            raise SegError(f"{str(files.error).splitlines()[0]}: {changed}") from error
+            raise SegError(f"{str(files.error).splitlines()[0]}: {CHANGED_ADVICE}") from error
         lines = [line for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
         # An error of Python within DuckDB has its own words in the last line.
         line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
