@@ -120,9 +120,9 @@ def _as_known(known: Scene, here: Scene, accepted: Mapping[str, str]) -> Scene:
 
     A version that is neither the old one nor the `accepted` one of the new place is that of a changed file.
     """
-    renamed = replace(here, scene_id=known.scene_id, uri=known.uri, sidecars=sidecars_at(known.uri, here.sidecars))
-    if is_remote(known.uri) and not is_remote(here.uri):
-        renamed = replace(renamed, sidecars=known.sidecars)  # those of a file on disk are not listed
+    # Those of a file on disk are not listed.
+    sidecars = sidecars_at(known.uri, here.sidecars) if is_remote(here.uri) else known.sidecars
+    renamed = replace(here, scene_id=known.scene_id, uri=known.uri, sidecars=sidecars)
     if not (is_remote(known.uri) and is_remote(here.uri)):
         expected = accepted.get(known.scene_id, here.version)
         if here.version in {expected, known.version}:
