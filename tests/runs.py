@@ -148,11 +148,16 @@ def build_run(
 
 def enter_parts(run: str, plan: Plan, parts_per_task: int = 2) -> None:
     """Write the ledger of parts that are published, as actors do at the end of each task."""
-    parts, expected = list(plan.parts()), Expected.of(plan)
+    parts = list(plan.parts())
     for first in range(0, len(parts), parts_per_task):
-        task = parts[first : first + parts_per_task]
-        found = [describe_part(run, part, Path(part_path(run, part.key)).read_bytes(), expected) for part in task]
-        write_ledger(run, [each for each in found if each is not None], expected)
+        enter_task(run, plan, parts[first : first + parts_per_task])
+
+
+def enter_task(run: str, plan: Plan, parts: Sequence[Part]) -> None:
+    """Write a file of the ledger, of parts that are published."""
+    expected = Expected.of(plan)
+    found = [describe_part(run, part, Path(part_path(run, part.key)).read_bytes(), expected) for part in parts]
+    write_ledger(run, [each for each in found if each is not None], expected)
 
 
 def plan_scenes(folder: Path, scenes: Sequence[Scene], settings: Settings = SETTINGS) -> tuple[str, Plan]:

@@ -201,7 +201,7 @@ def test_a_process_publishes_failures_and_keeps_what_is_known_of_a_window_that_w
 ) -> None:
     plan, _, run = made
     part = next(plan.parts())
-    known, expected = Attempt("s", "0 0", {"0 0": 2}), Expected(64, 256, "model")
+    known, expected = Attempt("s", "0 0", {"0 0": 2}), Expected(64, 256, "model", keep_probability=False)
     failed = partial(failed_rows, part.scene, part.window, 64, Failure("Crash", "it ended", 2))
     mark_started(run, part.key, "s")
     with make_writers(1, processes=True) as writers:

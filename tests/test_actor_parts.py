@@ -25,7 +25,7 @@ from seg_core.run.rows import Failure, Row
 from seg_core.run.sizing import chip_memory, gpu_share
 
 SETTINGS = Settings(tile_size=64, part=128, halo=24, threshold=0.5)
-EXPECTED = Expected(SETTINGS.tile_size, SETTINGS.part, "model")
+EXPECTED = Expected(SETTINGS.tile_size, SETTINGS.part, "model", SETTINGS.keep_probability)
 NO_SCENE: Any = Mock(uri="a.tif", crs=None, scene_id="a.tif")
 SIDE = 128
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import UTM
 from pyproj import Transformer
-from runs import build_run, part_rows, replan, rows_of
+from runs import build_run, enter_task, part_rows, replan, rows_of
 from seg_command import seg
 from shapely import box
 
@@ -23,6 +23,8 @@ import seg_core
 from seg_core.errors import CorruptFileError, JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.run import compact, parts, sql, sql_files
+from seg_core.run import query as query_module
+from seg_core.run import verify as verify_module
 from seg_core.run.area_files import make_areas
 from seg_core.run.areas import measure_areas
 from seg_core.run.compact import compact_run, remove_parts
@@ -30,7 +32,7 @@ from seg_core.run.compare import compare_runs
 from seg_core.run.export_masks import read_mask
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import find_parts, index_parts, read_rows
+from seg_core.run.parts import find_parts, index_parts, read_rows, read_versioned
 from seg_core.run.plan import Plan
 from seg_core.run.query import query, summary
 from seg_core.run.resume import open_run, parts_to_do
@@ -61,6 +63,10 @@ def run(original: tuple[Path, Plan], tmp_path: Path) -> str:
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files_small(monkeypatch)
+
+
+def make_files_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of one or two parts, which are read one by one, and files of two row groups."""
     monkeypatch.setattr(compact, "GROUP_ROWS", 6)
     monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
@@ -220,6 +226,80 @@ def test_a_reader_that_has_begun_finds_parts_where_they_are_now(run: str) -> Non
             read_rows(there[key])
 
 
+def test_a_part_that_moves_into_a_compacted_file_keeps_its_version(run: str, plan: Plan) -> None:
+    there = find_parts(run)
+    compact_run(run)
+    found = {part.key: read_versioned(there[part.key])[1] for part in plan.parts()}
+    assert found == {part.key: part.version for part in plan.parts()}
+
+
+def test_a_run_is_sound_while_it_is_compacted(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, digests = verify(run), verify_module._compare_digests
+
+    def compact_meanwhile(*args: Any) -> Any:
+        compact_run(run)
+        return digests(*args)
+
+    monkeypatch.setattr(verify_module, "_compare_digests", compact_meanwhile)
+    assert verify(run) == before
+
+
+def test_sql_counts_each_part_once_while_files_of_parts_go_away(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger still lists parts whose files are gone."""
+    counts = "SELECT count(*) AS n, sum(building_px) AS px FROM tiles"
+    before, index = query(run, counts), sql.index_parts
+
+    def compact_meanwhile(run: str) -> parts.PartIndex:
+        with monkeypatch.context() as patch, suppress(StopError):
+            stop_after(patch, 4)  # one compacted file, and three files of parts removed
+            compact_run(run)
+        return index(run)
+
+    monkeypatch.setattr(sql, "index_parts", compact_meanwhile)
+    assert query(run, counts) == before
+
+
+@pytest.mark.parametrize("module", [query_module, sql])
+def test_a_part_that_is_done_anew_while_it_is_counted_counts_once(
+    run: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    compact_run(run)
+    (todo,) = parts_to_do(run, plan)
+    ledger = module.read_live_ledger
+
+    def do_anew(run: str) -> Any:
+        write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
+        enter_task(run, plan, [todo])
+        return ledger(run)
+
+    monkeypatch.setattr(module, "read_live_ledger", do_anew)
+    counts = "SELECT (SELECT count(*) FROM tiles) AS tiles, (SELECT count(*) FROM failures) AS failed"
+    found = summary(run) if module is query_module else query(run, counts).to_pylist()[0]
+    assert found["tiles"] + found["failed"] == plan.counts["tiles"]
+
+
+@pytest.mark.parametrize("is_anew", [False, True])
+def test_a_summary_finds_parts_whose_compacted_files_are_merged_meanwhile(
+    run: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, is_anew: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        make_files_small(patch)
+        compact_run(run)
+    if is_anew:
+        (todo,) = parts_to_do(run, plan)
+        write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
+    before, files, ledger = summary(run), names(run), query_module.read_live_ledger
+
+    def merge_meanwhile(run: str) -> Any:
+        compact_run(run)
+        return ledger(run)
+
+    monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
+    monkeypatch.setattr(query_module, "read_live_ledger", merge_meanwhile)
+    assert summary(run) == pytest.approx(before)
+    assert set(files).isdisjoint(names(run))
+
+
 def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:
     with sql.run_sql(run, "SELECT mask FROM tiles") as rows:
         rows.read_all()
@@ -228,6 +308,16 @@ def test_a_query_that_loses_its_files_says_so_in_a_line(run: str) -> None:
     with pytest.raises(SegError, match="ask again") as raised, sql._translated_errors(connection.files):
         connection.duckdb.sql("SELECT mask FROM tiles").fetchall()
     assert "\n" not in str(raised.value)
+
+
+def test_a_query_whose_files_go_away_before_it_begins_says_so_in_a_line(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = index_parts(run)
+    compact_run(run)
+    monkeypatch.setattr(sql, "index_parts", lambda _: index)
+    with pytest.raises(SegError, match=r"part-.*: is gone: if the run is being compacted or worked on, ask again"):
+        query(run, "SELECT mask FROM tiles")
 
 
 @pytest.mark.parametrize("lost", ["parts and compacted file", "parts"])

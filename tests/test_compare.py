@@ -108,8 +108,13 @@ def test_tiles_that_one_run_lacks_are_unknown(before: str, tmp_path: Path, capsy
     other, plan = build_run(tmp_path / "other", settings=KEEPING, failed_parts=[1])
     lost = list(plan.parts())[3]
     Path(part_path(other, lost.key)).unlink()
-    out, err = seg(capsys, "compare", before, other, "--rasters", tmp_path / "change", "--json")
+    table = tmp_path / "change.parquet"
+    out, err = seg(capsys, "compare", before, other, "--rasters", tmp_path / "change", "--out", table, "--json")
     found = json.loads(out)
+    outlines = {(row["scene_id"], row["row_off"], row["col_off"]): row["geometry"] for row in rows_of(before)}
+    rows = pq.read_table(table).to_pylist()
+    assert {(row["scene_id"], row["row_off"], row["col_off"]): row["geometry"] for row in rows} == outlines
+    assert all(row["bbox"] and row["tile_row"] == row["row_off"] // 32 for row in rows)
     unknown = [part for number, part in enumerate(plan.parts()) if number in {1, 3}]
     tiles = sum(-(-part.window.height // 32) * -(-part.window.width // 32) for part in unknown)
     assert (found["unknown"], found["tiles"]) == (tiles, plan.counts["tiles"])

@@ -308,12 +308,48 @@ def test_json_is_a_list_of_objects(ask: Ask, rows: list[Row], flags: tuple[str, 
         ("{'m': 'ab'::BLOB, 'd': 0.25::DECIMAL(4, 2)}", {"m": "6162", "d": 0.25}),
         ("'nan'::DOUBLE", None),
         ("'ü'", "ü"),
+        ("TIMESTAMP 'infinity'", "infinity"),
+        ("DATE '-infinity'", "-infinity"),
+        ("DATE '0044-03-15 (BC)'", "0044-03-15 (BC)"),
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("[DATE 'infinity']", "[infinity]"),
     ],
 )
 def test_json_can_say_what_sql_can(ask: Ask, value: str, expected: object) -> None:
     code, out, _ = ask(f"SELECT {value} AS v", "--json")
     assert code == 0
     assert json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON")) == [{"v": expected}]
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_times_that_python_does_not_know_are_text(ask: Ask, form: str) -> None:
+    code, out, _ = ask("SELECT unnest([TIMESTAMP '2020-01-02 03:04:05', 'infinity', NULL]) AS v", "--format", form)
+    assert code == 0
+    lines = out.decode().replace('"', "").split("\n")
+    assert [line.strip() for line in lines[:3]] == ["v", "2020-01-02 03:04:05", "infinity"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "a", "a"], ["a", "a_1", "a_2"]),
+        (["a", "a", "a_1"], ["a", "a_2", "a_1"]),
+        (["a_1", "a", "a", "a_1"], ["a_1", "a", "a_2", "a_1_1"]),
+    ],
+)
+def test_columns_of_one_name_get_numbers_that_no_other_column_has(
+    ask: Ask, names: list[str], expected: list[str]
+) -> None:
+    code, out, _ = ask(f"SELECT {', '.join(f'{at} AS {name}' for at, name in enumerate(names))}", "--format", "csv")
+    assert (code, out.decode().split()) == (0, [",".join(expected), ",".join(map(str, range(len(names))))])
+
+
+@pytest.mark.parametrize("value", ["INTERVAL 1 DAY", "union_value(k := 1)", "[INTERVAL 1 DAY]"])
+def test_a_column_that_parquet_can_not_hold_is_named_with_the_way_out(ask: Ask, value: str) -> None:
+    error = refused(ask(f"SELECT 1 AS a, {value} AS v", "--format", "parquet"))
+    assert error.startswith("seg: SQL: column v: Parquet has no type ")
+    assert error.endswith(': say CAST("v" AS VARCHAR)')
+    assert ask(f'SELECT CAST("v" AS VARCHAR) AS v FROM (SELECT {value} AS v)', "--format", "parquet")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -495,7 +531,10 @@ def test_what_is_refused_is_named(ask: Ask, sql: str, message: str) -> None:
 
 
 def test_only_a_query_is_explained(ask: Ask) -> None:
-    assert "leave out EXPLAIN: --explain says it" in refused(ask("EXPLAIN SELECT 1", "--explain"))
+    for options in ("", "(FORMAT json)", "(ANALYZE, FORMAT json)", "ANALYZE (FORMAT json)"):
+        error = refused(ask(f"EXPLAIN {options} SELECT 1", "--explain"))
+        assert "leave out EXPLAIN: --explain says it" in error
+    assert "DROP: a run is only read" in refused(ask("EXPLAIN (FORMAT json) DROP VIEW tiles"))
 
 
 @pytest.mark.parametrize(
@@ -507,6 +546,8 @@ def test_only_a_query_is_explained(ask: Ask) -> None:
         "SHOW TABLES",
         "SUMMARIZE SELECT coverage FROM tiles",
         "EXPLAIN SELECT * FROM tiles",
+        "EXPLAIN (FORMAT json) SELECT * FROM tiles",
+        "EXPLAIN (SELECT 1)",
         "PIVOT (SELECT scene_id, status FROM tiles) ON status",
         "VALUES (1), (2)",
         "SELECT 1;",

@@ -141,6 +141,47 @@ def test_a_scene_that_changes_after_its_move_is_done_again(moved: Path) -> None:
     assert list(parts_to_do(run, plan)) == []
 
 
+def test_scenes_that_are_copied_twice_are_the_same_by_size_and_header(moved: Path) -> None:
+    run, here = str(moved / "run"), moved / "archive/2025"
+    for time, there in enumerate((moved / "second", moved / "third"), 1):
+        shutil.copytree(here, there)
+        for path in there.rglob("*.tif"):
+            os.utime(path, ns=(0, time))
+        plan, notes = match_run(
+            run, plan_of(there, moved), ((str(here if time > 1 else moved / "scenes"), str(there)),)
+        )
+        assert list(parts_to_do(run, plan)) == []
+        assert [note.partition(":")[0] for note in notes] == ["north/a.tif and 1 more"]
+        here = there
+    os.utime(here / "south/b.tif", ns=(0, 9))
+    plan, _ = match_run(run, plan_of(here, moved), ((str(moved / "second"), str(here)),))
+    assert {part.scene.scene_id for part in parts_to_do(run, plan)} == {"south/b.tif"}  # it is where it was
+
+
+def test_files_beside_a_scene_move_with_it(s3: str, tmp_path: Path, make_scene: MakeScene) -> None:
+    client, name = boto3.client("s3"), "a.tif"
+    path = make_scene(name, 64, 64, crs=None)
+    Path(path).with_suffix(".tfw").write_text("1\n0\n0\n-1\n400000\n5800000\n")
+    for folder in ("old", "new"):
+        for each in (Path(path), Path(path).with_suffix(".tfw")):
+            client.upload_file(str(each), "tests", f"beside/{folder}/{each.name}")
+    write_light_bundle(tmp_path / "bundle")
+    run, old, new = str(tmp_path / "run"), f"{s3}/beside/old", f"{s3}/beside/new"
+    open_run(run, plan_of(old, tmp_path), "bundle")
+    (known,) = read_plan(run).scenes
+    assert known.sidecars == (f"{old}/a.tfw",)
+    plan, _ = match_run(run, plan_of(new, tmp_path), ((old, new),))
+    assert plan.scenes == (known,)
+    (part,) = plan.parts()
+    assert (part.scene.uri, part.scene.sidecars) == (f"{new}/a.tif", (f"{new}/a.tfw",))
+    assert len(part_rows(part, SETTINGS)) == 4
+    plan, _ = match_run(run, plan_of(tmp_path / name, tmp_path), ((old, str(tmp_path)),))
+    assert plan.scenes == (known,)
+    (part,) = plan.parts()
+    assert (part.scene.uri, part.scene.sidecars) == (path, ())
+    assert len(part_rows(part, SETTINGS)) == 4
+
+
 def test_a_second_move_may_be_said_from_the_first_place(moved: Path) -> None:
     run = str(moved / "run")
     match_run(run, plan_of(moved / "archive/2025", moved), places_of(moved))

@@ -137,6 +137,9 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
 def test_paths_are_local_or_in_s3() -> None:
     assert absolute("s3://bucket/prefix/") == "s3://bucket/prefix"
     assert absolute("a/b.tif", "s3://bucket/prefix") == "s3://bucket/prefix/a/b.tif"
+    assert absolute("./a/./b.tif", "s3://bucket/prefix") == "s3://bucket/prefix/a/b.tif"
+    assert absolute("../a/c/../b.tif", "s3://bucket/pre//fix") == "s3://bucket/pre//a/b.tif"
+    assert absolute("../../b.tif", "s3://bucket/prefix") == absolute("b.tif", "s3://bucket") == "s3://bucket/b.tif"
     assert absolute("/a/b.tif", "s3://bucket/prefix") == "/a/b.tif"
     assert is_remote("s3://bucket/prefix")
     assert not is_remote("/s3/bucket")
@@ -168,7 +171,22 @@ def test_names_of_all_kinds_are_listed_read_and_removed(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "number"), [("*.tif", 6), ("**/*.tif", 7), ("deep/**", 1), ("?????.tif", 0), ("deep/*", 0), ("*", 7)]
+    ("pattern", "number"),
+    [
+        ("*.tif", 6),
+        ("**/*.tif", 7),
+        ("deep/**", 1),
+        ("?????.tif", 0),
+        ("deep/*", 0),
+        ("*", 7),
+        ("[aq]*.tif", 2),
+        ("[!a-q]*.tif", 4),
+        ("[z-a]*.tif", 0),
+        ("q[?].tif", 1),
+        ("deep/er[!a]c.tif", 0),
+        ("deep/[d-f]r/[]c].tif", 1),
+        ("[aq.tif", 0),
+    ],
 )
 def test_a_glob_finds_the_same_in_s3_as_on_disk(place: str, pattern: str, number: int) -> None:
     for name in NAMES:

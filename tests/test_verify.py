@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
 from seg_core.run.parts import Location, read_versioned
 from seg_core.run.resume import parts_to_do
-from seg_core.run.rows import Failure, Row, decode_valid, encode_mask, failed_rows
+from seg_core.run.rows import Failure, Row, decode_valid, encode_mask, encode_png, failed_rows
 from seg_core.run.schema import TILES
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import part_path, scenes_path
@@ -266,6 +267,45 @@ def test_coverage_of_a_tile_without_valid_pixels_must_be_null(made: Made) -> Non
     part, index = empty[0]
     made.rewrite(lambda rows: [{**row, "coverage": 0.0} if i == index else row for i, row in enumerate(rows)], part)
     assert "coverage 0.0 is not 0 / 0" in made.problems()
+
+
+@pytest.mark.parametrize("mean", [None, float("nan"), -0.01, 1.01])
+def test_a_mean_probability_that_is_none_is_named(made: Made, mean: float | None) -> None:
+    assert f"mean_probability {mean} of" in altered(made, lambda _: {"mean_probability": mean})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"building_m2": row["building_m2"] * 1.001},
+        lambda row: {"area_m2": row["area_m2"] * 0.999},
+        lambda _: {"building_m2": -5.0, "area_m2": 1e12},
+        lambda row: {"building_m2": -row["building_m2"], "area_m2": -row["area_m2"]},
+        lambda _: {"building_m2": None},
+        lambda _: {"area_m2": None},
+        lambda _: {"area_m2": float("nan")},
+    ],
+)
+def test_areas_that_do_not_fit_the_pixels_are_named(made: Made, change: Callable[[Row], Row]) -> None:
+    assert "building_m2" in altered(made, change)
+
+
+@pytest.mark.parametrize(("crs", "corner"), [(None, (0.0, 0.0)), ("EPSG:3413", (-50.0, 50.0))])
+def test_areas_hold_without_a_crs_and_at_a_pole(tmp_path: Path, crs: str | None, corner: tuple[float, float]) -> None:
+    run, _ = build_run(tmp_path, crs=crs, corner=corner)
+    assert verify(run, again=True).ok
+
+
+def test_areas_of_a_tile_that_can_not_be_measured_hold(made: Made) -> None:
+    made.rewrite(lambda rows: [{**row, "area_m2": float("nan"), "building_m2": float("nan")} for row in rows])
+    assert made.verdict().ok
+
+
+@pytest.mark.parametrize("png", [None, b"no PNG", encode_png(np.zeros((32, 31), np.uint8))])
+def test_a_kept_probability_that_can_not_be_read_is_named(tmp_path: Path, png: bytes | None) -> None:
+    kept = Made(*build_run(tmp_path, settings=replace(SETTINGS, keep_probability=True), failed_parts=[2]))
+    assert verify(kept.run, again=True).ok
+    assert "the column probability" in altered(kept, lambda _: {"probability": png})
 
 
 @pytest.mark.parametrize("status", ["unknown", "", "DONE", "Failed"])

@@ -98,9 +98,10 @@ def test_rows_are_capped_and_the_answer_says_so(server: ViewServer) -> None:
 
 def test_values_are_short_and_exact(server: ViewServer) -> None:
     sql = "SELECT repeat('x', 100000), 9007199254740993::HUGEINT, {'a': 1.5}, NULL, 'nan'::DOUBLE, DATE '2020-01-02'"
+    sql += ", TIMESTAMP 'infinity'"
     _, found = ask(server, sql)
     (row,) = found["rows"]
-    assert row == ["x" * 300 + " ...", "9007199254740993", '{"a": 1.5}', None, None, "2020-01-02"]
+    assert row == ["x" * 300 + " ...", "9007199254740993", '{"a": 1.5}', None, None, "2020-01-02", "infinity"]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,14 @@ def test_a_page_is_made_anew_when_the_run_has_grown(tmp_path: Path, monkeypatch:
     last.write_bytes(content)
     assert "complete: all 18 tiles" in site.page()
     assert len(made) == 2
+
+
+def test_an_error_that_nobody_expects_is_a_line_too(server: ViewServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise ValueError("it\nbroke")
+
+    monkeypatch.setattr(server.site, "ask", fail)
+    assert ask(server, "SELECT 1") == (500, "seg: ValueError: it broke\n")
 
 
 def test_a_run_that_is_gone_is_said_on_its_page(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class PartSegmenter:
         self.reader = WindowReader(settings, segmenter, resources, self.guard, self.clock)
         self.seams = SeamChecker(watched, settings, segmenter, resources.writers)
         self.batches = BatchSegmenter(settings, segmenter, self.reader, self.seams, fitted, execution)
-        expected = Expected(settings.tile_size, settings.part, segmenter.bundle.hash)
+        expected = Expected(settings.tile_size, settings.part, segmenter.bundle.hash, settings.keep_probability)
         self.publisher = Publisher(out, expected, writers, segmenter.on_gpu, self.guard, self.clock, store)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:

@@ -1,5 +1,6 @@
 """Check the rows of a part against its plan: each tile has one row, whose figures are those of its mask."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from seg_core.errors import SegError
 from seg_core.grid import split
 from seg_core.run.plan import Part, Plan
-from seg_core.run.rows import Row, decode_bits, decode_mask
+from seg_core.run.rows import Row, decode_bits, decode_mask, decode_probability
 from seg_core.run.tables import part_name
 
 FIGURES = (
@@ -24,6 +25,7 @@ FIGURES = (
     "valid",
     "probability",
 )
+AREA_TOLERANCE = 1e-6  # of an area: another version of PROJ may have measured it
 
 
 class Expected(NamedTuple):
@@ -32,11 +34,12 @@ class Expected(NamedTuple):
     tile_size: int  # px
     part: int  # px
     model: str  # the bundle's hash
+    keep_probability: bool
 
     @classmethod
     def of(cls, plan: Plan) -> "Expected":
         """Return what a plan expects."""
-        return cls(plan.settings.tile_size, plan.settings.part, plan.model)
+        return cls(plan.settings.tile_size, plan.settings.part, plan.model, plan.settings.keep_probability)
 
 
 class PartCheck(NamedTuple):
@@ -72,23 +75,30 @@ def _row_problems(row: Row, expected: Expected, part: Part) -> Iterator[str]:
     if (row["tile_row"], row["tile_col"]) != (row["row_off"] // size, row["col_off"] // size):
         yield f"has the numbers of tile {row['tile_row']}, {row['tile_col']}"
     if row["status"] == "done" and row["error"] is row["error_class"] is row["attempts"] is None:
-        yield from _figure_problems(row)
+        yield from _figure_problems(row, expected)
     elif row["status"] != "failed" or not row["error"]:
         yield f"status {row['status']!r}, error {row['error']!r}"
     elif any(row[figure] is not None for figure in FIGURES):
         yield "failed, but has figures"
 
 
-def _figure_problems(row: Row) -> Iterator[str]:
-    """Yield what is wrong with the figures and the mask of a tile that is done."""
+def _figure_problems(row: Row, expected: Expected) -> Iterator[str]:
+    """Yield what is wrong with the figures and the pixels of a tile that is done."""
     valid, building = row["valid_px"], row["building_px"]
     if valid is None or building is None or not 0 <= building <= valid <= row["height"] * row["width"]:
         yield f"{building} building of {valid} valid of {row['height'] * row['width']} px"
         return
     if row["coverage"] != (building / valid if valid else None):
         yield f"coverage {row['coverage']} is not {building} / {valid}"
+    mean, areas = row["mean_probability"], (row["area_m2"], row["building_m2"])
+    if (mean is None) == (valid > 0) or not 0 <= (mean or 0) <= 1:
+        yield f"mean_probability {mean} of {valid} valid px"
+    if areas != (None, None) and (None in areas or not _is_share(*areas, building / valid if valid else 0)):
+        yield f"building_m2 {areas[1]} of area_m2 {areas[0]} are not {building} of {valid} px"
     try:
         mask, pixels = _read_bits(row, "mask"), _read_bits(row, "valid")
+        if expected.keep_probability:
+            decode_probability(row)
     except SegError as error:
         yield str(error)
         return
@@ -98,6 +108,13 @@ def _figure_problems(row: Row) -> Iterator[str]:
         yield f"the column valid has {found} px, the row has {valid} valid px"
     elif (row["valid"] is not None or not valid) and (mask & ~pixels).any():
         yield f"{_count(mask & ~pixels)} building px are not valid"
+
+
+def _is_share(area: float, building: float, share: float) -> bool:
+    """Return whether one area is this share of another. Both may be NaN, as those of a tile that holds a pole."""
+    wanted = area * share
+    is_close = math.isclose(building, wanted, rel_tol=AREA_TOLERANCE) or (math.isnan(building) and math.isnan(wanted))
+    return is_close and not area < 0
 
 
 def _read_bits(row: Row, column: str) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from seg_core.run.export_masks import Scale, decode_pixels, new_files
 from seg_core.run.parts import find_parts, read_rows
 from seg_core.run.plan import Part, Plan
 from seg_core.run.record import read_record
-from seg_core.run.rows import Row
+from seg_core.run.rows import Row, locate_tiles
 from seg_core.run.schema import BBOX, GEO_METADATA
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage.disk import staged_file
@@ -222,7 +222,8 @@ class PairReader:
         for tile in split(pair.before.window, self.tile_size):
             one, two = (rows.get(tile.origin) for rows in both)
             if one is None or two is None or {one["status"], two["status"]} != {"done"}:
-                yield _unknown(pair.before, tile, self.tile_size), None
+                place, _ = next(locate_tiles(pair.before.scene, tile, self.tile_size))
+                yield {**place, "compared_px": None}, None
                 continue
             pixels = [
                 decode_pixels(row, part, scale) for row, part, scale in zip((one, two), pair, self.scales, strict=True)
@@ -233,11 +234,6 @@ class PairReader:
         there = self.there[run]
         rows = read_rows(there[part.key], COLUMNS) if part.key in there else []
         return {Window.from_row(row).origin: row for row in rows}
-
-
-def _unknown(part: Part, tile: Window, tile_size: int) -> Row:
-    place = {"tile_row": tile.row_off // tile_size, "tile_col": tile.col_off // tile_size}
-    return {"scene_id": part.scene.scene_id, **place, **tile._asdict(), "compared_px": None}
 
 
 def _compare_tile(row: Row, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> tuple[Row, NDArray[np.uint8]]:

@@ -31,7 +31,7 @@ from seg_core.storage.files import list_files, read_bytes, sha256, stat
 from seg_core.threads import NUM_FILE_THREADS, for_each, prefetch
 
 FORMAT = "aerial-seg ledger"
-VERSION = 1  # also of the checks that a part has passed
+VERSION = 2  # also of the checks that a part has passed
 NAME_DIGITS = 16  # of a digest
 ENTRIES, FIGURES = ".json", ".parquet"  # how the names of the two files end
 FILES_AT_ONCE = 8  # that a thread reads: to ask it for each one takes longer than to read one on disk

@@ -250,19 +250,24 @@ def read_rows(location: Location, columns: Sequence[str] | None = None) -> list[
 
 def read_versioned(location: Location) -> tuple[pa.Table, str]:
     """Read the rows of a part and its version (see `Part.version`). Raises SegError as `read_rows` does."""
-    table = read_part_table(location)
-    return table, location.entry.version if location.entry else version_of(table.schema.metadata)
+    table, found = _read_where_it_is(location, None)
+    return table, found.entry.version if found.entry else version_of(table.schema.metadata)
 
 
 def read_part_table(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of a part as a table. A part that was compacted meanwhile is read from where it is now."""
+    return _read_where_it_is(location, columns)[0]
+
+
+def _read_where_it_is(location: Location, columns: Sequence[str] | None) -> tuple[pa.Table, Location]:
+    """Read the rows of a part, and return where they were found."""
     try:
-        return _read(location, columns)
+        return _read(location, columns), location
     except SegError:
         moved = None if stat(location.path) else _find_again(location)
         if moved is None:
             raise
-    return _read(moved, columns)
+    return _read(moved, columns), moved
 
 
 def _read(location: Location, columns: Sequence[str] | None) -> pa.Table:
@@ -355,7 +360,8 @@ def map_live_tables(
                 groups, live = range(len(file.group_rows))[first : first + GROUPS_AT_ONCE], None
                 if gone := dead.get(file.name):
                     live = [place for key, place in located if place.group in groups and key not in gone]
-                chunks.append((file, groups, live))
+                if live != []:
+                    chunks.append((file, groups, live))
         yield from for_each(of_part, (location for key, location in index.own.items() if key not in skipped))
         yield from for_each(of_groups, chunks, count_cpus())
 
@@ -363,8 +369,18 @@ def map_live_tables(
 def _read_live(
     file: CompactedFile, groups: Sequence[int], live: Sequence[Location] | None, columns: Sequence[str]
 ) -> pa.Table:
-    """Read row groups that follow each other, and of them only some parts, unless `live` is None."""
-    table = _read_groups(file.path, groups, columns)
+    """Read row groups that follow each other, and of them only some parts, unless `live` is None.
+
+    If the file was merged into another one meanwhile, the parts are read one by one from where they are now.
+    """
+    try:
+        table = _read_groups(file.path, groups, columns)
+    except SegError:
+        if stat(file.path):
+            raise
+        if live is None:
+            live = [place for _, place in file.locations() if place.group in groups]
+        return pa.concat_tables([read_part_table(place, columns) for place in live])
     if live is None:
         return table
     starts = dict(zip(groups, accumulate([0, *(file.group_rows[group] for group in groups)]), strict=False))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +21,7 @@ from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
 from seg_core.processor import choose_precision
 from seg_core.run.imagery_fit import ImageryFit
+from seg_core.storage.files import is_remote
 
 PACKED = np.int32  # type of a packed window's numbers, as in the tables of a run
 CACHED_SCENES = 64
@@ -186,8 +188,14 @@ def relocate(uri: str, places: Places) -> str:
 
 @lru_cache(maxsize=CACHED_SCENES)
 def relocate_scene(scene: Scene, places: Places) -> Scene:
-    """Return a scene with its present URI."""
-    return replace(scene, uri=relocate(scene.uri, places))
+    """Return a scene with its present URI, and those of its sidecars."""
+    uri = relocate(scene.uri, places)
+    return replace(scene, uri=uri, sidecars=sidecars_at(uri, scene.sidecars) if is_remote(uri) else ())
+
+
+def sidecars_at(uri: str, sidecars: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths of the sidecars of a scene if the scene is at `uri`."""
+    return tuple(posixpath.join(posixpath.dirname(uri), posixpath.basename(path)) for path in sidecars)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seg_core.errors import SegError
 from seg_core.run.ledger import read_live_ledger
 from seg_core.run.parts import check_not_empty, index_parts, map_live_tables
 from seg_core.run.record import read_record
@@ -47,8 +48,9 @@ def summary(run: str) -> dict[str, Any]:
 
     def known_sums() -> Iterator[Mapping[str, Any]]:
         for _, entries in read_live_ledger(run):
-            known.update(entry.key for entry in entries)
-            yield from (entry.figures for entry in entries)
+            live = [entry for entry in entries if entry.key in index.own]  # else it counts from a compacted file too
+            known.update(entry.key for entry in live)
+            yield from (entry.figures for entry in live)
 
     found = add_sums(chain(known_sums(), map_live_tables(sum_table, index, COLUMNS, known)))
     area_m2, building_m2 = found.pop("area_m2"), found.pop("building_m2")
@@ -83,16 +85,18 @@ def to_table(figures: Mapping[str, Any]) -> pa.Table:
 def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most: int) -> None:
     """Write a result as `table` (its first `most` rows), `csv`, `json` (a list of objects) or `parquet`.
 
-    Only one batch of the result is in memory at once.
+    Only one batch of the result is in memory at once. Raises SegError for a column that Parquet can't hold.
     """
     if form == "parquet":
+        _check_types(result.schema)
         with pq.ParquetWriter(stream, result.schema) as file:
             for batch in result:
                 file.write_batch(batch)
     elif form == "json":
         between = b"["
-        for row in chain.from_iterable(batch.to_pylist() for batch in result):
-            stream.write(between + json.dumps({k: _plain(v) for k, v in row.items()}).encode())
+        for row in chain.from_iterable(zip(*map(_values, batch.columns), strict=True) for batch in result):
+            named = dict(zip(result.schema.names, map(_plain, row), strict=True))
+            stream.write(between + json.dumps(named).encode())
             between = b", "
         stream.write(b"]\n" if between == b", " else b"[]\n")
     elif form == "csv":
@@ -111,6 +115,29 @@ def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most
             stream.write(f"... {number - len(shown):,} more rows: --format csv has them all\n".encode())
 
 
+def _check_types(schema: pa.Schema) -> None:
+    """Raise SegError for a column of a type that Parquet lacks."""
+    for each in schema:
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([each])).close()
+        except pa.ArrowNotImplementedError as error:
+            cast = f'CAST("{each.name}" AS VARCHAR)'
+            raise SegError(f"SQL: column {each.name}: Parquet has no type {each.type}: say {cast}") from error
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return the values of a column, as text if one of them is a time that Python does not know, such as infinity."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except OverflowError:
+        import duckdb  # here, because a summary does without
+
+        with duckdb.connect() as connection:
+            text = connection.from_arrow(pa.table({"x": column})).project("x::VARCHAR AS x")
+            values = text.to_arrow_table()["x"].to_pylist()
+    return values
+
+
 def first_rows(result: pa.RecordBatchReader, most: int) -> tuple[list[list[object]], bool]:
     """Return the first `most` rows of a result for a page, and whether there are more. The rest is not computed.
 
@@ -118,7 +145,7 @@ def first_rows(result: pa.RecordBatchReader, most: int) -> tuple[list[list[objec
     """
     rows: list[list[object]] = []
     for batch in result:
-        values = [each.to_pylist() for each in batch.slice(0, most + 1 - len(rows)).columns]
+        values = map(_values, batch.slice(0, most + 1 - len(rows)).columns)
         rows += [list(map(_short, row)) for row in zip(*values, strict=True)]
         if len(rows) > most:
             return rows[:most], True
@@ -138,7 +165,7 @@ def _frame(rows: pa.Table | pa.RecordBatch, plain: Callable[[object], object]) -
     import pandas as pd  # here, because a summary does without
 
     return pd.DataFrame(
-        {each: list(map(plain, rows.column(each).to_pylist())) for each in rows.schema.names}, dtype=object
+        {each: list(map(plain, _values(rows.column(each)))) for each in rows.schema.names}, dtype=object
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Places, Plan, relocate
+from seg_core.run.plan import Places, Plan, relocate, sidecars_at
 from seg_core.run.record import RunRecord, read_record, write_record
 from seg_core.run.resume import find_run, is_same_scene, known_scenes, with_choices_of_run
 from seg_core.run.tables import read_scenes, scenes_path, write_scenes
@@ -39,7 +39,7 @@ def match_run(out: str, plan: Plan, given: Places = ()) -> tuple[Plan, list[str]
         return plan, []
     record = read_record(out)
     places, accepted = record.places(given), record.relocated_versions or {}
-    moved = _relocate(plan, known_scenes(out), places, accepted) if places else RelocatedPlan(plan, [], accepted)
+    moved = _relocate(plan, known_scenes(out), record, given) if places else RelocatedPlan(plan, [], accepted)
     begun = with_choices_of_run(out, moved.plan)
     find_run(out, begun)
     if record.places() != moved.plan.places or moved.accepted != accepted:
@@ -77,9 +77,19 @@ def _has_scenes(out: str, plan: Plan) -> bool:
     return len(there) == len(plan.scenes) and all(map(is_same_scene, there, plan.scenes))
 
 
-def _relocate(plan: Plan, known: list[Scene], places: Places, accepted: dict[str, str]) -> RelocatedPlan:
-    """The plan with its scenes as the run knows them. The versions are those that were `accepted` before."""
+def _relocate(plan: Plan, known: list[Scene], record: RunRecord, given: Places) -> RelocatedPlan:
+    """The plan with its scenes as the run knows them.
+
+    A version that was accepted before counts where the scene has not moved again.
+    """
+    places = record.places(given)
     at = {relocate(scene.uri, places): scene for scene in known}
+    before = record.relocated_versions or {}
+    accepted = {
+        scene.scene_id: before[scene.scene_id]
+        for uri, scene in at.items()
+        if scene.scene_id in before and uri == relocate(scene.uri, record.places())
+    }
     if plan.settings.mosaic:  # of which the first is no file
         at[plan.scenes[0].uri] = known[0]
     scenes = [_as_known(at.get(scene.uri, scene), scene, accepted) for scene in plan.scenes]
@@ -110,7 +120,9 @@ def _as_known(known: Scene, here: Scene, accepted: Mapping[str, str]) -> Scene:
 
     A version that is neither the old one nor the `accepted` one of the new place is that of a changed file.
     """
-    renamed = replace(here, scene_id=known.scene_id, uri=known.uri)
+    # Those of a file on disk are not listed.
+    sidecars = sidecars_at(known.uri, here.sidecars) if is_remote(here.uri) else known.sidecars
+    renamed = replace(here, scene_id=known.scene_id, uri=known.uri, sidecars=sidecars)
     if not (is_remote(known.uri) and is_remote(here.uri)):
         expected = accepted.get(known.scene_id, here.version)
         if here.version in {expected, known.version}:

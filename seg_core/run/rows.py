@@ -34,7 +34,7 @@ class PartialFailure(Failure):
 
 def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigures) -> Iterator[Row]:
     """Yield the rows of a window's tiles, with status `done`."""
-    for row, polygon in _locate_tiles(scene, window, tile_size):
+    for row, polygon in locate_tiles(scene, window, tile_size):
         top, left = row["row_off"] - window.row_off, row["col_off"] - window.col_off
         at = np.s_[top : top + row["height"], left : left + row["width"]]
         place = top // tile_size, left // tile_size
@@ -52,11 +52,11 @@ def tile_rows(scene: Scene, window: Window, tile_size: int, figures: WindowFigur
 
 def failed_rows(scene: Scene, window: Window, tile_size: int, failure: Failure) -> Iterator[Row]:
     """Yield the rows of a window that could not be segmented: status `failed`, positions, and no figures."""
-    for row, _ in _locate_tiles(scene, window, tile_size):
+    for row, _ in locate_tiles(scene, window, tile_size):
         yield {"status": "failed", **failure._asdict(), **row}
 
 
-def _locate_tiles(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row, shapely.Polygon | None]]:
+def locate_tiles(scene: Scene, window: Window, tile_size: int) -> Iterator[tuple[Row, shapely.Polygon | None]]:
     """Yield the position columns of each tile, and its footprint in lon/lat (None without a CRS)."""
     tiles = list(split(window, tile_size))
     polygons = np.full(len(tiles), None) if scene.crs is None else footprints(scene.crs, scene.transform, tiles)

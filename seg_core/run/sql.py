@@ -3,11 +3,11 @@
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import duckdb
@@ -18,14 +18,14 @@ from seg_core.errors import SegError
 from seg_core.run.ledger import COLUMNS as LEDGER_COLUMNS
 from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.parquet import advised, read_file
-from seg_core.run.parts import check_not_empty, index_parts
+from seg_core.run.parts import PartIndex, check_not_empty, index_parts
 from seg_core.run.record import read_record
 from seg_core.run.schema import BBOX, GEO, SCENES, SPLIT, TILES, check_columns
 from seg_core.run.sql_files import SCHEME, RunFiles
 from seg_core.run.sql_limit import Limit
 from seg_core.run.stored_plan import read_plan
 from seg_core.run.tables import REPAIR_ADVICE, scenes_path
-from seg_core.storage.files import list_files
+from seg_core.storage.files import list_files, stat
 from seg_core.threads import for_each
 
 # Tiles that touch a rectangle in degrees. Files and row groups that lie elsewhere are not read.
@@ -34,11 +34,12 @@ CREATE MACRO tiles_in(west, south, east, north) AS TABLE SELECT * FROM tiles
 WHERE bbox.ymin <= north AND bbox.ymax >= south AND bbox.xmin <= east AND bbox.xmax >= west
 """
 READING = {"SELECT", "EXPLAIN", "MULTI"}  # types of statements; PIVOT is of the last
-EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b", re.IGNORECASE)
+EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\b(\s*\(\s*(analyze|format)\b[^()]*\))?", re.IGNORECASE)
 # Where parts lie that don't count, in a compacted file.
 DEAD_PARTS = pa.schema(
     {"filename": pa.string(), "scene_id": pa.string(), "row_off": pa.int32(), "col_off": pa.int32()},
 )
+CHANGED_ADVICE = "if the run is being compacted or worked on, ask again"
 BATCH = 2**10  # rows of a result that are in memory at once, with their masks
 
 
@@ -72,9 +73,9 @@ def connect(run: str, with_pixels: bool = True) -> Connection:
     if `run` is not a run, holds no rows yet, or can't be read.
     """
     read_record(run)
-    entered, dead, keys = ({}, {}, set()) if with_pixels else _find_figures(run)
     index = index_parts(run)
     check_not_empty(index)
+    entered, dead, keys = ({}, {}, set()) if with_pixels else _find_figures(index)
     own = FileSet("own", {each.name: each.path for key, each in index.own.items() if key not in keys}, TILES)
     ledger = FileSet("ledger", entered, TILES, tuple(LEDGER_COLUMNS.names))
     compacted = FileSet("compacted", {file.name: file.path for file in index.compacted}, TILES)
@@ -102,20 +103,22 @@ def connect(run: str, with_pixels: bool = True) -> Connection:
     return Connection(connection, files, row_groups, not ledger.paths)
 
 
-def _find_figures(run: str) -> tuple[dict[str, str], dict[str, set[str]], set[str]]:
+def _find_figures(index: PartIndex) -> tuple[dict[str, str], dict[str, set[str]], set[str]]:
     """Find the files of a ledger that hold rows: their paths by name, and the parts in them that don't count.
 
-    Also returns the keys of the parts that do.
+    Also returns the keys of the parts that do. Only those with files of their own do: a part that got one since the
+    index was made counts from where it was.
     """
-    sizes = {name: state.size for name, state in list_files(ledger_folder(run))}
+    folder = ledger_folder(index.run)
+    sizes = {name: state.size for name, state in list_files(folder)}
     paths: dict[str, str] = {}
     dead: dict[str, set[str]] = {}
     keys: set[str] = set()
-    for file, entries in read_live_ledger(run):
-        if sizes.get(file.figures) != file.size or file.figures in paths:
+    for file, entries in read_live_ledger(index.run):
+        live = {entry.key for entry in entries if entry.key in index.own}
+        if not live or sizes.get(file.figures) != file.size or file.figures in paths:
             continue
-        live = {entry.key for entry in entries}
-        paths[file.figures] = f"{ledger_folder(run)}/{file.figures}"
+        paths[file.figures] = f"{folder}/{file.figures}"
         keys |= live
         if gone := {entry.key for entry in file.entries} - live:
             dead[file.figures] = gone
@@ -135,7 +138,7 @@ class FileSet:
     def footers(self) -> list[tuple[tuple[str, ...], int]]:
         """Columns and number of row groups of each file.
 
-        Raises SegError for a file that is damaged, or that a newer version wrote.
+        Raises SegError for a file that is damaged or gone, or that a newer version wrote.
         """
         if self.columns:
             return [(self.columns, 1)] * len(self.paths)
@@ -148,7 +151,12 @@ class FileSet:
             check_columns(parquet.schema_arrow, self.schema)
             return tuple(parquet.schema_arrow.names), parquet.num_row_groups
 
-        return read_file(path, parse)
+        try:
+            return read_file(path, parse)
+        except SegError as error:
+            if stat(path):
+                raise
+            raise SegError(f"{path}: is gone: {CHANGED_ADVICE}") from error
 
     def select(self, with_filename: bool = False) -> str:
         """Return a query of all columns of the table, null where a file lacks them, and perhaps of the file's name."""
@@ -288,8 +296,7 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
         raise SegError(f"SQL: {text}") from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if files is not None and files.error is not None:
-            changed = "if the run is being compacted or worked on, ask again"
-            raise SegError(f"{str(files.error).splitlines()[0]}: {changed}") from error
+            raise SegError(f"{str(files.error).splitlines()[0]}: {CHANGED_ADVICE}") from error
         lines = [line for line in str(error).partition("\nLINE ")[0].splitlines() if line.strip()]
         # An error of Python within DuckDB has its own words in the last line.
         line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
@@ -300,12 +307,13 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
 
 def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBatchReader:
     """Add a number to the names of columns that an earlier column has too."""
-    seen: Counter[str] = Counter()
-    fields = []
+    taken, fields = set(result.schema.names), dict[str, pa.Field]()
     for each in result.schema:
-        fields.append(each.with_name(f"{each.name}_{seen[each.name]}") if seen[each.name] else each)
-        seen[each.name] += 1
-    schema = pa.schema(fields, _geo(fields))
+        numbered = (f"{each.name}_{number}" for number in count(1))
+        name = next(name for name in numbered if name not in taken) if each.name in fields else each.name
+        taken.add(name)
+        fields[name] = each.with_name(name)
+    schema = pa.schema(fields.values(), _geo(fields))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _translated_errors(files):
@@ -315,9 +323,9 @@ def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBat
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _geo(fields: Sequence[pa.Field]) -> dict[str, str] | None:
+def _geo(fields: Mapping[str, pa.Field]) -> dict[str, str] | None:
     """Return the metadata that makes a table GeoParquet if it has the geometry column, else None."""
-    types = {each.name: each.type for each in fields}
+    types = {name: each.type for name, each in fields.items()}
     if types.get("geometry") != pa.binary():
         return None
     column = dict(SPLIT)

@@ -39,6 +39,8 @@ PINNED: GdalSettings = {
     "JPEG_READ_MASK": "YES",
     "OSR_STRIP_TOWGS84": "YES",
 }
+WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}  # of globs, as regular expressions
+CHARACTERS = r"\[!?\]?[^]/]*\]"  # a set of them in a glob
 
 
 def _remote(path: str) -> ObjectStore | None:
@@ -67,8 +69,20 @@ def absolute(path: str, base: str | None = None) -> str:
         schemes = " and ".join(f"{scheme}://" for scheme in REMOTE)
         raise SegError(f"{path}: only local paths and {schemes} URIs can be read and written")
     if base is not None and is_remote(base) and not os.path.isabs(path):
-        return f"{base}/{path}"
+        return _below(base, path)
     return os.path.normpath(os.path.join(base or os.getcwd(), os.path.expanduser(path)))
+
+
+def _below(prefix: str, path: str) -> str:
+    """A path from a prefix on. `.` and `..` are resolved as on disk, because they would be names in a store."""
+    scheme, _, there = prefix.partition("://")
+    bucket, *names = there.split("/")
+    for name in path.split("/"):
+        if name == "..":
+            names = names[:-1]
+        elif name != ".":
+            names.append(name)
+    return f"{scheme}://{'/'.join([bucket, *names])}"
 
 
 def folder_of(path: str) -> str:
@@ -246,7 +260,7 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a glob names: `*` and `?` within a name, `**` across folders."""
+    """The files that a glob names: `*`, `?` and `[...]` within a name, `**` across folders."""
     if not is_remote(pattern):
         import glob
 
@@ -254,9 +268,17 @@ def expand(pattern: str) -> list[str]:
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
     if fixed.endswith(":/"):
         raise SegError(f"{pattern}: name the bucket")
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    wanted = "".join(parts.get(token, re.escape(token)) for token in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
+    wanted = "".join(map(_to_regex, re.split(rf"(\*\*/|\*\*|\*|\?|{CHARACTERS})", pattern)))
     return [path for path in walk(fixed) if re.fullmatch(wanted, path)]
+
+
+def _to_regex(token: str) -> str:
+    """A regular expression for a wildcard, for a set of characters or for plain text."""
+    if re.fullmatch(CHARACTERS, token):
+        import fnmatch
+
+        return f"(?!/){fnmatch.translate(token)[:-2]}"  # without the two characters for the end of the text
+    return WILDCARDS.get(token, re.escape(token))
 
 
 def published(folder: str, suffix: str) -> list[str]:

@@ -86,6 +86,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(refusal.status, TEXT, f"{refusal}\n")
         except SegError as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, f"seg: {error}\n")
+        except Exception as error:  # nobody reads a traceback here, and a page waits for an answer
+            line = " ".join(str(error).split())
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, f"seg: {type(error).__name__}: {line}\n")
 
     def _check(self, path: str) -> None:
         """Raise RefusedError for a request that is not made to this server, by its own page or by none."""
