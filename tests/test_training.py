@@ -495,6 +495,16 @@ def test_a_threshold_that_is_given_is_used() -> None:
     assert figures["val_recall"] == pytest.approx(expected["recall"], abs=4e-3)
 
 
+@pytest.mark.parametrize("kept", [0.25, 0.5, 0.75])
+def test_a_threshold_that_is_kept_moves_with_the_temperature_so_that_its_mask_stays(kept: float) -> None:
+    learner = make_learner(threshold=None, kept_threshold=kept)
+    (figures,) = train(learner, 1, 1)
+    probability, truth, valid = probabilities(learner.network, validation(), 1)
+    assert figures["temperature"] != 1
+    assert figures["threshold"] == round(float(scale_probability(kept, figures["temperature"])), 4)
+    assert figures["val_iou"] == scores(histogram(probability, truth, valid).counts(kept))["iou"]
+
+
 def test_validation_changes_neither_weights_nor_batch_norms() -> None:
     learner = make_learner(ema=0.9)
     before, kept = weights(learner.network), weights(learner.kept)

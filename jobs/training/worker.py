@@ -22,6 +22,7 @@ from seg_core.model.unet import UNet
 from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
 from seg_core.threads import count_cpus
+from seg_core.training.calibration import scale_probability
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
@@ -186,7 +187,7 @@ def make_learner(
         mean=torch.tensor(header["mean"], device=device),
         std=torch.tensor(header["std"], device=device),
         positive=header["building"],
-        threshold=settings.threshold or None,
+        threshold=None if settings.keeps_threshold else settings.threshold or None,
         device=device,
         bfloat16=bfloat16,
         max_norm=settings.max_norm or None,
@@ -194,8 +195,14 @@ def make_learner(
         seed=settings.seed,
         equivariant=settings.equivariant,
         freeze_batchnorm=settings.freeze_batchnorm,
+        kept_threshold=_uncalibrate(header["threshold"], header["temperature"]) if settings.keeps_threshold else None,
         average=average,
     )
+
+
+def _uncalibrate(threshold: float, temperature: float) -> float:
+    """Return the threshold of uncalibrated probabilities that gives the mask of one of calibrated ones."""
+    return float(scale_probability(threshold, 1 / temperature))
 
 
 def is_compiled(settings: TrainSettings, device: torch.device, steps: int) -> bool:
