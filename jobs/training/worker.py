@@ -17,7 +17,7 @@ from seg_core.errors import JobError, SegError
 from seg_core.grid import round_up
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.equivariance import make_equivariant
-from seg_core.model.networks import build_model, training_bytes_per_px
+from seg_core.model.networks import build_model, stride_of, training_bytes_per_px
 from seg_core.model.unet import UNet
 from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
@@ -166,7 +166,9 @@ def make_learner(
     """A learner for a network on a device, for `share` crops a step; not yet wrapped for several processes."""
     bfloat16 = use_bfloat16(settings.precision, device)
     memory = _free_memory(device) // (workers_here if device.type == "cpu" else 1)
-    each = training_bytes_per_px(network, header["bands"]) * settings.crop**2 // (2 if bfloat16 else 1)
+    each = (
+        training_bytes_per_px(network, header["bands"], stride_of(network)) * settings.crop**2 // (2 if bfloat16 else 1)
+    )
     micro_batch = choose_micro_batch(settings, share, int(MEMORY_SHARE * memory), each)
     if settings.equivariant:
         assert isinstance(network, UNet)
