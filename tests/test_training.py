@@ -290,6 +290,17 @@ def test_no_more_crops_than_the_micro_batch_go_through_the_network_at_once(micro
     assert len(seen) == -(-8 // micro_batch)
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "sizes"), [(16, 3, [3, 3, 3, 3, 2, 2]), (13, 6, [5, 4, 4]), (16, 16, [16])]
+)
+def test_pieces_are_even_so_that_no_crop_is_left_alone(batch: int, micro_batch: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    learner = make_descent(micro_batch=micro_batch)
+    learner.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    step(learner, draw_squares(0, n=batch))
+    assert seen == sizes
+
+
 def test_gradients_of_one_step_do_not_reach_the_next() -> None:
     learner = make_descent(lr=0.0)
     learner.optimizer.param_groups[0]["lr"] = 0.0

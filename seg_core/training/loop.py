@@ -244,12 +244,14 @@ def _refuse_nan(losses: Sequence[Tensor], first: int, epoch: int) -> None:
 
 def step(learner: Learner, batch: Batch) -> Tensor:
     """Take one step of the optimizer. The loss that it returns stays on the device: reading it would wait for that."""
-    pieces = list(zip(*(part.split(learner.micro_batch) for part in batch), strict=True))
+    number = -(-len(batch[1]) // learner.micro_batch)
+    # Of even size, because some batch norms can't take a crop that is left alone.
+    pieces = list(zip(*(part.tensor_split(number) for part in batch), strict=True))
     total = torch.zeros((), device=learner.device)
-    for number, piece in enumerate(pieces, 1):
+    for count, piece in enumerate(pieces, 1):
         images, labels = _to_device(learner, piece)
         weight = len(labels) / len(batch[1])
-        with _gradient_sync(learner, last=number == len(pieces)):
+        with _gradient_sync(learner, last=count == number):
             with _autocast(learner):
                 loss = learner.loss(learner.model(images), labels) * weight
             (loss * learner.share).backward()
