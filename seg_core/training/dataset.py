@@ -173,7 +173,7 @@ def read_header(pair: Pair) -> Scene:
 
 
 def check_trainable(scene: Scene) -> None:
-    """Raise SegError for an image that can't be trained on: not uint8, of fewer bits, without bands, or of oblong pixels."""
+    """Raise SegError for an image that can't be trained on: not uint8 of 8 bits, without bands, or of oblong pixels."""
     if scene.dtype != PIXEL_DTYPE:
         raise SegError(
             f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are {PIXEL_DTYPE} (gdal_translate -ot Byte -scale)"
