@@ -1069,6 +1069,7 @@ def train(seg: Seg, folder: Path, *args: object) -> Outcome:
         (["--epochs", 0], ["epochs = 0", "more than 0"]),
         (["--lr", -1], ["lr = -1", "more than 0"]),
         (["--steps", -1], ["steps = -1", "not be negative"]),
+        (["--seed", 2**64], ["seed = 18446744073709551616", "less than 2^64"]),
         (["--threshold", 2], ["threshold = 2", "less than 1"]),
         (["--ema", 1], ["ema = 1", "less than 1"]),
         (["--lr", "nan"], ["lr = nan"]),

@@ -38,6 +38,7 @@ from aerial_seg.training.readers import BatchShare, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
 from aerial_seg.training.worker import (
     COMPILE_FROM_PX,
+    MEMORY_SHARE,
     _advice_on,
     _validation,
     choose_micro_batch,
@@ -49,6 +50,7 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
 from seg_core.model.bundle import Bundle, read_bundle, read_weights
 from seg_core.model.loading import load_model
+from seg_core.model.networks import training_bytes_per_px
 from seg_core.model.unet import UNet
 from seg_core.run.lease import acquire_lease
 from seg_core.training.crops import Crops
@@ -518,6 +520,18 @@ def test_a_unet_is_trained_whatever_its_stride() -> None:
     learner = make_learner(settings_of(crop=24, compile="no"), header, network, torch.device("cpu"), 1, 2)
     assert learner.micro_batch == 2
     assert step(learner, (torch.zeros(2, 24, 24, 3), torch.ones(2, 24, 24))) > 0
+
+
+def test_in_a_container_a_worker_takes_the_crops_that_its_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = {"bands": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "building": 1}
+    network, limit = UNet(width=2, depth=1), tmp_path / "memory.max"
+    each = training_bytes_per_px(network, 3, 2) * 128**2
+    limit.write_text(f"{int(4.5 * each / MEMORY_SHARE) * 2}\n")
+    monkeypatch.setattr("seg_core.threads.MEMORY_LIMIT", limit)
+    settings = settings_of(crop=128, precision="float32", compile="no")
+    assert make_learner(settings, header, network, torch.device("cpu"), 1, 8).micro_batch == 4
 
 
 def test_the_loss_is_the_one_of_the_settings() -> None:

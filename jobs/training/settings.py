@@ -265,6 +265,7 @@ def _check(settings: TrainSettings) -> None:
     wrong = {
         "must be more than 0": [k for k in POSITIVE if not 0 < values[k] < math.inf],
         "must not be negative": [k for k in NOT_NEGATIVE if not 0 <= values[k] < math.inf],
+        "must be less than 2^64, as torch has it": ["seed"] if settings.seed >= 2**64 else [],
         "must be at least 0 and less than 1": [k for k in SHARES if not 0 <= values[k] < 1],
         "must be at least 0 and less than 1, or -1 with --from": (
             [] if 0 <= settings.threshold < 1 or settings.keeps_threshold else ["threshold"]

@@ -1,6 +1,5 @@
 """One training process: its share of each batch and of the validation images, a checkpoint after each epoch."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from seg_core.model.networks import build_model, stride_of, training_bytes_per_p
 from seg_core.model.unet import UNet
 from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
-from seg_core.threads import count_cpus
+from seg_core.threads import count_cpus, count_memory
 from seg_core.training.calibration import scale_probability
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
@@ -228,7 +227,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return count_memory() // 2
 
 
 def choose_micro_batch(settings: TrainSettings, share: int, memory: int, each: int) -> int:
