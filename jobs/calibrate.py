@@ -4,11 +4,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain, cycle, islice, zip_longest
 from typing import Any
 
 import torch
 
+from seg_core.errors import ReadError, SegError
 from seg_core.grid import Window
 from seg_core.inference.windows import stage_windows, start_windows
 from seg_core.model.device_chips import DeviceChip
@@ -20,10 +22,12 @@ from seg_core.threads import count_cpus, prefetch
 
 from .progress import waiting
 from .resources import CPUS_PER_ACTOR, split_cores
+from .terminal import note
 
 MAX_SAMPLED_WINDOWS = 8  # and no more than a quarter of the region
 MIN_SECONDS, MAX_SECONDS = 1.0, 10.0  # s to measure the model; reading is measured for MAX_SECONDS at most
 SECONDS_PER_HOUR = 3600
+WAY_OUT = "leave the option out, or name other scenes"
 
 
 def calibrate(
@@ -34,6 +38,8 @@ def calibrate(
     `window` is the planned side in px. If none is `wanted` and a GPU's memory is small, smaller windows are measured,
     as in a run. `devices` is by default the number in this machine, whose CPUs are divided as in a run. `price` is per
     device-hour; without it the cost is None. Start-up is not counted. Rates are in Mpx/s.
+
+    Windows that can't be read are left out. Raises SegError if none of those that are sampled holds data.
     """
     on_gpu, cpus = choose_device(device).type == "cuda", count_cpus()
     compiling = "yes" if on_gpu else "no"  # on a GPU most of a run is compiled
@@ -56,8 +62,7 @@ def calibrate(
     num_sampled = min(MAX_SAMPLED_WINDOWS, -(-plan.num_windows(window) // 4))
     sample = tasks[:: max(1, len(blocks) // num_sampled)][:num_sampled]
     with waiting(f"measuring how fast {len(sample)} windows are segmented"):
-        singles = [ReadBlock(task.part, (task.window,)) for task in sample]
-        chips = [(block.windows[0], stage_windows(block, plan.settings, segmenter)[0]) for block in singles]
+        chips = _read_chips([ReadBlock(task.part, (task.window,)) for task in sample], plan.settings, segmenter)
         rates = {"decode": decode, "model": _model_rate(chips, plan.settings, segmenter)}
     limit = min(rates, key=lambda name: rates[name])
     number_of_devices = devices or local_devices
@@ -77,11 +82,14 @@ def _decode_rate(blocks: Sequence[ReadBlock], settings: Settings, segmenter: Seg
     """Return the useful pixels per second that `readers` threads read, without halos, measured for MAX_SECONDS.
 
     Each block is read only once, because its data is cached then. If there are several, the first one is a warm-up.
+    Those that can't be read count nothing. Raises SegError if no other is left.
     """
 
     def read(block: ReadBlock) -> int:
-        stage_windows(block, settings, segmenter)
-        return block.num_pixels
+        with suppress(ReadError):
+            stage_windows(block, settings, segmenter)
+            return block.num_pixels
+        return 0
 
     first, *others = blocks
     if others:
@@ -92,7 +100,33 @@ def _decode_rate(blocks: Sequence[ReadBlock], settings: Settings, segmenter: Seg
             pixels, seconds = pixels + block_pixels, time.perf_counter() - started
             if seconds > MAX_SECONDS:
                 break
-        return pixels / seconds
+    if not pixels:
+        raise SegError(
+            f"{blocks[0].part.scene.scene_id}: nothing that was sampled for --calibrate can be read: {WAY_OUT}"
+        )
+    return pixels / seconds
+
+
+def _read_chips(
+    blocks: Sequence[ReadBlock], settings: Settings, segmenter: Segmenter
+) -> list[tuple[Window, DeviceChip]]:
+    """Return the window of each block, and its chip. Those that can't be read are left out, and a line says so.
+
+    Raises SegError if none holds data.
+    """
+    chips: list[tuple[Window, DeviceChip]] = []
+    for block in blocks:
+        try:
+            chips.append((block.windows[0], stage_windows(block, settings, segmenter)[0]))
+        except ReadError as error:
+            unread = error
+    if len(chips) < len(blocks):
+        note(f"{len(blocks) - len(chips)} of {len(blocks)} windows can't be read, and are left out: {unread}")
+    if not any(chip.any_valid for _, chip in chips):
+        raise SegError(
+            f"{blocks[0].part.scene.scene_id}: no window that was sampled for --calibrate holds data: {WAY_OUT}"
+        )
+    return chips
 
 
 def _model_rate(chips: Sequence[tuple[Window, DeviceChip]], settings: Settings, segmenter: Segmenter) -> float:

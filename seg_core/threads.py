@@ -14,6 +14,7 @@ NUM_FILE_THREADS = 32  # threads that read files: an object store's latency cost
 # Number of files after which threads are replaced: Arrow's memory for a thread grows with each footer that it reads.
 FILES_PER_POOL = 1000
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this process's control group: microseconds, and per how many
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,6 +31,17 @@ def count_cpus() -> int:
         quota, period = map(int, CPU_QUOTA.read_text().split())
         cpus = min(cpus, math.ceil(quota / period))
     return max(1, cpus)
+
+
+def count_memory() -> int:
+    """How much memory there is for this process, in bytes: in a container or a pod, it is less than the machine has.
+
+    The limit of the control group (version 2) is obeyed.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # there is no such file, or it says `max`
+        memory = min(memory, int(MEMORY_LIMIT.read_text()))
+    return memory
 
 
 def prefetch(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:

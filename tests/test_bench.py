@@ -269,6 +269,29 @@ def test_of_a_small_scene_a_quarter_is_segmented_to_calibrate(
     assert found["calibrated_on"] == windows
 
 
+def test_windows_that_cannot_be_read_are_left_out_of_an_estimate(
+    make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", "--model", make_bundle(), "--calibrate", "--device", "cpu"]
+    command += ["--tile-size", "64", "--part", "128", "--window", "64", "--json"]
+    path = Path(make_scene(height=1600, width=250))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    out, err = seg(capsys, *command, path)
+    assert 0 < json.loads(out)["calibrated_on"] < 8
+    assert " of 8 windows can't be read, and are left out: " in err
+    path.write_bytes(path.read_bytes()[:2000])
+    _, err = seg(capsys, *command, path, code=2)
+    assert "scene.tif: nothing that was sampled for --calibrate can be read: leave the option out, or" in err
+
+
+def test_no_rate_is_estimated_from_windows_without_data(
+    make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = make_scene(pixels=np.zeros((3, 128, 128), np.uint8), nodata=0)
+    _, err = seg(capsys, "plan", empty, "--model", make_bundle(), "--calibrate", "--device", "cpu", code=2)
+    assert "scene.tif: no window that was sampled for --calibrate holds data: leave the option out, or" in err
+
+
 def test_a_price_needs_an_estimate(
     make_scene: MakeScene, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -905,6 +905,16 @@ def test_a_bundle_is_scored_on_a_split_and_needs_one(seg: Seg, tmp_path: Path, m
     refused(seg("evaluate", bundle, "--data", tmp_path), "label_class_dict.csv")
 
 
+@pytest.mark.parametrize(("bands", "gsd_m", "option"), [(2, 1.0, "--bands"), (3, 0.5, "--resample")])
+def test_images_that_a_bundle_is_not_for_are_segmented_before_they_are_scored(
+    seg: Seg, tmp_path: Path, make_bundle: MakeBundle, bands: int, gsd_m: float, option: str
+) -> None:
+    data, bundle = make_dataset(tmp_path), make_bundle(gsd_m=gsd_m)
+    write_pair(data / "val/a.tif", np.zeros((bands, 40, 50), np.uint8))
+    way_out = "; that is for seg segment, whose run is scored by seg evaluate RUN --labels"
+    refused(seg("evaluate", bundle, "--data", data), option, way_out)
+
+
 def test_a_bundle_is_looked_at_from_all_sides(seg: Seg, tmp_path: Path, make_bundle: MakeBundle) -> None:
     data, bundle = make_dataset(tmp_path), make_bundle()
     label = data / "val_labels/a.tif"
@@ -1059,6 +1069,7 @@ def train(seg: Seg, folder: Path, *args: object) -> Outcome:
         (["--epochs", 0], ["epochs = 0", "more than 0"]),
         (["--lr", -1], ["lr = -1", "more than 0"]),
         (["--steps", -1], ["steps = -1", "not be negative"]),
+        (["--seed", 2**64], ["seed = 18446744073709551616", "less than 2^64"]),
         (["--threshold", 2], ["threshold = 2", "less than 1"]),
         (["--ema", 1], ["ema = 1", "less than 1"]),
         (["--lr", "nan"], ["lr = nan"]),

@@ -63,6 +63,11 @@ def test_classes_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
     assert classes.positive == 2
 
 
+def test_spaces_around_names_and_colours_are_none_of_theirs(tmp_path: Path) -> None:
+    classes = read_classes(write_classes(tmp_path, "name, r, g, b \nbackground ,0,0,0\n building , 255,255.0 ,255 \n"))
+    assert (classes.names, classes.colours) == (TWO.names, TWO.colours)
+
+
 MEANT = ": building_px, building_m2, coverage and masks are of road"
 
 
@@ -99,6 +104,10 @@ def test_it_is_said_what_a_model_finds_unless_that_is_buildings_and_nothing_else
         ("name,r,g,b\nbackground,7,7,7\nbuilding,7,7,7\n", r"same colour, \(7, 7, 7\)"),
         ("name,r,g,b\nbuilding,7,7,7\nbuilding,8,8,8\n", "same name, building"),
         ("name,r,g,b\nbackground,0,0,0\nbuilding,256,0,0\n", "from 0 to 255"),
+        ("name,r,g,b\nbackground,0,0,0\nbuilding,254.9,0,0\n", r"254\.9 is not a whole number"),
+        ("name,r,g,b\nbackground,0,0,0\nbuilding,inf,0,0\n", "inf is not a whole number"),
+        ("name,r,g,b\nbackground,0,0,0\nbuilding,0,0\n", "name,r,g,b: "),
+        ("name,r,g,b\nbuilding,0,0,0\nbuilding ,1,1,1\n", "same name, building"),
     ],
 )
 def test_a_class_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -148,6 +157,17 @@ def test_pairs_are_found_by_name(make_scene: MakeScene, tmp_path: Path, suffix: 
     (tmp_path / "val" / "notes.txt").write_text("no image")
     pairs = find_pairs(str(tmp_path), "val")
     assert pairs == [Pair(f"{tmp_path}/val/{n}.tiff", f"{tmp_path}/val_labels/{n}{suffix}") for n in ("a", "b")]
+
+
+def test_a_picture_beside_an_image_is_no_image_more(make_scene: MakeScene, tmp_path: Path) -> None:
+    for name in ("train/a.tif", "train/b.tif", "train_labels/a.tif", "train_labels/b.tif"):
+        make_scene(name)
+    for folder in ("train", "train_labels"):
+        (tmp_path / folder / "._a.tif").touch()  # as macOS writes it
+    assert [Path(pair.image).name for pair in find_pairs(str(tmp_path), "train")] == ["a.tif", "b.tif"]
+    (tmp_path / "train" / "b.jpg").touch()
+    with pytest.raises(SegError, match=r"/train/b\.jpg: b\.tif beside it has the same label: leave one"):
+        find_pairs(str(tmp_path), "train")
 
 
 def test_an_image_without_a_label_is_named(make_scene: MakeScene, tmp_path: Path) -> None:
@@ -270,6 +290,16 @@ def test_an_image_that_is_not_uint8_is_refused(make_scene: MakeScene) -> None:
     pair = write_pair(make_scene, colours(random_indices(TWO), TWO), dtype="uint16")
     with pytest.raises(SegError, match=r"train/a\.tiff: .*uint16"):
         read_pair(pair, TWO)
+
+
+def test_an_image_of_fewer_bits_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    shape = {"count": 3, "height": 20, "width": 30, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", **shape, nbits=4) as dataset:
+        dataset.write(noise(3) // 16)
+    with pytest.raises(
+        SegError, match=r"/a\.tif: its pixels have 4 bits: .*gdal_translate -ot Byte -scale 0 15 0 255\)$"
+    ):
+        read_header(Pair(str(tmp_path / "a.tif"), ""))
 
 
 # Bands

@@ -125,6 +125,8 @@ def test_a_file_that_does_not_fit_the_encoder_is_refused(tmp_path: Path) -> None
     refused(r"lacks bn1\.bias, bn1\.running_mean, bn1\.running_var and 1 more of the encoder resnet18$")
     save_file(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
     refused(r"conv1\.weight measures 64 x 3 x 3 x 3, that of the architecture 64 x 3 x 7 x 7$")
+    save_file(state | {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, path)
+    refused(r"conv1\.weight holds values that are not finite: take others$")
 
 
 def test_the_record_names_a_file_by_its_content(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA_FIELDS, UTM, MakeBundle
+from scipy.special import logit
 from seg_command import seg
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from seg_core.model.adapt import Change, adapt_stem, adapt_weights
 from seg_core.model.bundle import BUILT_IN, Bundle, find_bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.networks import build_model, class_probability
 from seg_core.training.dataset import Classes
-from seg_core.training.loop import set_training_mode, step
+from seg_core.training.loop import epochs, set_training_mode, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,11 +146,12 @@ def make_origin(**fields: Any) -> Bundle:
 def test_the_normalisation_stays_and_the_resolution_is_that_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     measured = {"mean": (1.0, 2.0, 3.0, 4.0), "std": (5.0, 6.0, 7.0, 8.0), "gsd_m": 1.05}
     origin = make_origin()
-    found = take_over(origin, measured)
-    assert found == {"mean": (120.0, 121.0, 122.0, 4.0), "std": (60.0, 61.0, 62.0, 8.0), "gsd_m": 1.05}
+    mean, std = (120.0, 121.0, 122.0, 4.0), (60.0, 61.0, 62.0, 8.0)
+    kept = {"threshold": 0.5, "temperature": 1.0}
+    assert take_over(origin, measured) == {"mean": mean, "std": std, "gsd_m": 1.05, **kept}
     assert capsys.readouterr().err == ""
     one = {"mean": (1.0,), "std": (5.0,), "gsd_m": None}
-    assert take_over(origin, one) == {"mean": (120.0,), "std": (60.0,), "gsd_m": 1.0}
+    assert take_over(origin, one) == {"mean": (120.0,), "std": (60.0,), "gsd_m": 1.0, **kept}
     assert take_over(replace(origin, gsd_m=None), one)["gsd_m"] is None
     assert take_over(origin, measured | {"gsd_m": 0.6})["gsd_m"] == 0.6
     assert "the data measures 0.6 m a pixel, the model was trained at 1 m" in capsys.readouterr().err
@@ -172,7 +174,7 @@ def test_settings_are_those_for_fine_tuning_unless_they_are_set(tmp_path: Path) 
     (tmp_path / "mine.toml").write_text("steps = 7\nlr = 0.5\n")
     explicit = make_settings("small", str(tmp_path / "mine.toml"), [built_in, {"lr": 0.25, "width": 40}])
     assert (explicit.steps, explicit.lr, explicit.epochs) == (7, 0.25, FINE_TUNING["epochs"])
-    assert explicit.threshold == read_bundle(BUILT_IN).threshold
+    assert explicit.keeps_threshold
     assert make_settings("small", None, [built_in, {"threshold": 0.0}]).threshold == 0.0  # the best on validation
     assert make_settings("small", None, []).lr == PRESETS["small"]["lr"]
 
@@ -184,6 +186,9 @@ def test_settings_are_those_for_fine_tuning_unless_they_are_set(tmp_path: Path) 
         ({"from": "built-in", "model": "smp:Unet/resnet18"}, r"^model = smp:Unet/resnet18: --from built-in is of"),
         ({"from": "built-in", "encoder_weights": "imagenet"}, r"^encoder_weights = imagenet: --from built-in has"),
         ({"from": "built-in", "sync_batchnorm": True}, r"^sync_batchnorm = true: freeze_batchnorm leaves nothing"),
+        ({"threshold": -1.0}, r"^threshold = -1\.0: must be at least 0 and less than 1, or -1 with --from$"),
+        ({"from": "built-in", "threshold": -0.5}, r"^threshold = -0\.5: must be"),
+        ({"from": "built-in", "threshold": 1.0}, r"^threshold = 1\.0: must be"),
         ({"freeze_batchnorm": True}, r"^freeze_batchnorm = true: there are no statistics"),
         ({"from": "nowhere"}, r"nowhere: no such bundle$"),
         ({"from": 3}, r"from = 3: expected str$"),
@@ -255,6 +260,29 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(frozen: b
     assert "bottleneck.1.weight" in changed
 
 
+def tune_without_change(**changes: Any) -> dict[str, Any]:
+    """Figures of an epoch that changes no weight, from a bundle of threshold 0.4 and temperature 1.5."""
+    header = {"bands": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "building": 1, "threshold": 0.4, "temperature": 1.5}
+    fixed = {"from": "built-in", "lr": 1e-12, "weight_decay": 0.0, "ema": 0.0, "compile": "no"}
+    learner = make_learner(
+        make_settings("small", None, [fixed, changes]), header, unet(3, 1), torch.device("cpu"), 1, 2
+    )
+    images = torch.randint(0, 255, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0))
+    batch = images, (images[..., 0] > 127).long()
+    (figures,) = epochs(learner, iter([batch]), lambda: [batch], steps=1, first=1, last=1)
+    assert abs(figures["temperature"] - 1.5) > 0.1
+    return figures
+
+
+def test_where_no_weight_changes_the_mask_stays_whatever_the_calibration() -> None:
+    figures = tune_without_change()
+    assert logit(figures["threshold"]) * figures["temperature"] == pytest.approx(logit(0.4) * 1.5, abs=0.01)
+
+
+def test_a_threshold_that_is_set_is_one_of_the_probabilities_of_the_finished_model() -> None:
+    assert tune_without_change(threshold=0.3)["threshold"] == 0.3
+
+
 def test_a_run_with_another_bundle_is_another_run() -> None:
     built_in = replace(TrainSettings(), begin_from="abc")
     assert difference({}, built_in) == "from none there, abc now"
@@ -288,7 +316,8 @@ def test_a_bundle_is_fine_tuned_on_other_bands_and_says_from_what(
     assert "2 bands, the model had 3" in err
     assert "the data measures 0.5 m a pixel, the model was trained at 1 m" in err
     tuned = read_bundle(str(tmp_path / "tuned"))
-    assert (tuned.bands, tuned.mean, tuned.std, tuned.gsd_m) == (2, origin.mean[:2], origin.std[:2], 0.5)
+    assert (tuned.bands, tuned.mean, tuned.std) == (2, origin.mean[:2], origin.std[:2])
+    assert tuned.gsd_m == pytest.approx(0.5, rel=1e-3)  # on the ground, not on the map
     assert tuned.provenance["from"] == tuned.provenance["settings"]["begin_from"] == origin.hash
     assert str(tmp_path) not in json.dumps(tuned.provenance)
     before, after = (

@@ -15,7 +15,14 @@ import seg_core.model.networks
 from seg_core.errors import SegError
 from seg_core.model.bundle import read_bundle
 from seg_core.model.loading import load_model
-from seg_core.model.networks import build_model, check_sizes, fold_batchnorm, measure_network, training_bytes_per_px
+from seg_core.model.networks import (
+    build_model,
+    check_sizes,
+    fold_batchnorm,
+    measure_network,
+    stride_of,
+    training_bytes_per_px,
+)
 from seg_core.model.unet import UNet
 from seg_core.training.losses import make_loss
 
@@ -40,7 +47,7 @@ SPARE = 5 / 4  # for what both passes hold for a moment
     ids=["convolution", "relu", "relu in place", "batch norm", "pooling"],
 )
 def test_memory_of_a_small_network_is_that_counted_by_hand(network: nn.Module, channels: float) -> None:
-    assert training_bytes_per_px(network, 3) == int(FLOAT * channels * SPARE)
+    assert training_bytes_per_px(network, 3, 2) == int(FLOAT * channels * SPARE)
 
 
 def kept_in_training(model: nn.Module, side: int) -> float:
@@ -70,18 +77,18 @@ def kept_in_training(model: nn.Module, side: int) -> float:
 )
 def test_a_training_step_keeps_no_more_than_is_planned_for_it(architecture: dict[str, Any]) -> None:
     model = build_model({**architecture, "in_channels": 3, "classes": 1})
-    planned = training_bytes_per_px(model, 3)
+    planned = training_bytes_per_px(model, 3, stride_of(model))
     kept = kept_in_training(model, 128)
     assert kept <= planned < 1.5 * kept
 
 
 def test_a_network_of_twice_the_width_takes_twice_the_memory() -> None:
-    narrow, wide = (training_bytes_per_px(UNet(width=width, depth=2), 3) for width in (16, 32))
+    narrow, wide = (training_bytes_per_px(UNet(width=width, depth=2), 3, 4) for width in (16, 32))
     assert 1.8 * narrow < wide <= 2 * narrow
 
 
 def test_a_network_of_patches_takes_much_less_memory() -> None:
-    plain, patched = (training_bytes_per_px(UNet(width=16, depth=2, patch=patch), 3) for patch in (1, 2))
+    plain, patched = (training_bytes_per_px(UNet(width=16, depth=2, patch=patch), 3, 4 * patch) for patch in (1, 2))
     assert patched < plain / 3
 
 
@@ -89,7 +96,7 @@ def test_a_network_of_patches_takes_much_less_memory() -> None:
 def test_counting_leaves_the_network_as_it_was(training: bool) -> None:
     model = UNet(width=4, depth=2).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training_bytes_per_px(model, 3)
+    training_bytes_per_px(model, 3, stride_of(model))
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

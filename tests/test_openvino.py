@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from seg_core.errors import SegError
 from seg_core.grid import Window, split
-from seg_core.inference.quantize import _compare
+from seg_core.imagery.region import read_region
+from seg_core.inference.quantize import _compare, _read_crops
 from seg_core.model import engines
 from seg_core.model.bundle import BUILT_IN, read_bundle, read_weights
 from seg_core.model.engines import TorchNetwork, load_network
@@ -30,6 +31,7 @@ from seg_core.model.quantize import import_nncf, quantize_network
 from seg_core.model.quantized import read_quantized
 from seg_core.model.segmenter import Segmenter
 from seg_core.processor import choose_precision
+from seg_core.run.plan import Settings, make_plan
 from seg_core.synthetic import draw_town
 
 CPU = torch.device("cpu")
@@ -193,7 +195,8 @@ def test_a_bundle_is_quantized_and_a_region_segmented_in_int8(
     command = ["segment", scene, "--out", tmp_path / "run", *SMALL, "--precision", "int8"]
     _, err = seg(capsys, *command, "--model", model, code=2)
     assert "--precision int8: the model has no int8 network: make a bundle that has one: seg quantize" in err
-    out, _ = seg(capsys, "quantize", scene, "--model", model, "--out", quantized, "--crops", "2", "--json")
+    out, err = seg(capsys, "quantize", scene, "--model", model, "--out", quantized, "--crops", "2", "--json")
+    assert "--crops 2: the scenes gave only 1: " in err
     found = json.loads(out)
     assert 0 <= found["differing_share"] < 0.1
     assert (found["crops"], found["hash"]) == (1, read_bundle(str(quantized)).hash)
@@ -206,6 +209,14 @@ def test_a_bundle_is_quantized_and_a_region_segmented_in_int8(
     assert json.loads(out)["rechecked"] > 0
     _, err = seg(capsys, "quantize", scene, "--model", model, "--out", quantized, code=2)
     assert "quantized: already exists" in err
+
+
+def test_the_crops_of_quantizing_are_no_smaller_than_the_chips_of_a_run(bundle: str, make_scene: MakeScene) -> None:
+    found, described = read_region([make_scene(height=520, width=1030)])[0], read_bundle(bundle)
+    plan, _ = make_plan(found, described, Settings(halo=described.halo, threshold=0.5))
+    least = described.min_chip
+    sizes = [image.shape[2:] for image, _ in _read_crops(plan, described, 9, lambda _: None)]
+    assert sizes == [(512, 512), (512, 512), (512, least), (least, 512), (least, 512), (least, least)]
 
 
 def test_int8_is_compared_where_there_is_data(bundle: str) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
-from seg_core.threads import CallBatcher, count_cpus, prefetch
+from seg_core.threads import CallBatcher, count_cpus, count_memory, prefetch
 
 
 def test_cpus_are_those_that_the_scheduler_and_the_control_group_allow(
@@ -28,6 +29,16 @@ def test_cpus_are_those_that_the_scheduler_and_the_control_group_allow(
         assert count_cpus() == cpus
     quota.unlink()
     assert count_cpus() == 64
+
+
+def test_no_more_memory_counts_than_the_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("seg_core.threads.MEMORY_LIMIT", limit)
+    whole = count_memory()
+    assert whole == psutil.virtual_memory().total
+    for text, memory in {"max\n": whole, "1073741824\n": 2**30, f"{2**62}\n": whole}.items():
+        limit.write_text(text)
+        assert count_memory() == memory
 
 
 def test_no_more_is_computed_ahead_than_asked_for() -> None:

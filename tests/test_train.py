@@ -33,11 +33,12 @@ from aerial_seg.ray_session import ray_session
 from aerial_seg.train import train
 from aerial_seg.training.log import TrainingLog, _drain
 from aerial_seg.training.messages import EpochDone, Failed, Resumed
-from aerial_seg.training.preparation import decode
+from aerial_seg.training.preparation import decode, describe_data
 from aerial_seg.training.readers import BatchShare, choose_readers, iter_batches
 from aerial_seg.training.settings import TrainSettings, difference, make_settings
 from aerial_seg.training.worker import (
     COMPILE_FROM_PX,
+    MEMORY_SHARE,
     _advice_on,
     _validation,
     choose_micro_batch,
@@ -49,12 +50,14 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_whole
 from seg_core.model.bundle import Bundle, read_bundle, read_weights
 from seg_core.model.loading import load_model
+from seg_core.model.networks import training_bytes_per_px
 from seg_core.model.unet import UNet
 from seg_core.run.lease import acquire_lease
 from seg_core.training.crops import Crops
 from seg_core.training.dataset import Classes, Pair, Sample, find_pairs, read_classes
-from seg_core.training.loop import VALIDATING
+from seg_core.training.loop import VALIDATING, step
 from seg_core.training.losses import make_loss
+from seg_core.training.statistics import Digest
 
 TINY: dict[str, Any] = {"width": 4, "depth": 2, "steps": 6, "batch": 4, "epochs": 4, "crop": 128, "ema": 0.9}
 TINY["readers"] = 0  # the workers make the crops: processes for them would take longer to start than there is to do
@@ -226,6 +229,24 @@ def test_an_image_of_a_split_without_data_is_refused(dataset: Path, tmp_path: Pa
         cv2.imwrite(str(data / name / "a.png"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(SegError, match="split val: no label of its 1 images holds a pixel of the class building"):
         run(data, tmp_path)
+
+
+def described(*, num_positive: int = 5, gsd_m: float = 1.0) -> dict[str, Any]:
+    """The fields of a bundle from images of 256 valid pixels each."""
+    digests = [(None, Digest(f"{name}.tif", name, 256, num_positive, ((1,) * 256,) * 3, gsd_m)) for name in "ab"]
+    splits: Any = {"train": digests[:1], "val": digests[1:]}
+    return describe_data(splits, settings_of(), Classes(("background", "building"), ((0, 0, 0), (1, 1, 1))), None)
+
+
+def test_a_split_of_the_class_alone_is_refused_for_it_would_score_1() -> None:
+    with pytest.raises(SegError, match=r"^split train: every labelled pixel of its 1 images is of the class building"):
+        described(num_positive=256)
+    assert described(num_positive=255)
+
+
+@pytest.mark.parametrize("gsd_m", [0.0044, 0.0254, 0.3048])
+def test_a_bundle_has_the_resolution_of_its_images_to_the_last_digit(gsd_m: float) -> None:
+    assert described(gsd_m=gsd_m)["gsd_m"] == gsd_m
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -491,6 +512,26 @@ def test_networks_of_smp_validate_on_nothing_smaller_than_a_crop() -> None:
         ((image, label),) = _validation([small], settings, {"stride": 16, "halo": 128})
         assert image.shape == (1, *size, 3)
         assert int((label == 1).sum()) == 40 * 50
+
+
+def test_a_unet_is_trained_whatever_its_stride() -> None:
+    header = {"bands": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "building": 1}
+    network = UNet(width=2, depth=2, patch=3)
+    learner = make_learner(settings_of(crop=24, compile="no"), header, network, torch.device("cpu"), 1, 2)
+    assert learner.micro_batch == 2
+    assert step(learner, (torch.zeros(2, 24, 24, 3), torch.ones(2, 24, 24))) > 0
+
+
+def test_in_a_container_a_worker_takes_the_crops_that_its_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = {"bands": 3, "mean": [0.0] * 3, "std": [1.0] * 3, "building": 1}
+    network, limit = UNet(width=2, depth=1), tmp_path / "memory.max"
+    each = training_bytes_per_px(network, 3, 2) * 128**2
+    limit.write_text(f"{int(4.5 * each / MEMORY_SHARE) * 2}\n")
+    monkeypatch.setattr("seg_core.threads.MEMORY_LIMIT", limit)
+    settings = settings_of(crop=128, precision="float32", compile="no")
+    assert make_learner(settings, header, network, torch.device("cpu"), 1, 8).micro_batch == 4
 
 
 def test_the_loss_is_the_one_of_the_settings() -> None:

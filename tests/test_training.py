@@ -290,6 +290,17 @@ def test_no_more_crops_than_the_micro_batch_go_through_the_network_at_once(micro
     assert len(seen) == -(-8 // micro_batch)
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "sizes"), [(16, 3, [3, 3, 3, 3, 2, 2]), (13, 6, [5, 4, 4]), (16, 16, [16])]
+)
+def test_pieces_are_even_so_that_no_crop_is_left_alone(batch: int, micro_batch: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    learner = make_descent(micro_batch=micro_batch)
+    learner.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    step(learner, draw_squares(0, n=batch))
+    assert seen == sizes
+
+
 def test_gradients_of_one_step_do_not_reach_the_next() -> None:
     learner = make_descent(lr=0.0)
     learner.optimizer.param_groups[0]["lr"] = 0.0
@@ -493,6 +504,16 @@ def test_a_threshold_that_is_given_is_used() -> None:
     expected = scores(histogram(calibrated, truth, valid).counts(0.75))
     assert figures["val_precision"] == pytest.approx(expected["precision"], abs=4e-3)  # of bins of logits
     assert figures["val_recall"] == pytest.approx(expected["recall"], abs=4e-3)
+
+
+@pytest.mark.parametrize("kept", [0.25, 0.5, 0.75])
+def test_a_threshold_that_is_kept_moves_with_the_temperature_so_that_its_mask_stays(kept: float) -> None:
+    learner = make_learner(threshold=None, kept_threshold=kept)
+    (figures,) = train(learner, 1, 1)
+    probability, truth, valid = probabilities(learner.network, validation(), 1)
+    assert figures["temperature"] != 1
+    assert figures["threshold"] == round(float(scale_probability(kept, figures["temperature"])), 4)
+    assert figures["val_iou"] == scores(histogram(probability, truth, valid).counts(kept))["iou"]
 
 
 def test_validation_changes_neither_weights_nor_batch_norms() -> None:

@@ -50,6 +50,10 @@ def quantize(args: Namespace) -> int:
         raise SegError(f"{args.scenes[0]}: no scene fits the model")
     with waiting("quantizing") as report:
         found = quantize_bundle(path, normalize_plan(plan, bundle, report), out, args.crops, report)
+    if found.crops < args.crops:
+        note(
+            f"--crops {args.crops}: the scenes gave only {found.crops}: name more scenes, and int8 is closer to float32"
+        )
     figures = {"bundle": out, "hash": found.bundle.hash, "crops": found.crops, "differing_share": found.differing}
     print_figures(figures, args.json)
     return 0

@@ -3,7 +3,6 @@
 Each command is one function, which takes the parsed arguments, prints the results and returns the exit code.
 """
 
-import os
 from argparse import Namespace
 from collections import defaultdict
 from dataclasses import asdict
@@ -31,11 +30,11 @@ def plan(args: Namespace) -> int:
     """Run `seg plan`: show what a run would do."""
     from seg_core.model.bundle import read_bundle
     from seg_core.run.sizing import choose_window
+    from seg_core.threads import count_memory
 
     planned, refused, doubts = _make_plan(args)
     planned = normalize_plan(planned, args)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    window = choose_window(args.window, planned.settings, read_bundle(model_folder(args)), memory)
+    window = choose_window(args.window, planned.settings, read_bundle(model_folder(args)), count_memory() // 2)
     figures: dict[str, Any] = {**planned.counts, "window": window, "windows": planned.num_windows(window)}
     if not args.calibrate and (args.price is not None or args.devices is not None or args.device != "auto"):
         raise SegError("--price, --devices, --device: are only for an estimate: add --calibrate")

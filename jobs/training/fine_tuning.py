@@ -94,14 +94,15 @@ def describe_change(change: Change, before: Sequence[str], now: Sequence[str]) -
 
 
 def take_over(origin: Bundle, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the normalisation and GSD of a bundle that begins from another, from the measured ones of its data.
+    """Return the fields of a bundle that begins from another, from the measured normalisation and GSD of its data.
 
     The weights know imagery that is normalised as before, so that the mean and deviation stay. Bands that are new have
-    their own. The GSD is that of the data, and a line says so where it is another.
+    their own. The GSD is that of the data, and a line says so where it is another. Threshold and temperature are those
+    to begin with.
     """
     known = len(origin.mean)
     fields = {name: (getattr(origin, name) + measured[name][known:])[: len(measured[name])] for name in ("mean", "std")}
     gsd_m = measured["gsd_m"] or origin.gsd_m
     if origin.gsd_m and gsd_m and abs(gsd_m / origin.gsd_m - 1) > GSD_TOLERANCE:
         note(f"the data measures {gsd_m:.3g} m a pixel, the model was trained at {origin.gsd_m:.3g} m: it learns that")
-    return {**fields, "gsd_m": gsd_m}
+    return {**fields, "gsd_m": gsd_m, "threshold": origin.threshold, "temperature": origin.temperature}

@@ -125,13 +125,7 @@ def describe_data(
     digests = {split: [d for _, d in decoded] for split, decoded in samples.items()}
     check_bands(digests["train"] + digests["val"])
     for split, found in digests.items():
-        if not any(d.num_valid for d in found):
-            raise SegError(f"split {split}: no image holds a valid pixel")
-        if not any(d.num_positive for d in found):
-            name = classes.names[classes.positive]
-            raise SegError(
-                f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}{WAY_OUT}"
-            )
+        _check_split(split, found, classes.names[classes.positive])
     known = {d.content: os.path.basename(d.uri) for d in digests["train"]}
     for d in digests["val"]:
         if d.content in known:
@@ -157,10 +151,24 @@ def describe_data(
     }
 
 
+def _check_split(split: str, found: Sequence[Digest], name: str) -> None:
+    """Raise SegError for a split without a valid pixel, without the class of this name, or without anything else."""
+    valid, positive = sum(d.num_valid for d in found), sum(d.num_positive for d in found)
+    if not valid:
+        raise SegError(f"split {split}: no image holds a valid pixel")
+    if not positive:
+        raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}{WAY_OUT}")
+    if positive == valid:
+        raise SegError(
+            f"split {split}: every labelled pixel of its {len(found)} images is of the class {name}: is the background "
+            f"missing (nodata or alpha of the labels)?"
+        )
+
+
 def _common_gsd(digests: Sequence[Digest]) -> float | None:
     known = sorted(d.gsd_m for d in digests if d.gsd_m is not None)
     if not known:
         return None
     if known[-1] > GSD_SPREAD * known[0]:
         raise SegError(f"the images measure {known[0]:.3g} to {known[-1]:.3g} m a pixel: bring them to one")
-    return round(known[len(known) // 2], 3)
+    return known[len(known) // 2]

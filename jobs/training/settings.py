@@ -77,7 +77,11 @@ class TrainSettings:
         ("none", "exposure", "light", "colour", "strong"),
     )
     pad_multiple: int = _setting(0, "validation images are padded to a multiple of it in px; 0: of the model's stride")
-    threshold: float = _setting(0.0, "probability from which on a pixel is of the class; 0: the best on validation")
+    threshold: float = _setting(
+        0.0,
+        "probability from which on a pixel is of the class; 0: the best on validation; -1, with --from: it moves with "
+        "the calibration of probabilities, so that the mask is that of the bundle's threshold",
+    )
     precision: str = _setting("auto", "auto: bfloat16 where the device has it", ("auto", "float32", "bfloat16"))
     weights: str = _setting("float32", "how the bundle stores weights; float16 halves it", ("float32", "float16"))
     sync_batchnorm: bool = _setting(False, "batch norm over the crops of all workers (GPUs only)")
@@ -101,6 +105,11 @@ class TrainSettings:
     def use_gpus(self, number: float) -> bool:
         """Return whether workers are on GPUs, on a cluster that has this number of them."""
         return self.device == "cuda" or (self.device == "auto" and number > 0)
+
+    @property
+    def keeps_threshold(self) -> bool:
+        """Whether the mask is that of the threshold of the bundle to begin from."""
+        return self.threshold == KEPT_THRESHOLD and bool(self.begin_from)
 
     @property
     def least_workers(self) -> int:
@@ -144,6 +153,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+KEPT_THRESHOLD = -1.0  # its mask is that of the threshold of the bundle to begin from
+
 # With --from, on top of the preset: see "Begin from a bundle" in README.md for what was tried.
 FINE_TUNING: dict[str, Any] = {
     "lr": 3e-4,
@@ -151,6 +162,7 @@ FINE_TUNING: dict[str, Any] = {
     "steps": 50,
     "augment": "exposure",  # of one region, shadows fall one way
     "freeze_batchnorm": True,  # a few crops give poor statistics
+    "threshold": KEPT_THRESHOLD,  # a few crops are too few to choose one by
 }
 
 
@@ -187,8 +199,7 @@ def _fine_tune(
 
     bundle = read_bundle(find_bundle(begin_from))
     fixed = settings_of(bundle)
-    # A few crops are too few to choose a threshold by.
-    settings = _change_all(replace(settings, **FINE_TUNING, **fixed, threshold=bundle.threshold), said)
+    settings = _change_all(replace(settings, **FINE_TUNING, **fixed), said)
     for name, value in fixed.items():
         if (wanted := getattr(settings, name)) != value:
             raise SegError(f"{name} = {wanted}: --from {begin_from} is of {name} = {value}: leave it out")
@@ -244,7 +255,7 @@ NOT_NEGATIVE = (
     *("depth", "steps", "max_norm", "weight_decay", "edge_weight"),
     *("pad_multiple", "accumulate", "patience", "seed", "node_timeout"),
 )
-SHARES = ("ema", "threshold", "min_valid", "label_smoothing")
+SHARES = ("ema", "min_valid", "label_smoothing")
 
 
 def _check(settings: TrainSettings) -> None:
@@ -254,7 +265,11 @@ def _check(settings: TrainSettings) -> None:
     wrong = {
         "must be more than 0": [k for k in POSITIVE if not 0 < values[k] < math.inf],
         "must not be negative": [k for k in NOT_NEGATIVE if not 0 <= values[k] < math.inf],
+        "must be less than 2^64, as torch has it": ["seed"] if settings.seed >= 2**64 else [],
         "must be at least 0 and less than 1": [k for k in SHARES if not 0 <= values[k] < 1],
+        "must be at least 0 and less than 1, or -1 with --from": (
+            [] if 0 <= settings.threshold < 1 or settings.keeps_threshold else ["threshold"]
+        ),
         "say how many, or -1": ["readers"] if settings.readers < -1 else [],
         f"must be at least 0, and not more than workers = {workers}": (
             [] if 0 <= settings.min_workers <= workers else ["min_workers"]

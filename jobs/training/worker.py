@@ -1,6 +1,5 @@
 """One training process: its share of each batch and of the validation images, a checkpoint after each epoch."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -17,11 +16,12 @@ from seg_core.errors import JobError, SegError
 from seg_core.grid import round_up
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.equivariance import make_equivariant
-from seg_core.model.networks import build_model, training_bytes_per_px
+from seg_core.model.networks import build_model, stride_of, training_bytes_per_px
 from seg_core.model.unet import UNet
 from seg_core.processor import computes_bfloat16
 from seg_core.run.record import now
-from seg_core.threads import count_cpus
+from seg_core.threads import count_cpus, count_memory
+from seg_core.training.calibration import scale_probability
 from seg_core.training.crops import iter_windows, pad
 from seg_core.training.dataset import Sample
 from seg_core.training.loop import VALIDATING, Batch, Learner, epochs, make_average, make_optimizer, make_schedule
@@ -165,7 +165,9 @@ def make_learner(
     """A learner for a network on a device, for `share` crops a step; not yet wrapped for several processes."""
     bfloat16 = use_bfloat16(settings.precision, device)
     memory = _free_memory(device) // (workers_here if device.type == "cpu" else 1)
-    each = training_bytes_per_px(network, header["bands"]) * settings.crop**2 // (2 if bfloat16 else 1)
+    each = (
+        training_bytes_per_px(network, header["bands"], stride_of(network)) * settings.crop**2 // (2 if bfloat16 else 1)
+    )
     micro_batch = choose_micro_batch(settings, share, int(MEMORY_SHARE * memory), each)
     if settings.equivariant:
         assert isinstance(network, UNet)
@@ -186,7 +188,7 @@ def make_learner(
         mean=torch.tensor(header["mean"], device=device),
         std=torch.tensor(header["std"], device=device),
         positive=header["building"],
-        threshold=settings.threshold or None,
+        threshold=None if settings.keeps_threshold else settings.threshold or None,
         device=device,
         bfloat16=bfloat16,
         max_norm=settings.max_norm or None,
@@ -194,8 +196,14 @@ def make_learner(
         seed=settings.seed,
         equivariant=settings.equivariant,
         freeze_batchnorm=settings.freeze_batchnorm,
+        kept_threshold=_uncalibrate(header["threshold"], header["temperature"]) if settings.keeps_threshold else None,
         average=average,
     )
+
+
+def _uncalibrate(threshold: float, temperature: float) -> float:
+    """Return the threshold of uncalibrated probabilities that gives the mask of one of calibrated ones."""
+    return float(scale_probability(threshold, 1 / temperature))
 
 
 def is_compiled(settings: TrainSettings, device: torch.device, steps: int) -> bool:
@@ -219,7 +227,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return count_memory() // 2
 
 
 def choose_micro_batch(settings: TrainSettings, share: int, memory: int, each: int) -> int:

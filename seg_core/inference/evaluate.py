@@ -128,11 +128,15 @@ def _open_split(bundle: Bundle, data: str, split_name: str, normalize: str) -> t
     if classes.names != bundle.classes:
         raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
     pairs = find_pairs(data, split_name)
-    scenes = [
-        fit_to_model(read_header(pair), num_bands=bundle.bands, dtype=bundle.dtype, gsd_m=bundle.gsd_m)
-        for pair in pairs
-    ]
+    scenes = [_fit_image(read_header(pair), bundle) for pair in pairs]
     return classes, list(map(LabelledImage, pairs, scenes, normalizations_of(scenes, bundle, normalize)))
+
+
+def _fit_image(scene: Scene, bundle: Bundle) -> Scene:
+    try:
+        return fit_to_model(scene, num_bands=bundle.bands, dtype=bundle.dtype, gsd_m=bundle.gsd_m)
+    except SegError as error:  # its way out are options of another command
+        raise SegError(f"{error}; that is for seg segment, whose run is scored by seg evaluate RUN --labels") from None
 
 
 def _segment(

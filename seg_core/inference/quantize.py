@@ -10,7 +10,7 @@ from torch import nn
 
 from seg_core.chips import Valid
 from seg_core.errors import ReadError, SegError
-from seg_core.grid import round_up
+from seg_core.grid import chip_window, round_up
 from seg_core.imagery.raster import read_image
 from seg_core.model.bundle import Bundle, read_bundle, read_weights, write_bundle
 from seg_core.model.engines import TRACED_SIDE
@@ -59,15 +59,15 @@ def quantize_bundle(
 
 
 def _read_crops(plan: Plan, bundle: Bundle, number: int, report: Callable[[str], None]) -> Iterator[Crop]:
-    """Yield crops, and which of their pixels are valid. Their sides are multiples of the stride.
+    """Yield crops, and which of their pixels are valid. Their sides are those of chips without a halo.
 
     Those that can't be read or hold no data are left out.
     """
     blocks = draw_blocks(frames_of(plan, plan.images), number, plan.settings.scale)
     for count, block in enumerate(blocks, 1):
         report(f"reading {count} of {len(blocks)} crops")
-        height, width = (round_up(side, bundle.stride) for side in (block.window.height, block.window.width))
-        window = block.window._replace(height=height, width=width)  # beyond the scene's edge it is reflected
+        # No smaller than the chips of a run, so that at an edge there is more than a strip.
+        window = chip_window(block.window, 0, bundle.stride, bundle.min_chip)
         try:
             pixels, valid = read_image(block.frame.image, block.frame.pieces, window, block.scale)
         except ReadError:

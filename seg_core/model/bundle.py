@@ -145,8 +145,13 @@ def read_bundle(path: str) -> Bundle:
     stated = header.pop("hash", None)
     header.pop("version"), header.pop("format")
     known = {f.name for f in fields(Bundle)}
-    if odd := {*header, *(each.name for each in OPTIONAL)} ^ known:
-        raise SegError(f"{path}: damaged: {HEADER} lacks fields or has foreign ones ({', '.join(sorted(odd))})")
+    if foreign := header.keys() - known:
+        names = ", ".join(sorted(foreign))
+        raise SegError(
+            f"{path}: {HEADER} has unknown fields ({names}): of a newer version, or damaged: upgrade aerial-seg"
+        )
+    if missing := known - header.keys() - LATER:
+        raise SegError(f"{path}: damaged: {HEADER} lacks fields ({', '.join(sorted(missing))})")
     lists = {name: header[name] for name in ("classes", "mean", "std")}
     if not all(isinstance(value, list) for value in lists.values()):
         raise SegError(f"{path}: damaged: {HEADER} has no lists of classes, mean and std")

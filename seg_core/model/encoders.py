@@ -50,7 +50,7 @@ def load_encoder(model: Any, encoder: str, encoder_weights: str, bands: int) -> 
     """Give the encoder of an smp model its pretrained weights, those of the stem fitted to the number of bands.
 
     Returns the names of tensors of the file that the encoder does not have, such as those of a classifier. Raises
-    SegError where the file can't be read, lacks weights of the encoder, or has weights of other shapes.
+    SegError where the file can't be read, lacks weights of the encoder, or has some of other shapes or not finite.
     """
     state: dict[str, Tensor] = {k: v for k, v in model.encoder.state_dict().items() if not k.endswith(COUNTERS)}
     if encoder_weights == INSTALLED:
@@ -62,6 +62,10 @@ def load_encoder(model: Any, encoder: str, encoder_weights: str, bands: int) -> 
     with torch.no_grad():
         for name, target in state.items():
             weight = found[name].to(target.dtype)
+            if not weight.isfinite().all():
+                raise SegError(
+                    f"encoder_weights = {encoder_weights}: {name} holds values that are not finite: take others"
+                )
             if weight.shape != target.shape and weight.ndim == 4 and weight.shape[1] == 3:
                 weight = adapt_stem(weight, 3, bands)
             try:

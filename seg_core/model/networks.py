@@ -269,13 +269,13 @@ def _probe_activations(model: nn.Module, in_channels: int, side: int) -> int:
     return 4 * sum(sorted(sizes)[-4:]) // side**2
 
 
-def training_bytes_per_px(model: nn.Module, in_channels: int) -> int:
+def training_bytes_per_px(model: nn.Module, in_channels: int, stride: int) -> int:
     """Return the memory of a training step in float32, in bytes per pixel of a crop.
 
-    This is what the forward pass saves for the backward pass, measured on a small crop. A quarter is added for what
-    both passes hold for a short time.
+    This is what the forward pass saves for the backward pass, measured on a small crop, whose sides are multiples of
+    the stride. A quarter is added for what both passes hold for a short time.
     """
-    side = SMALL
+    side = round_up(SMALL, stride)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

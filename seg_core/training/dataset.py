@@ -13,6 +13,7 @@ Source: V. Mnih, *Machine Learning for Aerial Image Labeling*, PhD thesis, Unive
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +97,9 @@ def read_classes(data: str, wanted: str = "") -> Classes:
     if not path.is_file():
         raise SegError(f"{path}: no such file: a dataset names its classes and their colours there (name,r,g,b)")
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False)
-        colours = [(int(r), int(g), int(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
+        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False, dtype=str)
+        table = table.rename(columns=str.strip).map(str.strip)
+        colours = [(_whole(r), _whole(g), _whole(b)) for r, g, b in table[["r", "g", "b"]].to_numpy()]
     except (KeyError, ValueError) as error:
         raise SegError(f"{path}: no table of classes with the header name,r,g,b: {error}") from error
     if list(table.columns) != ["name", "r", "g", "b"] or not 2 <= len(table) < MISSING:
@@ -108,18 +110,31 @@ def read_classes(data: str, wanted: str = "") -> Classes:
             raise SegError(f"{path}: two classes have the same {what}, {twice}")
     if not all(0 <= value <= 255 for colour in colours for value in colour):
         raise SegError(f"{path}: a colour is three numbers from 0 to 255")
-    return Classes(tuple(map(str, table["name"])), tuple(colours), wanted)
+    return Classes(tuple(table["name"]), tuple(colours), wanted)
+
+
+def _whole(text: str) -> int:
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(value)
 
 
 def find_pairs(data: str, split: str) -> list[Pair]:
-    """Pairs of one split, by name. Raises SegError where there are none, or an image has no label."""
+    """Pairs of one split, by name. Hidden files are left out, such as those that macOS puts beside others.
+
+    Raises SegError where there are none, where an image has no label, or where two images would have the same one.
+    """
     folder, labels = Path(data, split), Path(data, f"{split}_labels")
     for needed in (folder, labels):
         if not needed.is_dir():
             raise SegError(f"{needed}: no such folder: a dataset has {split}/ and {split}_labels/ side by side")
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not images:
         raise SegError(f"{folder}: no images in this folder (looked for {', '.join(SUFFIXES)})")
+    for one, other in pairwise(sorted(images, key=lambda image: image.stem)):
+        if one.stem == other.stem:
+            raise SegError(f"{one}: {other.name} beside it has the same label: leave one of the two in {split}/")
     found = {image: _label_of(image, labels) for image in images}
     missing = [image.name for image, label in found.items() if label is None]
     if missing:
@@ -158,10 +173,15 @@ def read_header(pair: Pair) -> Scene:
 
 
 def check_trainable(scene: Scene) -> None:
-    """Raise SegError for an image that can't be trained on: not uint8, without bands, or with oblong pixels."""
+    """Raise SegError for an image that can't be trained on: not uint8 of 8 bits, without bands, or of oblong pixels."""
     if scene.dtype != PIXEL_DTYPE:
         raise SegError(
             f"{scene.uri}: its pixels are {scene.dtype}: a dataset's are {PIXEL_DTYPE} (gdal_translate -ot Byte -scale)"
+        )
+    if scene.bits is not None:
+        raise SegError(
+            f"{scene.uri}: its pixels have {scene.bits} bits: a dataset's have 8 "
+            f"(gdal_translate -ot Byte -scale 0 {2**scene.bits - 1} 0 255)"
         )
     if not scene.bands:
         raise SegError(f"{scene.uri}: it has no band besides alpha: remove it, or relabel the band (gdal_edit.py)")

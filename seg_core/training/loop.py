@@ -49,7 +49,7 @@ class Learner:
     mean: Tensor  # of each band, in grey levels, on the device
     std: Tensor
     positive: int  # index of the positive class, which is scored
-    threshold: float | None  # of probability; None: the one with the best score at each validation
+    threshold: float | None  # of calibrated probability; None: see kept_threshold
     device: torch.device
     bfloat16: bool
     max_norm: float | None  # gradients are clipped to it
@@ -57,6 +57,7 @@ class Learner:
     seed: int
     equivariant: bool = False  # whether the answer turns with the image: see seg_core.model.equivariance
     freeze_batchnorm: bool = False  # whether batch norm keeps the statistics that it begins with
+    kept_threshold: float | None = None  # of probability before calibration; None: the best at each validation
     average: AveragedModel | None = None  # what is validated and kept, instead of the network
     share: float = 1.0  # weight of this process's gradients: its share of a batch over the mean share of all processes
     rank: int = 0
@@ -176,8 +177,8 @@ def epochs(
         temperature = histogram.temperature()
         calibrated = histogram.calibrated(temperature)
         if learner.threshold is None:
-            best = histogram.best_threshold()
-            threshold, counts = _scale_threshold(best, temperature), histogram.counts(best)
+            uncalibrated = learner.kept_threshold or histogram.best_threshold()
+            threshold, counts = _scale_threshold(uncalibrated, temperature), histogram.counts(uncalibrated)
         else:
             threshold, counts = learner.threshold, calibrated.counts(learner.threshold)
         figures = scores(counts)
@@ -243,12 +244,14 @@ def _refuse_nan(losses: Sequence[Tensor], first: int, epoch: int) -> None:
 
 def step(learner: Learner, batch: Batch) -> Tensor:
     """Take one step of the optimizer. The loss that it returns stays on the device: reading it would wait for that."""
-    pieces = list(zip(*(part.split(learner.micro_batch) for part in batch), strict=True))
+    number = -(-len(batch[1]) // learner.micro_batch)
+    # Of even size, because some batch norms can't take a crop that is left alone.
+    pieces = list(zip(*(part.tensor_split(number) for part in batch), strict=True))
     total = torch.zeros((), device=learner.device)
-    for number, piece in enumerate(pieces, 1):
+    for count, piece in enumerate(pieces, 1):
         images, labels = _to_device(learner, piece)
         weight = len(labels) / len(batch[1])
-        with _gradient_sync(learner, last=number == len(pieces)):
+        with _gradient_sync(learner, last=count == number):
             with _autocast(learner):
                 loss = learner.loss(learner.model(images), labels) * weight
             (loss * learner.share).backward()
