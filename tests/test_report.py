@@ -388,8 +388,8 @@ def test_a_run_in_a_bucket_has_the_page_of_one_on_disk(built: BuiltRun, s3: str)
 def test_damage_is_on_the_page(built: BuiltRun) -> None:
     built.rewrite(lambda rows: [{**rows[0], "building_px": 1}, *rows[1:]])
     page = make_page(built.run)
-    assert page.problems == 2
-    assert page.state == "not sound: 3 problems"
+    assert page.problems == 3
+    assert page.state == "not sound: 4 problems"
     assert "Problems that seg verify found" in page.html
 
 
