@@ -14,7 +14,8 @@ from seg_core.imagery.raster import read_whole
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.plots.pictures import Panel, assemble_mask, assemble_panels, coverage_panel, paint_mask
-from seg_core.run.parts import find_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import find_parts
 from seg_core.run.plan import Settings, make_plan
 from seg_core.run.query import query
 from seg_core.run.score import score_run

@@ -18,7 +18,8 @@ from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import Bundle, read_bundle, write_bundle
 from seg_core.run.check import Expected
 from seg_core.run.ledger import describe_part, write_ledger
-from seg_core.run.parts import Location, find_parts, index_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import Location, find_parts, index_parts
 from seg_core.run.plan import Part, Plan, Settings, make_plan
 from seg_core.run.query import summary
 from seg_core.run.record import now, write_record

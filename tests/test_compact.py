@@ -22,7 +22,7 @@ from shapely import box
 import seg_core
 from seg_core.errors import CorruptFileError, JobError, SegError
 from seg_core.imagery.geotiff import write_geotiff
-from seg_core.run import compact, parts, sql, sql_files
+from seg_core.run import compact, part_reading, parts, sql, sql_files
 from seg_core.run import query as query_module
 from seg_core.run import verify as verify_module
 from seg_core.run.area_files import make_areas
@@ -32,7 +32,8 @@ from seg_core.run.compare import compare_runs
 from seg_core.run.export_masks import read_mask
 from seg_core.run.fence import Lease
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import find_parts, index_parts, read_rows, read_versioned
+from seg_core.run.part_reading import read_rows, read_versioned
+from seg_core.run.parts import find_parts, index_parts
 from seg_core.run.plan import Plan
 from seg_core.run.query import query, summary
 from seg_core.run.resume import open_run, parts_to_do
@@ -69,7 +70,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_files_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of one or two parts, which are read one by one, and files of two row groups."""
     monkeypatch.setattr(compact, "GROUP_ROWS", 6)
-    monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
+    monkeypatch.setattr(part_reading, "GROUPS_AT_ONCE", 1)
     write = compact._write_files
     monkeypatch.setattr(compact, "_write_files", lambda run, chosen, _, store: write(run, chosen, 5, store))
 
@@ -218,7 +219,7 @@ def test_a_reader_that_has_begun_finds_parts_where_they_are_now(run: str) -> Non
     compact_run(run)
     assert {key: read_rows(location) for key, location in there.items()} == expected
     Path(run, "tiles", names(run)[0]).unlink()
-    parts._find_parts_at.cache_clear()
+    part_reading._find_parts_at.cache_clear()
     gone = there.keys() - find_parts(run).keys()
     assert gone
     for key in gone:
@@ -294,7 +295,7 @@ def test_a_summary_finds_parts_whose_compacted_files_are_merged_meanwhile(
         compact_run(run)
         return ledger(run)
 
-    monkeypatch.setattr(parts, "GROUPS_AT_ONCE", 1)
+    monkeypatch.setattr(part_reading, "GROUPS_AT_ONCE", 1)
     monkeypatch.setattr(query_module, "read_live_ledger", merge_meanwhile)
     assert summary(run) == pytest.approx(before)
     assert set(files).isdisjoint(names(run))
@@ -358,8 +359,8 @@ def test_parts_are_found_after_each_file_that_goes_away(run: str, monkeypatch: p
 def test_threads_that_miss_a_part_list_the_run_once(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = find_parts(run)
     compact_run(run)
-    parts._find_parts_at.cache_clear()
-    monkeypatch.setattr(parts, "REFRESH", 1e6)
+    part_reading._find_parts_at.cache_clear()
+    monkeypatch.setattr(part_reading, "REFRESH", 1e6)
     calls: list[str] = []
     published = parts.published
     monkeypatch.setattr(parts, "published", lambda *args: calls.append(args[0]) or published(*args))
@@ -627,7 +628,7 @@ def test_a_part_is_found_though_its_compacted_file_was_replaced_after_it_had_bee
     (todo,) = parts_to_do(run, plan)
     write_part(run, todo.key, part_rows(todo, plan.settings), plan.model, todo.version)
     compact_run(run)
-    parts._read_group.cache_clear()
+    part_reading._read_group.cache_clear()
     assert read_rows(there[part.key]) == expected
 
 

@@ -19,7 +19,8 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import find_images
 from seg_core.run import attempts, lease
-from seg_core.run.parts import Location, read_versioned
+from seg_core.run.part_reading import read_versioned
+from seg_core.run.parts import Location
 from seg_core.run.record import read_record
 from seg_core.run.stored_plan import read_plan
 

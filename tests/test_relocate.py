@@ -24,7 +24,8 @@ from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.region import read_region
 from seg_core.inference.recheck import recheck
 from seg_core.model.bundle import read_bundle
-from seg_core.run.plan import Plan, make_plan, pack_parts, relocate, unpack_parts
+from seg_core.run.places import relocate
+from seg_core.run.plan import Plan, make_plan, pack_parts, unpack_parts
 from seg_core.run.record import read_record
 from seg_core.run.relocation import match_run
 from seg_core.run.resume import open_run, parts_to_do

@@ -18,7 +18,8 @@ from seg_command import seg
 
 from seg_core.errors import SegError
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import Location, read_versioned
+from seg_core.run.part_reading import read_versioned
+from seg_core.run.parts import Location
 from seg_core.run.resume import parts_to_do
 from seg_core.run.rows import Failure, Row, decode_valid, encode_mask, encode_png, failed_rows
 from seg_core.run.schema import TILES

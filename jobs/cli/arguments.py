@@ -11,7 +11,7 @@ from seg_core.errors import SegError
 from seg_core.storage.files import absolute, exists, is_remote
 
 if TYPE_CHECKING:
-    from seg_core.run.plan import Places
+    from seg_core.run.places import Places
 
 
 def model_folder(args: Namespace) -> str:

@@ -17,7 +17,8 @@ from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.run.export_masks import Scale, decode_pixels
-from seg_core.run.parts import Locations, find_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import Locations, find_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.rows import Row, decode_probability
 from seg_core.run.stored_plan import read_plan

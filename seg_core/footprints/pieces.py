@@ -24,7 +24,8 @@ from seg_core.chips import MISSING
 from seg_core.grid import Window, intersects
 from seg_core.imagery.georef import ground_size, window_transform
 from seg_core.run.export_masks import decode_pixels
-from seg_core.run.parts import Location, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import Location
 from seg_core.run.plan import Part, Settings
 from seg_core.run.rows import decode_probability
 

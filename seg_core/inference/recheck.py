@@ -14,8 +14,10 @@ from seg_core.inference.windows import infer_window, may_be_partial
 from seg_core.model.bundle import BUILT_IN, find_bundle, read_bundle
 from seg_core.model.cpu_threads import at_least_two_threads
 from seg_core.model.segmenter import Segmenter
-from seg_core.run.parts import find_parts, read_rows
-from seg_core.run.plan import Part, Places, Settings
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import find_parts
+from seg_core.run.places import Places
+from seg_core.run.plan import Part, Settings
 from seg_core.run.record import read_record
 from seg_core.run.rows import Row, decode_mask, decode_valid, tile_rows
 from seg_core.run.sizing import choose_window

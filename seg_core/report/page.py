@@ -22,7 +22,7 @@ from seg_core.report.frame import Box, Frame
 from seg_core.report.notes import describe_map
 from seg_core.report.texts import area_text, count_text, moment_text, share_text
 from seg_core.report.tiles import Tally
-from seg_core.run.plan import Places
+from seg_core.run.places import Places
 from seg_core.run.query import describe
 from seg_core.run.record import RunRecord, now, read_record
 from seg_core.run.schema import describe_columns

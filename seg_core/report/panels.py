@@ -16,7 +16,8 @@ from seg_core.report.pictures import to_rgb
 from seg_core.report.views import Place, View, choose_views
 from seg_core.run.export_masks import join_levels, join_tiles
 from seg_core.run.parts import Locations, find_parts
-from seg_core.run.plan import Part, Places, Plan
+from seg_core.run.places import Places
+from seg_core.run.plan import Part, Plan
 from seg_core.run.score import LabelReader, SceneLabelReader, SceneLabels, open_readers
 from seg_core.run.stored_plan import read_plan
 from seg_core.training.dataset import Classes

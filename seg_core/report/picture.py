@@ -25,7 +25,7 @@ from seg_core.report.frame import Box, Frame
 from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import area_text, share_text
 from seg_core.report.tiles import Tally, figures_of
-from seg_core.run.plan import Places
+from seg_core.run.places import Places
 from seg_core.run.query import describe
 from seg_core.run.stored_plan import read_plan
 

@@ -17,7 +17,8 @@ from seg_core.imagery.scene import Scene
 from seg_core.plots.pictures import Rgb
 from seg_core.report.frame import Box, Frame
 from seg_core.report.pictures import data_uri, encode_image, shrink, to_rgb
-from seg_core.run.plan import Plan, relocate
+from seg_core.run.places import relocate
+from seg_core.run.plan import Plan
 from seg_core.threads import count_cpus, for_each
 
 NUM_PIXELS = 8_000_000  # of all pictures together, about

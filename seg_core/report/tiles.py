@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from seg_core.grid import Window
 from seg_core.report.cells import Cells, Numbers
 from seg_core.report.texts import tile_text
-from seg_core.run.parts import index_parts, map_live_tables
+from seg_core.run.part_reading import map_live_tables
+from seg_core.run.parts import index_parts
 from seg_core.run.plan import Plan
 
 SUMS = ("done", "failed", "valid_px", "building_px", "area_m2", "building_m2", "probability_px", "without_area")

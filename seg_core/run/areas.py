@@ -21,7 +21,8 @@ from seg_core.chips import MISSING
 from seg_core.grid import Window, split
 from seg_core.run.area_files import area_table, check_id
 from seg_core.run.export_masks import Scale, decode_pixels
-from seg_core.run.parts import Batch, batch_parts, find_parts
+from seg_core.run.part_reading import Batch, batch_parts
+from seg_core.run.parts import find_parts
 from seg_core.run.plan import Part, Settings
 from seg_core.run.rows import Row, decode_mask
 from seg_core.run.stored_plan import read_plan

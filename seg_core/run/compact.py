@@ -32,16 +32,8 @@ from seg_core.run.fence import Lease, Store
 from seg_core.run.lease import acquire_lease
 from seg_core.run.ledger import ledger_folder
 from seg_core.run.parquet import advised
-from seg_core.run.parts import (
-    COMPACTED,
-    PARTS,
-    CompactedFile,
-    Entry,
-    Location,
-    PartIndex,
-    index_parts,
-    read_versioned,
-)
+from seg_core.run.part_reading import read_versioned
+from seg_core.run.parts import COMPACTED, PARTS, CompactedFile, Entry, Location, PartIndex, index_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.schema import BBOX, GEO, SPLIT, TILES
 from seg_core.run.stored_plan import read_plan

@@ -24,7 +24,8 @@ from seg_core.imagery.geotiff import Bands, write_cog
 from seg_core.imagery.qgis_style import Entry, write_class_style
 from seg_core.imagery.scene import Scene
 from seg_core.run.export_masks import Scale, decode_pixels, new_files
-from seg_core.run.parts import find_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import find_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.record import read_record
 from seg_core.run.rows import Row, locate_tiles

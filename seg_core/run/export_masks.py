@@ -25,7 +25,8 @@ from seg_core.imagery.mosaic import make_mosaic, place_on_grid
 from seg_core.imagery.qgis_style import BUILDING, Entry, share_stops, style_path, write_class_style, write_ramp_style
 from seg_core.imagery.raster import read_image
 from seg_core.imagery.scene import Scene
-from seg_core.run.parts import Locations, find_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import Locations, find_parts
 from seg_core.run.plan import Part, Plan, Settings
 from seg_core.run.rows import Row, decode_mask, decode_probability, decode_valid
 from seg_core.run.stac import name_items, write_collection

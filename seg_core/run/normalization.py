@@ -25,7 +25,8 @@ from seg_core.imagery.scene import Scene
 from seg_core.model.bundle import Bundle
 from seg_core.run.imagery_fit import MIN_PIXELS, choose_normalization, compare, decide_mode
 from seg_core.run.isolated import for_each_isolated
-from seg_core.run.plan import Places, Plan, relocate
+from seg_core.run.places import Places, relocate
+from seg_core.run.plan import Plan
 from seg_core.run.record import read_record
 from seg_core.run.tables import read_scenes
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,10 +20,9 @@ from seg_core.imagery.scene import Scene, fit_to_model
 from seg_core.model.bundle import Bundle
 from seg_core.processor import choose_precision
 from seg_core.run.imagery_fit import ImageryFit
-from seg_core.storage.files import is_remote
+from seg_core.run.places import CACHED_SCENES, Places, relocate_scene
 
 PACKED = np.int32  # type of a packed window's numbers, as in the tables of a run
-CACHED_SCENES = 64
 MAX_WINDOW = 2048  # px; larger windows save little halo and take much memory
 
 
@@ -121,7 +119,7 @@ class Part:
         """Mean and deviation of its imagery; None if the model's apply."""
         return self.scene.normalization or settings.normalization
 
-    def relocated(self, places: "Places") -> "Part":
+    def relocated(self, places: Places) -> "Part":
         """Return this part with the present paths of its scenes. Its version stays the same."""
         scene, *sources = (relocate_scene(each, places) for each in (self.scene, *self.sources))
         return replace(self, scene=scene, sources=tuple(sources), planned=self.version)
@@ -173,29 +171,6 @@ class ReadBlock:
     def num_pixels(self) -> int:
         """Number of pixels of all windows, without their halos."""
         return sum(window.num_pixels for window in self.windows)
-
-
-Places = tuple[tuple[str, str], ...]  # pairs of URI prefixes: when the run was planned, and now
-
-
-def relocate(uri: str, places: Places) -> str:
-    """Return the present URI of a scene. The first pair whose old prefix is the URI or a folder above it applies."""
-    for old, new in places:
-        if uri == old or uri.startswith(f"{old.rstrip('/')}/"):
-            return new.rstrip("/") + uri[len(old.rstrip("/")) :]
-    return uri
-
-
-@lru_cache(maxsize=CACHED_SCENES)
-def relocate_scene(scene: Scene, places: Places) -> Scene:
-    """Return a scene with its present URI, and those of its sidecars."""
-    uri = relocate(scene.uri, places)
-    return replace(scene, uri=uri, sidecars=sidecars_at(uri, scene.sidecars) if is_remote(uri) else ())
-
-
-def sidecars_at(uri: str, sidecars: Iterable[str]) -> tuple[str, ...]:
-    """Return the paths of the sidecars of a scene if the scene is at `uri`."""
-    return tuple(posixpath.join(posixpath.dirname(uri), posixpath.basename(path)) for path in sidecars)
 
 
 @dataclass(frozen=True, kw_only=True)

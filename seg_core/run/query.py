@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from seg_core.errors import SegError
 from seg_core.run.ledger import read_live_ledger
-from seg_core.run.parts import check_not_empty, index_parts, map_live_tables
+from seg_core.run.part_reading import map_live_tables
+from seg_core.run.parts import check_not_empty, index_parts
 from seg_core.run.record import read_record
 from seg_core.run.sums import COLUMNS, add_sums, sum_table
 from seg_core.run.tables import read_scenes

@@ -10,7 +10,8 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.run.fence import PLAIN, Store
 from seg_core.run.imagery_fit import ImageryFit
 from seg_core.run.parquet import advised
-from seg_core.run.plan import Places, Plan, Settings, relocate
+from seg_core.run.places import Places, relocate
+from seg_core.run.plan import Plan, Settings
 from seg_core.run.typed_json import WrongTypeError, parse_fields
 from seg_core.storage.files import read_header
 from seg_core.version import code_version

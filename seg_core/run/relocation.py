@@ -8,7 +8,8 @@ from typing import NamedTuple
 from seg_core.errors import CorruptFileError, SegError
 from seg_core.imagery.scene import Scene
 from seg_core.run.lease import acquire_lease
-from seg_core.run.plan import Places, Plan, relocate, sidecars_at
+from seg_core.run.places import Places, relocate, sidecars_at
+from seg_core.run.plan import Plan
 from seg_core.run.record import RunRecord, read_record, write_record
 from seg_core.run.resume import find_run, is_same_scene, known_scenes, with_choices_of_run
 from seg_core.run.tables import read_scenes, scenes_path, write_scenes

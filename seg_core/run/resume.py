@@ -14,7 +14,8 @@ from seg_core.run.compact import remove_parts
 from seg_core.run.fence import LEASE, PLAIN, Store
 from seg_core.run.ledger import ledger_folder, read_live_ledger
 from seg_core.run.part_list import PartList
-from seg_core.run.parts import find_parts, index_parts, read_states
+from seg_core.run.part_reading import read_states
+from seg_core.run.parts import find_parts, index_parts
 from seg_core.run.plan import Plan, image_key
 from seg_core.run.record import PlanFigures, RunRecord, new_record, read_record, write_record
 from seg_core.run.tables import read_scenes, scenes_path, write_scenes

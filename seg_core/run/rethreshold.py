@@ -18,7 +18,8 @@ from seg_core.errors import CorruptFileError, SegError
 from seg_core.grid import Window
 from seg_core.run.fence import Store
 from seg_core.run.lease import acquire_lease
-from seg_core.run.parts import Locations, find_parts, read_versioned
+from seg_core.run.part_reading import read_versioned
+from seg_core.run.parts import Locations, find_parts
 from seg_core.run.plan import Part, Plan, check_threshold
 from seg_core.run.query import summary
 from seg_core.run.record import RunRecord, now, read_record, write_record

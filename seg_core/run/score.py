@@ -15,7 +15,8 @@ from seg_core.grid import Window, buffered, intersection, split
 from seg_core.imagery.labels import AlignedLabel, find_label, open_label
 from seg_core.imagery.scene import Scene
 from seg_core.run.export_masks import join_tiles
-from seg_core.run.parts import Locations, find_parts, read_rows
+from seg_core.run.part_reading import read_rows
+from seg_core.run.parts import Locations, find_parts
 from seg_core.run.plan import Part, Plan
 from seg_core.run.stored_plan import read_plan
 from seg_core.storage.files import exists, stat

@@ -18,7 +18,8 @@ from seg_core.imagery.georef import footprints, split_at_antimeridian
 from seg_core.imagery.geotiff import Bands
 from seg_core.imagery.qgis_style import style_path
 from seg_core.imagery.scene import Scene
-from seg_core.run.parts import Locations, read_part_table
+from seg_core.run.part_reading import read_part_table
+from seg_core.run.parts import Locations
 from seg_core.run.plan import Part
 from seg_core.run.stac_model import Model
 from seg_core.run.stac_terms import (

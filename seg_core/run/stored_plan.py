@@ -2,7 +2,8 @@
 
 from seg_core.errors import CorruptFileError
 from seg_core.run.parts import find_parts
-from seg_core.run.plan import Places, Plan
+from seg_core.run.places import Places
+from seg_core.run.plan import Plan
 from seg_core.run.record import PlanFigures, read_record
 from seg_core.run.tables import read_scenes
 

@@ -18,7 +18,8 @@ from seg_core.run.compact import remove_parts
 from seg_core.run.isolated import for_each_isolated
 from seg_core.run.lease import acquire_lease
 from seg_core.run.ledger import find_damaged_figures, read_ledger
-from seg_core.run.parts import CompactedFile, Location, PartIndex, index_parts, read_index, read_versioned
+from seg_core.run.part_reading import read_versioned
+from seg_core.run.parts import CompactedFile, Location, PartIndex, index_parts, read_index
 from seg_core.run.plan import Part, Plan
 from seg_core.run.record import read_record
 from seg_core.run.stored_plan import read_plan

@@ -7,7 +7,7 @@ from typing import Any
 from seg_core.errors import SegError
 from seg_core.report.page import make_page
 from seg_core.run.parts import index_parts
-from seg_core.run.plan import Places
+from seg_core.run.places import Places
 from seg_core.run.query import first_rows
 from seg_core.run.sql import run_sql
 from seg_core.run.sql_limit import Limit
