@@ -89,7 +89,7 @@ def test_a_column_that_is_added_to_the_schema_is_all_that_a_later_version_needs(
     older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     run, plan = str(older / "run"), relocated_plan(older)
-    for module in ("tables", "parts", "sql"):
+    for module in ("tables", "parts", "part_reading", "sql"):
         monkeypatch.setattr(f"seg_core.run.{module}.TILES", LATER)
     assert [row["later"] for row in rows_of(run)] == [None] * 6
     remove_first_part(plan, run)
