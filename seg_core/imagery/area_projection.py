@@ -113,7 +113,7 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     lonlat = areas.to_crs(LONLAT).to_numpy()
     _, south, _, north = shapely.bounds(lonlat).reshape(-1, 4).T
     is_wide = (_widths(lonlat) > WIDE) | (north - south > WIDE)
-    surroundings = _surroundings(scenes)
+    surroundings = _surroundings(tuple(scenes))
     polygons = np.full(len(areas), shapely.Polygon(), object)
     whole = ~is_wide & shapely.intersects(lonlat, surroundings)
     polygons[whole] = areas[whole].to_crs(crs).to_numpy()
@@ -123,7 +123,8 @@ def project_areas(areas: geopandas.GeoSeries, crs: str, scenes: Sequence[Scene])
     return _repeat(polygons, crs, scenes)
 
 
-def _surroundings(scenes: Sequence[Scene]) -> shapely.Geometry:
+@lru_cache(maxsize=64)  # labels are projected window by window
+def _surroundings(scenes: tuple[Scene, ...]) -> shapely.Geometry:
     """Return what is near scenes in longitude and latitude, as a polygon or several.
 
     It is repeated a turn to the east and to the west: longitudes of areas may run from 0 to 360.
