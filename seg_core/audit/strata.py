@@ -85,8 +85,8 @@ class Survey:
     @property
     def class_name(self) -> str:
         """The name of what the run finds."""
-        name = self.plan.class_name
-        return name if name and not is_building_class(name) else "building"
+        name = self.plan.found_class
+        return "building" if is_building_class(name) else name
 
     @property
     def names(self) -> tuple[str, ...]:

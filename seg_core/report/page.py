@@ -34,7 +34,6 @@ MAX_ZOOMS = 200  # scenes to choose from on the map
 MAX_PROBLEMS = 10  # of seg verify that are shown
 TEMPLATE = "page.html"
 FIRST_SQL = "SELECT scene_id, tile_row, tile_col, coverage, building_m2\nFROM tiles ORDER BY coverage DESC LIMIT 20"
-BUILDING = "building"  # what runs of older versions find
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def make_page(
     plan, record = read_plan(run, given), read_record(run)
     report("checking the run")
     proof = verify(run)
-    drawn, class_name = draw(run, plan, report), record.class_name or BUILDING
+    drawn, class_name = draw(run, plan, report), plan.found_class
     report("writing the page")
     figures = drawn.tally.figures()
     num_problems = len(proof.problems) - proof.num_missing

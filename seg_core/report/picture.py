@@ -65,7 +65,7 @@ def draw_picture(
     plan = read_plan(run, given)
     frame, tally, quicklook = read_overview(run, plan, report)
     report("drawing")
-    figure = make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook, plan.class_name or "building")
+    figure = make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook, plan.found_class)
     return to_png(figure), tally.figures()
 
 

@@ -185,6 +185,11 @@ class Plan:
     places: Places = ()  # how to find scenes that have moved; not part of the fingerprint
 
     @property
+    def found_class(self) -> str:
+        """Name of what the run finds. One that an older version made does not say it: building."""
+        return self.class_name or "building"
+
+    @property
     def images(self) -> tuple[Scene, ...]:
         """The images that are divided into tiles: the scenes, or the one image that they form together."""
         return self.scenes[:1] if self.settings.mosaic else self.scenes

@@ -45,7 +45,7 @@ def open_catalogue(run: str, folder: str, *, mosaic: bool = False, model: str | 
     return Catalogue(
         folder=folder,
         name=plain_id(posixpath.basename(run)),
-        class_name=plan.class_name or "building",
+        class_name=plan.found_class,
         model=find_model(record, created, model),
         properties=_common_properties(record),
         tile_size=plan.settings.tile_size,
