@@ -30,7 +30,7 @@ from seg_core.audit.estimate import Interval, Judged, estimate_areas, estimate_r
 from seg_core.audit.report import audit_areas, audit_run, figures, look_first, wrong_places
 from seg_core.audit.sample import TRUTHS, Place, allocate, draw_places, find_places, read_judged, to_frame
 from seg_core.audit.strata import NAMES, Survey, is_building, survey_run
-from seg_core.errors import SegError
+from seg_core.errors import ReadError, SegError, StoreUnavailableError
 from seg_core.grid import Window, split
 from seg_core.imagery.geotiff import write_geotiff
 from seg_core.imagery.raster import read_image
@@ -626,6 +626,22 @@ def test_what_is_damaged_around_a_place_is_black_in_its_picture(
         assert (plain.picture == 0).all(axis=-1).any() == is_near
         num_black += is_near
     assert 0 < num_black < 50
+
+
+def test_a_store_that_falls_silent_while_the_rest_of_a_picture_is_read_is_not_taken_for_damage(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path / "scenes/town.tif", np.ones((HEIGHT, WIDTH), np.bool_))
+    run, _ = make_run(tmp_path)
+    problems = iter([ReadError("a block is damaged"), StoreUnavailableError("the store does not answer")])
+
+    def fail(*_: object) -> None:
+        raise next(problems)
+
+    monkeypatch.setattr("seg_core.audit.folder.read_image", fail)
+    _, err = seg(capsys, "audit", run, "--sample", "50", "--out", tmp_path / "sample", code=2)
+    assert err.splitlines()[-1] == "seg: the store does not answer"
+    assert not (tmp_path / "sample").exists()
 
 
 FIGURES = [

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -72,15 +71,23 @@ def _read_around(
     image: Scene, sources: Sequence[Scene], window: Window, scale: tuple[float, float] | None
 ) -> tuple[Pixels, bool]:
     """Return the pixels around a place, and whether all could be read: a block beside it may be damaged."""
-    try:
-        return read_image(image, sources, window, scale)[0], True
-    except StoreUnavailableError:
-        raise
-    except ReadError:
-        pixels = np.zeros((len(image.bands), *window.shape), np.uint8)
+
+    def read(part: Window) -> Pixels | None:
+        try:
+            return read_image(image, sources, part, scale)[0]
+        except StoreUnavailableError:
+            raise
+        except ReadError:
+            return None
+
+    whole = read(window)
+    if whole is not None:
+        return whole, True
+    pixels = np.zeros((len(image.bands), *window.shape), np.uint8)
     for piece in split(window, PIECE):
-        with suppress(ReadError):
-            pixels[:, *piece.slices(window)] = read_image(image, sources, piece, scale)[0]
+        found = read(piece)
+        if found is not None:
+            pixels[:, *piece.slices(window)] = found
     return pixels, False
 
 
