@@ -27,7 +27,7 @@ zones = geopandas.GeoSeries([shapely.box(0, 0, 3, 3), shapely.box(1, 1, 4, 4)])
 
 def sums(**options):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         return ones.xvec.zonal_stats(zones, x_coords="x", y_coords="y", stats="sum", **options).to_numpy().tolist()
 
 
