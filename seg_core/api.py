@@ -13,6 +13,7 @@ Regions are segmented by the command `seg segment`, which resumes, reports failu
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from seg_core.model.segmenter import Segmenter
 from seg_core.run.export_masks import check_within
 from seg_core.run.imagery_fit import choose_normalization
 from seg_core.run.normalization import normalizations_of
+from seg_core.run.plan import check_threshold
 from seg_core.storage.files import absolute
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ NORMALIZE_MODES = ("auto", "scene", "region", "model")
 AREA_TILE = 512  # px; ground areas are taken as even over a tile, as in a run
 IDENTITY: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
-Model = str | Segmenter | None
+Model = str | os.PathLike[str] | Segmenter | None
 """The path of a bundle, what `load_model` returned, or None for the model that comes with the package."""
 
 
@@ -99,12 +101,14 @@ class Segmentation:
         write_geotiff(path, pixels[np.newaxis], crs=self.crs, transform=self.transform, nodata=MISSING)
 
 
-def load_model(path: str | None = None, *, device: str = "auto", precision: str = "auto") -> Segmenter:
+def load_model(
+    path: str | os.PathLike[str] | None = None, *, device: str = "auto", precision: str = "auto"
+) -> Segmenter:
     """A model, loaded once to be used for many images.
 
     `path` is a bundle's folder or `s3://` prefix, by default the model that comes with the package. `device` is `auto`
     (a GPU where there is one), `cpu` or `cuda`; `precision` is one of `seg_core.processor.PRECISIONS`. Raises SegError
-    where there is no bundle or no such device, or where it can't compute in this precision.
+    where there is no bundle, no such device or precision, or where it can't compute in this precision.
     """
     precision = choose_precision_on(device, precision)
     return Segmenter(BUILT_IN if path is None else absolute(path), device, precision=precision)
@@ -122,31 +126,36 @@ def segment_array(
 
     `image` is `uint8 (height, width, bands)`, as Pillow and matplotlib have it. `valid` `bool (height, width)` says
     which pixels hold data, by default all: then those of a nodata value count as imagery. With rasterio,
-    `dataset.dataset_mask() > 0` says it. `threshold` is the model's own by default. `normalize` is as for
-    `segment_file`. Raises SegError for an array of another type or shape.
+    `dataset.dataset_mask() > 0` says it. So does a masked array, in which a pixel holds data unless all of its bands
+    are masked. `threshold` is the model's own by default. `normalize` is as for `segment_file`. Raises SegError for an
+    array of another type or shape, and for a threshold that is not between 0 and 1.
 
         found = seg_core.segment_array(np.asarray(Image.open("scene.png").convert("RGB")))
         plt.imshow(found.mask)
     """
     segmenter = _as_segmenter(model)
+    threshold = _choose_threshold(segmenter, threshold)
     _check_image(image, segmenter.bundle.bands)
-    valid = np.ones(image.shape[:2], np.bool_) if valid is None else valid
+    unmasked: NDArray[np.bool_] = np.asarray(~np.ma.getmaskarray(image).all(axis=-1))
+    valid = unmasked if valid is None else valid
     if valid.shape != image.shape[:2] or valid.dtype != np.bool_:
         raise SegError(f"valid: is {_describe(valid)}: give bool {image.shape[:2]}, as the image has pixels")
-    pixels = np.moveaxis(image, -1, 0)
+    valid = valid & unmasked
+    pixels = np.moveaxis(np.ma.getdata(image), -1, 0)
     normalization = choose_normalization(_check_mode(normalize), count_levels(pixels, valid), segmenter.bundle)
     _report_normalization("the image", normalization, normalize)
     with at_least_two_threads():
         found = segment_pixels(segmenter, pixels, valid, normalization)
-    return Segmentation(*found, _choose_threshold(segmenter, threshold))
+    return Segmentation(*found, threshold)
 
 
 def segment_file(
-    path: str,
+    path: str | os.PathLike[str],
     model: Model = None,
     *,
     window: tuple[int, int, int, int] | None = None,
     bands: Sequence[int] | None = None,
+    alpha: int | None = None,
     scale: tuple[float, float] | None = None,
     resample: bool = False,
     threshold: float | None = None,
@@ -154,19 +163,22 @@ def segment_file(
 ) -> Segmentation:
     """Segment an image file, or a window of it. The values are those that `seg segment` finds.
 
-    `path` is local or an `s3://` URI. `window` is `(row_off, col_off, height, width)` in pixels. `bands`, `scale` and
-    `resample` are as the options of `seg segment`: the bands to read, counted from 1, the two values that become 0 and
-    255, and whether to segment at the model's resolution; then `window` and the result are on that grid. `normalize` is
-    `auto`, `scene`, `region` or `model`; the region is this file, so that `seg segment` finds the same values if it is
-    given this file alone. Pixels are read as far as they are needed: memory goes by the window. Raises SegError for an
-    image that the model does not serve, and its child ReadError where the file can't be read.
+    `path` is local or an `s3://` URI. `window` is `(row_off, col_off, height, width)` in pixels. `bands`, `alpha`,
+    `scale` and `resample` are as the options of `seg segment`: the bands to read, counted from 1, the alpha band (0 for
+    none), the two values that become 0 and 255, and whether to segment at the model's resolution; then `window` and the
+    result are on that grid. `normalize` is `auto`, `scene`, `region` or `model`; the region is this file, so that
+    `seg segment` finds the same values if it is given this file alone. Pixels are read as far as they are needed:
+    memory goes by the window. Raises SegError for an image that the model does not serve, for a threshold that is not
+    between 0 and 1, and its child ReadError where the file can't be read.
 
         found = seg_core.segment_file("scene.tif", window=(0, 0, 2048, 2048))
         found.save_mask("mask.tif")
     """
     segmenter = _as_segmenter(model)
     bundle = segmenter.bundle
-    header = read_scene(absolute(path), path)
+    threshold = _choose_threshold(segmenter, threshold)
+    path = os.fspath(path)
+    header = read_scene(absolute(path), path, alpha)
     for doubt in header.doubts:
         warnings.warn(f"{path}: {doubt}", stacklevel=2)
     scene = fit_to_model(
@@ -178,6 +190,8 @@ def segment_file(
         scale=scale,
         resample=resample,
     )
+    if scene.crs is None:
+        log.warning("%s: no CRS: its resolution is assumed to be the model's, and areas are not known", path)
     at = scene.window if window is None else Window(*window)
     check_within(at, scene)
     with at_least_two_threads():
@@ -185,7 +199,7 @@ def segment_file(
         _report_normalization(path, normalization, normalize)
         found = segment_scene(segmenter, scene, at, scale, normalization)
     transform = window_transform(scene.transform, at)
-    return Segmentation(*found, _choose_threshold(segmenter, threshold), scene.crs, transform)
+    return Segmentation(*found, threshold, scene.crs, transform)
 
 
 def _report_normalization(image: str, normalization: Normalization | None, mode: str) -> None:
@@ -199,7 +213,10 @@ def _as_segmenter(model: Model) -> Segmenter:
 
 
 def _choose_threshold(segmenter: Segmenter, threshold: float | None) -> float:
-    return segmenter.bundle.threshold if threshold is None else threshold
+    if threshold is None:
+        return segmenter.bundle.threshold
+    check_threshold(threshold)
+    return threshold
 
 
 def _check_mode(normalize: str) -> str:

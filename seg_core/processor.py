@@ -30,8 +30,11 @@ def computes_bfloat16() -> bool:
 def choose_precision(precision: str, on_gpu: bool) -> str:
     """Return the precision to compute in. `auto` is bfloat16 on a GPU, and on a processor that computes it natively.
 
-    Otherwise `auto` is float32. Raises SegError for a precision that only CPUs compute in, on a GPU.
+    Otherwise `auto` is float32. Raises SegError for what is none of PRECISIONS, and for a precision that only CPUs
+    compute in, on a GPU.
     """
+    if precision not in PRECISIONS:
+        raise SegError(f"--precision {precision}: say one of {', '.join(PRECISIONS)}")
     if on_gpu and precision in CPU_PRECISIONS:
         raise SegError(f"--precision {precision}: is for CPUs: add --device cpu, or use float32 or bfloat16 on the GPU")
     if precision != "auto":

@@ -1,5 +1,7 @@
 """What a bulk run has found, in Python: frames, SQL, masks with their place, and areas."""
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from seg_core.run.export_masks import check_within, read_mask
 from seg_core.run.query import query, summary
 from seg_core.run.record import read_record
 from seg_core.run.schema import TILES
-from seg_core.run.stored_plan import read_plan
+from seg_core.run.stored_plan import num_missing, read_plan
 from seg_core.run.verify import VerifyReport, verify
 from seg_core.storage.files import absolute
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import geopandas
     import pandas as pd
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 LONLAT = "OGC:CRS84"
 DENSITY = 21  # points along each side of a rectangle that is converted to another CRS
@@ -74,8 +78,10 @@ class Run:
     def query(self, sql: str) -> "pa.Table":
         """All rows of the answer to a question in SQL, over `tiles` (done), `scenes` and `failures` (failed tiles).
 
-        Raises SegError with the first line of what is wrong with the SQL.
+        Logs a warning if parts of the run are not done yet. Raises SegError with the first line of what is wrong with
+        the SQL.
         """
+        self._warn_of_missing()
         return query(self.path, sql)
 
     @property
@@ -96,42 +102,45 @@ class Run:
     def relation(self, sql: str = "FROM tiles") -> "duckdb.DuckDBPyRelation":
         """A DuckDB relation over `tiles`, `scenes` and `failures`, which is computed when it is asked for.
 
-        It can be filtered, joined and aggregated further. It reads no other file. Raises SegError for what is no run,
-        and DuckDB's own errors.
+        It can be filtered and aggregated further. Each relation has a connection of its own, which reads no other file
+        or frame: tables are joined within the SQL, and `query` gives a table that can be joined with others. Raises
+        SegError for what is no run, and DuckDB's own errors.
 
             run.relation().filter("coverage > 0.5").aggregate("scene_id, sum(building_m2)").df()
         """
         from seg_core.run.sql import connect
 
+        self._warn_of_missing()
         return connect(self.path).duckdb.sql(sql)
 
     @property
     def scenes(self) -> "pd.DataFrame":
         """The scenes, as they were when the run was made."""
-        return self.query("SELECT * FROM scenes").to_pandas()
+        return query(self.path, "SELECT * FROM scenes").to_pandas()
 
     def verify(self) -> VerifyReport:
         """Check the files: `ok` where each planned tile has one row and all adds up, else see `problems`."""
         return verify(self.path)
 
     def measure_areas(
-        self, areas: "str | geopandas.GeoDataFrame", id_column: str | None = None
+        self, areas: "str | os.PathLike[str] | geopandas.GeoDataFrame", id_column: str | None = None
     ) -> "geopandas.GeoDataFrame":
         """Building area and coverage of polygons, such as districts, as `seg query RUN --areas` has them.
 
-        `areas` is the path of a local vector file, or a frame with a CRS. `id_column` is the attribute that names them;
-        without it they are numbered from 1. The rows and the CRS are theirs. The columns are the id, `area_m2`,
-        `valid_m2`, `building_m2`, `coverage`, `covered`, `failed_tiles`, `missing_tiles` and the geometry. They are
-        null for an area that no tile touches, but for its own size. Raises SegError for what holds no areas, and for a
-        run with scenes without a CRS.
+        `areas` is the path of a local vector file, or a frame with a CRS. `id_column` is the attribute that names them,
+        or the name of the frame's index; without it they are numbered from 1. The rows, their index and the CRS are
+        those of the frame. The columns are the id, `area_m2`, `valid_m2`, `building_m2`, `coverage`, `covered`,
+        `failed_tiles`, `missing_tiles` and the geometry. They are null for an area that no tile touches, but for its
+        own size. Raises SegError for what holds no areas, and for a run with scenes without a CRS.
 
             run.measure_areas("districts.gpkg", "name").sort_values("coverage")
         """
         from seg_core.run.area_files import make_areas, read_areas
         from seg_core.run.areas import measure_areas
 
-        read = read_areas(absolute(areas), id_column) if isinstance(areas, str) else make_areas(areas, id_column)
-        return measure_areas(self.path, read)
+        if isinstance(areas, str | os.PathLike):
+            return measure_areas(self.path, read_areas(absolute(areas), id_column))
+        return measure_areas(self.path, make_areas(areas, id_column))
 
     def footprints(
         self, min_area: float = 0.0, simplify: float = 0.0, regularize: bool = False, crs: str | None = None
@@ -139,7 +148,8 @@ class Run:
         """The buildings as polygons, all of them in memory, as `seg export footprints` writes them.
 
         Buildings of less than `min_area` square metres are left out. `simplify` is in metres; `regularize` gives right
-        angles. `crs` is by default that of the scenes. Raises SegError as `seg_core.footprints.shape.make_shape` does.
+        angles. `crs` is by default that of the scenes. Logs a warning if parts of the run are not done yet. Raises
+        SegError as `seg_core.footprints.shape.make_shape` does.
         """
         import geopandas
         import pyarrow as pa
@@ -147,8 +157,8 @@ class Run:
         from seg_core.footprints.export import find_footprints
         from seg_core.footprints.shape import make_shape
         from seg_core.footprints.table import FOOTPRINTS
-        from seg_core.run.stored_plan import read_plan
 
+        self._warn_of_missing()
         shape = make_shape(read_plan(self.path).images, crs, min_area, simplify, regularize)
         table = pa.concat_tables([FOOTPRINTS.empty_table(), *find_footprints(self.path, shape)])
         frame = table.drop_columns(["bbox", "geometry"]).to_pandas()
@@ -220,8 +230,15 @@ class Run:
         transform = window_transform(image.transform, at)
         return MaskWindow(image.scene_id, pixels == 1, pixels != MISSING, image.crs, transform)
 
+    def _warn_of_missing(self) -> None:
+        """Log a warning if the run is not finished, and parts of it are not done yet."""
+        if read_record(self.path).finished:
+            return
+        if missing := num_missing(self.path, read_plan(self.path)):
+            log.warning("%s: %s parts are not done yet and missing from this result", self.path, f"{missing:,}")
 
-def open_run(path: str) -> Run:
+
+def open_run(path: str | os.PathLike[str]) -> Run:
     """The run at a local path or an `s3://` prefix. Raises SegError where there is none."""
     return Run(absolute(path))
 

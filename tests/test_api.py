@@ -1,5 +1,6 @@
 """The public interface: the values of a bulk run without Ray, and a run's results in Python."""
 
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 import rasterio
 from conftest import NORTH_UP, UTM, MakeBundle, MakeScene, outside_environment
 from numpy.typing import NDArray
+from rasters import write_raw
 from runs import build_run, rows_of
 from seg_command import SMALL, seg
 
@@ -20,6 +22,7 @@ from seg_core.grid import Window
 from seg_core.imagery.raster import read_whole
 from seg_core.inference import scenes
 from seg_core.results import Run
+from seg_core.run.record import read_record, write_record
 from seg_core.run.rows import decode_mask
 
 HEIGHT, WIDTH = 300, 420
@@ -87,10 +90,78 @@ def test_the_mask_is_saved_with_its_place(make_scene: MakeScene, make_bundle: Ma
 
 def test_the_threshold_is_the_models_unless_another_is_named(make_bundle: MakeBundle) -> None:
     image, bundle = noise(64, 64), make_bundle(threshold=0.4)
-    found, none = seg_core.segment_array(image, bundle), seg_core.segment_array(image, bundle, threshold=1.1)
-    assert (found.threshold, none.threshold) == (0.4, 1.1)
+    found, less = seg_core.segment_array(image, bundle), seg_core.segment_array(image, bundle, threshold=0.6)
+    assert (found.threshold, less.threshold) == (0.4, 0.6)
     assert found.coverage == pytest.approx((found.probability >= np.float32(0.4)).mean())
-    assert none.coverage == 0
+    assert less.coverage == pytest.approx((found.probability >= np.float32(0.6)).mean())
+
+
+@pytest.mark.parametrize("threshold", [50, 0, 1, -0.1, float("nan")])
+def test_a_threshold_is_a_probability(make_scene: MakeScene, make_bundle: MakeBundle, threshold: float) -> None:
+    model = make_bundle()
+    for segment in (partial(seg_core.segment_array, noise(20, 30)), partial(seg_core.segment_file, make_scene())):
+        with pytest.raises(SegError, match=rf"threshold {threshold}: use a probability between 0 and 1"):
+            segment(model, threshold=threshold)
+
+
+def test_a_precision_that_is_none_is_refused_when_a_model_is_loaded(make_bundle: MakeBundle) -> None:
+    with pytest.raises(SegError, match="precision fp32: say one of auto, exact, float32, bfloat16, int8"):
+        seg_core.load_model(make_bundle(), precision="fp32")
+
+
+def test_a_pixel_without_data_has_no_probability(make_scene: MakeScene, make_bundle: MakeBundle) -> None:
+    image, bundle = noise(), make_bundle()
+    image[:100, :150] = 255
+    by_file = seg_core.segment_file(make_scene(pixels=np.moveaxis(image, -1, 0), nodata=255), bundle)
+    for found in (by_file, seg_core.segment_array(image, bundle, valid=by_file.valid)):
+        assert not found.probability[:100, :150].any()
+        assert found.probability[found.valid].all()
+
+
+def test_a_masked_array_says_which_pixels_hold_data(make_scene: MakeScene, make_bundle: MakeBundle) -> None:
+    image, bundle = noise(), make_bundle()
+    image[:100, :150] = 255
+    image[200, 200, 1] = 255  # a colour, for the other bands hold data
+    path = make_scene(pixels=np.moveaxis(image, -1, 0), nodata=255)
+    with rasterio.open(path) as file:
+        masked = np.moveaxis(file.read(masked=True), 0, -1)
+    by_file, by_array = seg_core.segment_file(path, bundle), seg_core.segment_array(masked, bundle)
+    assert np.array_equal(by_array.valid, by_file.valid)
+    assert np.array_equal(by_array.probability, by_file.probability)
+    further = np.ones(by_file.valid.shape, np.bool_)
+    further[250:] = False
+    both = seg_core.segment_array(masked, bundle, valid=further)
+    assert np.array_equal(both.valid, by_file.valid & further)
+
+
+def test_the_alpha_band_of_a_file_can_be_named(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    pixels, bundle = np.moveaxis(noise(64, 80, 4), -1, 0).copy(), make_bundle()
+    pixels[3] = 255
+    pixels[3, :, :20] = 0
+    path = tmp_path / "scene.tif"
+    write_raw(path, pixels, photometric="minisblack")
+    with pytest.raises(SegError, match="band 4 may be alpha"):
+        seg_core.segment_file(path, bundle, bands=(1, 2, 3))
+    assert seg_core.segment_file(path, bundle, alpha=4).valid.sum() == 64 * 60
+    assert seg_core.segment_file(path, bundle, alpha=0, bands=(1, 2, 3)).valid.all()
+
+
+def test_paths_may_be_objects(make_scene: MakeScene, make_bundle: MakeBundle, run: Run) -> None:
+    path, bundle = Path(make_scene()), Path(make_bundle())
+    assert seg_core.segment_file(path, bundle).mask.shape == (100, 120)
+    assert seg_core.segment_file(path, seg_core.load_model(bundle)).mask.shape == (100, 120)
+    assert seg_core.open_run(Path(run.path)).summary() == run.summary()
+
+
+def test_a_file_without_a_crs_is_named(
+    make_scene: MakeScene, make_bundle: MakeBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_scene(crs=None)
+    seg_core.segment_file(path, make_bundle())
+    (record,) = caplog.records
+    assert (
+        record.getMessage() == f"{path}: no CRS: its resolution is assumed to be the model's, and areas are not known"
+    )
 
 
 def test_an_image_that_is_normalized_without_being_asked_for_is_named(
@@ -258,6 +329,36 @@ def test_a_run_answers_questions(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_sums_of_whole_numbers_are_numbers_of_pandas(run: Run) -> None:
+    sql = (
+        "SELECT scene_id, sum(building_px) AS px, sum(building_px) AS px, 1.5::DECIMAL(4, 1) AS d FROM tiles GROUP BY 1"
+    )
+    found = run.query(sql)
+    assert [str(each) for each in found.schema.types] == ["string", "int64", "int64", "decimal128(4, 1)"]
+    frame = found.to_pandas()
+    assert (frame["px"] * 0.5).sum() == run.tiles["building_px"].sum() / 2
+    assert frame["px"].equals(frame["px_1"])
+    with pytest.raises(SegError, match=r"^SQL: .*out of bounds"):
+        run.query("SELECT 2::HUGEINT ** 100 AS x, (2::HUGEINT * 9223372036854775807)::HUGEINT AS y FROM tiles")
+
+
+def test_what_is_missing_from_a_run_is_said(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _ = run.tiles, run.relation(), run.footprints()
+    assert not caplog.records
+    shutil.copytree(run.path, tmp_path / "run")
+    (part, *_), record = sorted((tmp_path / "run" / "tiles").iterdir()), read_record(str(tmp_path / "run"))
+    part.unlink()
+    record.finished = None
+    write_record(str(tmp_path / "run"), record)
+    unfinished = seg_core.open_run(tmp_path / "run")
+    for _ in (unfinished.tiles, unfinished.relation(), unfinished.footprints(), unfinished.query("FROM tiles")):
+        pass
+    said = f"{unfinished.path}: 1 parts are not done yet and missing from this result"
+    assert [each.getMessage() for each in caplog.records] == [said] * 4
+    _ = unfinished.scenes
+    assert len(caplog.records) == 4
+
+
 def test_a_run_is_verified(run: Run) -> None:
     report = run.verify()
     assert report.ok

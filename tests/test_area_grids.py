@@ -276,7 +276,8 @@ def test_the_library_measures_a_frame_as_a_file(run: str, tmp_path: Path) -> Non
     frame = geopandas.GeoDataFrame({"name": names, "place": list(POLYGONS.values())}, geometry="place", crs=UTM)
     frame.index = frame.index[::-1]
     of_frame = opened.measure_areas(frame, "name")
-    assert of_frame.drop(columns="geometry").equals(of_file.drop(columns="geometry"))
+    assert of_frame.index.equals(frame.index)
+    assert of_frame.drop(columns="geometry").reset_index(drop=True).equals(of_file.drop(columns="geometry"))
     assert of_frame["name"].to_list() == names
     assert opened.measure_areas(frame)["area"].to_list() == list(range(1, len(names) + 1))
     lonlat = opened.measure_areas(frame.to_crs("EPSG:4326"), "name")

@@ -25,7 +25,7 @@ import seg_core
 from seg_core.errors import SegError
 from seg_core.imagery.area_projection import project_areas
 from seg_core.imagery.georef import Transform
-from seg_core.run.area_files import read_areas
+from seg_core.run.area_files import read_areas, write_areas
 from seg_core.run.areas import measure_areas
 from seg_core.run.query import summary
 from seg_core.run.stored_plan import read_plan
@@ -253,6 +253,24 @@ def test_the_library_gives_the_same_frame(run: str, tmp_path: Path) -> None:
     found = seg_core.open_run(run).measure_areas(str(tmp_path / "areas.gpkg"), "name")
     assert found.equals(measure_areas(run, read_areas(str(tmp_path / "areas.gpkg"), "name")))
     assert (found.crs, found["name"].to_list()) == (UTM, ["a"])
+
+
+def test_rows_keep_the_index_of_the_frame(run: str, tmp_path: Path, capsys: Capture) -> None:
+    found = seg_core.open_run(run)
+    frame = found.geo_tiles.assign(name=lambda tiles: [f"tile {number}" for number in range(len(tiles))])
+    some = frame.iloc[[3, 1]][["name", "geometry"]].copy()
+    some["px"] = found.measure_areas(some, "name")["building_m2"]
+    expected = frame.set_index("name").loc[some["name"], "building_m2"]
+    assert some["px"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-3)
+    dissolved = some.dissolve("name")
+    by_index = found.measure_areas(dissolved, "name")
+    assert by_index["name"].tolist() == by_index.index.tolist() == ["tile 1", "tile 3"]
+    write_areas(by_index, str(tmp_path / "areas.gpkg"))
+    assert [*geopandas.read_file(tmp_path / "areas.gpkg").columns] == [*by_index.columns]
+    dissolved.to_parquet(tmp_path / "dissolved.parquet")
+    out, _ = seg(capsys, "query", run, "--areas", tmp_path / "dissolved.parquet", "--id", "name", "--json")
+    assert [each["name"] for each in json.loads(out)] == ["tile 1", "tile 3"]
+    assert found.measure_areas(tmp_path / "dissolved.parquet", "name").equals(by_index)
 
 
 def test_areas_that_are_none_are_refused_in_a_line(run: str, tmp_path: Path, capsys: Capture) -> None:

@@ -89,7 +89,7 @@ def answers(run: str) -> dict[str, Any]:
         "rows": rows_of(run),
         "tiles": query(run, f"SELECT * FROM tiles {order}").to_pylist(),
         "failures": query(run, f"SELECT * EXCLUDE (mask) FROM failures {order}").to_pylist(),
-        "verify": (report.problems, report.num_done, report.num_failed, report.num_missing),
+        "verify": (report.problems, report.num_done, report.num_failed, report.num_missing_parts),
         "mask": read_mask(run, "north/a.tif").tolist(),
         "areas": areas.round(6).to_dict("records"),
         "summary": {k: round(v, 9) if isinstance(v, float) else v for k, v in summary(run).items()},
@@ -590,7 +590,7 @@ def test_a_compacted_file_without_a_list_is_damaged(run: str, listed: bytes | No
     assert report.bad_parts == [str(path)]
     assert report.problems[0].startswith(name)
     repair(run)
-    assert verify(run).num_missing == 5
+    assert verify(run).num_missing_parts == 5
 
 
 def test_a_driver_that_was_frozen_leaves_no_compacted_file(run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def answers(made: BuiltRun) -> dict[str, Any]:
     return said | {
         "summary": summary(made.run),
         "to do": [part.key for part in parts_to_do(made.run, made.plan)],
-        "verify": (report.problems, report.num_done, report.num_failed, report.num_missing),
+        "verify": (report.problems, report.num_done, report.num_failed, report.num_missing_parts),
     }
 
 

@@ -96,7 +96,7 @@ def test_failed_tiles_stay_failed_and_missing_parts_missing(run: str, tmp_path: 
     assert rows_of(new) == rows_of(run)
     assert {row["status"] for row in rows_of(new)} == {"done", "failed"}
     assert json.loads(Path(new, "run.json").read_text())["finished"] is None
-    assert verify(new).num_missing == 1
+    assert verify(new).num_missing_parts == 1
 
 
 def test_the_same_command_goes_on_and_finishes(run: str, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unrea
     if report.bad_parts or differing:
         command = shlex.join(["seg", "repair", args.run, *differing])
         note(f"{command} removes the parts with problems; seg segment then makes them again")
-    elif report.num_missing and report.num_missing == len(report.problems):
+    elif report.num_missing_parts and report.num_missing_parts == len(report.problems):
         note("the run is not finished: repeat its seg segment command to resume it")
     if report.num_failed:
         explain_failures(args.run, report.num_failed)

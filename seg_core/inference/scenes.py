@@ -78,6 +78,6 @@ def _segment(
         found = segmenter(pixels, valid, halo, window.height, window.width, normalization)
         common = intersection(window, wanted)
         target, source = common.slices(wanted), common.slices(window)
-        probability[target] = found[source]
         holds_data[target] = valid[halo : halo + window.height, halo : halo + window.width][source]
+        probability[target] = np.where(holds_data[target], found[source], 0)
     return probability, holds_data

@@ -70,7 +70,7 @@ def make_page(
     drawn, class_name = draw(run, plan, report), plan.found_class
     report("writing the page")
     figures = drawn.tally.figures()
-    num_problems = len(proof.problems) - proof.num_missing
+    num_problems = len(proof.problems) - proof.num_missing_parts
     state = proof.describe() if num_problems else describe(figures)
     html = _render(
         name=posixpath.basename(run),

@@ -49,17 +49,21 @@ def make_areas(frame: geopandas.GeoDataFrame, id_column: str | None = None, name
     polygons = repair_polygons(frame.geometry.to_numpy(), tally)
     if lost := tally.dropped.most_common(1)[0] if +tally.dropped else None:
         raise SegError(f"{name}: areas are polygons, and {lost[1]:,} of {len(frame):,} features are {lost[0]}")
-    return Areas(geopandas.GeoDataFrame(_ids(frame, name, id_column), geometry=polygons, crs=frame.crs), tally.repaired)
+    ids = _ids(frame, name, id_column)
+    return Areas(geopandas.GeoDataFrame(ids, frame.index, geometry=polygons, crs=frame.crs), tally.repaired)
 
 
 def _ids(frame: geopandas.GeoDataFrame, name: str, column: str | None) -> dict[str, Any]:
     """Return the id column of the areas."""
     if column is None:
         return {DEFAULT_ID: np.arange(1, len(frame) + 1)}
-    columns = [str(each) for each in frame.columns if each != frame.geometry.name]
+    attributes = frame.drop(columns=frame.geometry.name)
+    if frame.index.name is not None:  # as after a dissolve
+        attributes = attributes.assign(**{str(frame.index.name): frame.index})
+    columns = [str(each) for each in attributes.columns]
     if column not in columns:
         raise SegError(f"id {column}: {name} has no such attribute: it has {', '.join(columns) or 'none'}")
-    ids = frame[column]
+    ids = attributes[column]
     if ids.isna().any():
         raise SegError(f"id {column}: {int(ids.isna().sum()):,} areas of {name} have none: choose another attribute")
     if ids.duplicated().any():
@@ -77,7 +81,7 @@ def check_id(areas: Areas, figures: Sequence[str]) -> None:
 def area_table(areas: Areas, figures: Mapping[str, NDArray[Any]], reached: NDArray[np.bool_]) -> geopandas.GeoDataFrame:
     """Return the id of each area, its size on the ground as `area_m2`, its figures `(areas,)`, and its geometry.
 
-    Figures are null for areas that are not reached. Whole numbers stay whole.
+    The rows have the index of the areas. Figures are null for areas that are not reached. Whole numbers stay whole.
     """
     known = {
         name: pd.Series(values, dtype="Int64" if np.issubdtype(values.dtype, np.integer) else None).where(reached).array
@@ -85,7 +89,8 @@ def area_table(areas: Areas, figures: Mapping[str, NDArray[Any]], reached: NDArr
     }
     ids = areas.frame[areas.id_column].to_numpy()
     columns = {areas.id_column: ids, "area_m2": areas.ground_m2, **known}
-    return geopandas.GeoDataFrame(columns, geometry=areas.frame.geometry.to_numpy(), crs=areas.frame.crs)
+    geometry = areas.frame.geometry.to_numpy()
+    return geopandas.GeoDataFrame(columns, areas.frame.index, geometry=geometry, crs=areas.frame.crs)
 
 
 def write_areas(frame: geopandas.GeoDataFrame, path: str) -> None:
@@ -104,7 +109,7 @@ def write_areas(frame: geopandas.GeoDataFrame, path: str) -> None:
             else:
                 if suffix.lower() == ".geojson":
                     frame = frame.to_crs("OGC:CRS84")  # the only CRS that RFC 7946 has
-                frame.to_file(draft, driver=WRITERS[suffix.lower()], layer=stem, engine="pyogrio")
+                frame.to_file(draft, driver=WRITERS[suffix.lower()], layer=stem, engine="pyogrio", index=False)
     except (OSError, DataSourceError, DataLayerError) as error:
         raise SegError(f"--out {path}: can't be written: {error}") from error
 

@@ -216,8 +216,9 @@ def run_sql(run: str, sql: str, limit: Limit | None = None) -> Iterator[pa.Recor
             result = connection.duckdb.sql(sql)
             if result is None:
                 raise SegError(f"SQL: {sql}: has no result: say SELECT ...")
+            whole = {number for number, kind in enumerate(result.types) if str(kind) == "HUGEINT"}
             reader = result.to_arrow_reader(BATCH)
-        yield _number_names(reader, connection.files)
+        yield _tidy_columns(reader, whole, connection.files)
 
 
 def _connect_for(run: str, sql: str, explained: bool = False) -> Connection:
@@ -305,20 +306,24 @@ def _translated_errors(files: RunFiles | None = None) -> Iterator[None]:
         raise SegError(f"SQL: {''.join(filter(str.isprintable, line))}{advice}") from error
 
 
-def _number_names(result: pa.RecordBatchReader, files: RunFiles) -> pa.RecordBatchReader:
-    """Add a number to the names of columns that an earlier column has too."""
+def _tidy_columns(result: pa.RecordBatchReader, whole: Collection[int], files: RunFiles) -> pa.RecordBatchReader:
+    """Add a number to the names of columns that an earlier column has too, and make the columns `whole` int64.
+
+    These are sums of whole numbers, for which Arrow has a decimal type alone, with which pandas does not compute.
+    """
     taken, fields = set(result.schema.names), dict[str, pa.Field]()
-    for each in result.schema:
+    for position, each in enumerate(result.schema):
         numbered = (f"{each.name}_{number}" for number in count(1))
         name = next(name for name in numbered if name not in taken) if each.name in fields else each.name
         taken.add(name)
-        fields[name] = each.with_name(name)
+        fields[name] = each.with_name(name).with_type(pa.int64() if position in whole else each.type)
     schema = pa.schema(fields.values(), _geo(fields))
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _translated_errors(files):
             for batch in result:
-                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+                columns = [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 

@@ -33,12 +33,12 @@ PlacedPart = tuple[Location, Part]
 
 @dataclass
 class VerifyReport:
-    """The result of a check."""
+    """The result of a check, in tiles, but for the parts that are missing."""
 
     num_planned: int = 0
     num_done: int = 0
     num_failed: int = 0
-    num_missing: int = 0  # parts without a file; each is also a problem
+    num_missing_parts: int = 0  # parts without a file; each is also a problem
     problems: list[str] = field(default_factory=list)
     # Paths of the files that have problems. A part of a compacted file is named by the path of a file of its own.
     bad_parts: list[str] = field(default_factory=list)
@@ -50,10 +50,10 @@ class VerifyReport:
 
     def describe(self) -> str:
         """Return the state of the run in a few words. A complete run may still contain failed tiles."""
-        if len(self.problems) > self.num_missing:
+        if len(self.problems) > self.num_missing_parts:
             return f"not sound: {len(self.problems):,} problems"
-        if self.num_missing:
-            return f"not finished: {self.num_missing:,} parts are missing"
+        if self.num_missing_parts:
+            return f"not finished: {self.num_missing_parts:,} parts are missing"
         if self.num_failed:
             return f"complete, but {self.num_failed:,} of {self.num_planned:,} tiles failed"
         return f"complete: all {self.num_planned:,} tiles are done"
@@ -88,7 +88,7 @@ def verify(run: str, again: bool = False) -> VerifyReport:
     ):
         report.num_done += found.num_done
         report.num_failed += found.num_failed
-        report.num_missing += found.num_missing
+        report.num_missing_parts += found.num_missing_parts
         report.problems += found.problems
         report.bad_parts += found.bad_parts
     return report
@@ -176,7 +176,7 @@ def repair(run: str, names: Sequence[str] = ()) -> VerifyReport:
 
 def _missing_part(part: Part) -> VerifyReport:
     where = f"{part.scene.scene_id}, {part.window}"
-    return VerifyReport(num_missing=1, problems=[f"{part_name(part.key)}: missing: {where}"])
+    return VerifyReport(num_missing_parts=1, problems=[f"{part_name(part.key)}: missing: {where}"])
 
 
 def _crashing_part(where: tuple[Location, Part]) -> VerifyReport:

@@ -58,11 +58,12 @@ def is_remote(path: str | Path) -> bool:
     return _remote(str(path)) is not None
 
 
-def absolute(path: str, base: str | None = None) -> str:
+def absolute(path: str | os.PathLike[str], base: str | None = None) -> str:
     """An absolute form of a path, taken from the folder or prefix `base` (default: the current folder).
 
     Raises SegError for what can't be read or written.
     """
+    path = os.fspath(path)
     if is_remote(path) and path.partition("://")[2].strip("/"):
         return path.rstrip("/")
     if "://" in path:
