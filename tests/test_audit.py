@@ -782,8 +782,9 @@ def test_a_run_that_finds_roads_is_judged_in_its_own_words(town: str, tmp_path: 
     assert frame.loc[0, ["mapped", "stratum"]].to_list() == ["road", "road"]
     with pytest.raises(SegError, match="say road or background"):
         find_places(survey, [{**row, "truth": "house"}])
-    _, err = seg(capsys, "audit", run, "--sample", "50", "--out", tmp_path / "sample")
+    _, err = seg(capsys, "audit", run, "--sample", "50", "--out", tmp_path / "a sample")
     assert "fill in the column truth with road or background" in err
+    assert err.splitlines()[-1].endswith(f"then: seg audit {run} --labels '{tmp_path}/a sample/sample.gpkg'")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Buildings of a run as polygons: each whole, none twice, and all of their pixels."""
 
+import gzip
 import json
 import math
 import os
@@ -188,8 +189,10 @@ def test_a_style_for_qgis_lies_beside_the_file(noise: tuple[str, Plan], tmp_path
     export(noise[0], tmp_path / "f.gpkg", capsys)
     assert "renderer-v2" in (tmp_path / "f.qml").read_text()
     (tmp_path / "f.qml").write_text("of one's own")
-    export(noise[0], tmp_path / "f.parquet", capsys)
+    capsys.readouterr()
+    _, err = seg(capsys, "export", "footprints", noise[0], "--out", tmp_path / "f.parquet")
     assert (tmp_path / "f.qml").read_text() == "of one's own"
+    assert f"{tmp_path}/f.qml: was there before, and is kept: it may be the style of another file" in err
     export(noise[0], tmp_path / "web.pmtiles", capsys)
     assert not (tmp_path / "web.qml").exists()
 
@@ -214,6 +217,20 @@ def test_tiles_for_the_web_show_the_buildings(noise: tuple[str, Plan], tmp_path:
     assert frame.crs == CRS.from_epsg(3857)
     assert set(frame["id"]) <= set(expected["id"])
     assert len(set(frame["id"])) > 0.9 * len(expected)  # the smallest are a pixel
+    head = (tmp_path / "f.pmtiles").read_bytes()[:127]
+    start, length = (int.from_bytes(head[at : at + 8], "little") for at in (24, 32))  # of the JSON metadata
+    metadata = json.loads(gzip.decompress((tmp_path / "f.pmtiles").read_bytes()[start : start + length]))
+    assert metadata["name"] == "f"
+
+
+def test_tiles_for_the_web_cannot_be_empty(noise: tuple[str, Plan], tmp_path: Path, capsys: Capture) -> None:
+    command = ["export", "footprints", noise[0], "--min-area", "1e9", "--out"]
+    _, err = seg(capsys, *command, tmp_path / "f.pmtiles", code=2)
+    said = f"seg: --out {tmp_path}/f.pmtiles: there are no buildings, and .pmtiles can't be empty: name a .gpkg file"
+    assert err.splitlines()[-1] == said
+    assert list(tmp_path.iterdir()) == []
+    seg(capsys, *command, tmp_path / "f.gpkg")
+    assert len(geopandas.read_file(tmp_path / "f.gpkg")) == 0
 
 
 def test_geoparquet_is_sorted_along_a_curve_and_has_boxes(

@@ -7,11 +7,13 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from rasterio.errors import NotGeoreferencedWarning
 from runs import BuiltRun, build_run, published_parts, read_part
 
 from seg_core.errors import ReadError, SegError
@@ -70,6 +72,16 @@ def test_an_item_that_crashes_its_process_is_known_and_the_others_are_done(
     monkeypatch.setattr(isolated, "BATCH_SIZE", 4)
     items = [0, -signal.SIGABRT, 2, 3, 4, -signal.SIGSEGV]
     assert done(items) == [item if item < 0 else 2 * item for item in items]
+    assert capfd.readouterr() == ("", "")
+
+
+def warn(item: int) -> int:
+    warnings.warn(NotGeoreferencedWarning("Dataset has no geotransform, gcps, or rpcs."), stacklevel=1)
+    return item
+
+
+def test_what_rasterio_says_of_arrays_in_memory_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(for_each_isolated(warn, warn, [1], None)) == [1]
     assert capfd.readouterr() == ("", "")
 
 

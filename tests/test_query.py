@@ -313,12 +313,26 @@ def test_json_is_a_list_of_objects(ask: Ask, rows: list[Row], flags: tuple[str, 
         ("DATE '0044-03-15 (BC)'", "0044-03-15 (BC)"),
         ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
         ("[DATE 'infinity']", "[infinity]"),
+        ("TIMESTAMP '2024-03-01 10:30:00' - TIMESTAMP '2022-01-01'", "790 days 10:30:00"),
+        ("INTERVAL 1 MONTH", "1 month"),
+        ("1::DOUBLE / 0", None),
     ],
 )
 def test_json_can_say_what_sql_can(ask: Ask, value: str, expected: object) -> None:
     code, out, _ = ask(f"SELECT {value} AS v", "--json")
     assert code == 0
     assert json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON")) == [{"v": expected}]
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_text_tells_infinity_and_no_number_from_nothing(ask: Ask, form: str) -> None:
+    sql = "SELECT unnest(['inf'::DOUBLE, '-inf', 'nan', NULL]) AS v, unnest([INTERVAL 3 DAY, NULL, NULL, NULL]) AS w"
+    code, out, _ = ask(sql, "--format", form)
+    assert code == 0
+    nothing = {"table": "None", "csv": ""}[form]
+    rows = [line.replace(",", " ") for line in out.decode().splitlines()[1:]]
+    expected = [("inf", "3 days"), ("-inf", nothing), ("nan", nothing), (nothing, nothing)]
+    assert [row.split() for row in rows] == [" ".join(pair).split() for pair in expected]
 
 
 @pytest.mark.parametrize("form", ["table", "csv"])

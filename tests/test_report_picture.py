@@ -1,6 +1,7 @@
 """A run as one picture: each tile in the colour of its coverage, and what a map needs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_the_command_draws_a_picture(built: BuiltRun, tmp_path: Path, capsys: Ca
     out, err = seg(capsys, "export", "picture", built.run, "--out", tmp_path / "run.png", "--json", code=1)
     assert json.loads(out) == {"file": str(tmp_path / "run.png"), "failed": 4, "missing": 4}
     assert "8 tiles failed or are not done yet: they are hatched (exit code 1)" in err
+    assert "under the map" not in err
     picture = cv2.imread(str(tmp_path / "run.png"))
     assert picture is not None
     assert max(picture.shape) > 1600
@@ -138,3 +140,13 @@ def test_the_command_draws_a_picture(built: BuiltRun, tmp_path: Path, capsys: Ca
     ):
         _, err = seg(capsys, "export", "picture", built.run, "--out", tmp_path / name, code=2)
         assert named in err
+
+
+def test_scenes_that_are_not_under_the_map_are_named(tmp_path: Path, capsys: Capture) -> None:
+    run, _ = build_run(tmp_path)
+    shutil.move(tmp_path / "scenes", tmp_path / "moved")
+    _, err = seg(capsys, "export", "picture", run, "--out", tmp_path / "bare.png")
+    assert "No scene is under the map, because they can't be read now, such as: " in err
+    moved = f"{tmp_path}/scenes={tmp_path}/moved"
+    _, err = seg(capsys, "export", "picture", run, "--out", tmp_path / "whole.png", "--relocate", moved)
+    assert "under the map" not in err

@@ -362,6 +362,13 @@ def test_no_file_of_a_catalogue_is_replaced(tmp_path: Path, capsys: Capture, nam
             ["a.tif", "model.tif"],
             "seg: --stac: {out}/model.json: is both the catalogue's and a scene's: rename the scene, and segment it\n",
         ),
+        *(
+            (
+                [f"a{sign}.tif", "b.tif"],
+                f"seg: --stac: {{out}}/a{sign}.json: a link with # ? or % leads elsewhere: rename the scene\n",
+            )
+            for sign in "#?%"
+        ),
     ],
 )
 def test_items_do_not_share_an_id_or_a_file(tmp_path: Path, capsys: Capture, names: list[str], said: str) -> None:

@@ -1,5 +1,6 @@
 """`seg audit`: how wrong a run is, and where."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
@@ -67,9 +68,10 @@ def _draw(args: Namespace) -> int:
     drawn = {name: number for name, number in numbers.items() if number}
     strata = {"strata": drawn} if args.json else drawn
     print_figures({"places": len(places), **strata}, args.json)
+    command = shlex.join(["seg", "audit", args.run, "--labels", f"{args.out}/{SAMPLE}"])
     note(
         f"{args.out}/{SAMPLE}: fill in the column truth with {survey.class_name} or background (QGIS shows the places, "
-        f"{args.out}/places their pictures), then: seg audit {args.run} --labels {args.out}/{SAMPLE}"
+        f"{args.out}/places their pictures), then: {command}"
     )
     return 0
 

@@ -81,7 +81,9 @@ def _draw_map(args: Namespace) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
     from seg_core.report.picture import draw_picture
 
     with waiting("drawing the run") as report:
-        picture, known = draw_picture(absolute(args.run), absolute_places(args.relocate), report)
+        picture, known, missing = draw_picture(absolute(args.run), absolute_places(args.relocate), report)
+    for line in missing:
+        note(line)
     return picture, known, {}
 
 

@@ -1,6 +1,7 @@
 """`seg report`: a run as one HTML page to look at."""
 
 import os
+import shlex
 from argparse import ArgumentParser, Namespace
 
 from seg_core.storage.disk import check_new_file
@@ -32,5 +33,5 @@ def report(args: Namespace) -> int:
     kept = {name: page.figures[name] for name in ("tiles", "failed", "missing")}
     print_figures({"file": out, "bytes": os.path.getsize(out), "run": page.state, **kept}, args.json)
     if page.problems:
-        note(f"seg verify {args.run} finds {page.problems:,} problems: the page names them")
+        note(f"{shlex.join(['seg', 'verify', args.run])} finds {page.problems:,} problems: the page names them")
     return 0

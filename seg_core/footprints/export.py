@@ -130,8 +130,8 @@ def export_footprints(
     """Write the buildings of a run to a new file, in the format of its suffix, sorted along a Hilbert curve.
 
     A style for QGIS is written beside it, unless there is one. Returns their number, how many of them touch ground of
-    which nothing is known, and their pixels and area. Raises SegError if the file exists or can't be written, and as
-    `find_footprints` does.
+    which nothing is known, and their pixels and area. Raises SegError if the file exists or can't be written, if there
+    are no buildings for a .pmtiles file, which can't be empty, and as `find_footprints` does.
     """
     check_new_footprints(path)
     suffix = os.path.splitext(path)[1].lower()
@@ -141,9 +141,11 @@ def export_footprints(
         with TemporaryDirectory(prefix=PARTIAL, dir=os.path.dirname(path)) as folder:
             unsorted = f"{folder}/footprints.parquet"
             counts = _write_unsorted(_find_all(run, plan, shape, report, spread), unsorted, bounds)
+            if suffix == ".pmtiles" and not counts["buildings"]:
+                raise SegError(f"--out {path}: there are no buildings, and .pmtiles can't be empty: name a .gpkg file")
             report("sorting")
             with staged_file(path) as draft, _sorted(unsorted, folder) as rows:
-                _write(rows, draft, suffix, shape)
+                _write(rows, draft, os.path.basename(path), shape)
         if suffix != ".pmtiles" and not os.path.exists(style_path(path)):
             write_vector_style(path)
     except (OSError, DataSourceError, DataLayerError, duckdb.Error) as error:
@@ -232,8 +234,11 @@ def _cast(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(FOOTPRINTS)
 
 
-def _write(rows: pa.RecordBatchReader, path: str, suffix: str, shape: Shape) -> None:
-    """Write footprints to a file in the format of a suffix."""
+def _write(rows: pa.RecordBatchReader, path: str, name: str, shape: Shape) -> None:
+    """Write footprints to a file, which will have this name, in the format of its suffix."""
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix.lower()
+    options = {**OPTIONS.get(suffix, {}), **({"NAME": stem} if suffix == ".pmtiles" else {})}
     if suffix == ".parquet":
         _write_parquet(rows, path, shape)
         return
@@ -249,7 +254,7 @@ def _write(rows: pa.RecordBatchReader, path: str, suffix: str, shape: Shape) -> 
             geometry_name="geometry",
             geometry_type=shape.geometry_type,
             crs=shape.crs,
-            **OPTIONS.get(suffix, {}),
+            **options,
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import geopandas
@@ -130,7 +131,9 @@ def open_vectors(path: str) -> Source:
     driver = check_format(path)
     source = _open_parquet(path) if driver == PARQUET else _open_layer(path, driver)
     if source is None:
-        raise SegError(f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE polygons.gpkg {path})")
+        raise SegError(
+            f"{path}: has no CRS: say which one it is in (ogr2ogr -a_srs EPSG:CODE polygons.gpkg {quote(path)})"
+        )
     return source
 
 
@@ -143,7 +146,7 @@ def reading_errors(path: str) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SegError(f"{path}: can't be read: {lines[-1]}") from error
     except NotImplementedError as error:  # shapely knows no curves
-        way_out = f"ogr2ogr polygons.gpkg {path} -nlt CONVERT_TO_LINEAR"
+        way_out = f"ogr2ogr polygons.gpkg {quote(path)} -nlt CONVERT_TO_LINEAR"
         raise SegError(f"{path}: has curved polygons: make them straight first ({way_out})") from error
 
 
@@ -153,7 +156,7 @@ def _open_layer(path: str, driver: str) -> Source | None:
         layers = [str(layer) for layer, kind in pyogrio.list_layers(name) if kind is not None]
         if len(layers) != 1:
             listed = ", ".join(layers) or "none"
-            way_out = f"ogr2ogr polygons.gpkg {path} LAYER"
+            way_out = f"ogr2ogr polygons.gpkg {quote(path)} LAYER"
             raise SegError(f"{path}: needs one layer with geometries, it has {listed}: write one alone ({way_out})")
         info = pyogrio.read_info(name, layer=layers[0])
         if info["driver"] != driver:

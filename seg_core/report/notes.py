@@ -16,7 +16,7 @@ def describe_map(drawn: Drawn, class_name: str) -> list[str]:
         _outlines_note(drawn.outlines, class_name),
         drawn.frame.describe(),
         _cells_note(drawn.tally.cells),
-        *_quicklook_notes(drawn.quicklook),
+        *describe_quicklook(drawn.quicklook),
         _crops_note(drawn.crops),
     )
     return [line for line in lines if line]
@@ -46,7 +46,8 @@ def _cells_note(cells: Cells) -> str:
     return ""
 
 
-def _quicklook_notes(quicklook: Quicklook) -> Iterator[str]:
+def describe_quicklook(quicklook: Quicklook) -> Iterator[str]:
+    """Yield a sentence on each reason why scenes are not under the map."""
     chosen, files, failed = quicklook.num_chosen, quicklook.num_files, len(quicklook.problems)
     if chosen < files:
         yield f"The imagery under the map is a sample: {chosen:,} of {files:,} scenes."

@@ -22,6 +22,7 @@ from seg_core.plots.style import DPI, to_png
 from seg_core.report.cell_columns import FAILED, MISSING, NO_DATA, RAMP, Style, end_of_ramp, style_of
 from seg_core.report.drawn import read_overview
 from seg_core.report.frame import Box, Frame
+from seg_core.report.notes import describe_quicklook
 from seg_core.report.quicklook import Quicklook
 from seg_core.report.texts import area_text, share_text
 from seg_core.report.tiles import Tally, figures_of
@@ -56,17 +57,18 @@ class ScaleBar(NamedTuple):
 
 def draw_picture(
     run: str, given: Places = (), report: Callable[[str], None] = lambda _: None
-) -> tuple[bytes, dict[str, Any]]:
-    """Draw a run as a PNG. Scenes that have moved are at the given places, if any. Also returns the run's figures.
+) -> tuple[bytes, dict[str, Any], list[str]]:
+    """Draw a run as a PNG. Scenes that have moved are at the given places, if any.
 
-    Scenes that can't be read are left out, so that colours have no imagery under them. `report` is called with a text
-    for each step. Raises SegError where there is no run, or if a file of it is damaged.
+    Also returns the run's figures, and a line on each of the scenes that are left out: those that can't be read have no
+    imagery under their colours. `report` is called with a text for each step. Raises SegError where there is no run, or
+    if a file of it is damaged.
     """
     plan = read_plan(run, given)
     frame, tally, quicklook = read_overview(run, plan, report)
     report("drawing")
     figure = make_figure(run.rstrip("/").rpartition("/")[2], tally, frame, quicklook, plan.found_class)
-    return to_png(figure), tally.figures()
+    return to_png(figure), tally.figures(), list(describe_quicklook(quicklook))
 
 
 def make_figure(name: str, tally: Tally, frame: Frame, quicklook: Quicklook, class_name: str) -> Figure:

@@ -12,6 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -119,6 +120,8 @@ def serve() -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)  # for messages of C++ code that crashes
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)
+    # In several threads, rasterio can't keep back this warning about arrays in memory while it resamples them.
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     while True:
         try:
             function, items, threads = pickle.load(requests)  # noqa: S301 - this program wrote it

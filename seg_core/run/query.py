@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -101,9 +102,9 @@ def write_result(result: pa.RecordBatchReader, form: str, stream: BinaryIO, most
             between = b", "
         stream.write(b"]\n" if between == b", " else b"[]\n")
     elif form == "csv":
-        stream.write(_frame(result.schema.empty_table(), _plain).to_csv(index=False).encode())
+        stream.write(_frame(result.schema.empty_table(), _text).to_csv(index=False).encode())
         for batch in result:
-            stream.write(_frame(batch, _plain).to_csv(index=False, header=False).encode())
+            stream.write(_frame(batch, _text).to_csv(index=False, header=False).encode())
     else:
         shown, number = result.schema.empty_table(), 0
         for batch in result:
@@ -127,16 +128,16 @@ def _check_types(schema: pa.Schema) -> None:
 
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Return the values of a column, as text if one of them is a time that Python does not know, such as infinity."""
-    try:
-        values: list[Any] = column.to_pylist()
-    except OverflowError:
-        import duckdb  # here, because a summary does without
+    """Return the values of a column, as text if they are spans of time, or one is a time that Python does not know."""
+    if not pa.types.is_interval(column.type):
+        with suppress(OverflowError):  # a time such as infinity
+            values: list[Any] = column.to_pylist()
+            return values
+    import duckdb  # here, because a summary does without
 
-        with duckdb.connect() as connection:
-            text = connection.from_arrow(pa.table({"x": column})).project("x::VARCHAR AS x")
-            values = text.to_arrow_table()["x"].to_pylist()
-    return values
+    with duckdb.connect() as connection:
+        text = connection.from_arrow(pa.table({"x": column})).project("x::VARCHAR AS x")
+        return list(text.to_arrow_table()["x"].to_pylist())
 
 
 def first_rows(result: pa.RecordBatchReader, most: int) -> tuple[list[list[object]], bool]:
@@ -190,6 +191,11 @@ def _plain(value: object) -> object:
     return plain
 
 
+def _text(value: object) -> object:
+    """Convert a value for a table of text, which can say that a number is infinite, or none."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else _plain(value)
+
+
 def _brief(value: object) -> object:
     """Convert a value for a printed table."""
-    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else _plain(value)
+    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else _text(value)

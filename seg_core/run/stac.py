@@ -27,6 +27,8 @@ from seg_core.run.stored_plan import read_plan
 WORLD = (-180.0, -90.0, 180.0, 90.0)
 LATEST = datetime(YEARS.stop, 1, 1)  # noqa: DTZ001 - as `Scene.captured`
 
+NOT_IN_LINKS = frozenset("#?%")  # clients take them for a fragment, a query or a code of another character
+
 log = logging.getLogger(__name__)
 
 
@@ -80,10 +82,13 @@ def _common_properties(record: RunRecord) -> dict[str, Any]:
 def name_items(catalogue: Catalogue, rasters: Sequence[str]) -> list[str]:
     """Return the paths of all files of a catalogue of masks at these paths.
 
-    Raises SegError if two items would have one id, or an item the path of another file.
+    Raises SegError if two items would have one id, or an item the path of another file or one that no link can have.
     """
     items = [item_path(each) for each in rasters]
     own = [catalogue.model_item, catalogue.collection]
+    for path in items:
+        if NOT_IN_LINKS & set(posixpath.relpath(path, catalogue.folder)):
+            raise SegError(f"--stac: {path}: a link with # ? or % leads elsewhere: rename the scene")
     if taken := set(own) & set(items):
         raise SegError(f"--stac: {min(taken)}: is both the catalogue's and a scene's: rename the scene, and segment it")
     numbers = Counter(catalogue.item_id(path) for path in items)
