@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -28,6 +30,7 @@ from seg_core.imagery.geotiff import CODECS
 from seg_core.imagery.headers import read_scene
 from seg_core.imagery.raster import read_chip
 from seg_core.model.bundle import read_bundle
+from seg_core.run.lease import acquire_lease
 from seg_core.run.score import RunScore
 from seg_core.training.dataset import Classes, read_classes
 from seg_core.training.metrics import Counts
@@ -775,6 +778,11 @@ def test_verify_ends_with_0_1_or_2(seg: Seg, tmp_path: Path) -> None:
     assert "missing" in outcome.out
     assert outcome.out.startswith("run       not finished: 1 parts are missing\n")
     assert outcome.err == "the run is not finished: repeat its seg segment command to resume it\n"
+    with acquire_lease(whole):
+        driver = f"process {os.getpid()} on {socket.gethostname()}"
+        again = f"once that has ended, {outcome.err.removeprefix('the run is not finished: ')}"
+        found = seg("verify", whole)
+        assert (found.code, found.err) == (1, f"the run is not finished: a driver is at work on it ({driver}); {again}")
     damaged.write_bytes(b"PAR1")
     assert f"seg repair {whole} removes the parts with problems" in seg("verify", whole).err
 

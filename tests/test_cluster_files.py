@@ -155,6 +155,8 @@ def test_names_are_resolved_from_within_and_nobody_else_comes_in() -> None:
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     names = [rule for rule in spec["egress"] if {"port": 53, "protocol": "UDP"} in rule.get("ports", [])]
     assert {"port": 53, "protocol": "TCP"} in names[0]["ports"]
+    doors = {each["port"] for rule in spec["ingress"] for each in rule.get("ports", [])}
+    assert doors == {8265, 8080}  # of the dashboard, for the operator, and of the metrics
     assert all("from" in rule and not any("ipBlock" in each for each in rule["from"]) for rule in spec["ingress"])
     ours = spec["podSelector"]["matchLabels"].items()
     for _, each in RAY:
@@ -165,6 +167,7 @@ def test_names_are_resolved_from_within_and_nobody_else_comes_in() -> None:
 def test_a_budget_of_pods_of_an_operator_is_an_absolute_number() -> None:
     spec = of_kind("PodDisruptionBudget")[0][1]["spec"]
     assert isinstance(spec["minAvailable"], int)
+    assert spec["minAvailable"] >= 100  # heads; with fewer than there are, one may be drained
     assert "maxUnavailable" not in spec
 
 
@@ -271,6 +274,8 @@ def test_nothing_runs_on_the_head_all_else_begins_at_none_and_spot_comes_first(l
     assert {node["min_workers"] for node in nodes.values()} == {0}
     assert nodes["gpu_spot"]["priority"] > nodes["gpu_on_demand"]["priority"]
     assert all("IamInstanceProfile" in node["node_config"] for node in (head, *nodes.values()))
+    # Ray would take an image of 2023, whose driver does not serve CUDA 13.
+    assert all("ImageId" in node["node_config"] for node in (head, *nodes.values()))
 
 
 def test_nodes_ask_for_a_token_and_the_dashboard_is_for_the_head_alone(launcher: dict[str, Any]) -> None:
@@ -350,6 +355,9 @@ def test_the_image_is_pinned_runs_as_a_user_and_tells_its_health() -> None:
     assert re.findall(r"^USER (\S+)", text, re.MULTILINE) == ["1000"]
     assert "\nHEALTHCHECK " in text
     assert "--constraint /tmp/constraints.txt" in text
+    installed = re.search(r"apt-get install (.*?) &&", text)
+    assert installed
+    assert {"rsync", "openssh-client"} <= set(installed[1].split())  # with which Ray's launcher reaches containers
 
 
 README = "cluster/README.md"  # whose blocks of the language bash need machines that are not here

@@ -20,7 +20,7 @@ import pytest
 from seg_core.errors import JobError, SegError
 from seg_core.run import lease
 from seg_core.run.fence import LEASE, Lease
-from seg_core.run.lease import acquire_lease
+from seg_core.run.lease import acquire_lease, find_driver
 from seg_core.storage import files as storage
 from seg_core.storage.files import create, make_folder, publish, read_bytes, stat, walk
 
@@ -70,6 +70,16 @@ def test_a_lease_is_given_back(run: str) -> None:
             held.check()
             assert stat(f"{run}/{LEASE}") is not None
         assert stat(f"{run}/{LEASE}") is None
+
+
+def test_who_holds_a_lease_is_found_while_it_lives(run: str, other: "subprocess.Popen[str]") -> None:
+    assert (find_driver(run) or "").startswith(f"process {other.pid} on ")
+    other.kill()
+    other.wait()
+    assert find_driver(run) is None
+    of_elsewhere(run)
+    assert find_driver(run) == f"process {other.pid} on far"  # whether it is alive can't be seen from here
+    assert find_driver(f"{run}/nowhere") is None
 
 
 def test_a_second_driver_is_refused_by_name(run: str, other: "subprocess.Popen[str]") -> None:

@@ -129,6 +129,9 @@ def test_a_bucket_open_to_all_is_read_without_credentials(s3: str, other_environ
         assert read_bytes(f"{s3}/open/a") == b"a"
         system, inside = filesystem(f"{s3}/open/a")
         assert system.open_input_file(inside).read() == b"a"
+        closed = "access denied without credentials: the bucket is not public: leave out --no-sign-request"
+        with pytest.raises(SegError, match=f"^{s3}/closed/a: {closed}$"):
+            read_bytes(f"{s3}/closed/a")
     finally:
         other_environment.undo()
         boto3.client("s3").delete_bucket_policy(Bucket="tests")

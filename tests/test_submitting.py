@@ -14,7 +14,7 @@ from aerial_seg.cli.parser import make_parser
 from aerial_seg.cli.places import check_places, existing_folders, find_local_bundle, find_run
 from aerial_seg.progress import Progress
 from aerial_seg.submitting import dashboard
-from aerial_seg.submitting.jobs import find_progress
+from aerial_seg.submitting.jobs import _plain_text, find_progress
 from aerial_seg.submitting.packages import ORIGIN, SENT_BUNDLE, copy_packages, lasting_name
 from aerial_seg.training.log import TrainingLog
 from aerial_seg.training.settings import TrainSettings
@@ -158,6 +158,20 @@ def test_a_python_without_the_dependencies_is_one_line(
     assert older is not None
     assert "the cluster runs Python 3." in older
     assert "4.0.1 is where you submit from" in older
+
+
+@pytest.mark.parametrize("line", [None, "", "a line", "{", '{"message": "a line"}', '{"level": "info"}', "[1]", "7"])
+def test_the_last_line_of_a_job_is_its_message(line: str | None) -> None:
+    assert _plain_text(line) == ("a line" if line and "message" in line else line)
+
+
+def test_the_next_command_is_for_the_same_cluster() -> None:
+    assert cluster_commands._command(Namespace(address=None), "resume", "a job") == "seg resume 'a job'"
+    there = Namespace(address="http://127.0.0.1:1234")
+    assert (
+        cluster_commands._command(there, "logs", "job", "--follow")
+        == "seg logs job --follow --address http://127.0.0.1:1234"
+    )
 
 
 def test_the_progress_of_a_job_is_what_its_log_says(

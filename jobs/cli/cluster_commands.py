@@ -101,10 +101,8 @@ def _follow(args: Namespace, client: Any, job_id: str) -> int:
             print(text, end="", flush=True, file=sys.stderr if args.json else sys.stdout)
         code = exit_code(client, job_id)
     except KeyboardInterrupt as stopped:
-        where = f" --address {args.address}" if args.address else ""
-        stopped.args = (
-            f"the job goes on: seg logs {job_id} --follow{where} shows it again, seg stop {job_id}{where} ends it",
-        )
+        shown, ended = _command(args, "logs", job_id, "--follow"), _command(args, "stop", job_id)
+        stopped.args = (f"the job goes on: {shown} shows it again, {ended} ends it",)
         raise
     except BrokenPipeError:  # who reads our output has gone, and not the cluster
         raise
@@ -116,6 +114,11 @@ def _follow(args: Namespace, client: Any, job_id: str) -> int:
     if args.json:
         _print_job(client, job_id)
     return code
+
+
+def _command(args: Namespace, *words: str) -> str:
+    """Return another command of `seg` for the same cluster."""
+    return shlex.join(["seg", *words, *(["--address", args.address] if args.address else [])])
 
 
 def _print_job(client: Any, job_id: str) -> None:
@@ -188,7 +191,7 @@ def stop(args: Namespace) -> int:
             f"{args.id}: waits for the cluster to start it{describe_reserved(client, args.id)}, and can't be stopped "
             "before: Ray gives it up 15 minutes after it was submitted"
         )
-    kept = f": what is done stays: seg resume {args.id} goes on" if status == "STOPPED" else ""
+    kept = f": what is done stays: {_command(args, 'resume', args.id)} goes on" if status == "STOPPED" else ""
     note(f"{args.id}: {status}{kept}")
     if args.json:
         _print_job(client, args.id)
@@ -204,7 +207,8 @@ def resume(args: Namespace) -> int:
     job = job_info(client, args.id)
     metadata = job.metadata or {}
     if not job.status.is_terminal():
-        raise SegError(f"{args.id}: is {job.status}: seg logs {args.id} --follow shows it, seg stop {args.id} ends it")
+        shown, ended = _command(args, "logs", args.id, "--follow"), _command(args, "stop", args.id)
+        raise SegError(f"{args.id}: is {job.status}: {shown} shows it, {ended} ends it")
     if "folder" not in metadata:
         raise SegError(f"{args.id}: was not submitted by seg submit: submit its command with seg submit")
     args.name = metadata.get("name")

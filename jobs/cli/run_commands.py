@@ -64,11 +64,15 @@ def _recheck(args: Namespace) -> "Recheck":
 
 def _advise(args: Namespace, report: "VerifyReport", differing: list[str], unread: int) -> None:
     """Print the reason for exit code 1 of `seg verify`, and what to do."""
+    from seg_core.run.lease import find_driver
+
     if report.bad_parts or differing:
         command = shlex.join(["seg", "repair", args.run, *differing])
         note(f"{command} removes the parts with problems; seg segment then makes them again")
     elif report.num_missing_parts and report.num_missing_parts == len(report.problems):
-        note("the run is not finished: repeat its seg segment command to resume it")
+        driver = find_driver(absolute(args.run))
+        working = f"a driver is at work on it ({driver}); once that has ended, " if driver else ""
+        note(f"the run is not finished: {working}repeat its seg segment command to resume it")
     if report.num_failed:
         explain_failures(args.run, report.num_failed)
     if unread:

@@ -1,7 +1,9 @@
 """What is known of the jobs of a cluster."""
 
+import json
 import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,7 +58,7 @@ def describe_job(client: JobSubmissionClient, job: JobDetails) -> dict[str, Any]
         "seconds": round((job.end_time / 1000 if job.end_time else time.time()) - started, 1) if started else None,
         "exit_code": job.driver_exit_code,
         "progress": find_progress(lines),
-        "line": next(reversed(lines or failed), None),
+        "line": _plain_text(next(reversed(lines or failed), None)),
         "command": metadata.get("command", job.entrypoint),
     }
 
@@ -85,6 +87,13 @@ def find_progress(lines: list[str]) -> dict[str, Any] | None:
                 "failed": _parse_number(told.get("failed") or "0"),
             }
     return None
+
+
+def _plain_text(line: str | None) -> str | None:
+    """Return the message of a line of a log that is a JSON object (--log-format json), and others as they are."""
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(line or "")["message"])
+    return line
 
 
 def _parse_number(text: str) -> int:

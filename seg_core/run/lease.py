@@ -58,6 +58,18 @@ def acquire_lease(run: str) -> Iterator[Lease]:
         lease.release()
 
 
+def find_driver(run: str) -> str | None:
+    """Return which driver holds the lease of a run, in a few words; None if none does, or its process has ended.
+
+    Whether a process on another machine is alive is not known.
+    """
+    held = read_bytes(Lease(run, "").path)
+    if held is None:
+        return None
+    holder = parse_lease(held)
+    return None if holder.get("place") == _pid_scope() and _is_dead(holder) else _describe(holder)
+
+
 def _is_known_to_be_lost(lease: Lease) -> bool:
     with suppress(OSError, SegError):
         return lease.is_lost()

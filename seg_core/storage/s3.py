@@ -366,7 +366,8 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
         code = str(error.response.get("Error", {}).get("Code", "")) or "unknown"
         if code in none:
             return None
-        raise SegError(f"{uri}: {_REASONS.get(code, f'S3 answers {code}')}") from error
+        reason = _REASONS.get(code, f"S3 answers {code}")
+        raise SegError(f"{uri}: {_CLOSED if reason == _DENIED and _anonymous() else reason}") from error
     except NoCredentialsError as error:
         raise SegError(f"{uri}: {_NOBODY}") from error
     except FlexibleChecksumError as error:
@@ -380,6 +381,7 @@ def _ask(uri: str, request: Callable[[Any], T], none: Collection[str] = ("404", 
 
 _CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "NoSuchKey", "404"}
 _DENIED = "access denied: these credentials are unknown or don't allow it (public buckets: --no-sign-request)"
+_CLOSED = "access denied without credentials: the bucket is not public: leave out --no-sign-request"
 _NOBODY = "no credentials: see AWS_ACCESS_KEY_ID or AWS_PROFILE (public buckets: --no-sign-request)"
 _UNKNOWN = "these credentials are not known to S3: see AWS_ACCESS_KEY_ID or AWS_PROFILE"
 _EXPIRED = "the credentials have expired: log in again"
