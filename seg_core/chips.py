@@ -11,6 +11,7 @@ PIXEL_DTYPE = "uint8"  # of imagery as models take it; of other types the values
 Pixels = NDArray[np.uint8]  # `(bands, height, width)`
 Valid = NDArray[np.bool_]  # `(height, width)`
 MISSING = 255  # label of a pixel that holds no data: never trained on, never scored
+UNLABELLED = 254  # label of a pixel that holds data and has no class: the network sees it, but it is never scored
 AllocatePixels = Callable[[tuple[int, ...]], Pixels]
 
 

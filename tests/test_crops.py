@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import seg_core.training.crops
 from seg_core.training.crops import MAX_TURN, SCALE, Crops, augmentation, choose_crop, iter_windows, pad, source_size
-from seg_core.training.dataset import MISSING, Sample
+from seg_core.training.dataset import MISSING, UNLABELLED, Sample
 
 SIDE = 40
 
@@ -31,9 +31,10 @@ def test_windows_score_each_pixel_once_and_show_what_is_around(height: int, widt
         assert max(rows, cols) <= 64 + 2 * 16
         views = np.lib.stride_tricks.sliding_window_view(sample.image, (rows, cols, 3))[:, :, 0]
         ((row, col),) = np.argwhere((views == window.image).all(axis=(2, 3, 4)))
-        at, scored = np.s_[row : row + rows, col : col + cols], window.label != MISSING
+        at, scored = np.s_[row : row + rows, col : col + cols], window.label < UNLABELLED
         seen[at] += scored
         assert np.array_equal(window.label[scored], sample.label[at][scored])
+        assert np.array_equal(window.label == MISSING, sample.label[at] == MISSING)  # what is around is seen
     assert np.array_equal(seen, sample.label != MISSING)
 
 

@@ -17,6 +17,7 @@ from seg_core.training.class_names import describe_class
 from seg_core.training.dataset import (
     MISSING,
     ROWS,
+    UNLABELLED,
     Classes,
     Pair,
     Sample,
@@ -257,7 +258,7 @@ def test_a_label_in_another_frame_teaches_the_same(make_scene: MakeScene, rows_o
     moved, _, off = read_pair(pair, TWO)
     assert off == 7
     covered = np.s_[7:] if rows_off > 0 else np.s_[:-7]
-    expected = np.full_like(plain.label, MISSING)
+    expected = np.full_like(plain.label, UNLABELLED)
     expected[covered] = plain.label[covered]
     assert np.array_equal(moved.label, expected)
     make_scene("train_labels/a.tif", pixels=colours(indices, TWO), transform=(*transform[:5], 5_800_010.0))
@@ -413,7 +414,7 @@ def test_the_label_of_a_missing_pixel_may_have_any_colour(make_scene: MakeScene)
 
 
 @pytest.mark.parametrize("kind", ["alpha", "mask", "nodata"])
-def test_pixels_that_a_label_leaves_out_are_missing(make_scene: MakeScene, kind: str) -> None:
+def test_pixels_that_a_label_leaves_out_are_not_labelled(make_scene: MakeScene, kind: str) -> None:
     indices = random_indices(TWO)
     labelled = np.random.default_rng(3).random(indices.shape) < 0.5
     label = colours(indices, TWO)
@@ -429,7 +430,7 @@ def test_pixels_that_a_label_leaves_out_are_missing(make_scene: MakeScene, kind:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(pair.label, "r+") as dataset:
             dataset.write_mask(opacity)
     sample, *_ = read_pair(pair, TWO)
-    assert np.array_equal(sample.label, np.where(labelled, indices, MISSING))
+    assert np.array_equal(sample.label, np.where(labelled, indices, UNLABELLED))
 
 
 @pytest.mark.parametrize("nodata", [0, 255])

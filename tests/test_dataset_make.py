@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from seg_command import seg
 
-from seg_core.chips import MISSING
+from seg_core.chips import MISSING, UNLABELLED
 from seg_core.datasets.alignment import REACH, Fit, Offset, find_offset, judge, measure_fit
 from seg_core.datasets.blocks import Made
 from seg_core.datasets.ground import Cell, make_grids
@@ -63,7 +63,7 @@ def make(scenes: Sequence[str], labels: str, out: Path, block: int = 100, **opti
 
 
 def assemble(data: Path, made: Made) -> dict[str, NDArray[np.uint8]]:
-    """The labels of a dataset as training reads them, put together by scene; MISSING elsewhere."""
+    """The labels of a dataset as training reads them, put together by scene; MISSING where there are none."""
     classes = read_classes(str(data))
     whole = {Path(s.uri).stem: np.full((s.height, s.width), MISSING, np.uint8) for s in made.scenes}
     for split in set(made.splits.values()):
@@ -72,7 +72,7 @@ def assemble(data: Path, made: Made) -> dict[str, NDArray[np.uint8]]:
             label = read_pair(pair, classes)[0].label
             into = whole[stem][int(row) :, int(col) :][: label.shape[0], : label.shape[1]]
             assert (into == MISSING).all()
-            into[:] = label
+            into[:] = np.where(label == UNLABELLED, MISSING, label)
     return whole
 
 
@@ -165,7 +165,7 @@ def test_images_keep_their_bands_and_what_holds_data(make_scene: MakeScene, tmp_
         image, label = read_pair(pair, read_classes(str(data)))[0]
         assert image.shape == (45, 45, bands)
         assert (image == 7).all()
-        assert (label != MISSING).all()
+        assert (label < UNLABELLED).all()
 
 
 # Ground

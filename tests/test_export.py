@@ -188,7 +188,7 @@ def test_one_logit_stands_for_the_second_class_whichever_is_the_building(tiny: s
     write_bundle(path, turned, read_weights(tiny, bundle))
     export_model(path, "torch-export", str(out))
     pixels, valid = draw_inputs(8)[0]
-    found = torch.export.load(out).module()(torch.from_numpy(pixels), torch.from_numpy(valid)).detach().numpy()
+    found = torch.export.load(out).module()(torch.from_numpy(pixels), torch.from_numpy(valid)).numpy()
     expected = Segmenter(path, "cpu")(pixels[0], valid[0], 0, *valid.shape[1:])
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5, strict=True)
 

@@ -291,7 +291,7 @@ def test_a_crs_without_a_code_is_kept_as_text(make_scene: MakeScene) -> None:
         (5, 3, (5, 1, 2), (5, 1, 2)),
         (1, 3, (1, 1, 1), (1, 1, 1)),
         (1, 3, None, "1 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,1,1"),
-        (2, 3, None, "2 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,2,2"),
+        (2, 3, None, "is one like the others, or choose with --bands, such as --bands 1,2,2"),
         (5, 3, None, "5 bands besides alpha, the model needs 3: choose with --bands, such as --bands 1,2,3"),
         (3, 3, (1, 2), "--bands 1,2: names 2 bands, the model needs 3"),
         (3, 3, (1, 2, 4), "no colour band 4 (it has 1, 2, 3)"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seg_core.chips import UNLABELLED
 from seg_core.errors import JobError
 from seg_core.model.networks import class_probability, normalise
 from seg_core.model.unet import UNet
@@ -455,6 +456,37 @@ def test_scores_are_of_the_valid_pixels_of_all_images() -> None:
     assert found.pixels.sum() == valid.sum() == 5 * 28 * 32
     assert np.abs(found.pixels - expected.pixels).sum() <= 4  # two pixels may fall on the other side of a step
     assert (found.pixels.sum(axis=1) > 0).all()
+
+
+def test_the_network_sees_what_is_not_labelled() -> None:
+    learner = make_learner()
+    train(learner, 1, 1)
+    images = list(validation())
+    half = torch.zeros(images[0][1].shape, dtype=torch.bool)
+    half[..., : half.shape[-1] // 2] = True
+    found = [
+        evaluate(learner, [(image, labels.where(kept | (labels == MISSING), UNLABELLED)) for image, labels in images])
+        for kept in (half, ~half)
+    ]
+    assert min(each.pixels.sum() for each in found) > 0
+    assert np.array_equal(found[0].pixels + found[1].pixels, evaluate(learner, images).pixels)
+    holes = evaluate(learner, [(image, labels.where(half, MISSING)) for image, labels in images])
+    assert not np.array_equal(found[0].pixels, holes.pixels)
+
+
+def test_a_step_learns_nothing_of_what_is_not_labelled() -> None:
+    def learn(unlabelled: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        learner = make_learner()
+        image, labels = next(iter(validation()))
+        labels = labels.clone()
+        labels[..., :8] = unlabelled
+        step(learner, (image, labels))
+        return learner.network.state_dict()
+
+    both = [learn(code) for code in (UNLABELLED, 253)]
+    assert all(weights.isfinite().all() for weights in both[0].values())
+    assert any(not torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
 def test_without_a_threshold_the_best_one_is_chosen() -> None:

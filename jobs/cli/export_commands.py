@@ -196,7 +196,8 @@ def export_model(args: Namespace) -> int:
 
     source = find_bundle(args.model)
     out = local_path(args.out or lasting_name(source) + SUFFIXES[args.to])
-    bundle = write_model(source, args.to, out)
+    with waiting("exporting the network"):
+        bundle = write_model(source, args.to, out)
     figures = {"file": out, "bytes": os.path.getsize(out), "model": bundle.hash, "stride": bundle.stride}
     print_figures(figures, args.json)
     return 0

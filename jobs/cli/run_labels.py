@@ -36,7 +36,12 @@ def open_run_labels(
     if data:
         raise SegError(f"--data: is for the colours of raster labels, {path} holds polygons: leave it out")
     from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
+    from seg_core.run.record import read_record
+    from seg_core.training.class_names import is_building
 
+    name = read_record(run).class_name
+    if name is not None and not is_building(name):
+        note(f"{path}: each of its polygons counts as {name}, whatever its attributes say")
     settings = LabelSettings(area=local_path(aoi) if aoi else None)
     with ExitStack() as stack:
         with waiting("reading polygons"):

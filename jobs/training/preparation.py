@@ -153,12 +153,12 @@ def describe_data(
 
 def _check_split(split: str, found: Sequence[Digest], name: str) -> None:
     """Raise SegError for a split without a valid pixel, without the class of this name, or without anything else."""
-    valid, positive = sum(d.num_valid for d in found), sum(d.num_positive for d in found)
-    if not valid:
-        raise SegError(f"split {split}: no image holds a valid pixel")
+    labelled, positive = sum(d.num_labelled for d in found), sum(d.num_positive for d in found)
+    if not labelled:
+        raise SegError(f"split {split}: no image holds a pixel with data and a label")
     if not positive:
         raise SegError(f"split {split}: no label of its {len(found)} images holds a pixel of the class {name}{WAY_OUT}")
-    if positive == valid:
+    if positive == labelled:
         raise SegError(
             f"split {split}: every labelled pixel of its {len(found)} images is of the class {name}: is the background "
             f"missing (nodata or alpha of the labels)?"

@@ -124,9 +124,10 @@ def choose_bands(scene: Scene, num_needed: int, bands: Sequence[int] | None) -> 
     count, name = len(scene.bands), scene.scene_id
     example = ",".join(str(scene.bands[min(i, count - 1)]) for i in range(num_needed)) if count else ""
     if bands is None and count != num_needed:
-        raise SegError(
-            f"{name}: {count} bands besides alpha, the model needs {num_needed}: {_band_options(scene, example)}"
-        )
+        ways_out = _band_options(scene, example)
+        if 1 < count == num_needed - 1 and scene.maybe_alpha is None:
+            ways_out = f"add --alpha none if its alpha band is one like the others, or {ways_out}"
+        raise SegError(f"{name}: {count} bands besides alpha, the model needs {num_needed}: {ways_out}")
     if bands is not None and len(bands) != num_needed:
         raise SegError(f"--bands {','.join(map(str, bands))}: names {len(bands)} bands, the model needs {num_needed}")
     chosen = scene.bands if bands is None else tuple(bands)

@@ -24,7 +24,16 @@ from seg_core.run.normalization import normalizations_of
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.calibration import scale_probability
-from seg_core.training.dataset import Classes, Pair, Sample, find_pairs, read_classes, read_header, read_pair
+from seg_core.training.dataset import (
+    Classes,
+    Pair,
+    Sample,
+    find_pairs,
+    is_labelled,
+    read_classes,
+    read_header,
+    read_pair,
+)
 from seg_core.training.metrics import STEPS, Counts, Histogram, count, histogram, scores
 from seg_core.training.shapes import ShapeCounts, count_shapes, score_figures
 
@@ -97,10 +106,10 @@ def evaluate(
     for image, sample, off_px, probability in _segment(segmenter, classes, images):
         report(f"{len(rows)} done")
         labels_off_px[image.pair.label] = off_px
-        valid, truth = sample.label != MISSING, sample.label == positive
+        valid, truth = is_labelled(sample.label), sample.label == positive
         predicted = probability >= threshold
         counts, shapes = count(predicted, truth, valid), count_shapes(predicted & valid, truth)
-        levels += count_levels(np.moveaxis(sample.image, -1, 0), valid)
+        levels += count_levels(np.moveaxis(sample.image, -1, 0), sample.label != MISSING)
         pixels += histogram(probability, truth, valid).pixels
         if segmenter.bundle.temperature != 1:
             before = scale_probability(probability, 1 / segmenter.bundle.temperature)
@@ -167,7 +176,7 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, path: str) -> No
     threshold = evaluation.threshold
     segmented = _segment(segmenter, evaluation.classes, [evaluation.images[i] for i in chosen.index])
     for iou, (image, sample, _, probability) in zip(chosen["iou"], segmented, strict=True):
-        valid, truth = sample.label != MISSING, sample.label == segmenter.bundle.building
+        valid, truth = is_labelled(sample.label), sample.label == segmenter.bundle.building
         states = (np.where(valid, cells, MISSING).astype(np.uint8) for cells in (probability >= threshold, truth))
         panels += truth_panels(f"{image.name}: IoU {iou:.3f}", as_rgb(sample.image), *states)
     if panels:

@@ -68,13 +68,14 @@ def _export_program(network: nn.Module, bundle: Bundle) -> ExportedProgram:
     side = 8 * bundle.stride
     pixels = torch.zeros(2, bundle.bands, side, side + bundle.stride, dtype=torch.uint8)
     valid = torch.ones(2, side, side + bundle.stride, dtype=torch.bool)
+    wrapped = _ProbabilityNetwork(network, bundle).eval().requires_grad_(requires_grad=False)
     number, rows, cols = Dim("n", min=1), Dim("rows", min=2), Dim("cols", min=2)
     height, width = bundle.stride * rows, bundle.stride * cols
     shapes: dict[str, Any] = {
         "pixels": {0: number, 2: height, 3: width},
         "valid": {0: number, 1: height, 2: width},
     }
-    return torch.export.export(_ProbabilityNetwork(network, bundle).eval(), (pixels, valid), dynamic_shapes=shapes)
+    return torch.export.export(wrapped, (pixels, valid), dynamic_shapes=shapes)
 
 
 def _check_onnx() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from seg_core.chips import MISSING
+from seg_core.chips import MISSING, UNLABELLED
 from seg_core.environment import environment
 from seg_core.grid import Window, intersection, round_up, split
-from seg_core.training.dataset import Label, Sample
+from seg_core.training.dataset import Label, Sample, is_labelled
 
 SCALE = 1.25  # strong augmentation enlarges or shrinks by up to this factor
 MAX_TURN = 30.0  # and turns by up to so many degrees, beyond the quarter turns
@@ -20,7 +20,7 @@ MAX_GAIN = 1.25  # colour augmentation multiplies or divides each band by up to 
 
 
 def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: float) -> tuple[int, int]:
-    """A random corner (row, column) of a `size` px crop of which at least the share `min_valid` is valid.
+    """A random corner (row, column) of a `size` px crop of which at least the share `min_valid` is labelled.
 
     Of 20 tries the first that suffices, or else the best one.
     """
@@ -28,7 +28,7 @@ def choose_crop(rng: np.random.Generator, label: Label, size: int, min_valid: fl
     corners = [(int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))) for _ in range(20)]
     best, best_share = corners[0], -1.0
     for row, col in corners:
-        share = float((label[row : row + size, col : col + size] != MISSING).mean())
+        share = float(is_labelled(label[row : row + size, col : col + size]).mean())
         if share >= min_valid:
             return row, col
         if share > best_share:
@@ -48,12 +48,12 @@ def pad(sample: Sample, multiple: int, least: int = 0) -> Sample:
 
 
 def iter_windows(sample: Sample, size: int, halo: int) -> Iterator[Sample]:
-    """A sample in windows of `size` px with a halo, whose labels are MISSING: together they score each pixel once."""
+    """A sample in windows of `size` px with a halo that is not labelled: together they score each pixel once."""
     whole = Window(0, 0, *sample.label.shape)
     for window in split(whole, size):
         grown = Window(window.row_off - halo, window.col_off - halo, window.height + 2 * halo, window.width + 2 * halo)
         chip = intersection(grown, whole)
-        label = np.full((chip.height, chip.width), MISSING, np.uint8)
+        label = np.where(sample.label[chip.slices(whole)] == MISSING, np.uint8(MISSING), np.uint8(UNLABELLED))
         label[window.slices(chip)] = sample.label[window.slices(whole)]
         yield Sample(np.ascontiguousarray(sample.image[chip.slices(whole)]), label)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seg_core.chips import MISSING, PIXEL_DTYPE
+from seg_core.chips import MISSING, PIXEL_DTYPE, UNLABELLED
 from seg_core.errors import SegError
 from seg_core.grid import Window
 from seg_core.imagery.headers import read_scene
@@ -34,7 +34,7 @@ from seg_core.training.class_names import is_building
 ROWS = 512  # of a label that are decoded at once
 
 Image = NDArray[np.uint8]  # (height, width, bands)
-Label = NDArray[np.uint8]  # (height, width), class indices and MISSING
+Label = NDArray[np.uint8]  # (height, width), class indices, UNLABELLED and MISSING
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,9 @@ def _label_of(image: Path, labels: Path) -> Path | None:
 
 
 def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
-    """Decode a pair: the image with its label as class indices (MISSING where one of them holds no data), its header.
+    """Decode a pair: the image with its label as class indices, its header, and by how much the label is off.
 
+    The label is MISSING where the image holds no data, and UNLABELLED where the image alone does.
     The label is warped to the image's grid where it lies on another: off by so many px, as AlignedLabel has it. Raises
     SegError where they don't overlap, the image is not uint8, or a colour stands for no class.
     """
@@ -162,7 +163,13 @@ def read_pair(pair: Pair, classes: Classes) -> tuple[Sample, Scene, float]:
     pixels, valid = read_chip(scene, scene.window)
     found = read_label(label, scene.window, classes, valid)
     label.check_labelled(int(valid.sum()), int((found != MISSING).sum()))
+    found = np.where(valid & (found == MISSING), np.uint8(UNLABELLED), found)
     return Sample(np.ascontiguousarray(pixels.transpose(1, 2, 0)), found), scene, label.off_px
+
+
+def is_labelled(label: Label) -> NDArray[np.bool_]:
+    """Return which pixels have a class."""
+    return np.asarray(label < UNLABELLED)
 
 
 def read_header(pair: Pair) -> Scene:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from seg_core.chips import MISSING
+from seg_core.chips import MISSING, UNLABELLED
 from seg_core.errors import JobError
 from seg_core.model.equivariance import average_statistics
 from seg_core.model.networks import class_logit, class_probability, normalise
@@ -27,7 +27,7 @@ from seg_core.training.losses import Loss
 from seg_core.training.metrics import STEPS as THRESHOLDS
 from seg_core.training.metrics import Histogram, scores
 
-# Images `uint8 (n, height, width, bands)` and labels `uint8 (n, height, width)`, MISSING where there is no data.
+# Images `uint8 (n, height, width, bands)` and labels `uint8 (n, height, width)`: class indices, UNLABELLED and MISSING.
 Batch = tuple[Tensor, Tensor]
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -308,9 +308,11 @@ def evaluate(learner: Learner, batches: Iterable[Batch], epoch: int = 0) -> Hist
 
 
 def _to_device(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return a batch's images, normalised, and its labels, MISSING where no pixel is to be scored."""
     images = batch[0].to(learner.device, non_blocking=True).permute(0, 3, 1, 2)
     labels = batch[1].to(learner.device, non_blocking=True)
     images = normalise(images, labels != MISSING, learner.mean, learner.std)
+    labels = torch.where(labels == UNLABELLED, MISSING, labels)
     return images.contiguous(memory_format=torch.channels_last), labels
 
 

@@ -12,7 +12,7 @@ from seg_core.chips import MISSING
 from seg_core.errors import SegError
 from seg_core.grey_levels import Levels, count_levels, distance, normalization_of, shares_of
 from seg_core.imagery.scene import Scene
-from seg_core.training.dataset import Classes, Sample
+from seg_core.training.dataset import Classes, Sample, is_labelled
 
 SPREAD_PERCENTILE = 95  # of the training images, which Bundle.spread is for
 
@@ -23,7 +23,7 @@ class Digest:
 
     uri: str  # of the image
     content: str  # SHA-256 of pixels and label
-    num_valid: int
+    num_labelled: int  # pixels
     num_positive: int  # pixels of the positive class
     levels: tuple[tuple[int, ...], ...]  # valid pixels of each band by grey level: see seg_core.grey_levels
     gsd_m: float | None
@@ -35,12 +35,11 @@ def digest(sample: Sample, scene: Scene, positive: int, label_off_px: float = 0.
     """Sum up a decoded pair; `positive` is the index of the positive class."""
     content = hashlib.sha256(sample.image.data)
     content.update(sample.label.data)
-    valid = sample.label != MISSING
-    levels = count_levels(np.moveaxis(sample.image, -1, 0), valid)
+    levels = count_levels(np.moveaxis(sample.image, -1, 0), sample.label != MISSING)
     return Digest(
         scene.uri,
         content.hexdigest(),
-        int(valid.sum()),
+        int(is_labelled(sample.label).sum()),
         int((sample.label == positive).sum()),
         tuple(map(tuple, levels.tolist())),
         scene.gsd_m,
@@ -82,7 +81,7 @@ def describe_imagery(digests: Sequence[Digest]) -> dict[str, Any]:
     """Return the fields of a bundle that say what its training images look like: `levels` and `spread`."""
     total = _sum_levels(digests)
     reference, std = shares_of(total), normalization_of(total).std
-    apart = [distance(shares_of(np.array(d.levels)), reference, std) for d in digests if d.num_valid]
+    apart = [distance(shares_of(np.array(d.levels)), reference, std) for d in digests if d.num_labelled]
     return {"levels": reference, "spread": round(float(np.percentile(apart, SPREAD_PERCENTILE)), 3)}
 
 
