@@ -913,6 +913,33 @@ def test_a_bundle_is_scored_on_a_split_and_needs_one(seg: Seg, tmp_path: Path, m
     refused(seg("evaluate", bundle, "--data", tmp_path), "label_class_dict.csv")
 
 
+def test_a_bundle_is_scored_on_its_class_whatever_else_a_dataset_has(
+    seg: Seg, tmp_path: Path, make_bundle: MakeBundle
+) -> None:
+    data, score = make_dataset(tmp_path), ["evaluate", make_bundle(), "--device", "cpu", "--json", "--data"]
+    label = np.zeros((3, 40, 50), np.uint8)
+    label[:, :20] = 255
+    label[:, 30:, :7] = 128
+    write_pair(data / "val_labels/a.tif", label)
+    table = data / "label_class_dict.csv"
+    found = []
+    for classes in (
+        "background,0,0,0\nbuilding,255,255,255\nroad,128,128,128\n",
+        "building,255,255,255\nroad,128,128,128\nbackground,0,0,0\n",
+        "road,128,128,128\nother,0,0,0\nBuildings,255,255,255\n",
+        "background,0,0,0\nbuilding,255,255,255\nbuilding site,128,128,128\n",  # the model's own name, and another
+    ):
+        table.write_text(f"name,r,g,b\n{classes}")
+        figures = seg(*score, data).figures
+        found.append(tuple(figures[name] for name in ("tp", "fp", "fn", "tn")))
+    assert len(set(found)) == 1
+    assert found[0][0] + found[0][2] == 20 * 50
+    for classes, number in (("background,0,0,0\nroad,255,255,255", 0), ("building a,0,0,0\nbuilding b,255,255,255", 2)):
+        table.write_text(f"name,r,g,b\n{classes}\nwater,128,128,128\n")
+        names = "; ".join(line.partition(",")[0] for line in [*classes.split("\n"), "water"])
+        refused(seg(*score, data), f"{data}: the model finds building, of which its classes have {number}: {names}")
+
+
 @pytest.mark.parametrize(("bands", "gsd_m", "option"), [(2, 1.0, "--bands"), (3, 0.5, "--resample")])
 def test_images_that_a_bundle_is_not_for_are_segmented_before_they_are_scored(
     seg: Seg, tmp_path: Path, make_bundle: MakeBundle, bands: int, gsd_m: float, option: str

@@ -144,6 +144,9 @@ def test_an_attribute_names_classes_of_which_the_later_wins(make_scene: MakeScen
         assert found[90, 90] == 0
     with pytest.raises(SegError, match="kind is 'shed', which is not in --classes house"):
         make([scene], labels, tmp_path / "none", class_column="kind", classes=("house",))
+    under = "--classes house,background,shed: background lies under all others"
+    with pytest.raises(SegError, match=under):
+        make([scene], labels, tmp_path / "none", class_column="kind", classes=("house", "background", "shed"))
     with pytest.raises(SegError, match="--classes house: add --class-column"):
         make([scene], labels, tmp_path / "none", classes=("house",))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from seg_core.run.normalization import normalizations_of
 from seg_core.storage.files import make_folder, publish
 from seg_core.threads import prefetch
 from seg_core.training.calibration import scale_probability
+from seg_core.training.class_names import is_building
 from seg_core.training.dataset import (
     Classes,
     Pair,
@@ -93,11 +94,11 @@ def evaluate(
     """Segment all images of a split as in a run, and score the positive class over their valid pixels.
 
     `data` is the folder of the dataset. `report` is called with a text for each image that is done. `normalize` is
-    `auto`, `scene`, `region` or `model`, as for a run over the images. Raises SegError if the classes of the dataset
-    are not those of the model, or if images and labels can't be read.
+    `auto`, `scene`, `region` or `model`, as for a run over the images. Raises SegError if the dataset lacks the class
+    that the model finds, or if images and labels can't be read.
     """
     classes, images = _open_split(segmenter.bundle, data, split_name, normalize)
-    threshold, positive = segmenter.bundle.threshold, segmenter.bundle.building
+    threshold, positive = segmenter.bundle.threshold, classes.positive
     rows: list[dict[str, Any]] = []
     levels: Levels = np.zeros((segmenter.bundle.bands, NUM_LEVELS), np.int64)
     pixels, uncalibrated = np.zeros((2, *Histogram.empty().pixels.shape), np.int64)
@@ -132,10 +133,18 @@ def evaluate(
     )
 
 
+def _match_classes(classes: Classes, name: str, data: str) -> Classes:
+    """Return the classes of a dataset with the one positive that a model finds, or another name of buildings."""
+    named = [each for each in classes.names if each == name or (is_building(each) and is_building(name))]
+    chosen = name if name in named else named[0] if len(named) == 1 else None
+    if chosen is None:
+        listed = "; ".join(classes.names)
+        raise SegError(f"{data}: the model finds {name}, of which its classes have {len(named)}: {listed}")
+    return replace(classes, wanted=chosen)
+
+
 def _open_split(bundle: Bundle, data: str, split_name: str, normalize: str) -> tuple[Classes, list[LabelledImage]]:
-    classes = read_classes(data)
-    if classes.names != bundle.classes:
-        raise SegError(f"{data}: its classes are {', '.join(classes.names)}, the model's {', '.join(bundle.classes)}")
+    classes = _match_classes(read_classes(data), bundle.class_name, data)
     pairs = find_pairs(data, split_name)
     scenes = [_fit_image(read_header(pair), bundle) for pair in pairs]
     return classes, list(map(LabelledImage, pairs, scenes, normalizations_of(scenes, bundle, normalize)))
@@ -176,7 +185,7 @@ def write_samples(evaluation: Evaluation, segmenter: Segmenter, path: str) -> No
     threshold = evaluation.threshold
     segmented = _segment(segmenter, evaluation.classes, [evaluation.images[i] for i in chosen.index])
     for iou, (image, sample, _, probability) in zip(chosen["iou"], segmented, strict=True):
-        valid, truth = is_labelled(sample.label), sample.label == segmenter.bundle.building
+        valid, truth = is_labelled(sample.label), sample.label == evaluation.classes.positive
         states = (np.where(valid, cells, MISSING).astype(np.uint8) for cells in (probability >= threshold, truth))
         panels += truth_panels(f"{image.name}: IoU {iou:.3f}", as_rgb(sample.image), *states)
     if panels:
