@@ -24,6 +24,7 @@ from seg_core.imagery.raster import read_chip
 from seg_core.imagery.region import read_region
 from seg_core.model.bundle import read_bundle
 from seg_core.run.plan import make_plan
+from seg_core.run.record import read_record, write_record
 from seg_core.run.resume import open_run
 from seg_core.run.rows import Failure, decode_mask, failed_rows, tile_rows
 from seg_core.run.score import score_run
@@ -267,6 +268,20 @@ def test_polygons_are_scored_as_the_raster_that_they_cover(
         assert json.loads(out) == figures
         assert figures["tp"] > 0
         assert pd.read_csv(table)["tp"].tolist() == [image["tp"] for image in expected.images]
+
+
+@pytest.mark.parametrize("name", ["building", "road"])
+def test_polygons_that_count_as_another_class_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run, _ = build_run(tmp_path)
+    record = read_record(run)
+    record.class_name = name
+    write_record(run, record)
+    polygons = write_vectors(tmp_path / "areas.gpkg", [shapely.box(5, 70, 50, 95)])
+    _, err = seg(capsys, "evaluate", run, "--labels", polygons)
+    said = f"{polygons}: each of its polygons counts as road, whatever its attributes say"
+    assert (said in err) == (name == "road")
 
 
 @pytest.mark.parametrize(

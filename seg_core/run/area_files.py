@@ -58,7 +58,7 @@ def _ids(frame: geopandas.GeoDataFrame, name: str, column: str | None) -> dict[s
     if column is None:
         return {DEFAULT_ID: np.arange(1, len(frame) + 1)}
     attributes = frame.drop(columns=frame.geometry.name)
-    if frame.index.name is not None:  # as after a dissolve
+    if frame.index.name is not None and frame.index.name not in attributes:  # as after a dissolve
         attributes = attributes.assign(**{str(frame.index.name): frame.index})
     columns = [str(each) for each in attributes.columns]
     if column not in columns:
