@@ -229,7 +229,7 @@ def test_a_job_is_stopped_and_resumed_under_its_name(dashboard: str, shared: Pat
     early = seg("resume", job, *options, folder=tmp_path, code=2)
     assert f"{job}: is RUNNING: seg logs {job} --follow" in early.stderr
     stopped = seg("stop", job, "--address", dashboard, folder=tmp_path)
-    assert stopped.stderr == f"{job}: STOPPED: what is done stays: seg resume {job} goes on\n"
+    assert stopped.stderr == f"{job}: STOPPED: what is done stays: seg resume {job} --address {dashboard} goes on\n"
     assert "seg: stopped; the same command goes on" in seg("logs", job, "--address", dashboard, folder=tmp_path).stdout
     assert not (tmp_path / "bundle").exists()
 
