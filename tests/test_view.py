@@ -101,7 +101,7 @@ def test_values_are_short_and_exact(server: ViewServer) -> None:
     sql += ", TIMESTAMP 'infinity'"
     _, found = ask(server, sql)
     (row,) = found["rows"]
-    assert row == ["x" * 300 + " ...", "9007199254740993", '{"a": 1.5}', None, None, "2020-01-02", "infinity"]
+    assert row == ["x" * 300 + " ...", "9007199254740993", '{"a": 1.5}', None, "nan", "2020-01-02", "infinity"]
 
 
 @pytest.mark.parametrize(
