@@ -136,7 +136,7 @@ def segment_array(
     segmenter = _as_segmenter(model)
     threshold = _choose_threshold(segmenter, threshold)
     _check_image(image, segmenter.bundle.bands)
-    unmasked: NDArray[np.bool_] = np.asarray(~np.ma.getmaskarray(image).all(axis=-1))
+    unmasked: NDArray[np.bool_] = np.asarray(~np.broadcast_to(np.ma.getmask(image), image.shape).all(axis=-1))
     valid = unmasked if valid is None else valid
     if valid.shape != image.shape[:2] or valid.dtype != np.bool_:
         raise SegError(f"valid: is {_describe(valid)}: give bool {image.shape[:2]}, as the image has pixels")

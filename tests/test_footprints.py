@@ -195,6 +195,8 @@ def test_a_style_for_qgis_lies_beside_the_file(noise: tuple[str, Plan], tmp_path
     assert f"{tmp_path}/f.qml: was there before, and is kept: it may be the style of another file" in err
     export(noise[0], tmp_path / "web.pmtiles", capsys)
     assert not (tmp_path / "web.qml").exists()
+    _, err = seg(capsys, "export", "footprints", noise[0], "--out", tmp_path / "f.pmtiles")
+    assert "was there before" not in err  # it has no style of its own
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".gpkg", ".geojson", ".fgb"])

@@ -151,7 +151,6 @@ def export_footprints(args: Namespace) -> int:
     """Run `seg export footprints`: write the buildings of a run as polygons."""
     from seg_core.footprints.export import check_new_footprints, choose_shape
     from seg_core.footprints.export import export_footprints as write_footprints
-    from seg_core.imagery.qgis_style import style_path
     from seg_core.run.query import summary
 
     run, out = absolute(args.run), local_path(args.out)
@@ -159,14 +158,10 @@ def export_footprints(args: Namespace) -> int:
     shape = choose_shape(run, out, args.crs, args.min_area, args.simplify, args.regularize)
     if shape.crs is None:
         note("the scenes have no CRS: coordinates are the pixels of each, and y is the negative row, as in QGIS")
-    style = style_path(out)
-    is_styled = os.path.exists(style)
     with waiting("finding the buildings") as report:
         known = summary(run)
         found = write_footprints(run, out, shape, report, **choose_spread(args))
     note(out)
-    if is_styled:
-        note(f"{style}: was there before, and is kept: it may be the style of another file")
     first = {"file": out} if args.json else {}
     return print_exported(args, known, first | found, "the buildings beside them may be cut, see touches_gap")
 

@@ -36,16 +36,15 @@ def open_run_labels(
     if data:
         raise SegError(f"--data: is for the colours of raster labels, {path} holds polygons: leave it out")
     from seg_core.datasets.labels import LabelSettings, describe_dropped, open_labels
-    from seg_core.run.record import read_record
     from seg_core.training.class_names import is_building
 
-    name = read_record(run).class_name
-    if name is not None and not is_building(name):
-        note(f"{path}: each of its polygons counts as {name}, whatever its attributes say")
+    plan = read_plan(run)
+    if not is_building(plan.found_class):
+        note(f"{path}: each of its polygons counts as {plan.found_class}, whatever its attributes say")
     settings = LabelSettings(area=local_path(aoi) if aoi else None)
     with ExitStack() as stack:
         with waiting("reading polygons"):
-            labels = stack.enter_context(open_labels(local_path(path), read_plan(run).images, settings))
+            labels = stack.enter_context(open_labels(local_path(path), plan.images, settings))
         assert labels.tally is not None
         if labels.tally.repaired:
             note(f"{path}: {labels.tally.repaired:,} invalid polygons were repaired")

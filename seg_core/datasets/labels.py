@@ -163,7 +163,7 @@ def _open_vectors(path: str, scenes: Sequence[Scene], settings: LabelSettings, f
         raise SegError(f"{path}: a polygon has no {settings.class_column}: fill it in, or remove the polygon")
     values = [value for value in found if value is not None]
     wanted = settings.classes or tuple(sorted(values))
-    if BACKGROUND in wanted[1:] and settings.classes:
+    if BACKGROUND in settings.classes[1:]:
         raise SegError(
             f"--classes {','.join(wanted)}: {BACKGROUND} lies under all others, and cuts nothing out of them: name it "
             "first, or cut the holes out of the polygons"

@@ -6,6 +6,7 @@ Memory depends on a part and on what reaches its sides, not on the region. Sorti
 """
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ from seg_core.run.stored_plan import read_plan
 from seg_core.storage.disk import check_new_file, staged_file
 from seg_core.storage.files import PARTIAL
 from seg_core.threads import count_cpus, prefetch
+
+log = logging.getLogger(__name__)
 
 WRITERS = {
     ".parquet": "Parquet",
@@ -146,7 +149,9 @@ def export_footprints(
             report("sorting")
             with staged_file(path) as draft, _sorted(unsorted, folder) as rows:
                 _write(rows, draft, os.path.basename(path), shape)
-        if suffix != ".pmtiles" and not os.path.exists(style_path(path)):
+        if suffix != ".pmtiles" and os.path.exists(style_path(path)):
+            log.warning("%s: was there before, and is kept: it may be the style of another file", style_path(path))
+        elif suffix != ".pmtiles":
             write_vector_style(path)
     except (OSError, DataSourceError, DataLayerError, duckdb.Error) as error:
         raise SegError(f"--out {path}: can't be written: {error}") from error

@@ -60,8 +60,8 @@ def draw_picture(
 ) -> tuple[bytes, dict[str, Any], list[str]]:
     """Draw a run as a PNG. Scenes that have moved are at the given places, if any.
 
-    Also returns the run's figures, and a line on each of the scenes that are left out: those that can't be read have no
-    imagery under their colours. `report` is called with a text for each step. Raises SegError where there is no run, or
+    Also returns the run's figures, and a sentence on each reason why scenes have no imagery under their colours, such
+    as that they can't be read. `report` is called with a text for each step. Raises SegError where there is no run, or
     if a file of it is damaged.
     """
     plan = read_plan(run, given)
